@@ -1,0 +1,312 @@
+"""May what a session measured become a baseline, and what exactly would be stored?
+
+Rules only: pure functions of a record, a case as its YAML is today, and the stored baseline.
+A baseline is what every later run is held to, so whatever would loosen it in silence is refused
+with one line that names the file, the case, what is wrong and what to do. What regressed against
+the stored baseline passes with ``--accept-regression``; what is invalid, incomplete, or below the
+published accuracy never does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from perfline import baseline as baselines
+from perfline import gates
+from perfline.baseline import Baseline, Session
+from perfline.case import Case, WeightsKind
+from perfline.errors import BaselineError
+from perfline.jsonfile import Scalar
+from perfline.metrics import Metric
+from perfline.record import CaseRecord, Record
+from perfline.verdict import Verdict, worst
+
+# Published names of what each engine answers and of the notes about its CPU.
+ACCURACY = {"eager": "acc_val", "inductor": "acc_infer"}
+_WAITED = {"p_val": "cpu_waited_fraction_val", "p_infer": "cpu_waited_fraction_infer"}
+_KEPT_INFO = ("compile_time",)  # never judged, yet worth comparing by eye
+
+_AGAIN = "run pytest again"
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What the person who accepts has said."""
+
+    reason: str
+    add: bool = False
+    accept_regression: bool = False
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One case of a record, beside what is stored of it.
+
+    Attributes:
+        run: the record's file.
+        path: the baseline's file.
+        measured: what the session measured.
+        case: the case as its YAML is today.
+        old: the stored baseline; None where there is none.
+        new: what the session measured, in a baseline's form.
+    """
+
+    run: Path
+    path: Path
+    measured: CaseRecord
+    case: Case
+    old: Baseline | None
+    new: Baseline
+
+    @property
+    def same_definition(self) -> bool:
+        """Whether the stored baseline measured this very case in this dtype."""
+        return self.old is not None and (self.old.case_digest, self.old.dtype) == (
+            self.new.case_digest,
+            self.new.dtype,
+        )
+
+    @property
+    def same_workload(self) -> bool:
+        """Whether the stored sessions, too, timed this very case over these prompts."""
+        return (
+            self.old is not None
+            and self.same_definition
+            and bool(self.old.sessions and self.new.sessions)
+            and dict(self.old.sessions[-1].workload) == dict(self.new.sessions[-1].workload)
+        )
+
+
+def measured_baseline(record: Record, measured: CaseRecord, reason: str) -> Baseline:
+    """Return what a session measured of a case, in a baseline's form."""
+    facts: dict[str, Scalar] = {**record.environment.context, **measured.facts}
+    commit = facts.pop("commit", None)
+    kept = {
+        name: metric
+        for name, metric in measured.metrics.items()
+        if name in _KEPT_INFO or (metric.direction != "info" and not name.startswith("acc_"))
+    }
+    timed = any(metric.unit == "tok/s" for metric in kept.values())
+    session = Session(
+        date=record.created,
+        commit=None if commit is None else str(commit),
+        reason=reason,
+        context=facts,
+        workload=measured.workload,
+        metrics=kept,
+    )
+    return Baseline(
+        case=measured.case,
+        machine=record.environment.machine,
+        case_digest=measured.digest,
+        dtype=measured.dtype,
+        accuracy={
+            engine: dataclasses.replace(answers, reason=reason)
+            for engine, answers in measured.accuracy.items()
+        },
+        sessions=(session,) if timed else (),
+    )
+
+
+def record_problems(run: Path, record: Record, names: Iterable[str], reason: str) -> list[str]:
+    """Say why nothing of a record may be stored; empty where its cases decide."""
+    problems = []
+    if not reason.strip():
+        problems.append(f"{run}: --reason is empty; say why this run is the new normal")
+    if record.partial:
+        problems.append(
+            f"{run}: is partial: the session was interrupted before its end; {_AGAIN} to the end"
+        )
+    for name in names:
+        if name not in record.cases:
+            near = difflib.get_close_matches(name, list(record.cases), n=1, cutoff=0.5)
+            hint = f"; did you mean '{near[0]}'?" if near else ""
+            there = ", ".join(record.cases) or "nothing"
+            problems.append(f"{run}: case '{name}' was not measured{hint} (measured: {there})")
+    return problems
+
+
+def problems(candidate: Candidate, terms: Terms) -> list[str]:
+    """Say, one line each, why a case's measurement may not be stored; empty where it may."""
+    found = [
+        *_measurement(candidate),
+        *_judged(candidate, terms),
+        *([] if terms.add or terms.accept_regression else _losses(candidate)),
+    ]
+    return [f"{candidate.run}: case '{candidate.measured.case}': {line}" for line in found]
+
+
+def merged(candidate: Candidate, terms: Terms) -> Baseline:
+    """Return what the file would hold; BaselineError where the two do not go together."""
+    try:
+        return baselines.merge(candidate.old, candidate.new, add=terms.add)
+    except BaselineError as problem:
+        raise BaselineError(f"{candidate.path}: {problem}") from problem
+
+
+def notes(candidate: Candidate, terms: Terms) -> list[str]:
+    """Say what a reader of the table should know, one line each."""
+    old, new = candidate.old, candidate.new
+    lines = []
+    if old is None:
+        lines.append("new: there was no baseline")
+    elif not candidate.same_definition and not terms.add:
+        lines.append(
+            f"replaced: the stored baseline is of another definition of the case "
+            f"({old.case_digest} -> {new.case_digest}, {old.dtype} -> {new.dtype})"
+        )
+    elif new.sessions:
+        before = len(old.sessions)
+        after = before + len(new.sessions) if terms.add else len(new.sessions)
+        lines.append(f"{'added' if terms.add else 'replaced'}: sessions {before} -> {after}")
+        if before > 1 and not terms.add:
+            lines.append("the spread between sessions is measured anew; --add keeps them")
+        if before and not candidate.same_workload and not terms.add:
+            lines.append("the workload has changed: nothing timed before still compares")
+    if terms.add and old is not None and old.accuracy and new.accuracy:
+        lines.append("the stored answers stay (--add adds throughput only)")
+    today = current(candidate)
+    lines += [f"{v.metric}: {v.reason}" for v in today if v.word == "incomparable"]
+    improved = [v.metric for v in today if v.word == "improved"]
+    if terms.add and improved:
+        lines.append(
+            f"{', '.join(improved)} improved: replace the baseline (without --add) if the code got "
+            "faster, else the change counts as spread"
+        )
+    commits = [s.commit for s in new.sessions] + [a.commit for a in new.accuracy.values()]
+    if any(commit is not None and commit.endswith("-dirty") for commit in commits):
+        lines.append("measured with uncommitted changes: nobody can check that commit out")
+    return lines
+
+
+def current(candidate: Candidate) -> list[Verdict]:
+    """Judge the measurement against the file as it is now.
+
+    A record holds the verdicts of its session, and the baseline may be younger than those: of two
+    runs that both found it missing, the second is compared with the first here.
+    """
+    old, new, limits = candidate.old, candidate.new, candidate.case.gates
+    if old is None or not candidate.same_definition:
+        return []
+    scoring = candidate.case.mmlu.scoring
+    verdicts = [
+        gates.accuracy_baseline(
+            ACCURACY.get(engine, engine),
+            old.accuracy[engine].scored(scoring),
+            answers.scored(scoring),
+            limits,
+        )
+        for engine, answers in new.accuracy.items()
+        if engine in old.accuracy
+    ]
+    if candidate.same_workload:
+        for metric in new.sessions[-1].metrics.values():
+            values = old.values(metric.name)
+            if values and metric.direction != "info" and _zero(metric) is None:
+                verdicts.append(_verdict(candidate, metric, values))
+    return verdicts
+
+
+def _verdict(candidate: Candidate, metric: Metric, values: Sequence[float]) -> Verdict:
+    waited = candidate.measured.notes.get(_WAITED.get(metric.name.rpartition("_")[0], ""))
+    contention = float(waited) if isinstance(waited, int | float) else None
+    limits, full_pass = candidate.case.gates, _full_pass(candidate)
+    return gates.against_sessions(metric, values, limits, contention, full_pass)
+
+
+def _measurement(candidate: Candidate) -> Iterator[str]:
+    """Yield what is wrong with the measurement itself; nothing overrides that."""
+    measured, case = candidate.measured, candidate.case
+    for line in measured.errors:
+        yield f"a test ended without a result ({line}); fix it, then {_AGAIN}"
+    today = case.digest(cast("WeightsKind", measured.weights))
+    if measured.digest != today:
+        yield (
+            f"measured another definition of the case than {case.source} has now "
+            f"({measured.digest}, now {today}); {_AGAIN}, or restore the YAML"
+        )
+    if not candidate.new.sessions and not candidate.new.accuracy:
+        yield "has neither accuracy nor throughput; run `pytest -m 'perf or accuracy'`"
+    for session in candidate.new.sessions:
+        for metric in session.metrics.values():
+            if (zero := _zero(metric)) is not None:
+                yield f"{metric.name} holds {zero:g} {metric.unit}: no measurement; {_AGAIN}"
+            rounds = len(metric.samples)
+            if metric.unit == "tok/s" and rounds < gates.MIN_ROUNDS and not _full_pass(candidate):
+                yield (
+                    f"{metric.name} was timed in {rounds} rounds, {gates.MIN_ROUNDS} are needed; "
+                    f"raise throughput.rounds, then {_AGAIN}"
+                )
+
+
+def _judged(candidate: Candidate, terms: Terms) -> Iterator[str]:
+    """Yield what the verdicts of the session, or those of today, forbid."""
+    by_gate: dict[tuple[str, str], list[Verdict]] = {}
+    for verdict in (*candidate.measured.verdicts, *current(candidate)):
+        by_gate.setdefault((verdict.metric, verdict.gate), []).append(verdict)
+    for verdicts in by_gate.values():
+        grave = worst(verdicts)
+        verdict = next(v for v in reversed(verdicts) if v.word == grave)
+        story = verdict.headline if verdict.change else f"{verdict.metric} {verdict.word}"
+        story += f": {verdict.reason}" if verdict.reason else ""
+        if grave == "invalid":
+            yield f"{story}; {_AGAIN} undisturbed"
+        elif grave == "regressed" and _final(verdict):
+            yield f"{story}; wrong answers are never a baseline, fix them"
+        elif grave == "regressed" and not terms.accept_regression:
+            yield f"{story}; fix it, or accept it with --accept-regression"
+        elif (
+            grave == "unsure"
+            and candidate.old is not None
+            and not terms.accept_regression
+            and not (terms.add and verdict.unit == "tok/s")
+        ):
+            add = "gather sessions with --add, or " if verdict.unit == "tok/s" else ""
+            yield f"{story}; {add}replace the baseline with --accept-regression"
+
+
+def _final(verdict: Verdict) -> bool:
+    """Whether a regression cannot be accepted: answers that are wrong by another measure."""
+    return verdict.gate != "baseline" and verdict.unit != "tok/s"
+
+
+def _losses(candidate: Candidate) -> Iterator[str]:
+    """Yield what the stored baseline guards and the new one would not."""
+    old, new = candidate.old, candidate.new
+    if old is None or not candidate.same_definition:
+        return
+    for engine, answers in new.accuracy.items():
+        before = len(old.accuracy[engine].ids) if engine in old.accuracy else 0
+        if len(answers.ids) < before:
+            yield (
+                f"{engine} answered {len(answers.ids)} questions where {candidate.path} holds "
+                f"{before}; ask all of them, or drop the others with --accept-regression"
+            )
+    if candidate.same_workload:
+        guarded = [name for session in old.sessions for name in _guarded(session.metrics)]
+        lost = [name for name in dict.fromkeys(guarded) if name not in new.sessions[-1].metrics]
+        if lost:
+            yield (
+                f"{', '.join(lost)} of {candidate.path} was not measured; run all of "
+                "`pytest -m perf`, or drop it with --accept-regression"
+            )
+
+
+def _full_pass(candidate: Candidate) -> bool:
+    """Whether every question was timed, once: one long round, which is enough."""
+    return candidate.measured.workload.get("full_pass") is True
+
+
+def _guarded(metrics: Mapping[str, Metric]) -> list[str]:
+    return [name for name, metric in metrics.items() if metric.direction != "info"]
+
+
+def _zero(metric: Metric) -> float | None:
+    """Return the first number that cannot have been measured; only a count may be 0."""
+    numbers = (metric.value, *metric.samples)
+    return next((n for n in numbers if n < 0 or (n == 0 and metric.unit != "count")), None)

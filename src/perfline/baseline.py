@@ -1,0 +1,252 @@
+"""What did an accepted run measure? ``baselines/<machine>/<case>.json`` and its rules.
+
+A baseline holds the answers of each engine, question by question, and the throughput of one or more
+sessions with their raw rounds. Identity (case, machine, case digest, dtype) must match for a
+verdict; context (versions, driver, commit) is shown beside it. Reading checks everything, so that a
+torn or hand-edited file is one clear line; an update goes::
+
+    with locked(path):
+        old = load(path) if path.exists() else None
+        save(path, merge(old, measured, add=False))
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from perfline import jsonfile
+from perfline.errors import BaselineError, MetricError
+from perfline.jsonfile import Node, Scalar
+from perfline.metrics import Metric
+from perfline.stored import StoredAnswers
+
+SCHEMA = 1
+DUMMY_SUFFIX = "-dummy"  # of the baseline of a case measured with random weights
+PUBLISHED = "published"  # the directory beside the machines'
+
+_FIX = "restore it with `git restore`, or accept a run anew with `perfline baselines update`"
+
+
+@dataclass(frozen=True)
+class Session:
+    """The timed metrics of one run, as they were accepted."""
+
+    date: str  # ISO 8601
+    commit: str | None
+    reason: str
+    context: Mapping[str, Scalar]  # versions, driver, clocks: shown, never compared
+    workload: Mapping[str, Scalar]  # what was timed: sessions of other workloads do not compare
+    metrics: Mapping[str, Metric]
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """All that is accepted for one case on one machine."""
+
+    case: str
+    machine: str
+    case_digest: str
+    dtype: str
+    accuracy: Mapping[str, StoredAnswers] = field(default_factory=dict)  # by engine
+    sessions: tuple[Session, ...] = ()
+
+    def values(self, metric: str) -> tuple[float, ...]:
+        """Return the metric's value of every session that has it, oldest first."""
+        return tuple(s.metrics[metric].value for s in self.sessions if metric in s.metrics)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One published number."""
+
+    value: float
+    unit: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Published:
+    """The published figures of a case, and the device they were measured on."""
+
+    case: str
+    source: str
+    device: str | None  # a machine slug; None where the figures depend on no device
+    dtype: str
+    metrics: Mapping[str, Figure]
+
+
+def path(root: Path, machine: str, case: str, dummy: bool) -> Path:
+    """Return where the baseline of a case on a machine is kept below ``root``."""
+    return root / machine / f"{case}{DUMMY_SUFFIX if dummy else ''}.json"
+
+
+def load(path: Path) -> Baseline:
+    """Read a baseline; BaselineError says what is wrong with the file, where, and what to do."""
+    node = jsonfile.read(path, SCHEMA, BaselineError, _FIX)
+    baseline = Baseline(
+        case=node.text("case"),
+        machine=node.text("machine"),
+        case_digest=node.text("case_digest"),
+        dtype=node.text("dtype"),
+        accuracy={
+            engine: StoredAnswers.from_json(child)
+            for engine, child in node.child("accuracy").children()
+        },
+        sessions=tuple(map(_session, node.child("throughput").items("sessions"))),
+    )
+    if node.text("digest") != _digest(node.data):
+        raise BaselineError(f"{path}: was edited by hand (its digest does not fit); {_FIX}")
+    _check_place(path, baseline)
+    return baseline
+
+
+def save(path: Path, baseline: Baseline) -> None:
+    """Replace the file at once or not at all; raise BaselineError rather than store a non-number.
+
+    Hold :func:`locked` around reading the old file and this, or another update may get lost.
+    """
+    _check_place(path, baseline)
+    for session in baseline.sessions:
+        for metric in session.metrics.values():
+            if problem := _not_plausible(metric):
+                raise BaselineError(f"{path}: {metric.name} {problem}; not stored")
+    data: dict[str, object] = {
+        "schema": SCHEMA,
+        "case": baseline.case,
+        "machine": baseline.machine,
+        "case_digest": baseline.case_digest,
+        "dtype": baseline.dtype,
+        "accuracy": {engine: stored.to_json() for engine, stored in baseline.accuracy.items()},
+        "throughput": {"sessions": [_session_json(session) for session in baseline.sessions]},
+    }
+    jsonfile.write(path, data | {"digest": _digest(data)}, BaselineError)
+
+
+def locked(path: Path) -> AbstractContextManager[None]:
+    """Keep other updates of the machine's baselines waiting while this one reads and writes."""
+    return jsonfile.locked(path, BaselineError)
+
+
+def merge(old: Baseline | None, new: Baseline, *, add: bool = False) -> Baseline:
+    """Return ``old`` with the parts that ``new`` has measured; accuracy and sessions on their own.
+
+    Without ``add``, new sessions replace the old ones and new answers those of the same engine; if
+    the case's digest or dtype changed, nothing old still compares and ``new`` stands alone. With
+    ``add``, the one new session joins the old ones and the stored answers stay: BaselineError
+    if it measured another case, dtype or workload, or is there already.
+    """
+    if old is None:
+        return new
+    for name in ("case", "machine"):
+        _check_same(name, getattr(old, name), getattr(new, name), "that is another baseline")
+    if add:
+        _check_addable(old, new)
+        accuracy = {**new.accuracy, **old.accuracy}
+        return dataclasses.replace(old, accuracy=accuracy, sessions=old.sessions + new.sessions)
+    if (old.case_digest, old.dtype) != (new.case_digest, new.dtype):
+        return new
+    accuracy = {**old.accuracy, **new.accuracy}
+    return dataclasses.replace(new, accuracy=accuracy, sessions=new.sessions or old.sessions)
+
+
+def load_published(path: Path) -> Published:
+    """Read ``baselines/published/<case>.json``; BaselineError as for :func:`load`."""
+    node = jsonfile.read(path, SCHEMA, BaselineError, "restore it with `git restore`")
+    figures: dict[str, Figure] = {}
+    for name, child in node.child("metrics").children():
+        if (value := child.number("value")) <= 0:
+            child.fail("value", f"is {value:g} (expected a number above 0)")
+        note = child.text("note") if "note" in child.data else ""
+        figures[name] = Figure(value, child.text("unit"), note)
+    published = Published(
+        case=node.text("case"),
+        source=node.text("source"),
+        device=node.optional_text("device"),
+        dtype=node.text("dtype"),
+        metrics=figures,
+    )
+    if published.case != path.stem:
+        node.fail("case", f"is {published.case!r} (expected {path.stem!r}, the file's name)")
+    return published
+
+
+def _session(node: Node) -> Session:
+    metrics: dict[str, Metric] = {}
+    for name, child in node.child("metrics").children():
+        try:
+            metrics[name] = Metric.from_json(name, child.data)
+        except MetricError as problem:
+            node.fail(f"metrics.{name}", f"is wrong ({problem})")
+        if implausible := _not_plausible(metrics[name]):
+            node.fail(f"metrics.{name}", implausible)
+    return Session(
+        date=node.text("date"),
+        commit=node.optional_text("commit"),
+        reason=node.text("reason"),
+        context=node.scalars("context"),
+        workload=node.scalars("workload"),
+        metrics=metrics,
+    )
+
+
+def _session_json(session: Session) -> dict[str, object]:
+    return {
+        "date": session.date,
+        "commit": session.commit,
+        "reason": session.reason,
+        "context": dict(session.context),
+        "workload": dict(session.workload),
+        "metrics": {name: metric.to_json() for name, metric in session.metrics.items()},
+    }
+
+
+def _not_plausible(metric: Metric) -> str:
+    """Say what is wrong with a number: only counts and unjudged numbers may be 0."""
+    may_be_zero = metric.unit == "count" or metric.direction == "info"
+    for value in (metric.value, *metric.samples):
+        if value < 0 or (value == 0 and not may_be_zero):
+            expected = "at least" if may_be_zero else "above"
+            return f"is {value:g} {metric.unit} (expected a number {expected} 0)"
+    return ""
+
+
+def _check_place(path: Path, baseline: Baseline) -> None:
+    if path.stem.removesuffix(DUMMY_SUFFIX) != baseline.case:
+        raise BaselineError(
+            f"{path}: holds the baseline of case {baseline.case!r} (expected "
+            f"{path.stem.removesuffix(DUMMY_SUFFIX)!r}, the file's name); move it back"
+        )
+    if path.parent.name != baseline.machine:
+        raise BaselineError(
+            f"{path}: holds the baseline of machine {baseline.machine!r} (expected "
+            f"{path.parent.name!r}, the directory's name); measure on this machine, do not copy"
+        )
+
+
+def _check_addable(old: Baseline, new: Baseline) -> None:
+    replace = "update without --add to replace the baseline"
+    for name in ("case_digest", "dtype"):
+        _check_same(name, getattr(old, name), getattr(new, name), replace)
+    if not new.sessions:
+        raise BaselineError(f"{new.case}: the run has no throughput to add; run `pytest -m perf`")
+    for added in new.sessions:
+        for session in old.sessions:
+            if added.metrics == session.metrics:
+                raise BaselineError(
+                    f"{new.case}: the session of {added.date} is in the baseline already, "
+                    "and the same rounds twice would fake a small spread; add another run"
+                )
+            _check_same("workload", dict(session.workload), dict(added.workload), replace)
+
+
+def _check_same(name: str, old: object, new: object, fix: str) -> None:
+    if old != new:
+        raise BaselineError(f"the baseline's {name} is {old}, the run's is {new}; {fix}")
+
+
+def _digest(data: Mapping[str, object]) -> str:
+    return jsonfile.digest({key: value for key, value in data.items() if key != "digest"})

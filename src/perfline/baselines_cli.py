@@ -1,0 +1,201 @@
+"""What do ``perfline baselines update|diff|show|check|remove`` do with the files?
+
+They measure nothing and import no torch. ``update`` and ``remove`` are the only writers of
+``baselines/``; what may be stored is decided in :mod:`perfline.accept`. Each function prints its
+result and returns the exit status.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from perfline import accept, baseline, baselines_text
+from perfline.accept import Candidate, Terms
+from perfline.case import Case, load_cases
+from perfline.errors import BaselineError, PerflineError
+from perfline.record import Record
+from perfline.record import load as load_record
+
+
+def update(
+    root: Path,
+    run: Path,
+    names: Sequence[str],
+    directories: Sequence[Path],
+    terms: Terms,
+) -> int:
+    """Store what the session in ``run`` measured of the cases (all if none is named), or nothing.
+
+    BaselineError, one line for each reason, unless every case may be stored.
+    """
+    record = load_record(run)
+    names = list(dict.fromkeys(names)) or list(record.cases)
+    _refuse(accept.record_problems(run, record, names, terms.reason))
+    if not names:
+        raise BaselineError(f"{run}: holds no case; run pytest again")
+    cases = {case.id: case for case in load_cases(names, directories)}
+    with baseline.locked(_path(root, record, names[0])):  # one machine: one directory, one lock
+        candidates = [_candidate(root, run, record, cases[name], terms.reason) for name in names]
+        _refuse([line for each in candidates for line in accept.problems(each, terms)])
+        results = [accept.merged(each, terms) for each in candidates]
+        for candidate, result in zip(candidates, results, strict=True):
+            baseline.save(candidate.path, result)
+    for candidate in candidates:
+        print(baselines_text.comparison(candidate))
+        for line in accept.notes(candidate, terms):
+            print(f"  {line}")
+        print(f"  written: {candidate.path}\n")
+    print(f"next: git add {' '.join(str(candidate.path) for candidate in candidates)}")
+    return 0
+
+
+def diff(root: Path, run: Path, name: str, directories: Sequence[Path]) -> int:
+    """Print what an update would change, and what would keep it from being made."""
+    record = load_record(run)
+    terms = Terms(reason="diff")
+    unknown = accept.record_problems(run, record, [name], terms.reason)
+    if name not in record.cases:
+        _refuse(unknown[-1:])
+    (case,) = load_cases([name], directories)
+    candidate = _candidate(root, run, record, case, terms.reason)
+    print(baselines_text.comparison(candidate))
+    for line in baselines_text.differences(candidate):
+        print(f"  {line}")
+    for line in [*unknown, *accept.problems(candidate, terms)]:
+        print(f"  update would refuse: {line}")
+    return 0
+
+
+def show(root: Path, names: Sequence[str], as_json: bool) -> int:
+    """Print what is stored, of all cases or of those named."""
+    stored = {path: baseline.load(path) for path in _files(root)}
+    known = sorted({each.case for each in stored.values()})
+    for name in names:
+        if name not in known:
+            there = ", ".join(known) or "none"
+            raise BaselineError(f"{root}: holds no baseline of case '{name}' (there: {there})")
+    chosen = {path: each for path, each in stored.items() if not names or each.case in names}
+    if as_json:
+        print(json.dumps([baselines_text.as_json(*item) for item in chosen.items()], indent=1))
+    elif chosen:
+        print("\n\n".join(baselines_text.description(*item) for item in chosen.items()))
+    else:
+        print(f"{root}: holds no baseline yet; `perfline baselines update` stores one")
+    return 0
+
+
+def check(root: Path, directories: Sequence[Path], strict: bool) -> int:
+    """Print what is wrong with the files, one line each; 1 if anything is.
+
+    A case that a machine with other baselines has none of is worth a line, and counts as wrong
+    under ``strict``.
+    """
+    cases = {case.id: case for case in load_cases(None, directories)}
+    wrong: list[str] = []
+    held: dict[str, set[str]] = {}
+    files = _files(root)
+    for path in files:
+        held.setdefault(path.parent.name, set()).add(baselines_text.case_of(path))
+        wrong += _file_problems(path, cases)
+    published = sorted((root / baseline.PUBLISHED).glob("*.json"))
+    for path in published:
+        wrong += _published_problems(path, cases)
+    missing = [
+        f"missing: {machine} has no baseline of case '{name}'; run pytest there, then "
+        f"`perfline baselines update {name}`"
+        for machine, there in held.items()
+        for name in cases
+        if name not in there
+    ]
+    for line in wrong + missing:
+        print(line)
+    print(
+        f"{root}: {len(files)} baselines and {len(published)} published checked: "
+        f"{len(wrong)} wrong, {len(missing)} missing"
+    )
+    return 1 if wrong or (strict and missing) else 0
+
+
+def remove(root: Path, name: str, machine: str, dummy: bool) -> int:
+    """Delete one baseline; BaselineError where there is none."""
+    path = baseline.path(root, machine, name, dummy)
+    files = _files(root)
+    if path not in files:
+        there = ", ".join(str(file.relative_to(root)) for file in files) or "none"
+        raise BaselineError(f"{path}: no such baseline to remove (there: {there})")
+    with baseline.locked(path):
+        try:
+            path.unlink()
+        except OSError as failure:
+            raise BaselineError(f"{path}: cannot be removed: {failure.strerror}") from failure
+    print(f"removed: {path}")
+    print(f"next: git add {path}")
+    return 0
+
+
+def _refuse(lines: Sequence[str]) -> None:
+    if lines:
+        raise BaselineError("\n".join(lines))
+
+
+def _path(root: Path, record: Record, name: str) -> Path:
+    dummy = record.cases[name].weights == "dummy"
+    return baseline.path(root, record.environment.machine, name, dummy)
+
+
+def _candidate(root: Path, run: Path, record: Record, case: Case, reason: str) -> Candidate:
+    path = _path(root, record, case.id)
+    measured = record.cases[case.id]
+    return Candidate(
+        run=run,
+        path=path,
+        measured=measured,
+        case=case,
+        old=baseline.load(path) if path.exists() else None,
+        new=accept.measured_baseline(record, measured, reason),
+    )
+
+
+def _files(root: Path) -> list[Path]:
+    """Return the files of all machines, sorted."""
+    if not root.is_dir():
+        raise BaselineError(
+            f"{root}: no such directory of baselines; name it with --baselines, or store a first "
+            "one with `perfline baselines update`"
+        )
+    return sorted(p for p in root.glob("*/*.json") if p.parent.name != baseline.PUBLISHED)
+
+
+def _file_problems(path: Path, cases: Mapping[str, Case]) -> Iterator[str]:
+    name = baselines_text.case_of(path)
+    try:
+        stored = baseline.load(path)
+    except PerflineError as problem:
+        yield f"broken: {problem}"
+        return
+    if name not in cases:
+        dummy = " --dummy" if baselines_text.kind_of(path) == "dummy" else ""
+        yield (
+            f"unused: {path}: there is no case '{name}'; `perfline baselines remove {name} "
+            f"--machine {path.parent.name}{dummy}`, or name its YAML's directory with --case-dir"
+        )
+        return
+    today = cases[name].digest(baselines_text.kind_of(path))
+    if stored.case_digest != today:
+        yield (
+            f"stale: {path}: is of an older definition of the case ({stored.case_digest}, "
+            f"{cases[name].source.name} is now {today}); run pytest on {path.parent.name}, then "
+            f"`perfline baselines update {name}`"
+        )
+
+
+def _published_problems(path: Path, cases: Mapping[str, Case]) -> Iterator[str]:
+    try:
+        baseline.load_published(path)
+    except PerflineError as problem:
+        yield f"broken: {problem}"
+        return
+    if path.stem not in cases:
+        yield f"unused: {path}: there is no case '{path.stem}'; delete it, or name --case-dir"

@@ -1,0 +1,156 @@
+"""Which device runs the model, how is it synchronised, and how much memory did it take?
+
+One object answers for CUDA, ROCm, XPU, MPS and CPU, through ``torch.accelerator``; no other module
+asks what kind of device there is. On a CPU, memory is the peak resident set of this process.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+GIB = 1024**3
+_STATUS = Path("/proc/self/status")
+_CLEAR_REFS = Path("/proc/self/clear_refs")
+_TASKS = Path("/proc/self/task")
+
+
+@dataclass(frozen=True)
+class Device:
+    """The device of this session.
+
+    Attributes:
+        kind: torch's device type: ``cuda`` (also ROCm), ``xpu``, ``mps``, ``cpu``.
+        name: the device's own name, such as ``NVIDIA A100-SXM4-40GB``.
+        slug: what decides speed, as a folder name under ``baselines/``.
+    """
+
+    kind: str
+    name: str
+    slug: str
+
+    @property
+    def torch(self) -> torch.device:
+        """The torch device."""
+        import torch
+
+        return torch.device(self.kind)
+
+    def synchronize(self) -> None:
+        """Wait until all queued work is done; nothing to wait for on a CPU."""
+        if self.kind != "cpu":
+            import torch
+
+            torch.accelerator.synchronize()
+
+    def reset_peak_memory(self) -> None:
+        """Start a new peak (on Linux, the kernel's high-water mark of this process: proc(5))."""
+        if self.kind == "cpu":
+            if _CLEAR_REFS.exists():
+                _CLEAR_REFS.write_text("5")
+        elif self._counts_memory():
+            import torch
+
+            torch.accelerator.reset_peak_memory_stats()
+
+    def peak_memory_gib(self) -> float | None:
+        """Peak memory in GiB since the last reset; None where the device does not count it."""
+        if self.kind == "cpu":
+            found = (
+                re.search(r"VmHWM:\s+(\d+) kB", _STATUS.read_text()) if _STATUS.exists() else None
+            )
+            return int(found.group(1)) / 1024**2 if found else None
+        if self._counts_memory():
+            import torch
+
+            return int(torch.accelerator.max_memory_allocated()) / GIB
+        return None
+
+    def free_memory_gib(self) -> float | None:
+        """Memory in GiB that can still be taken; None where the device does not say."""
+        if self.kind == "cpu":
+            meminfo = Path("/proc/meminfo")
+            found = (
+                re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text())
+                if meminfo.exists()
+                else None
+            )
+            return int(found.group(1)) / 1024**2 if found else None
+        import torch
+
+        if self._counts_memory() and hasattr(torch.accelerator, "get_memory_info"):
+            return int(torch.accelerator.get_memory_info()[0]) / GIB
+        return None
+
+    def _counts_memory(self) -> bool:
+        # MPS has no caching-allocator statistics behind torch.accelerator.
+        return self.kind in ("cuda", "xpu")
+
+
+def current_device() -> Device:
+    """The accelerator that torch would use, or the CPU."""
+    import torch
+
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if accelerator is None:
+        name, cores = _cpu_name(), len(_usable_cores())
+        capability = torch.backends.cpu.get_cpu_capability()
+        return Device("cpu", name, slugify(f"cpu-{name}-{cores}-cores-{capability}"))
+    module = torch.get_device_module(accelerator.type)
+    name = module.get_device_name() if hasattr(module, "get_device_name") else accelerator.type
+    return Device(accelerator.type, str(name), slugify(str(name)))
+
+
+def synchronized_timer() -> float:
+    """``time.perf_counter`` after the device is done: the timer for pytest-benchmark."""
+    torch = sys.modules.get("torch")  # not imported: nothing can be queued
+    if torch is not None and torch.accelerator.is_available():
+        torch.accelerator.synchronize()
+    return time.perf_counter()
+
+
+def slugify(text: str) -> str:
+    """Lower-case letters, digits and single hyphens; ``(R)`` and the word ``CPU`` say nothing."""
+    plain = re.sub(r"\((r|tm)\)", " ", text.lower())
+    return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")
+
+
+def cpu_contention() -> tuple[float, float] | None:
+    """Seconds this process ran and seconds it was ready but waited for a core, all threads.
+
+    Source: the first two fields of ``/proc/<pid>/task/<tid>/schedstat`` (kernel documentation,
+    scheduler/sched-stats). None where the kernel does not keep them.
+    """
+    ran = waited = 0
+    try:
+        for task in _TASKS.iterdir():
+            fields = (task / "schedstat").read_text().split()
+            ran, waited = ran + int(fields[0]), waited + int(fields[1])
+    except (OSError, IndexError, ValueError):
+        return None
+    return ran / 1e9, waited / 1e9
+
+
+def _usable_cores() -> list[int]:
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def _cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        found = re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(), re.MULTILINE)
+        if found:
+            return found.group(1).strip()
+    import platform
+
+    return platform.processor() or platform.machine()

@@ -1,0 +1,108 @@
+"""What was this measured on, and with what?
+
+Identity decides whether two measurements may be compared (the machine); context is recorded and
+shown beside a verdict, and never blocks one: finding what a new torch did is the point.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from importlib import metadata, resources
+from pathlib import Path
+
+import yaml
+
+from perfline.device import current_device
+
+PACKAGES = ("torch", "triton", "transformers", "tokenizers", "safetensors", "numpy")
+
+
+@dataclass(frozen=True)
+class Environment:
+    """One machine and its software.
+
+    Attributes:
+        machine: the folder under ``baselines/``, made of what decides speed.
+        device: the device's name as torch reports it.
+        kind: ``cuda``, ``xpu``, ``mps`` or ``cpu``.
+        context: versions, driver, commit; name -> text. What is not known is not in it.
+    """
+
+    machine: str
+    device: str
+    kind: str
+    context: dict[str, str] = field(default_factory=dict)
+
+
+def collect(root: Path) -> Environment:
+    """The environment of this process; ``root`` is the git work tree whose commit is recorded."""
+    device = current_device()
+    return Environment(device.slug, device.name, device.kind, _context(root))
+
+
+def peak_flops(device: str, dtype: str) -> float | None:
+    """Peak dense FLOP/s of ``device`` for ``dtype`` (fp32, fp16, bf16), from ``peaks.yaml``.
+
+    None for a device that the table does not list: an unknown device has no MFU.
+    """
+    table = yaml.safe_load(resources.files("perfline").joinpath("peaks.yaml").read_text("utf-8"))
+    for row in table:
+        if re.fullmatch(row["device"], device) and dtype in row["peaks"]:
+            return float(row["peaks"][dtype])
+    return None
+
+
+def today() -> str:
+    """The date and time in UTC, ISO 8601 to the second."""
+    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def git_commit(root: Path) -> str | None:
+    """The work tree's short commit, ``-dirty`` where files differ from it; None without git."""
+    commit = _output("git", "-C", str(root), "rev-parse", "--short=12", "HEAD")
+    if commit is None:
+        return None
+    changed = _output("git", "-C", str(root), "status", "--porcelain", "--untracked-files=no")
+    return f"{commit}-dirty" if changed else commit
+
+
+def _context(root: Path) -> dict[str, str]:
+    import torch
+
+    facts: dict[str, str | None] = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            facts[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            facts[name] = None
+    facts["os"] = f"{platform.system()} {platform.release()}"
+    facts["cuda"] = torch.version.cuda
+    facts["hip"] = torch.version.hip
+    facts["driver"] = _driver()
+    facts["commit"] = git_commit(root)
+    facts["threads"] = str(torch.get_num_threads())
+    facts["runner"] = os.environ.get("RUNNER_NAME")
+    return {key: value for key, value in facts.items() if value}
+
+
+def _driver() -> str | None:
+    """NVIDIA's driver version, from the kernel module or its management library."""
+    for place in (Path("/proc/driver/nvidia/version"), Path("/sys/module/nvidia/version")):
+        if place.is_file():
+            found = re.search(r"\b(\d{3,}\.\d+(?:\.\d+)?)\b", place.read_text())
+            if found:
+                return found.group(1)
+    return _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0")
+
+
+def _output(*command: str) -> str | None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

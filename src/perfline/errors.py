@@ -1,0 +1,58 @@
+"""Which errors does perfline raise, and for whom?
+
+Every error a user can cause is one line that names the file, the key or line, what was found,
+what was expected and what to do::
+
+    PerflineError
+    ├── CaseError          a case's YAML is wrong
+    ├── DataError          weights, MMLU CSVs or data.tar are absent, broken or unsafe
+    │   └── MissingData    ... absent, with the command that gets them
+    ├── MetricError        a number that is no measurement (NaN, infinite)
+    ├── EngineError        the model could not be loaded, compiled or run
+    │   └── DeviceMemory   ... because the device's memory is full
+    ├── BaselineError      a baseline file is torn, hand-edited, or refused
+    └── RecordError        a results file is torn, partial, or of another schema
+"""
+
+from __future__ import annotations
+
+
+class PerflineError(Exception):
+    """Base of all errors that perfline raises for its users."""
+
+
+class CaseError(PerflineError):
+    """A case's YAML is wrong: the message names file, key, value and what is valid."""
+
+
+class DataError(PerflineError):
+    """Weights or MMLU data are broken or unsafe: the message names file and line or member."""
+
+
+class MissingData(DataError):  # noqa: N818 - reads as the state it reports
+    """Weights or MMLU data are not there; ``command`` gets them."""
+
+    def __init__(self, message: str, command: str) -> None:
+        """Keep ``command``, the one line to type to get the data."""
+        super().__init__(f"{message}; get it with: {command}")
+        self.command = command
+
+
+class MetricError(PerflineError):
+    """A value that is no measurement."""
+
+
+class EngineError(PerflineError):
+    """The model could not be loaded, compiled or run."""
+
+
+class DeviceMemory(EngineError):  # noqa: N818
+    """The device's memory is full: the message says how much was needed and what to lower."""
+
+
+class BaselineError(PerflineError):
+    """A baseline file cannot be read, or an update of it is refused."""
+
+
+class RecordError(PerflineError):
+    """A record (``results/run.json``) cannot be read or used."""

@@ -1,0 +1,203 @@
+"""How does JSON get into and out of a file without being torn, lost or misread?
+
+Reading: :func:`read` gives a :class:`Node`, whose typed look-ups raise one line that names the file
+and the key. Writing: :func:`write` replaces a file at once or not at all, and :func:`locked` holds
+the directory while a file is read, changed and written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn, cast
+
+from perfline.errors import PerflineError
+
+Scalar = str | int | float | bool | None
+
+
+@dataclass(frozen=True)
+class Node:
+    """A JSON object in a file, with look-ups that raise ``error`` for what is not as expected."""
+
+    file: Path
+    data: Mapping[str, object]
+    error: type[PerflineError]
+    fix: str  # what the user can do about a broken file
+    where: str = ""  # dotted keys to this object, with a dot at the end
+
+    def fail(self, key: str, problem: str) -> NoReturn:
+        """Raise the one line about ``key``."""
+        raise self.error(f"{self.file}: key '{self.where}{key}' {problem}; {self.fix}")
+
+    def text(self, key: str) -> str:
+        """Return a string that is not empty."""
+        value = self._get(key, "text")
+        return value if isinstance(value, str) and value else self._mistyped(key, value, "text")
+
+    def optional_text(self, key: str) -> str | None:
+        """Return a string, or None for null."""
+        return None if self._get(key, "text or null") is None else self.text(key)
+
+    def number(self, key: str) -> float:
+        """Return a finite number."""
+        value = self._get(key, "a number")
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not math.isfinite(value)
+        ):
+            self._mistyped(key, value, "a number")
+        return float(value)
+
+    def optional_number(self, key: str) -> float | None:
+        """Return a finite number, or None for null."""
+        return None if self._get(key, "a number or null") is None else self.number(key)
+
+    def flag(self, key: str) -> bool:
+        """Return true or false."""
+        value = self._get(key, "true or false")
+        return value if isinstance(value, bool) else self._mistyped(key, value, "true or false")
+
+    def texts(self, key: str) -> tuple[str, ...]:
+        """Return the list of strings under ``key``."""
+        value = self._get(key, "a list of text")
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            self._mistyped(key, value, "a list of text")
+        return tuple(value)
+
+    def child(self, key: str) -> Node:
+        """Return the object under ``key``."""
+        return self._node(key, self._get(key, "an object"), key)
+
+    def children(self) -> Iterator[tuple[str, Node]]:
+        """Yield the objects that this object holds under every key."""
+        for key in self.data:
+            yield key, self.child(key)
+
+    def items(self, key: str) -> Iterator[Node]:
+        """Yield the objects of the list under ``key``."""
+        value = self._get(key, "a list of objects")
+        if not isinstance(value, list):
+            self._mistyped(key, value, "a list of objects")
+        for position, item in enumerate(value):
+            yield self._node(key, item, f"{key}.{position}")
+
+    def scalars(self, key: str) -> dict[str, Scalar]:
+        """Return the object under ``key``, which holds text, numbers, true, false and null only."""
+        child = self.child(key)
+        for name, value in child.data.items():
+            if not isinstance(value, str | int | float | None):
+                child._mistyped(name, value, "text, a number, true, false or null")
+        return cast("dict[str, Scalar]", dict(child.data))
+
+    def _get(self, key: str, expected: str) -> object:
+        if key not in self.data:
+            self.fail(key, f"is missing (expected {expected})")
+        return self.data[key]
+
+    def _node(self, key: str, value: object, name: str) -> Node:
+        if not isinstance(value, dict):
+            self._mistyped(name, value, "an object")
+        return Node(self.file, value, self.error, self.fix, f"{self.where}{name}.")
+
+    def _mistyped(self, key: str, value: object, expected: str) -> NoReturn:
+        self.fail(key, f"is {_shown(value)} (expected {expected})")
+
+
+def read(path: Path, schema: int, error: type[PerflineError], fix: str) -> Node:
+    """Read a JSON object with ``"schema": schema``; raise ``error`` for anything else."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        data = json.loads(text, parse_constant=_refuse_constant)
+    except OSError as failure:
+        raise error(f"{path}: cannot be read: {failure.strerror}") from failure
+    except UnicodeDecodeError as failure:
+        raise error(f"{path}: is not UTF-8 text (byte {failure.start}); {fix}") from failure
+    except json.JSONDecodeError as failure:
+        raise error(
+            f"{path}: is torn or not JSON at line {failure.lineno}, column {failure.colno}: "
+            f"{failure.msg}; {fix}"
+        ) from failure
+    except _NotANumber as failure:
+        raise error(f"{path}: holds {failure}, which is no number; {fix}") from failure
+    if not isinstance(data, dict):
+        raise error(f"{path}: holds {_shown(data)} (expected a JSON object); {fix}")
+    node = Node(path, data, error, fix)
+    if node.number("schema") != schema:
+        raise error(
+            f"{path}: has schema {data['schema']}, and this perfline reads schema {schema}; "
+            "use the perfline that wrote it, or make it anew"
+        )
+    return node
+
+
+def digest(data: object) -> str:
+    """Return ``sha256:`` and 16 hex digits over the canonical JSON of ``data``."""
+    canonical = json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return f"sha256:{hashlib.sha256(canonical.encode()).hexdigest()[:16]}"
+
+
+def write(path: Path, data: Mapping[str, object], error: type[PerflineError]) -> None:
+    """Replace ``path`` by ``data``, one value a line, keys sorted: at once, or not at all.
+
+    A reader sees the old file or the new one. What a killed writer leaves behind is a hidden
+    ``.tmp`` file that nothing reads.
+    """
+    text = json.dumps(data, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("x", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as failure:
+        raise error(f"{path}: cannot be written: {failure.strerror}") from failure
+
+
+@contextmanager
+def locked(path: Path, error: type[PerflineError]) -> Iterator[None]:
+    """Hold the directory of ``path``, so that read, change and write lose no other's change.
+
+    Waits for the other writer. The lock goes with its process, however that ends, and leaves no
+    file behind.
+    """
+    import fcntl  # POSIX only, and only writers need it
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        directory = os.open(path.parent, os.O_RDONLY)
+    except OSError as failure:
+        raise error(f"{path.parent}: cannot be locked: {failure.strerror}") from failure
+    try:
+        try:
+            fcntl.flock(directory, fcntl.LOCK_EX)
+        except OSError as failure:  # some network file systems
+            raise error(f"{path.parent}: cannot be locked: {failure.strerror}") from failure
+        yield
+    finally:
+        os.close(directory)
+
+
+class _NotANumber(ValueError):  # noqa: N818 - becomes the reader's error
+    """NaN or an infinity, which Python's json reads although JSON has no such thing."""
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise _NotANumber(name)
+
+
+def _shown(value: object) -> str:
+    return json.dumps(value)[:40]

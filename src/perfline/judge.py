@@ -1,0 +1,212 @@
+"""Which gates does a measurement go through, against which baseline?
+
+Given what a bench measured, the stored baseline and the published figures, these functions choose
+the gate for every judged metric. The comparisons themselves stand in ``gates``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from perfline import baseline as baselines
+from perfline import gates, verdict
+from perfline.baseline import Baseline, Published
+from perfline.case import Case, WeightsKind
+from perfline.engine import EngineName
+from perfline.environment import Environment
+from perfline.jsonfile import Scalar
+from perfline.metrics import Metric
+from perfline.mmlu import Answers
+from perfline.stored import Scored, StoredAnswers
+from perfline.throughput import PREFIX, Timings
+from perfline.verdict import Verdict
+
+JUDGED = {
+    "eager": ("p_val_core", "p_val_whole"),
+    "inductor": ("p_infer_core", "p_infer_whole"),
+}
+MEMORY = {"eager": "mem_val", "inductor": "mem"}
+HEALTH = ("graphs", "graph_breaks", "recompiles")
+
+
+@dataclass(frozen=True)
+class Against:
+    """What one case is compared with.
+
+    Attributes:
+        path: where its baseline is, or would be.
+        stored: the baseline; None where there is none.
+        published: the published figures; None where there are none.
+        mismatch: why ``stored`` is not comparable; empty where it is.
+        shown: ``path`` as messages show it.
+    """
+
+    path: Path
+    stored: Baseline | None
+    published: Published | None
+    mismatch: str = ""
+    shown: str = ""
+
+
+def against(root: Path, environment: Environment, case: Case, weights: WeightsKind) -> Against:
+    """Load what ``case`` is compared with on this machine. BaselineError where a file is broken."""
+    path = baselines.path(root, environment.machine, case.id, weights == "dummy")
+    stored = baselines.load(path) if path.exists() else None
+    published_path = root / baselines.PUBLISHED / f"{case.id}.json"
+    published = baselines.load_published(published_path) if published_path.exists() else None
+    mismatch = ""
+    if stored is not None and stored.case_digest != case.digest(weights):
+        mismatch = (
+            f"the case has changed since the baseline was accepted ({stored.case_digest} -> "
+            f"{case.digest(weights)}): accept it anew, or restore {case.source.name}"
+        )
+    elif stored is not None and stored.dtype != case.model.precision:
+        mismatch = (
+            f"the baseline was measured in {stored.dtype}, this run in {case.model.precision}"
+        )
+    return Against(path, stored, published, mismatch, str(path))
+
+
+def accuracy_against_published(
+    case: Case, metric: Metric, questions: int, against: Against
+) -> list[Verdict]:
+    """Is the recipe right? One sample against the published figure."""
+    published = against.published
+    if published is None or metric.name not in published.metrics:
+        reason = f"no published accuracy of case {case.id}"
+        return [verdict.missing(metric, reason, "published")]
+    figure = published.metrics[metric.name].value
+    return [gates.accuracy_published(metric, questions, figure, case.gates)]
+
+
+def accuracy_against_baseline(
+    case: Case, name: EngineName, metric: Metric, answers: Answers, against: Against
+) -> list[Verdict]:
+    """Did answers get worse? Paired, question by question, against the stored ones."""
+    stored = _stored_answers(name, against)
+    if against.mismatch:
+        return [verdict.incomparable(metric, against.mismatch)]
+    if stored is None:
+        return [verdict.missing(metric, f"no stored answers in {against.shown}")]
+    before = stored.scored(case.mmlu.scoring)
+    return [gates.accuracy_baseline(metric.name, before, scored(case, answers), case.gates)]
+
+
+def throughput(
+    case: Case,
+    timings: Timings,
+    measured: Mapping[str, Metric],
+    workload: Mapping[str, Scalar],
+    environment: Environment,
+    against: Against,
+) -> list[Verdict]:
+    """Is it slower, bigger, or compiled worse than the baseline, or slower than published?"""
+    name = timings.engine
+    judged = [measured[metric] for metric in (*JUDGED[name], MEMORY[name]) if metric in measured]
+    if name == "inductor":
+        judged += [measured[metric] for metric in HEALTH]
+    fault = _fault(timings)
+    if fault:
+        return [verdict.invalid(judged[0], fault)]
+    verdicts = []
+    if (published := against.published) is not None and not against.mismatch:
+        same = published.device == environment.machine and published.dtype == case.model.precision
+        for metric in judged:
+            if metric.unit == "tok/s" and metric.name in published.metrics:
+                figure = published.metrics[metric.name].value
+                shown = gates.throughput_published(metric, figure, same, case.gates)
+                verdicts += [shown] if shown is not None else []
+    return verdicts + [
+        _against_stored(case, metric, timings, workload, against) for metric in judged
+    ]
+
+
+def same_answers(
+    case: Case, timings: Timings, reference: Answers, against: Against
+) -> list[Verdict]:
+    """Does the timed engine still answer as it should? Fast but wrong is never ok.
+
+    The compiled engine's answers to the timed prompts are paired with the eager engine's, and both
+    engines' with the stored ones where there are any.
+    """
+    verdicts = []
+    if timings.engine == "inductor":
+        verdicts.append(gates.same_answers(reference, timings.answers, case.model.precision))
+    stored = _stored_answers(timings.engine, against)
+    if stored is not None and not against.mismatch and timings.answers.labels is not None:
+        verdicts.append(
+            gates.accuracy_baseline(
+                f"acc_{PREFIX[timings.engine]}_timed",
+                stored.scored(case.mmlu.scoring),
+                scored(case, timings.answers),
+                case.gates,
+            )
+        )
+    return verdicts
+
+
+def scored(case: Case, answers: Answers) -> Scored:
+    """Answers as the case's scoring sees them."""
+    given = answers.letters() if case.mmlu.scoring == "letters" else answers.argmax_letter
+    return Scored(answers.ids, given, answers.labels or "")
+
+
+def _stored_answers(name: EngineName, against: Against) -> StoredAnswers | None:
+    return against.stored.accuracy.get(name) if against.stored is not None else None
+
+
+def _fault(timings: Timings) -> str:
+    """Why the run itself cannot be judged; empty where it can."""
+    if timings.timed.graphs:
+        return (
+            f"{timings.timed.graphs} graph(s) were compiled inside the timed region: raise "
+            "throughput.sample so that warm-up meets every shape, or see TORCH_LOGS=recompiles"
+        )
+    return "; ".join(timings.faults)
+
+
+def _against_stored(
+    case: Case,
+    metric: Metric,
+    timings: Timings,
+    workload: Mapping[str, Scalar],
+    against: Against,
+) -> Verdict:
+    if against.mismatch:
+        return verdict.incomparable(metric, against.mismatch)
+    stored = against.stored
+    if stored is None or not stored.values(metric.name):
+        return verdict.missing(metric, f"no stored value in {against.shown}")
+    if dict(stored.sessions[-1].workload) != dict(workload):
+        return verdict.incomparable(
+            metric,
+            f"the baseline was timed over {_shown(stored.sessions[-1].workload)}, "
+            f"this run over {_shown(workload)}",
+        )
+    values = stored.values(metric.name)
+    return gates.against_sessions(
+        metric, values, case.gates, timings.waited_fraction, bool(workload["full_pass"])
+    )
+
+
+def _shown(workload: Mapping[str, Scalar]) -> str:
+    kind = "a full pass" if workload.get("full_pass") else "a sample"
+    return f"{kind} of {workload.get('questions')} questions, {workload.get('tokens')} tokens"
+
+
+def stored_answers(
+    answers: Answers, date: str, commit: str | None, context: Mapping[str, Scalar]
+) -> StoredAnswers | None:
+    """Answers in the form that records and baselines keep; None where there are no labels."""
+    if answers.labels is None:
+        return None
+    ordered = answers.letter_logits.copy()
+    ordered.sort(axis=1)
+    margins = ordered[:, -1] - ordered[:, -2]
+    rows = [
+        (answers.ids[i], letter, answers.argmax_letter[i], answers.labels[i], float(margins[i]))
+        for i, letter in enumerate(answers.letters())
+    ]
+    return StoredAnswers.of(rows, date=date, commit=commit, reason="measured", context=context)

@@ -1,0 +1,308 @@
+"""What does one pytest session keep, and what can a test do with a case?
+
+``Session`` holds the record that grows test by test; ``Line`` is the object that tests read like
+the specification with: measure, then check.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from perfline import baseline as baselines
+from perfline import judge, record, report, verdict
+from perfline.baseline import Published
+from perfline.bench import Bench, Opened, ProgressOf
+from perfline.case import Case, WeightsKind
+from perfline.device import Device
+from perfline.engine import Clock, EngineName
+from perfline.environment import Environment, peak_flops, today
+from perfline.errors import DataError, PerflineError, RecordError
+from perfline.judge import Against
+from perfline.mmlu import Answers
+from perfline.record import CaseRecord, Record
+from perfline.stored import StoredAnswers
+from perfline.throughput import PREFIX, Timings
+from perfline.verdict import Verdict
+
+Opener = Callable[[Case, Device, "Path | None", WeightsKind], Opened]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line says."""
+
+    data_dir: Path | None
+    baselines: Path
+    results: Path
+    strict: bool
+    full_pass: bool
+    weights: WeightsKind
+    shown_from: Path  # paths in messages are relative to it
+
+    def shown(self, path: Path) -> str:
+        """``path`` as a person here would type it."""
+        return os.path.relpath(path, self.shown_from)
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What every case of a session is measured with."""
+
+    opener: Opener
+    environment: Environment
+    device: Device
+    clock: Clock
+    progress: ProgressOf | None
+
+
+@dataclass
+class Session:
+    """One pytest session: what is open, what was measured."""
+
+    options: Options
+    environment: Environment | None = None
+    _cases: dict[str, CaseRecord] = field(default_factory=dict)
+    _skipped: dict[str, str] = field(default_factory=dict)
+    _published: dict[str, Published] = field(default_factory=dict)
+    _against: dict[str, Against] = field(default_factory=dict)
+    _benches: dict[str, Bench] = field(default_factory=dict)
+    _judged: set[str] = field(default_factory=set)
+    _created: str = field(default_factory=today)
+    _partial: bool = True
+
+    @property
+    def measured(self) -> bool:
+        """Whether any case was opened or failed."""
+        return bool(self._cases)
+
+    def open(self, case: Case, tools: Tools) -> Bench:
+        """Open ``case``; first of all see that baselines can be read and results written."""
+        if "PYTEST_XDIST_WORKER" in os.environ:
+            raise PerflineError("one model at a time: run the perfline tests without pytest-xdist")
+        options = self.options
+        self.environment = environment = tools.environment
+        against = judge.against(options.baselines, environment, case, options.weights)
+        against = replace(against, shown=options.shown(against.path))
+        self._against[case.id] = against
+        if against.published is not None:
+            self._published[case.id] = against.published
+        self._write()
+        opened = tools.opener(case, tools.device, options.data_dir, options.weights)
+        bench = Bench(
+            case=case,
+            opened=opened,
+            device=tools.device,
+            peak=peak_flops(environment.device, case.model.precision),
+            full_pass=options.full_pass,
+            clock=tools.clock,
+            progress=tools.progress,
+        )
+        self._benches[case.id] = bench
+        self._cases.setdefault(case.id, self._empty(case))
+        return bench
+
+    def close(self, case: Case) -> None:
+        """Free the case's model."""
+        bench = self._benches.pop(case.id, None)
+        if bench is not None:
+            bench.opened.close()
+
+    def against(self, case: Case) -> Against:
+        """What ``case`` is compared with."""
+        return self._against[case.id]
+
+    def add(self, case: Case, bench: Bench, verdicts: Sequence[Verdict], nodeid: str) -> None:
+        """Take over what a test measured, and write the record."""
+        assert self.environment is not None
+        environment = self.environment
+        context = {**environment.context, **bench.opened.facts}
+        accuracy: dict[str, StoredAnswers] = {
+            name: stored
+            for name, answers in bench.full_answers().items()
+            for stored in [
+                judge.stored_answers(answers, self._created, context.get("commit"), context)
+            ]
+            if stored is not None
+        }
+        old = self._cases[case.id]
+        self._cases[case.id] = replace(
+            old,
+            workload=bench.workload if bench.timed else {},
+            metrics=bench.metrics(),
+            accuracy=accuracy,
+            verdicts=(*old.verdicts, *verdicts),
+            notes=bench.notes(),
+            facts=bench.opened.facts,
+        )
+        self._judged.add(nodeid)
+        self._write()
+
+    def judged(self, nodeid: str) -> bool:
+        """Whether a test got as far as its verdicts."""
+        return nodeid in self._judged
+
+    def add_error(self, case: Case, line: str) -> None:
+        """Note a test that ended without a verdict."""
+        old = self._cases.setdefault(case.id, self._empty(case))
+        self._cases[case.id] = replace(old, errors=(*old.errors, line))
+        self._write_quietly()
+
+    def add_skipped(self, case: Case, why: str) -> None:
+        """Note a case that could not be opened."""
+        self._skipped[case.id] = why
+
+    def finish(self, *, partial: bool) -> None:
+        """Write the record for the last time."""
+        if self.measured:
+            self._partial = partial
+            self._write_quietly()
+
+    def summary(self) -> list[str]:
+        """The terminal section; empty where perfline had nothing to do."""
+        if not self.measured and not self._skipped:
+            return []
+        run = self.options.shown(self.options.results)
+        if self.environment is None:
+            return [f"{name} was not measured: {why}" for name, why in self._skipped.items()]
+        return report.session_lines(self._record(), self._published, self._skipped, run)
+
+    def markdown(self) -> str:
+        """The step summary."""
+        run = self.options.shown(self.options.results)
+        return report.markdown(self._record(), self._published, run)
+
+    def failure(self, case: Case, verdicts: Sequence[Verdict]) -> str:
+        """The message of a test that did not pass."""
+        assert self.environment is not None
+        against = self._against[case.id]
+        origin = report.Origin(self.options.shown(against.path))
+        if against.stored is not None:
+            newest = _newest(against.stored)
+            origin = replace(origin, date=newest.date, commit=newest.commit, context=newest.context)
+        bench = self._benches[case.id]
+        context = {**self.environment.context, **bench.opened.facts}
+        run = self.options.shown(self.options.results)
+        return report.failure(verdicts, origin, context, case.id, run)
+
+    def _empty(self, case: Case) -> CaseRecord:
+        weights = self.options.weights
+        digest = case.digest(weights)
+        return CaseRecord(case.id, case.title, digest, case.model.precision, weights)
+
+    def _record(self) -> Record:
+        assert self.environment is not None
+        return Record(self._created, self._partial, self.environment, self._cases)
+
+    def _write(self) -> None:
+        if self.environment is not None:
+            record.save(self.options.results, self._record())
+
+    def _write_quietly(self) -> None:
+        # The session is already failing, or over: the first error is the one to show.
+        try:
+            self._write()
+        except RecordError:
+            return
+
+
+@dataclass
+class Line:
+    """One case in one test."""
+
+    session: Session
+    bench: Bench
+    benchmark: Callable[[], Any]
+    properties: list[tuple[str, object]]
+    nodeid: str
+
+    def answer_all(self, engine: EngineName) -> Answers:
+        """Answer every question with ``engine``; skipped under ``--dummy-weights``."""
+        if self.session.options.weights == "dummy":
+            pytest.skip("accuracy is not judged under --dummy-weights")
+        return self.bench.answer_all(engine).answers
+
+    def time(self, engine: EngineName) -> Timings:
+        """Time ``engine`` with pytest-benchmark's rounds; our numbers go to its ``extra_info``."""
+        used: list[Any] = []
+
+        def repeat(timed_round: Callable[[], None], rounds: int) -> None:
+            benchmark = self.benchmark()
+            benchmark.pedantic(timed_round, rounds=rounds, iterations=1, warmup_rounds=0)
+            used.append(benchmark)
+
+        timings = self.bench.time(engine, repeat)
+        for benchmark in used:
+            benchmark.extra_info.update(report.keyed_by_unit(self.bench.metrics().values()))
+        if timings.answers.labels is None and self.session.options.weights == "real":
+            raise DataError(f"case {self.bench.case.id}: questions without labels")
+        return timings
+
+    def against_published(self, engine: EngineName, answers: Answers) -> list[Verdict]:
+        """Judge the accuracy against the published figure."""
+        metric = self.bench.metrics()[f"acc_{PREFIX[engine]}"]
+        return judge.accuracy_against_published(
+            self.bench.case, metric, len(answers.ids), self._against
+        )
+
+    def against_baseline(self, engine: EngineName, answers: Answers) -> list[Verdict]:
+        """Judge the answers, paired, against the stored ones."""
+        metric = self.bench.metrics()[f"acc_{PREFIX[engine]}"]
+        return judge.accuracy_against_baseline(
+            self.bench.case, engine, metric, answers, self._against
+        )
+
+    def judge_timings(self, timings: Timings) -> list[Verdict]:
+        """Judge throughput, memory and compilation, and that the answers are still right."""
+        case = self.bench.case
+        assert self.session.environment is not None
+        verdicts = judge.throughput(
+            case,
+            timings,
+            self.bench.metrics(),
+            self.bench.workload,
+            self.session.environment,
+            self._against,
+        )
+        reference = self.bench.reference()
+        return verdicts + judge.same_answers(case, timings, reference, self._against)
+
+    def check(self, verdicts: Sequence[Verdict]) -> None:
+        """Record the verdicts; fail or skip as the gravest says."""
+        case, session = self.bench.case, self.session
+        session.add(case, self.bench, verdicts, self.nodeid)
+        for found in verdicts:
+            self.properties.append((f"{found.metric}.{found.gate}", found.word))
+            if found.measured is not None:
+                self.properties.append((found.metric, found.measured))
+        word = verdict.worst(verdicts)
+        strict = session.options.strict
+        if verdict.fails(word, strict):
+            pytest.fail(session.failure(case, verdicts), pytrace=False)
+        if verdict.skips(word, strict):
+            pytest.skip(_skip_reason(verdicts))
+
+    @property
+    def _against(self) -> Against:
+        return self.session.against(self.bench.case)
+
+
+def _newest(stored: baselines.Baseline) -> Any:
+    return stored.sessions[-1] if stored.sessions else next(iter(stored.accuracy.values()))
+
+
+def _skip_reason(verdicts: Sequence[Verdict]) -> str:
+    """Every number that was measured, on one line."""
+    word = verdict.worst(verdicts)
+    numbers = ", ".join(
+        f"{v.metric} {report.number(v.measured, v.unit)} {'%' if v.unit == 'fraction' else v.unit}"
+        for v in verdicts
+        if v.measured is not None
+    )
+    first = next(v for v in verdicts if v.word == word)
+    return f"{word}: {numbers} ({first.reason})"

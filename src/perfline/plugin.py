@@ -1,0 +1,272 @@
+"""How do pytest and perfline meet? Options, fixtures, and what is shown and written.
+
+Tests ask for ``line``: one case, opened once per session, with what it is compared with. pytest
+only reads baselines; a session writes one file, the record (``--results``), after every test.
+Collection loads YAML and nothing else.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from perfline import case as cases
+from perfline.case import Case
+from perfline.errors import MissingData, PerflineError
+from perfline.line import Line, Options, Session
+
+SESSION = pytest.StashKey[Session]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The command line."""
+    group = parser.getgroup("perfline", "LLM inference: accuracy and throughput against baselines")
+    group.addoption(
+        "--cases", metavar="A,B", help="cases to measure, by id (default: all that are known)"
+    )
+    group.addoption(
+        "--case-dir", metavar="DIR", help="a directory with further cases, one YAML file each"
+    )
+    group.addoption(
+        "--data-dir",
+        metavar="DIR",
+        default=os.environ.get("PERFLINE_DATA_DIR"),
+        help="weights and MMLU, laid out as published (default: $PERFLINE_DATA_DIR)",
+    )
+    group.addoption("--baselines", metavar="DIR", help="stored baselines (default: baselines/)")
+    group.addoption(
+        "--results", metavar="FILE", help="the record to write (default: results/run.json)"
+    )
+    group.addoption(
+        "--strict-verdicts",
+        action="store_true",
+        help="missing, unsure and absent weights fail instead of skipping (pytest's own --strict "
+        "on the command line implies it)",
+    )
+    group.addoption(
+        "--full-pass",
+        action="store_true",
+        help="time one pass over all questions, as published, instead of a sample in rounds",
+    )
+    group.addoption(
+        "--dummy-weights",
+        action="store_true",
+        help="random weights on the device; throughput, memory and compilation only",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Markers, and the session's state."""
+    config.addinivalue_line("markers", "perf: measures throughput, memory and compilation")
+    config.addinivalue_line("markers", "accuracy: measures MMLU accuracy")
+    config.stash[SESSION] = Session(_options(config))
+    if config.getoption("cases") or config.getoption("case_dir"):
+        _selected(config)  # a mistyped id is told before anything is collected
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """One test per case, grouped by case so that one model is resident at a time."""
+    if "perfline_bench" in metafunc.fixturenames:
+        found = _selected(metafunc.config)
+        ids = [case.id for case in found]
+        metafunc.parametrize("perfline_bench", found, ids=ids, indirect=True, scope="session")
+    if "engine_name" in metafunc.fixturenames:
+        from perfline.engine import ENGINE_NAMES
+
+        metafunc.parametrize("engine_name", ENGINE_NAMES)
+
+
+@pytest.fixture(scope="session")
+def perfline_opener() -> Callable[..., Any]:
+    """What opens a case; a test of the suite itself overrides it with a scripted engine."""
+    from perfline.bench import open_case
+
+    return open_case
+
+
+@pytest.fixture(scope="session")
+def perfline_environment(pytestconfig: pytest.Config) -> Any:
+    """The machine and its software."""
+    from perfline.environment import collect
+
+    return collect(pytestconfig.rootpath)
+
+
+@pytest.fixture(scope="session")
+def perfline_device() -> Any:
+    """The device that models run on."""
+    from perfline.device import current_device
+
+    return current_device()
+
+
+@pytest.fixture(scope="session")
+def perfline_clock() -> Callable[[], float]:
+    """The clock of all phases, in seconds."""
+    return time.perf_counter
+
+
+@pytest.fixture(scope="session")
+def perfline_tools(
+    pytestconfig: pytest.Config,
+    perfline_opener: Callable[..., Any],
+    perfline_environment: Any,
+    perfline_device: Any,
+    perfline_clock: Callable[[], float],
+) -> Any:
+    """What every case is measured with."""
+    from perfline.line import Tools
+
+    return Tools(
+        opener=perfline_opener,
+        environment=perfline_environment,
+        device=perfline_device,
+        clock=perfline_clock,
+        progress=_progress(pytestconfig),
+    )
+
+
+@pytest.fixture(scope="session")
+def perfline_bench(request: pytest.FixtureRequest, perfline_tools: Any) -> Iterator[Any]:
+    """One case, opened; closed before the next one opens."""
+    session = request.config.stash[SESSION]
+    yield session.open(request.param, perfline_tools)
+    session.close(request.param)
+
+
+@pytest.fixture
+def line(request: pytest.FixtureRequest, perfline_bench: Any) -> Line:
+    """One case: measure with it, then ``check`` the verdicts."""
+    return Line(
+        session=request.config.stash[SESSION],
+        bench=perfline_bench,
+        benchmark=lambda: request.getfixturevalue("benchmark"),
+        properties=request.node.user_properties,
+        nodeid=request.node.nodeid,
+    )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
+    """Errors made for users are shown as their one line; absent weights skip."""
+    return (yield from _one_line_errors(item))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    """As for the set-up."""
+    return (yield from _one_line_errors(item))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Note in the record which tests ended without a verdict, and why."""
+    report = yield
+    case = _case_of(item)
+    if case is not None and call.excinfo is not None and report.failed:
+        session = item.config.stash[SESSION]
+        if not session.judged(item.nodeid):
+            first = (str(call.excinfo.value) or call.excinfo.typename).splitlines()[0]
+            session.add_error(case, f"{item.name}: {first}")
+    return report
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Write the record for the last time: complete, or marked partial."""
+    complete = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
+    stopped = bool(session.shouldstop or session.shouldfail)
+    state = session.config.stash[SESSION]
+    state.finish(partial=stopped or not complete)
+    summary = os.environ.get("GITHUB_STEP_SUMMARY")
+    if summary and state.measured:
+        with Path(summary).open("a", encoding="utf-8") as file:
+            file.write(state.markdown())
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The table of every case that ran, counts of verdicts, and the one next command."""
+    state = terminalreporter.config.stash[SESSION]
+    lines = state.summary()
+    if lines:
+        terminalreporter.write_sep("=", "perfline")
+        for text in lines:
+            terminalreporter.write_line(text)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_benchmark_update_machine_info(
+    config: pytest.Config, machine_info: dict[str, Any]
+) -> None:
+    """What pytest-benchmark does not know: device, driver, torch."""
+    environment = config.stash[SESSION].environment
+    if environment is not None:
+        machine_info["perfline"] = {
+            "machine": environment.machine,
+            "device": environment.device,
+            **environment.context,
+        }
+
+
+def _options(config: pytest.Config) -> Options:
+    given = config.getoption
+    return Options(
+        data_dir=Path(given("data_dir")) if given("data_dir") else None,
+        baselines=Path(given("baselines") or config.rootpath / "baselines"),
+        results=Path(given("results") or config.rootpath / "results" / "run.json"),
+        strict=given("strict_verdicts") or "--strict" in config.invocation_params.args,
+        full_pass=given("full_pass"),
+        weights="dummy" if given("dummy_weights") else "real",
+        shown_from=config.invocation_params.dir,
+    )
+
+
+def _selected(config: pytest.Config) -> list[Case]:
+    names, directory = config.getoption("cases"), config.getoption("case_dir")
+    try:
+        return cases.load_cases(
+            names.split(",") if names else None, (Path(directory),) if directory else ()
+        )
+    except PerflineError as error:
+        raise pytest.UsageError(str(error)) from error
+
+
+def _case_of(item: pytest.Item) -> Case | None:
+    callspec = getattr(item, "callspec", None)
+    return callspec.params.get("perfline_bench") if callspec is not None else None
+
+
+def _one_line_errors(item: pytest.Item) -> Generator[None, object, object]:
+    try:
+        return (yield)
+    except MissingData as error:
+        case = _case_of(item)
+        session = item.config.stash[SESSION]
+        if case is None or session.options.strict:
+            pytest.fail(str(error), pytrace=False)
+        session.add_skipped(case, str(error))
+        pytest.skip(str(error))
+    except PerflineError as error:
+        pytest.fail(str(error), pytrace=False)
+
+
+def _progress(config: pytest.Config) -> Callable[[str], Callable[[int, int], None]] | None:
+    """Progress on the real terminal, past pytest's capture."""
+    reporter: Any = config.pluginmanager.getplugin("terminalreporter")
+    capture: Any = config.pluginmanager.getplugin("capturemanager")
+    if reporter is None or capture is None:
+        return None
+    from perfline.progress import ProgressLine
+
+    def write(text: str) -> None:
+        with capture.global_and_fixture_disabled():
+            reporter.write(text, flush=True)
+
+    return lambda what: ProgressLine(what, write, reporter.isatty)

@@ -1,0 +1,129 @@
+"""A scripted engine: what it answers, how long it takes and what it compiles, without a model.
+
+Every call is written to ``log``, so that a test can pin the order of the phases; time passes only
+where the script says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from perfline.device import Device
+from perfline.engine import CompileCounts, EngineName, Head
+from perfline.environment import Environment
+from perfline.mmlu import LETTERS, Prompt
+
+DEVICE = Device("cpu", "Fake CPU", "fake-cpu")
+ENVIRONMENT = Environment("fake-cpu", "Fake CPU", "cpu", {"torch": "9.9", "commit": "abc1234"})
+
+
+@dataclass
+class FakeClock:
+    """A clock that moves only when told to."""
+
+    now: float = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def prompts(n: int = 40, length: int = 100) -> list[Prompt]:
+    """``n`` prompts of two subjects, of rising lengths, their labels A B C D in turn."""
+    return [
+        Prompt(
+            id=f"{'even' if i % 2 == 0 else 'odd'}/{i // 2}",
+            subject="even" if i % 2 == 0 else "odd",
+            ids=np.arange(length + i, dtype=np.int64),
+            shots=5,
+            label=LETTERS[i % 4],
+        )
+        for i in range(n)
+    ]
+
+
+@dataclass
+class FakeEngine:
+    """``engine.Engine`` by script.
+
+    Attributes:
+        token_s: seconds a token takes in the forward.
+        wrong: ids of questions that it answers wrongly (with the next letter).
+        graphs_at: numbers of the forwards (from 0) at which it compiles a graph.
+        factors: the n-th forward takes ``factors[n % len]`` times as long.
+    """
+
+    name: EngineName
+    clock: FakeClock
+    log: list[str] = field(default_factory=list)
+    token_s: float = 1e-4
+    read_s: float = 0.0
+    compile_s: float = 0.0
+    wrong: frozenset[str] = frozenset()
+    graphs_at: tuple[int, ...] = ()
+    factors: Sequence[float] = (1.0,)
+    breaks: int = 0
+    memory_gib: float = 1.0
+    nan: frozenset[str] = frozenset()
+    _forwards: int = 0
+    _graphs: int = 0
+
+    def prepare(self, prompt: Prompt) -> Prompt:
+        self.log.append("prepare")
+        return prompt
+
+    def forward(self, batch: Prompt, head: Head) -> Prompt:
+        self.log.append(f"forward {batch.id} {head}")
+        if self._forwards in self.graphs_at:
+            self._graphs += 1
+            self.clock.now += self.compile_s
+        self.clock.now += (
+            self.token_s * len(batch.ids) * self.factors[self._forwards % len(self.factors)]
+        )
+        self._forwards += 1
+        return batch
+
+    def synchronize(self) -> None:
+        self.log.append("synchronize")
+
+    def read(self, logits: Prompt) -> tuple[list[float], int, str]:
+        self.log.append("read")
+        self.clock.now += self.read_s
+        right = LETTERS.index(logits.label or "A")
+        given = (right + 1) % 4 if logits.id in self.wrong else right
+        letters = [5.0 if i == given else float(i) for i in range(4)]
+        if logits.id in self.nan:
+            letters[0] = float("nan")
+        return letters, given, LETTERS[given]
+
+    def compile_counts(self) -> CompileCounts:
+        return CompileCounts(self._graphs, self.breaks if self._graphs else 0, 0, self._graphs)
+
+    def flops(self, tokens: int, head: Head) -> float | None:
+        return 1e6 * tokens
+
+    def reset_peak_memory(self) -> None:
+        self.log.append("reset peak")
+
+    def peak_memory_gib(self) -> float | None:
+        return self.memory_gib
+
+
+@dataclass
+class FakeOpened:
+    """``bench.Opened`` over scripted engines."""
+
+    engines: dict[str, FakeEngine]
+    prompts: Sequence[Prompt] = field(default_factory=prompts)
+    load_s: float = 1.5
+    load_peak_gib: float | None = 0.5
+    facts: dict[str, str] = field(default_factory=lambda: {"weights": "sha256:fake"})
+    closed: int = 0
+
+    def engine(self, name: EngineName) -> FakeEngine:
+        return self.engines[name]
+
+    def close(self) -> None:
+        self.closed += 1

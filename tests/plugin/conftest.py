@@ -1,0 +1,127 @@
+"""A suite of its own in a temporary directory, run in this process with a scripted engine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import scipy.special  # noqa: F401 - pytester would import it, and numpy, a second time
+
+REPOSITORY = Path(__file__).parents[2]
+CONFTEST = """
+import json
+from pathlib import Path
+
+import pytest
+from fakes import DEVICE, ENVIRONMENT, FakeClock, FakeEngine, FakeOpened, prompts
+
+
+CLOCK = FakeClock()
+
+
+def note(text):
+    with Path("opened.log").open("a") as log:
+        log.write(f"{text}\\n")
+
+
+def opened(case, device, data_dir, weights):
+    script = json.loads(Path("script.json").read_text())
+    for name in script.pop("raise", []):
+        from perfline import errors
+
+        command = ["hf download x"] if name == "MissingData" else []
+        raise getattr(errors, name)(f"scripted {name}", *command)
+    engines = {}
+    for name in ("eager", "inductor"):
+        settings = {**script.get("both", {}), **script.get(name, {})}
+        settings["wrong"] = frozenset(settings.get("wrong", ()))
+        settings["nan"] = frozenset(settings.get("nan", ()))
+        engines[name] = FakeEngine(name, CLOCK, **settings)
+    made = FakeOpened(engines, prompts(script.get("prompts", 40)))
+    note(f"open {case.id}")
+    close = made.close
+    made.close = lambda: (note(f"close {case.id}"), close())
+    return made
+
+
+@pytest.fixture(scope="session")
+def perfline_opener():
+    return opened
+
+
+@pytest.fixture(scope="session")
+def perfline_environment():
+    return ENVIRONMENT
+
+
+@pytest.fixture(scope="session")
+def perfline_device():
+    return DEVICE
+
+
+@pytest.fixture(scope="session")
+def perfline_clock():
+    return CLOCK
+"""
+CASE = """
+case: {id}
+model: {{case_dir: x, weight_dir: y, precision: fp32, nominal_parameters: 1.0e+6}}
+throughput: {{sample: 8, rounds: 5, min_round_s: 0.001}}
+"""
+GATES = "gates: {throughput_session_sd_fraction: 0.005}\n"
+
+
+class Suite:
+    """tests/perf and tests/accuracy with a scripted engine: write a script, run, look."""
+
+    def __init__(self, pytester: pytest.Pytester) -> None:
+        self.pytester = pytester
+        self.root = pytester.path
+        pytester.makeconftest(CONFTEST)
+        pytester.makeini("[pytest]\nfilterwarnings = error\n")
+        (self.root / "tests").mkdir()
+        for name in ("perf/test_throughput.py", "accuracy/test_mmlu.py"):
+            target = self.root / "tests" / Path(name).name
+            target.write_text((REPOSITORY / "tests" / name).read_text())
+        self.case("fake")
+        self.script()
+
+    def case(self, name: str, extra: str = GATES) -> None:
+        """Write a case of that id; without more, two sessions differ by 0.5 % or so."""
+        (self.root / "cases").mkdir(exist_ok=True)
+        (self.root / "cases" / f"{name}.yaml").write_text(CASE.format(id=name) + extra)
+
+    def script(self, **script: object) -> None:
+        """Say what the engines do from now on."""
+        (self.root / "script.json").write_text(json.dumps(script))
+
+    def run(
+        self, *arguments: str, cases: str = "fake", no_reraise: bool = False
+    ) -> pytest.RunResult:
+        """Run the suite in this process; ``no_reraise`` keeps its Ctrl-C to itself."""
+        given = [f"--cases={cases}", "--case-dir=cases", "-p", "no:cacheprovider", "-rs"]
+        if no_reraise:
+            return self.pytester.runpytest_subprocess(*given, *arguments)
+        return self.pytester.runpytest_inprocess(*given, *arguments)
+
+    def update(self, *arguments: str, case: str = "fake") -> int:
+        """``perfline baselines update``."""
+        from perfline.cli import main
+
+        return main(["baselines", "update", case, "--case-dir=cases", "--reason=test", *arguments])
+
+    def record(self) -> dict[str, object]:
+        """The record as it stands."""
+        return json.loads((self.root / "results" / "run.json").read_text())
+
+    def words(self, case: str = "fake") -> dict[str, str]:
+        """{metric.gate: word} of the record's verdicts."""
+        verdicts = self.record()["cases"][case]["verdicts"]
+        return {f"{v['metric']}.{v['gate']}": v["word"] for v in verdicts}
+
+
+@pytest.fixture
+def suite(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Suite:
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY / "tests"))  # for runs in a subprocess
+    return Suite(pytester)

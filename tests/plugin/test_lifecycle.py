@@ -1,0 +1,157 @@
+"""Every verdict, from the first run without a baseline on: what pytest says and returns."""
+
+from __future__ import annotations
+
+import pytest
+
+PUBLISHED = """{
+ "schema": 1, "case": "fake", "source": "this test", "device": null, "dtype": "fp32",
+ "metrics": {"acc_infer": {"value": 0.95, "unit": "fraction"},
+             "acc_val": {"value": 0.95, "unit": "fraction"}}
+}"""
+
+
+@pytest.fixture
+def accepted(suite):
+    """The suite after its first run was accepted as the baseline."""
+    suite.script(prompts=400, both={"wrong": [f"even/{i}" for i in range(20)]})
+    suite.run()
+    assert suite.update() == 0
+    return suite
+
+
+def test_missing_skips_with_the_numbers_and_fails_under_strict(suite):
+    result = suite.run()
+    result.assert_outcomes(skipped=6)
+    result.stdout.fnmatch_lines(
+        [
+            'next: perfline baselines update fake --run results/run.json --reason "first baseline"',
+            "*missing: p_val_core 10000 tok/s, p_val_whole 10000 tok/s, mem_val 1.00 GiB*",
+        ]
+    )
+    assert set(suite.words().values()) == {"missing", "ok"}  # ok: compiled answers as eager
+    suite.run("--strict").assert_outcomes(failed=6)
+    suite.run("--strict-verdicts").assert_outcomes(failed=6)
+
+
+def test_update_then_ok(accepted):
+    result = accepted.run("--strict", "-m", "perf")
+    result.assert_outcomes(passed=2, deselected=4)
+    assert set(accepted.words().values()) == {"ok"}
+    assert accepted.words()["p_infer_core.baseline"] == "ok"
+
+
+def test_accuracy_ok_against_both_gates(accepted):
+    published = accepted.root / "baselines" / "published"
+    published.mkdir()
+    (published / "fake.json").write_text(PUBLISHED)
+    accepted.run("--strict", "-m", "accuracy").assert_outcomes(passed=4, deselected=2)
+    words = accepted.words()
+    assert words["acc_infer.published"] == words["acc_infer.baseline"] == "ok"
+
+
+def test_twice_as_slow_is_regressed_and_says_so_in_the_first_line(accepted):
+    accepted.script(prompts=400, inductor={"token_s": 2e-4})
+    result = accepted.run("-m", "perf")
+    result.assert_outcomes(passed=1, failed=1, deselected=4)
+    result.stdout.fnmatch_lines(
+        [
+            "p_infer_core regressed -50.0 % (limit -2.0 %)",
+            "*metric*unit*baseline*measured*change*limit*verdict*",
+            "*p_infer_core*tok/s*10000*5000*-50.0 %*-2.0 %*regressed*",
+            "*baseline  baselines/fake-cpu/fake.json (*commit abc1234)",
+            "*context   torch, driver and all other versions unchanged",
+            "*hint: to accept it: perfline baselines update fake *--accept-regression*",
+        ]
+    )
+    assert result.ret == 1
+
+
+def test_wrong_answers_are_regressed_and_named(accepted):
+    wrong = [f"even/{i}" for i in range(20)] + [f"odd/{i}" for i in range(12)]
+    accepted.script(prompts=400, both={"wrong": wrong})
+    result = accepted.run("-m", "accuracy", "-k", "stored")
+    result.assert_outcomes(failed=2, deselected=4)
+    result.stdout.fnmatch_lines(
+        [
+            "acc_val regressed -3.00 pp (limit *",
+            "*flipped questions: 12 right -> wrong",
+            "*odd/0: B -> C (label B, stored margin * logits)",
+        ]
+    )
+
+
+def test_fast_but_wrong_is_never_ok(accepted):
+    accepted.script(
+        prompts=400, inductor={"token_s": 1e-5, "wrong": [f"odd/{i}" for i in range(200)]}
+    )
+    result = accepted.run("-m", "perf", "-k", "inductor")
+    timed = {v["metric"]: v["word"] for v in accepted.record()["cases"]["fake"]["verdicts"]}
+    assert timed["p_infer_core"] == "improved"
+    assert timed["flips"] == "regressed"
+    result.assert_outcomes(failed=1, deselected=5)
+
+
+def test_another_case_definition_is_incomparable(accepted):
+    accepted.case("fake", "engine: {dynamic: false}\n")
+    result = accepted.run()
+    assert result.ret == 1
+    words = accepted.words()
+    assert words["p_infer_core.baseline"] == words["acc_infer.baseline"] == "incomparable"
+    result.stdout.fnmatch_lines(["*the case has changed since the baseline was accepted*"])
+
+
+def test_another_workload_is_incomparable(accepted):
+    accepted.run("-m", "perf", "--full-pass")
+    assert accepted.words()["p_infer_core.baseline"] == "incomparable"
+
+
+def test_a_recompile_in_the_timed_region_is_invalid(accepted):
+    accepted.script(prompts=400, inductor={"graphs_at": [12]})
+    result = accepted.run("-m", "perf", "-k", "inductor")
+    result.assert_outcomes(failed=1, deselected=5)
+    result.stdout.fnmatch_lines(["p_infer_core invalid: 1 graph(s) were compiled inside*"])
+    assert accepted.words()["p_infer_core.baseline"] == "invalid"
+
+
+def test_faster_passes_as_improved_and_asks_for_an_update(accepted):
+    accepted.script(
+        prompts=400,
+        both={"token_s": 5e-5, "wrong": [f"even/{i}" for i in range(20)]},
+    )
+    result = accepted.run("-m", "perf", "--strict")
+    result.assert_outcomes(passed=2, deselected=4)
+    result.stdout.fnmatch_lines(["next: perfline baselines update fake*"])
+    assert accepted.words()["p_infer_core.baseline"] == "improved"
+
+
+def test_a_spread_wider_than_the_margin_is_unsure(accepted):
+    gates = "gates: {throughput_session_sd_fraction: 0.2}\n"
+    accepted.case("fake", gates)
+    result = accepted.run("-m", "perf")
+    result.assert_outcomes(skipped=2, deselected=4)
+    assert accepted.words()["p_infer_core.baseline"] == "unsure"
+    accepted.run("-m", "perf", "--strict").assert_outcomes(failed=2, deselected=4)
+
+
+def test_a_second_session_is_added(accepted):
+    accepted.script(prompts=400, both={"token_s": 1.01e-4})
+    accepted.run("-m", "perf")
+    assert accepted.update("--add") == 0
+    from perfline import baseline
+
+    stored = baseline.load(accepted.root / "baselines" / "fake-cpu" / "fake.json")
+    assert len(stored.sessions) == 2
+    assert stored.values("p_infer_core") == pytest.approx((10000, 10000 / 1.01))
+
+
+def test_a_bigger_model_is_regressed(accepted):
+    accepted.script(prompts=400, both={"memory_gib": 1.2})
+    accepted.run("-m", "perf")
+    assert accepted.words()["mem.baseline"] == "regressed"
+
+
+def test_one_more_graph_is_regressed(accepted):
+    accepted.script(prompts=400, inductor={"graphs_at": [0]})
+    accepted.run("-m", "perf")
+    assert accepted.words()["graphs.baseline"] == "regressed"

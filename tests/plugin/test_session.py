@@ -1,0 +1,184 @@
+"""What a session loads, writes and survives."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+
+def log(suite):
+    return (suite.root / "opened.log").read_text().split("\n")[:-1]
+
+
+def test_a_case_is_opened_once_and_closed_before_the_next(suite):
+    suite.case("other")
+    suite.run(cases="fake,other")
+    assert log(suite) == ["open fake", "close fake", "open other", "close other"]
+
+
+def test_collection_opens_nothing(suite):
+    result = suite.run("--collect-only", "-q")
+    result.stdout.fnmatch_lines(["*test_throughput[[]fake-inductor[]]*"])
+    assert not (suite.root / "opened.log").exists()
+
+
+def test_collection_does_not_import_torch(suite):
+    (suite.root / "conftest.py").unlink()
+    code = (
+        "import sys, pytest; "
+        "code = pytest.main(['--collect-only', '-q', '--cases=fake', '--case-dir=cases']); "
+        "print('torch' in sys.modules, 'pandas' in sys.modules, int(code))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=suite.root, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "False False 0"
+
+
+def test_missing_weights_skip_with_the_command_and_fail_under_strict(suite):
+    suite.script(**{"raise": ["MissingData"]})
+    result = suite.run("-m", "perf")
+    result.assert_outcomes(skipped=2, deselected=4)
+    result.stdout.fnmatch_lines(["*scripted MissingData; get it with: hf download x*"])
+    suite.run("-m", "perf", "--strict").assert_outcomes(errors=2, deselected=4)
+
+
+@pytest.mark.parametrize("error", ["DeviceMemory", "EngineError", "DataError"])
+def test_an_error_for_users_is_one_line_and_makes_the_record_unacceptable(suite, error, capsys):
+    suite.script(**{"raise": [error]})
+    result = suite.run("-m", "perf", "-k", "eager")
+    result.assert_outcomes(errors=1, deselected=5)
+    result.stdout.fnmatch_lines([f"scripted {error}"])
+    assert "Traceback" not in result.stdout.str()
+    assert suite.record()["cases"]["fake"]["errors"][0].endswith(f"scripted {error}")
+    assert suite.update() != 0
+
+
+def test_a_failing_forward_is_no_verdict(suite):
+    suite.script(both={"nan": ["even/0"]})
+    result = suite.run("-m", "accuracy", "-k", "eager and stored")
+    result.assert_outcomes(failed=1, deselected=5)
+    result.stdout.fnmatch_lines(["*logits of 1 of * prompts are not finite*"])
+    assert suite.record()["cases"]["fake"]["verdicts"] == []
+
+
+def test_results_that_cannot_be_written_are_told_before_anything_is_loaded(suite):
+    (suite.root / "results").write_text("a file")
+    result = suite.run("-m", "perf", "-k", "eager")
+    result.assert_outcomes(errors=1, deselected=5)
+    result.stdout.fnmatch_lines(["*results/run.json: cannot be written*"])
+    assert not (suite.root / "opened.log").exists()
+
+
+def test_a_broken_baseline_is_told_before_anything_is_loaded(suite):
+    (suite.root / "baselines" / "fake-cpu").mkdir(parents=True)
+    (suite.root / "baselines" / "fake-cpu" / "fake.json").write_text('{"schema": 1, ')
+    result = suite.run("-m", "perf", "-k", "eager")
+    result.assert_outcomes(errors=1, deselected=5)
+    result.stdout.fnmatch_lines(["*fake.json: is torn or not JSON at line 1*"])
+    assert not (suite.root / "opened.log").exists()
+
+
+def test_an_interrupt_leaves_a_partial_record_that_no_update_accepts(suite, capsys):
+    test = suite.root / "tests" / "test_throughput.py"
+    test.write_text(
+        test.read_text() + "\n\ndef test_z_interrupt(line):\n    raise KeyboardInterrupt\n"
+    )
+    result = suite.run("-m", "perf", no_reraise=True)
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    record = suite.record()
+    assert record["partial"] is True
+    assert "p_infer_core" in record["cases"]["fake"]["metrics"]
+    assert suite.update() == 2
+    assert "partial" in capsys.readouterr().err
+
+
+def test_a_complete_session_is_not_partial(suite):
+    suite.run("-m", "perf")
+    assert suite.record()["partial"] is False
+
+
+def test_stopping_at_the_first_failure_is_partial(suite):
+    suite.run("--strict", "-x")
+    assert suite.record()["partial"] is True
+
+
+def test_benchmark_json_holds_our_numbers_and_the_device(suite):
+    suite.run("-m", "perf", "--benchmark-json=bench.json")
+    data = json.loads((suite.root / "bench.json").read_text())
+    assert data["machine_info"]["perfline"]["machine"] == "fake-cpu"
+    by_name = {b["name"]: b for b in data["benchmarks"]}
+    info = by_name["test_throughput[fake-inductor]"]["extra_info"]
+    assert info["p_infer_core_tok_per_s"] == pytest.approx(10000)
+    assert len(by_name["test_throughput[fake-eager]"]["stats"]["data"]) == 5
+
+
+def test_junit_holds_metrics_and_verdicts(suite):
+    suite.run("-m", "perf", "--junit-xml=junit.xml")
+    text = (suite.root / "junit.xml").read_text()
+    assert '<property name="p_infer_core.baseline" value="missing"' in text
+    assert '<property name="p_infer_core" value="' in text
+
+
+def test_step_summary_is_appended(suite, monkeypatch):
+    summary = suite.root / "summary.md"
+    summary.write_text("before\n")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
+    suite.run("-m", "perf")
+    text = summary.read_text()
+    assert text.startswith("before\n## perfline: missing\n")
+    assert "| p_infer_core | tok/s | 10000" in " ".join(text.split())
+
+
+def test_full_pass_times_every_question_once_and_serves_the_accuracy_too(suite):
+    suite.run("--full-pass")
+    record = suite.record()["cases"]["fake"]
+    assert record["workload"]["full_pass"] is True
+    assert record["metrics"]["questions"]["value"] == 40
+    assert len(record["metrics"]["p_infer_core"]["samples"]) == 1
+    assert record["metrics"]["acc_infer"]["value"] == 1.0
+
+
+def test_all_nine_published_metrics_are_measured(suite):
+    suite.run()
+    measured = suite.record()["cases"]["fake"]["metrics"]
+    assert {
+        "e2e_time",
+        "p_val_whole",
+        "p_val_core",
+        "p_infer_whole",
+        "p_infer_core",
+        "acc_infer",
+        "acc_val",
+        "mem",
+    } <= set(measured)  # MFU is absent: the fake device has no known peak
+    assert "mfu" not in measured
+
+
+def test_dummy_weights_judge_no_accuracy(suite):
+    result = suite.run("--dummy-weights", "-m", "accuracy")
+    result.assert_outcomes(skipped=4, deselected=2)
+    result.stdout.fnmatch_lines(["*accuracy is not judged under --dummy-weights*"])
+
+
+def test_an_unknown_case_is_a_usage_error(suite):
+    result = suite.run(cases="fakee")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*case 'fakee' is not known; did you mean 'fake'?*"])
+
+
+def test_xdist_is_refused(suite, monkeypatch):
+    monkeypatch.setenv("PYTEST_XDIST_WORKER", "gw0")
+    result = suite.run("-m", "perf", "-k", "eager")
+    result.stdout.fnmatch_lines(["*one model at a time: run the perfline tests without pytest-xd*"])
+
+
+def test_without_perfline_tests_nothing_is_written_or_said(pytester):
+    pytester.makepyfile("def test_it(): assert 1 + 1 == 2")
+    result = pytester.runpytest_inprocess()
+    result.assert_outcomes(passed=1)
+    assert "= perfline =" not in result.stdout.str()
+    assert not (pytester.path / "results").exists()

@@ -1,0 +1,290 @@
+from __future__ import annotations
+
+import json
+import struct
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from samples import case_record, packaged, record
+
+from perfline import accept, baseline, cli, device, doctor, environment, telemetry
+from perfline.device import Device
+from perfline.telemetry import Sample, Watch
+
+GPU = Device("cuda", "NVIDIA H100 80GB HBM3", "nvidia-h100-80gb-hbm3")
+CPU = Device("cpu", "Test CPU", "cpu-test-2-cores")
+READING = Sample(1980, 41, 312.4, ("software thermal slowdown",), (77, 78))
+
+
+@pytest.fixture
+def on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """Stand on a device with this much free memory; nothing of this machine shines through."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(doctor.data, "PACKAGED_DATA", tmp_path / "packaged")
+
+    def stand(where: Device, free_gib: float | None, reading: Sample | None = None) -> None:
+        @contextmanager
+        def watch(_: Device) -> Any:
+            yield Watch(None if reading is None else lambda: reading)
+
+        collected = SimpleNamespace(context={"torch": "2.13.0", "transformers": "5.23.0"})
+        monkeypatch.setattr(telemetry, "watch", watch)
+        monkeypatch.setattr(doctor, "current_device", lambda: where)
+        monkeypatch.setattr(environment, "collect", lambda _: collected)
+        monkeypatch.setattr(device.Device, "free_memory_gib", lambda _: free_gib)
+        monkeypatch.setattr(doctor, "_waited_fraction", lambda: 0.25)
+
+    return stand
+
+
+def checkpoint(directory: Path) -> Path:
+    """A whole checkpoint of one fp32 tensor with 500,000 numbers."""
+    directory.mkdir(parents=True)
+    size = 4 * 500_000
+    header = json.dumps(
+        {
+            "__metadata__": {"format": "pt"},
+            "w": {"dtype": "F32", "shape": [1000, 500], "data_offsets": [0, size]},
+        }
+    ).encode()
+    (directory / "model.safetensors").write_bytes(
+        struct.pack("<Q", len(header)) + header + bytes(size)
+    )
+    (directory / "config.json").write_text('{"model_type": "llama"}')
+    (directory / "tokenizer.json").write_text("{}")
+    return directory
+
+
+def questions(directory: Path) -> Path:
+    for split in ("dev", "test"):
+        (directory / split).mkdir(parents=True)
+    return directory
+
+
+def test_a_bare_machine_says_what_to_type(
+    on: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    on(GPU, 78.0, READING)
+
+    assert cli.main(["doctor", "--cases", "llama3-8b", "--data-dir", "data"]) == 0
+
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[:9] == [
+        "device    NVIDIA H100 80GB HBM3 (cuda)",
+        "machine   nvidia-h100-80gb-hbm3 (its baselines' directory)",
+        "memory    78.0 GiB free",
+        "peak      fp32 67, fp16 989, bf16 989 TFLOP/s dense",
+        "cpu       25 % of the time waiting for a core: others take it, timings will be unsure",
+        "clocks    SM 1980 MHz, 41 C, 312 W, software thermal slowdown, other processes compute "
+        "here: pid 77, 78",
+        "  steady clocks (administrator): sudo nvidia-smi -pm 1 && sudo nvidia-smi -lgc MHZ,MHZ",
+        "  MHZ: one of `nvidia-smi -q -d SUPPORTED_CLOCKS`; undo: sudo nvidia-smi -rgc",
+        printed[8],
+    ]
+    assert printed[8].startswith("versions  torch 2.13.0, transformers 5.23.0, pytest ")
+    target = "data/llama3_8b_mmlu"
+    assert printed[-7:] == [
+        "case llama3-8b (fp16)",
+        "  weights   missing; get it with: hf download meta-llama/Meta-Llama-3-8B --local-dir "
+        f"{target}/llama3_8b_hf",
+        "  questions missing; get it with: curl -L --create-dirs "
+        f"https://people.eecs.berkeley.edu/~hendrycks/data.tar -o {target}/data.tar",
+        "  baseline  missing; it would be baselines/nvidia-h100-80gb-hbm3/llama3-8b.json",
+        "  memory    14.9 GiB of weights, 78.0 GiB free",
+        "",
+        "ready: 0 of 1 cases",
+    ]
+
+
+def test_a_cpu_without_nvml_claims_nothing(on: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    on(CPU, None)
+
+    assert cli.main(["doctor", "--cases", "llama3-8b,tiny"]) == 0
+
+    printed = capsys.readouterr().out
+    assert "peak      not known for this device: no MFU\n" in printed
+    assert "clocks    not known on this device\n" in printed
+    assert "nvidia-smi" not in printed
+    assert "  memory    14.9 GiB of weights; free memory not known\n" in printed
+
+
+def test_a_gpu_without_nvml_says_what_would_tell(
+    on: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    on(GPU, 78.0)
+
+    assert cli.main(["doctor", "--cases", "tiny"]) == 0
+    assert "clocks    not known on this device (NVML: pip install nvidia-ml-py)\n" in (
+        capsys.readouterr().out
+    )
+
+
+def test_what_is_there_is_named_with_its_size(on: Any, tmp_path: Path) -> None:
+    on(CPU, 8.0)
+    home = tmp_path / "data/tiny_mmlu"
+    weights = checkpoint(home / "tiny_hf")
+    asked = questions(home / "mmlu_dataset/data")
+
+    report = doctor.inspect([packaged()], tmp_path / "data", tmp_path / "baselines")
+
+    (state,) = report.cases
+    assert state.weights == doctor.Found(path=str(weights))
+    assert state.questions == doctor.Found(path=str(asked))
+    assert state.weights_gib == 500_000 * 4 / 1024**3
+    assert state.fits is True
+    assert report.problems == ()
+    assert list(doctor.lines(report))[-1] == "ready: 1 of 1 cases"
+
+
+def test_a_sharded_checkpoint_is_added_up(on: Any, tmp_path: Path) -> None:
+    on(CPU, 8.0)
+    weights = checkpoint(tmp_path / "data/llama3_8b_mmlu/llama3_8b_hf")
+    shard = (weights / "model.safetensors").rename(weights / "model-1.safetensors")
+    (weights / "model-2.safetensors").write_bytes(shard.read_bytes())
+    index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
+    (weights / "model.safetensors.index.json").write_text(json.dumps(index))
+
+    report = doctor.inspect([packaged("llama3-8b")], tmp_path / "data", tmp_path)
+
+    assert report.cases[0].weights_gib == 2 * 500_000 * 2 / 1024**3  # fp16
+
+
+def test_a_model_that_does_not_fit_is_said(on: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    on(CPU, 8.0)
+
+    assert cli.main(["doctor", "--cases", "llama3-8b"]) == 0
+    assert "14.9 GiB of weights do not fit in 8.0 GiB: lower model.precision\n" in (
+        capsys.readouterr().out
+    )
+
+
+def test_broken_weights_fail(on: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    on(CPU, 8.0)
+    weights = checkpoint(tmp_path / "data/tiny_mmlu/tiny_hf")
+    with (weights / "model.safetensors").open("r+b") as file:
+        file.truncate(1000)
+
+    assert cli.main(["doctor", "--cases", "tiny", "--data-dir", str(tmp_path / "data")]) == 1
+
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[-1].startswith(f"problem: case 'tiny': {weights}/model.safetensors: has 1000 b")
+    assert any(line.startswith("  weights   broken: ") for line in printed)
+
+
+def _store(root: Path, weights: str = "real", **changes: Any) -> Path:
+    whole = record(case_record(weights=weights, **changes))
+    held = accept.measured_baseline(whole, whole.cases["tiny"], "first")
+    path = baseline.path(root, CPU.slug, "tiny", weights == "dummy")
+    baseline.save(path, held)
+    return path
+
+
+def test_the_baseline_that_applies_is_named(
+    on: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    on(CPU, 8.0)
+    _store(tmp_path / "baselines")
+
+    assert cli.main(["doctor", "--cases", "tiny"]) == 0
+    assert (
+        f"  baseline  baselines/{CPU.slug}/tiny.json (1 sessions, last 2026-11-22)\n"
+        in capsys.readouterr().out
+    )
+
+
+def test_where_only_random_weights_have_a_baseline_it_is_named(on: Any, tmp_path: Path) -> None:
+    on(CPU, 8.0)
+    path = _store(tmp_path / "baselines", "dummy")
+
+    (state,) = doctor.inspect([packaged()], None, tmp_path / "baselines").cases
+
+    assert state.baseline == doctor.Found(path=str(path))
+    assert state.sessions == ("2026-11-22T10:00:00Z",)
+
+
+@pytest.mark.parametrize("fault", ["stale", "torn"])
+def test_a_baseline_that_cannot_apply_fails(on: Any, tmp_path: Path, fault: str) -> None:
+    on(CPU, 8.0)
+    path = _store(tmp_path / "baselines", digest="sha256:0123456789abcdef")
+    if fault == "torn":
+        path.write_text(path.read_text()[:50])
+    expected = {"stale": "is of an older definition of the case", "torn": "is torn or not JSON"}
+
+    report = doctor.inspect([packaged()], None, tmp_path / "baselines")
+
+    (problem,) = report.problems
+    assert problem.startswith(f"case 'tiny': {path}: {expected[fault]}")
+
+
+def test_without_torch_the_rest_is_still_said(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)  # `import torch` raises ImportError
+    weights = checkpoint(tmp_path / "tiny_mmlu/tiny_hf")
+
+    assert cli.main(["doctor", "--cases", "tiny", "--data-dir", str(tmp_path)]) == 1
+
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].startswith("versions  torch ")
+    assert f"  weights   {weights}" in printed
+    assert "  baseline  not known without torch" in printed
+    assert printed[-1].startswith("problem: torch cannot be imported (")
+    assert printed[-1].endswith("); install it: pip install torch")
+
+
+def test_the_report_as_json(on: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    on(GPU, 78.0, READING)
+
+    assert cli.main(["doctor", "--cases", "llama3-8b", "--json"]) == 0
+
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["machine"]["machine"] == "nvidia-h100-80gb-hbm3"
+    assert shown["machine"]["peak_flops"]["fp16"] == 989e12
+    assert shown["machine"]["reading"]["slowdowns"] == ["software thermal slowdown"]
+    assert shown["cases"][0]["weights"]["path"] is None
+    assert shown["cases"][0]["weights"]["command"].startswith("hf download meta-llama/")
+    assert shown["cases"][0]["fits"] is True
+    assert shown["problems"] == []
+
+
+def test_an_unknown_case_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["doctor", "--cases", "tinny"]) == 2
+    assert capsys.readouterr().err == (
+        "perfline: error: case 'tinny' is not known; did you mean 'tiny'? "
+        "(known: deepseek-7b, llama3-8b, tiny)\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("readings", "fraction"),
+    [
+        ([(1.0, 0.5), (1.15, 0.55)], 0.25),
+        ([(1.0, 0.5), (1.2, 0.5)], 0.0),
+        ([None, None], None),
+    ],
+)
+def test_waiting_for_a_core_is_a_share_of_a_busy_moment(
+    monkeypatch: pytest.MonkeyPatch, readings: list[Any], fraction: float | None
+) -> None:
+    monkeypatch.setattr(doctor, "cpu_contention", iter(readings).__next__)
+    monkeypatch.setattr(doctor, "_LISTEN_S", 0.0)
+
+    found = doctor._waited_fraction()
+
+    assert found == (None if fraction is None else pytest.approx(fraction))
+
+
+def test_the_machine_at_hand_is_examined() -> None:
+    """The real device, whatever it is."""
+    here = device.current_device()
+
+    machine = doctor.examine(here)
+
+    assert machine.machine == here.slug
+    assert machine.kind == here.kind
+    assert machine.free_memory_gib is None or machine.free_memory_gib > 0

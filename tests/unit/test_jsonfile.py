@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from perfline.errors import RecordError
+from perfline.jsonfile import Node, digest, locked, read, write
+
+FIX = "make it anew"
+
+
+def reading(path: Path) -> str:
+    """Return the one line that reading the file raises."""
+    with pytest.raises(RecordError) as raised:
+        read(path, 1, RecordError, FIX)
+    return str(raised.value)
+
+
+def test_what_was_written_is_read_sorted_one_value_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "run.json"
+    write(path, {"b": [1, 2.5], "a": "é", "schema": 1}, RecordError)
+
+    assert path.read_text("utf-8").splitlines() == [
+        "{",
+        ' "a": "é",',
+        ' "b": [',
+        "  1,",
+        "  2.5",
+        " ],",
+        ' "schema": 1',
+        "}",
+    ]
+    assert read(path, 1, RecordError, FIX).data == {"a": "é", "b": [1, 2.5], "schema": 1}
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_new_file_is_readable_by_others(tmp_path: Path) -> None:
+    (tmp_path / "plain").touch()
+    write(tmp_path / "run.json", {}, RecordError)
+
+    assert (tmp_path / "run.json").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"schema": 1,\n "a": [1', "is torn or not JSON at line 2, column 9: Expecting"),
+        ("", "is torn or not JSON at line 1, column 1: Expecting value"),
+        ("<<<<<<< HEAD\n{}", "is torn or not JSON at line 1, column 1"),
+        ('{"schema": 1, "a": NaN}', "holds NaN, which is no number; make it anew"),
+        ('{"schema": 1, "a": -Infinity}', "holds -Infinity, which is no number"),
+        ("[1]", "holds [1] (expected a JSON object)"),
+        ('{"schema": 2}', "has schema 2, and this perfline reads schema 1"),
+        ("{}", "key 'schema' is missing (expected a number); make it anew"),
+        ('{"schema": "1"}', "key 'schema' is \"1\" (expected a number)"),
+    ],
+)
+def test_what_cannot_be_read_is_one_line(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "run.json"
+    path.write_text(text)
+
+    assert reading(path).startswith(f"{path}: {message}")
+
+
+def test_an_absent_or_binary_file_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "b.json").write_bytes(b"\xff\xfe")
+
+    assert reading(tmp_path / "a.json") == (
+        f"{tmp_path / 'a.json'}: cannot be read: No such file or directory"
+    )
+    assert reading(tmp_path / "b.json").endswith("is not UTF-8 text (byte 0); make it anew")
+
+
+@pytest.mark.parametrize(
+    ("look_up", "message"),
+    [
+        (lambda n: n.text("absent"), "'x.absent' is missing (expected text)"),
+        (lambda n: n.text("empty"), "'x.empty' is \"\" (expected text)"),
+        (lambda n: n.text("one"), "'x.one' is 1 (expected text)"),
+        (lambda n: n.optional_text("one"), "'x.one' is 1 (expected text)"),
+        (lambda n: n.number("true"), "'x.true' is true (expected a number)"),
+        (lambda n: n.number("empty"), "'x.empty' is \"\" (expected a number)"),
+        (lambda n: n.number("huge"), "'x.huge' is Infinity (expected a number)"),
+        (lambda n: n.child("one"), "'x.one' is 1 (expected an object)"),
+        (lambda n: list(n.items("one")), "'x.one' is 1 (expected a list of objects)"),
+        (lambda n: list(n.items("list")), "'x.list.1' is 1 (expected an object)"),
+        (lambda n: n.scalars("deep"), "'x.deep.a' is [] (expected text, a number, true"),
+    ],
+)
+def test_a_wrong_key_is_named_with_its_place(look_up: Any, message: str) -> None:
+    data = {
+        "empty": "",
+        "one": 1,
+        "true": True,
+        "huge": float("inf"),
+        "list": [{}, 1],
+        "deep": {"a": []},
+    }
+
+    with pytest.raises(RecordError) as raised:
+        look_up(Node(Path("f.json"), data, RecordError, FIX, "x."))
+
+    assert str(raised.value).startswith(f"f.json: key {message}")
+
+
+def test_the_digest_ignores_order_and_sees_every_value() -> None:
+    assert digest({"a": 1, "b": [2.0]}) == digest(json.loads('{"b": [2.0], "a": 1}'))
+    assert digest({"a": 1}) != digest({"a": 2})
+    assert digest({}) == "sha256:44136fa355b3678a"
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    write(path, {"schema": 1}, RecordError)
+
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write(path, {"schema": float("nan")}, RecordError)
+
+    assert read(path, 1, RecordError, FIX).data == {"schema": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_unwritable_place_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    path = tmp_path / "file" / "run.json"
+
+    with pytest.raises(RecordError, match=r"^.*run\.json: cannot be written: (Not a dir|File ex)"):
+        write(path, {}, RecordError)
+    with pytest.raises(RecordError, match="cannot be locked"), locked(path, RecordError):
+        pass
+
+
+def test_what_a_killed_writer_left_is_harmless(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    (tmp_path / ".run.json.0badcafe.tmp").write_text('{"schema"')
+    write(path, {"schema": 1}, RecordError)
+
+    assert read(path, 1, RecordError, FIX).data == {"schema": 1}
+
+
+COUNT = """
+import sys
+from pathlib import Path
+from perfline.errors import RecordError
+from perfline.jsonfile import locked, read, write
+path = Path(sys.argv[1])
+for _ in range(25):
+    with locked(path, RecordError):
+        count = read(path, 1, RecordError, "").number("count")
+        write(path, {"schema": 1, "count": count + 1, "ballast": "x" * 50_000}, RecordError)
+"""
+
+
+def test_two_updates_at_once_lose_nothing_and_a_reader_sees_no_torn_file(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    write(path, {"schema": 1, "count": 0}, RecordError)
+    writers = [subprocess.Popen([sys.executable, "-c", COUNT, str(path)]) for _ in range(2)]
+    while any(writer.poll() is None for writer in writers):
+        assert read(path, 1, RecordError, FIX).number("count") <= 50
+
+    assert [writer.returncode for writer in writers] == [0, 0]
+    assert read(path, 1, RecordError, FIX).number("count") == 50
+    assert list(tmp_path.iterdir()) == [path]

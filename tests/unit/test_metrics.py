@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from perfline.errors import MetricError
+from perfline.metrics import Metric, mfu, summary
+
+FINITE = st.floats(allow_nan=False, allow_infinity=False)
+
+
+@given(value=FINITE, samples=st.lists(FINITE, max_size=5))
+def test_a_metric_survives_json(value: float, samples: list[float]) -> None:
+    metric = Metric("p_infer_core", value, "tok/s", "higher", tuple(samples))
+
+    assert Metric.from_json(metric.name, json.loads(json.dumps(metric.to_json()))) == metric
+
+
+def test_a_metric_without_samples_has_no_samples_key() -> None:
+    metric = Metric("mfu", 0.464, "fraction", "info")
+
+    assert metric.to_json() == {"value": 0.464, "unit": "fraction", "direction": "info"}
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_what_is_no_number_is_no_metric(number: float) -> None:
+    with pytest.raises(MetricError, match=r"^mem: -?(nan|inf) GiB is no measurement$"):
+        Metric("mem", number, "GiB", "lower")
+    with pytest.raises(MetricError, match="is no measurement"):
+        Metric("mem", 1.0, "GiB", "lower", samples=(1.0, number))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"value": "9"}, "m: value is '9'; expected a number"),
+        ({"value": True}, "m: value is True; expected a number"),
+        ({"value": None}, "m: value is None; expected a number"),
+        ({"unit": 3}, "m: unit is 3; expected text such as 'tok/s'"),
+        ({"direction": "up"}, "m: direction is 'up'; expected one of higher, lower, info"),
+        ({"samples": 3}, "m: samples is 3; expected a list of numbers"),
+        ({"samples": ["x"]}, "m: samples is 'x'; expected a number"),
+    ],
+)
+def test_a_mistyped_key_is_named(change: dict[str, object], message: str) -> None:
+    data: dict[str, object] = {"value": 9.0, "unit": "tok/s", "direction": "higher"}
+
+    with pytest.raises(MetricError) as raised:
+        Metric.from_json("m", data | change)
+
+    assert str(raised.value) == message
+
+
+@pytest.mark.parametrize(
+    ("tokens_per_s", "parameters"), [(9051.3, 8.0e9), (10338.8, 7.0e9)], ids=["llama3", "deepseek"]
+)
+def test_mfu_gives_the_published_46_4_per_cent(tokens_per_s: float, parameters: float) -> None:
+    value = mfu(tokens_per_s, parameters, 312e12)
+
+    assert value is not None
+    assert round(100 * value, 1) == 46.4
+
+
+def test_a_device_without_a_known_peak_has_no_mfu() -> None:
+    assert mfu(9051.3, 8e9, None) is None
+
+
+def test_summary_is_median_and_standard_error() -> None:
+    median, error = summary([3.0, 1.0, 2.0, 10.0])
+
+    assert median == 2.5
+    assert error == pytest.approx(math.sqrt(50 / 3) / 2)
+    assert summary([7.0, 7.0, 7.0]) == (7.0, 0.0)
+
+
+def test_one_sample_has_no_error_and_none_has_no_summary() -> None:
+    assert summary([7.0]) == (7.0, None)
+    with pytest.raises(MetricError, match="no samples"):
+        summary([])
