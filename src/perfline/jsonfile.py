@@ -12,6 +12,7 @@ import json
 import math
 import os
 import secrets
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -117,6 +118,8 @@ def read(path: Path, schema: int, error: type[PerflineError], fix: str) -> Node:
     try:
         text = path.read_text(encoding="utf-8")
         data = json.loads(text, parse_constant=_refuse_constant)
+    except FileNotFoundError as failure:
+        raise error(f"{path}: is not there; {fix}") from failure
     except OSError as failure:
         raise error(f"{path}: cannot be read: {failure.strerror}") from failure
     except UnicodeDecodeError as failure:
@@ -165,6 +168,18 @@ def write(path: Path, data: Mapping[str, object], error: type[PerflineError]) ->
             temporary.unlink(missing_ok=True)
     except OSError as failure:
         raise error(f"{path}: cannot be written: {failure.strerror}") from failure
+
+
+def check_writable(path: Path, error: type[PerflineError]) -> None:
+    """Raise ``error`` if :func:`write` to ``path`` could not work; leave what is there alone."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as failure:
+        raise error(f"{path}: cannot be written: {failure.strerror}") from failure
+    if path.is_dir():
+        raise error(f"{path}: cannot be written: it is a directory")
 
 
 @contextmanager

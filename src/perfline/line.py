@@ -92,7 +92,7 @@ class Session:
         self._against[case.id] = against
         if against.published is not None:
             self._published[case.id] = against.published
-        self._write()
+        record.check_writable(options.results)
         opened = tools.opener(case, tools.device, options.data_dir, options.weights)
         bench = Bench(
             case=case,

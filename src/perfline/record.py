@@ -75,6 +75,11 @@ def save(path: Path, record: Record) -> None:
     jsonfile.write(path, data, RecordError)
 
 
+def check_writable(path: Path) -> None:
+    """Raise RecordError if :func:`save` could not work: before hours of measuring, not after."""
+    jsonfile.check_writable(path, RecordError)
+
+
 def load(path: Path) -> Record:
     """Read a record; RecordError says which key of the file is wrong."""
     node = jsonfile.read(path, SCHEMA, RecordError, _FIX)

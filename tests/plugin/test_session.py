@@ -73,6 +73,14 @@ def test_results_that_cannot_be_written_are_told_before_anything_is_loaded(suite
     assert not (suite.root / "opened.log").exists()
 
 
+def test_a_session_that_measures_nothing_leaves_the_last_record_alone(suite):
+    suite.run("-m", "perf")
+    before = suite.record()
+    suite.script(**{"raise": ["MissingData"]})
+    suite.run("-m", "perf")
+    assert suite.record() == before
+
+
 def test_a_broken_baseline_is_told_before_anything_is_loaded(suite):
     (suite.root / "baselines" / "fake-cpu").mkdir(parents=True)
     (suite.root / "baselines" / "fake-cpu" / "fake.json").write_text('{"schema": 1, ')

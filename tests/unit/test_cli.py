@@ -139,7 +139,7 @@ def test_an_error_is_one_line_on_stderr_and_status_2(
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err == (
-        "perfline: error: results/run.json: cannot be read: No such file or directory\n"
+        "perfline: error: results/run.json: is not there; run pytest again\n"
     )
 
 

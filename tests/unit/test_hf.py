@@ -86,7 +86,8 @@ def test_flops_are_what_torch_s_own_counter_counts(model, head):
     attention = sum(count for op, count in counts.items() if "attention" in str(op))
     linear = counter.get_total_flops() - attention
     triangle = 4 * 64 * 3 * tokens * (tokens + 1) / 2
-    assert engine.flops(tokens, head) == linear + triangle
+    # (transformers 4.57 makes the rotary angles by a small product of its own.)
+    assert engine.flops(tokens, head) == pytest.approx(linear + triangle, rel=2e-4)
     assert attention in (0, 4 * 64 * 3 * tokens * tokens)
 
 

@@ -162,4 +162,4 @@ def test_no_record_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(RecordError) as raised:
         records.load(tmp_path / "run.json")
 
-    assert str(raised.value) == f"{tmp_path}/run.json: cannot be read: No such file or directory"
+    assert str(raised.value) == f"{tmp_path}/run.json: is not there; run pytest again"
