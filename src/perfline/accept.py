@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
+from perfline import accuracy_gates, gates
 from perfline import baseline as baselines
-from perfline import gates
 from perfline.baseline import Baseline, Session
 from perfline.case import Case, WeightsKind
 from perfline.errors import BaselineError
@@ -195,7 +195,7 @@ def current(candidate: Candidate) -> list[Verdict]:
         return []
     scoring = candidate.case.mmlu.scoring
     verdicts = [
-        gates.accuracy_baseline(
+        accuracy_gates.accuracy_baseline(
             ACCURACY.get(engine, engine),
             old.accuracy[engine].scored(scoring),
             answers.scored(scoring),

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Protocol
 
 from perfline import throughput
+from perfline.answers import Answers, accuracy
 from perfline.case import Case, Scoring, WeightsKind
 from perfline.device import Device
 from perfline.engine import Clock, Engine, EngineName, Pass, Progress, run_pass
 from perfline.metrics import Metric
-from perfline.mmlu import Answers, Prompt, accuracy, stratified_sample
+from perfline.mmlu import Prompt, stratified_sample
 from perfline.telemetry import watch
 from perfline.throughput import PREFIX, Ready, Stopwatch, Timings
 

@@ -10,15 +10,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from perfline import accuracy_gates, gates, verdict
 from perfline import baseline as baselines
-from perfline import gates, verdict
+from perfline.answers import Answers
 from perfline.baseline import Baseline, Published
 from perfline.case import Case, WeightsKind
 from perfline.engine import EngineName
 from perfline.environment import Environment
 from perfline.jsonfile import Scalar
 from perfline.metrics import Metric
-from perfline.mmlu import Answers
 from perfline.stored import Scored, StoredAnswers
 from perfline.throughput import PREFIX, Timings
 from perfline.verdict import Verdict
@@ -78,7 +78,7 @@ def accuracy_against_published(
         reason = f"no published accuracy of case {case.id}"
         return [verdict.missing(metric, reason, "published")]
     figure = published.metrics[metric.name].value
-    return [gates.accuracy_published(metric, questions, figure, case.gates)]
+    return [accuracy_gates.accuracy_published(metric, questions, figure, case.gates)]
 
 
 def accuracy_against_baseline(
@@ -91,7 +91,9 @@ def accuracy_against_baseline(
     if stored is None:
         return [verdict.missing(metric, f"no stored answers in {against.shown}")]
     before = stored.scored(case.mmlu.scoring)
-    return [gates.accuracy_baseline(metric.name, before, scored(case, answers), case.gates)]
+    return [
+        accuracy_gates.accuracy_baseline(metric.name, before, scored(case, answers), case.gates)
+    ]
 
 
 def throughput(
@@ -133,11 +135,13 @@ def same_answers(
     """
     verdicts = []
     if timings.engine == "inductor":
-        verdicts.append(gates.same_answers(reference, timings.answers, case.model.precision))
+        verdicts.append(
+            accuracy_gates.same_answers(reference, timings.answers, case.model.precision)
+        )
     stored = _stored_answers(timings.engine, against)
     if stored is not None and not against.mismatch and timings.answers.labels is not None:
         verdicts.append(
-            gates.accuracy_baseline(
+            accuracy_gates.accuracy_baseline(
                 f"acc_{PREFIX[timings.engine]}_timed",
                 stored.scored(case.mmlu.scoring),
                 scored(case, timings.answers),

@@ -16,6 +16,7 @@ import pytest
 
 from perfline import baseline as baselines
 from perfline import judge, record, report, verdict
+from perfline.answers import Answers
 from perfline.baseline import Published
 from perfline.bench import Bench, Opened, ProgressOf
 from perfline.case import Case, WeightsKind
@@ -24,7 +25,6 @@ from perfline.engine import Clock, EngineName
 from perfline.environment import Environment, peak_flops, today
 from perfline.errors import DataError, PerflineError, RecordError
 from perfline.judge import Against
-from perfline.mmlu import Answers
 from perfline.record import CaseRecord, Record
 from perfline.stored import StoredAnswers
 from perfline.throughput import PREFIX, Timings

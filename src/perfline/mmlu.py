@@ -1,6 +1,6 @@
-"""What is asked, in which words and tokens, and how many answers are right?
+"""What is asked, in which words and in which tokens?
 
-CSVs -> ``Question`` -> ``Prompt`` -> (an engine) -> ``Answers`` -> accuracy. The prompt is that of
+CSVs -> ``Question`` -> ``Prompt`` -> (an engine) -> ``answers.Answers``. The prompt is that of
 Hendrycks et al. (https://github.com/hendrycks/test, ``evaluate.py``), bit for bit, two spaces after
 "about" included. A prompt that is too long drops whole shots from the front, one question at a
 time. (The published code cut its text at blank lines; 61 questions hold one, and it would cut
@@ -13,20 +13,18 @@ import csv
 import hashlib
 import io
 import json
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from perfline.case import MmluSpec, Scoring
+from perfline.answers import LETTERS
+from perfline.case import MmluSpec
 from perfline.errors import DataError
 
-LETTERS = "ABCD"
-NO_LETTER = "-"
 Encode = Callable[[Sequence[str]], list[list[int]]]  # texts -> token ids, special tokens included
 _BATCH = 512  # texts tokenised at a time: bounds the memory that the ids take as Python ints
 
@@ -65,56 +63,6 @@ class Prompt:
     ids: npt.NDArray[np.int64]  # 1-D
     shots: int  # kept
     label: str | None  # None under --dummy-weights
-
-
-@dataclass(frozen=True, eq=False)
-class Answers:
-    """What an engine answered: one row per question, in prompt order.
-
-    ``argmax_letter`` holds :func:`full_vocab_letter` of the arg-max token, ``labels`` the right
-    letters (None where there are none), both as one character per question.
-    """
-
-    ids: tuple[str, ...]
-    letter_logits: npt.NDArray[np.float32]  # (n, 4)
-    argmax: npt.NDArray[np.int64]  # (n,), over the full vocabulary
-    argmax_letter: str
-    labels: str | None
-    shots: tuple[int, ...]
-
-    def __post_init__(self) -> None:
-        """Refuse rows that do not match, and a question that is answered twice."""
-        n = len(self.ids)
-        lengths = {len(self.argmax), len(self.argmax_letter), len(self.shots)}
-        if self.labels is not None:
-            lengths.add(len(self.labels))
-        if lengths != {n} or self.letter_logits.shape != (n, 4):
-            raise DataError(
-                f"answers do not match: {n} ids, {len(self.argmax)} arg-maxes, letter logits of "
-                f"shape {self.letter_logits.shape}; expected one row of 4 logits per id"
-            )
-        if len(set(self.ids)) != n:
-            twice = Counter(self.ids).most_common(1)[0][0]
-            raise DataError(f"question {twice} is answered twice; expected each id once")
-
-    def letters(self) -> str:
-        """Return the arg-max of the four letters per question: ties to the first, NaN to '-'."""
-        best = self.letter_logits.argmax(axis=1).tolist()
-        nan = np.isnan(self.letter_logits).any(axis=1).tolist()
-        return "".join(NO_LETTER if bad else LETTERS[i] for i, bad in zip(best, nan, strict=True))
-
-    def merge(self, other: Answers) -> Answers:
-        """Return both sets of answers; DataError where they share a question."""
-        if (self.labels is None) != (other.labels is None):
-            raise DataError("answers with labels do not merge with answers without")
-        return Answers(
-            ids=self.ids + other.ids,
-            letter_logits=np.concatenate([self.letter_logits, other.letter_logits]),
-            argmax=np.concatenate([self.argmax, other.argmax]),
-            argmax_letter=self.argmax_letter + other.argmax_letter,
-            labels=None if self.labels is None else self.labels + cast("str", other.labels),
-            shots=self.shots + other.shots,
-        )
 
 
 def load_subjects(directory: Path, few_shots: int) -> tuple[Subject, ...]:
@@ -294,39 +242,6 @@ def letter_tokens(encode: Encode) -> tuple[int, int, int, int]:
     if len({a, b, c, d}) != 4:
         raise DataError(f"no letter token of its own: A, B, C, D are {a}, {b}, {c}, {d}")
     return a, b, c, d
-
-
-def full_vocab_letter(decoded: str) -> str:
-    """Return the letter that a decoded arg-max token counts as, '-' for none.
-
-    As published: keep the characters A-D and compare with the label. So " A" is A, but " Because"
-    is B too, and "CD" is no letter.
-    """
-    kept = "".join(character for character in decoded if character in LETTERS)
-    return kept if len(kept) == 1 else NO_LETTER
-
-
-def accuracy(answers: Answers, scoring: Scoring) -> tuple[int, int]:
-    """Return (correct, asked); their ratio is the micro average."""
-    right = _right(answers, scoring)
-    return sum(right), len(right)
-
-
-def per_subject(answers: Answers, scoring: Scoring) -> dict[str, tuple[int, int]]:
-    """Return {subject: (correct, asked)}, in the answers' order."""
-    table: dict[str, tuple[int, int]] = {}
-    for name, right in zip(answers.ids, _right(answers, scoring), strict=True):
-        subject = name.rpartition("/")[0]
-        correct, asked = table.get(subject, (0, 0))
-        table[subject] = (correct + right, asked + 1)
-    return table
-
-
-def _right(answers: Answers, scoring: Scoring) -> list[bool]:
-    if answers.labels is None:
-        raise DataError("answers without labels (--dummy-weights) have no accuracy")
-    given = answers.letters() if scoring == "letters" else answers.argmax_letter
-    return [letter == label for letter, label in zip(given, answers.labels, strict=True)]
 
 
 def question_set_digest(subjects: Iterable[Subject]) -> str:

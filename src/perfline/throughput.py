@@ -18,11 +18,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from perfline.answers import Answers
 from perfline.case import ThroughputSpec
 from perfline.device import cpu_contention
 from perfline.engine import Clock, CompileCounts, Engine, EngineName, Head, Pass, Progress, run_pass
 from perfline.metrics import Metric, mfu
-from perfline.mmlu import Answers, Prompt
+from perfline.mmlu import Prompt
 
 PREFIX: dict[EngineName, str] = {
     "eager": "val",

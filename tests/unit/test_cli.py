@@ -138,9 +138,7 @@ def test_an_error_is_one_line_on_stderr_and_status_2(
 
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert printed.err == (
-        "perfline: error: results/run.json: is not there; run pytest again\n"
-    )
+    assert printed.err == ("perfline: error: results/run.json: is not there; run pytest again\n")
 
 
 # --- update

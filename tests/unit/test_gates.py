@@ -3,14 +3,15 @@ from __future__ import annotations
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from perfline.accuracy_gates import accuracy_baseline, accuracy_published, same_answers
+from perfline.answers import Answers
 from perfline.case import GatesSpec
 from perfline.gates import (
-    accuracy_baseline,
-    accuracy_published,
     compile_health,
     memory_baseline,
     throughput_baseline,
@@ -399,3 +400,49 @@ def test_any_more_recompiles_regress(value: float, word: str, change: str) -> No
     verdict = compile_health(Metric("recompiles", value, "count", "lower"), 1.0)
 
     assert (verdict.word, verdict.change, verdict.limit) == (word, change, "+0")
+
+
+def letters(*rows: tuple[float, float, float, float]) -> Answers:
+    n = len(rows)
+    return Answers(
+        ids=tuple(f"law/{i}" for i in range(n)),
+        letter_logits=np.array(rows, dtype=np.float32),
+        argmax=np.zeros(n, dtype=np.int64),
+        argmax_letter="A" * n,
+        labels=None,
+        shots=(5,) * n,
+    )
+
+
+def test_equal_answers_of_both_engines_are_ok_whatever_the_rounding() -> None:
+    verdict = same_answers(letters((9, 1, 2, 3)), letters((8.99, 1, 2, 3)), "fp16")
+    assert (verdict.word, verdict.measured, verdict.flips) == ("ok", 0, ())
+    assert "letter logits differ by 0.01 at most" in verdict.reason
+
+
+def test_a_differing_answer_is_regressed_and_named() -> None:
+    verdict = same_answers(letters((9, 1, 2, 3)), letters((1, 9, 2, 3)), "fp16")
+    assert (verdict.word, verdict.measured) == ("regressed", 1)
+    assert [(f.id, f.before, f.after, f.margin) for f in verdict.flips] == [("law/0", "A", "B", 6)]
+
+
+@pytest.mark.parametrize(
+    ("precision", "margin", "word"),
+    [
+        ("fp32", 0.0005, "ok"),  # 1e-4 of the largest logit, 9.x
+        ("fp32", 0.005, "regressed"),
+        ("fp16", 0.03, "ok"),  # 4e-3
+        ("fp16", 0.05, "regressed"),
+        ("bf16", 0.2, "ok"),  # 3e-2
+        ("bf16", 0.4, "regressed"),
+    ],
+)
+def test_a_tie_within_the_rounding_of_the_dtype_is_no_flip(precision, margin, word) -> None:
+    before, after = letters((9 + margin, 9, 2, 3)), letters((9, 9 + margin, 2, 3))
+    assert same_answers(before, after, precision).word == word
+
+
+def test_a_tie_that_became_clear_cut_is_a_flip() -> None:
+    assert (
+        same_answers(letters((9.001, 9, 2, 3)), letters((5, 9, 2, 3)), "fp16").word == "regressed"
+    )

@@ -15,6 +15,7 @@ from perfline.device import current_device
 from perfline.engine import run_pass
 from perfline.errors import CaseError, DeviceMemory, EngineError
 from perfline.mmlu import Prompt
+from perfline.torch_engine import decoder_layers
 
 CONFIG = {
     "model_type": "llama",
@@ -136,7 +137,7 @@ def test_compiled_answers_are_the_eager_ones_and_engines_switch(scope):
     again = run_pass(eager, prompts, "all").answers
     assert (again.letter_logits == before.letter_logits).all()
     assert eager.compile_counts().graphs == 0
-    layers = hf.decoder_layers(loaded.module.base_model)
+    layers = decoder_layers(loaded.module.base_model)
     assert all("forward" not in vars(layer) for layer in layers)  # eager runs the model's own code
     loaded.close()
 

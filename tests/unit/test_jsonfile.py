@@ -70,9 +70,7 @@ def test_what_cannot_be_read_is_one_line(tmp_path: Path, text: str, message: str
 def test_an_absent_or_binary_file_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "b.json").write_bytes(b"\xff\xfe")
 
-    assert reading(tmp_path / "a.json") == (
-        f"{tmp_path / 'a.json'}: is not there; make it anew"
-    )
+    assert reading(tmp_path / "a.json") == (f"{tmp_path / 'a.json'}: is not there; make it anew")
     assert reading(tmp_path / "b.json").endswith("is not UTF-8 text (byte 0); make it anew")
 
 

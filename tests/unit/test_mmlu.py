@@ -12,19 +12,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from perfline.answers import Answers, accuracy, full_vocab_letter, per_subject
 from perfline.case import MmluSpec
 from perfline.errors import DataError
 from perfline.mmlu import (
-    Answers,
     Question,
     Subject,
-    accuracy,
     build_prompts,
-    full_vocab_letter,
     hf_encode,
     letter_tokens,
     load_subjects,
-    per_subject,
     question_set_digest,
     render_prompt,
     stratified_sample,

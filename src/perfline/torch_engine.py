@@ -1,0 +1,186 @@
+"""How does a loaded model run, as it is or compiled?
+
+The decoder stack and the head are called separately (``model.base_model(...)``, then the output
+embedding): that is the same from transformers 4.57 to 5.x, and the head can be applied to all
+positions, as published, or to the last one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+import transformers
+from torch import nn
+
+from perfline.answers import full_vocab_letter
+from perfline.device import Device
+from perfline.engine import CompileCounts, EngineName, Head
+from perfline.errors import DeviceMemory, EngineError
+from perfline.mmlu import Prompt
+
+if TYPE_CHECKING:
+    from perfline.hf import Model
+
+_COMPILE_ERRORS = (
+    torch._dynamo.exc.TorchDynamoException,
+    torch._dynamo.exc.FailOnRecompileLimitHit,
+)
+
+
+class TorchEngine:
+    """``engine.Engine`` over one torch model, eager or compiled by inductor."""
+
+    def __init__(self, model: Model, name: EngineName) -> None:
+        """Wrap ``model``; compilation itself waits for the first forward."""
+        self.name: EngineName = name
+        self._model = model
+        self._device = model.device
+        self._torch_device = model.device.torch
+        module = cast("Any", model.module)
+        self._stack: nn.Module = module.base_model
+        self._head: nn.Module = module.get_output_embeddings()
+        self._letters = torch.tensor(model.letters or (0, 1, 2, 3), device=self._torch_device)
+        self._letter_of: dict[int, str] = {}
+        self._start = dynamo_counts()
+        self._layers = decoder_layers(self._stack)
+        spec = model.case.engine
+        self.compiled_forwards: dict[nn.Module, Any] = {}
+        if name == "inductor":
+            targets = [self._stack] if spec.scope == "model" else list(self._layers)
+            self.compiled_forwards = {
+                target: torch.compile(target.forward, dynamic=spec.dynamic, mode=spec.mode)
+                for target in targets
+            }
+
+    def prepare(self, prompt: Prompt) -> torch.Tensor:
+        """Copy the ids to the device; shape (1, tokens)."""
+        return torch.from_numpy(prompt.ids)[None].to(self._torch_device)
+
+    def forward(self, batch: torch.Tensor, head: Head) -> torch.Tensor:
+        """Logits of shape (1, tokens, vocabulary), or (1, 1, vocabulary) for ``head="last"``."""
+        self._model.activate(self.name)
+        with torch.inference_mode(), self._errors(batch.shape[1]):
+            hidden = self._stack(input_ids=batch, **self._cache_arguments())[0]
+            return cast("torch.Tensor", self._head(hidden if head == "all" else hidden[:, -1:]))
+
+    def synchronize(self) -> None:
+        """Wait for the device."""
+        self._device.synchronize()
+
+    def read(self, logits: torch.Tensor) -> tuple[list[float], int, str]:
+        """Letter logits, arg-max and its letter at the last position."""
+        row = logits[0, -1].float()
+        best = int(row.argmax())
+        return row[self._letters].tolist(), best, self._letter(best)
+
+    def compile_counts(self) -> CompileCounts:
+        """What dynamo and inductor did since this engine was made."""
+        if self.name == "eager":
+            return CompileCounts()
+        return dynamo_counts() - self._start
+
+    def flops(self, tokens: int, head: Head) -> float | None:
+        """2 x weights a token for every matmul, and 4 x width for every (query, key) pair.
+
+        Attention counts the pairs of the causal triangle, n(n+1)/2, once for QK^T and once for PV
+        (Kaplan et al. 2020, arXiv 2001.08361, table 1, with the triangle instead of the square).
+        None for a model with matmuls outside ``nn.Linear`` (a mixture of experts, say).
+        """
+        matrices = {id(m.weight): m.weight.numel() for m in _linears(self._layers)}
+        for name, parameter in self._layers.named_parameters():
+            if parameter.ndim >= 2 and id(parameter) not in matrices:
+                del name
+                return None
+        config = cast("Any", self._model.module).config.get_text_config()
+        heads = config.num_attention_heads
+        width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
+        pairs = tokens * (tokens + 1) / 2
+        head_rows = tokens if head == "all" else 1
+        return float(
+            2 * tokens * sum(matrices.values())
+            + 4 * width * pairs * len(self._layers)
+            + 2 * head_rows * cast("torch.Tensor", self._head.weight).numel()
+        )
+
+    def reset_peak_memory(self) -> None:
+        """Start a new peak."""
+        self._device.reset_peak_memory()
+
+    def peak_memory_gib(self) -> float | None:
+        """Peak memory since the reset, GiB."""
+        return self._device.peak_memory_gib()
+
+    def _letter(self, token: int) -> str:
+        if token not in self._letter_of:
+            tokenizer = self._model.tokenizer
+            text = tokenizer.decode([token]) if tokenizer is not None else ""
+            self._letter_of[token] = full_vocab_letter(text)
+        return self._letter_of[token]
+
+    def _cache_arguments(self) -> dict[str, Any]:
+        if self.name == "inductor" and self._model.case.engine.scope == "model":
+            # Traced without a cache, transformers materialises the causal mask and the flash
+            # kernel is lost; with an empty one it is not.
+            config = cast("Any", self._model.module).config
+            return {"use_cache": True, "past_key_values": transformers.DynamicCache(config=config)}
+        return {"use_cache": False}
+
+    @contextmanager
+    def _errors(self, tokens: int) -> Iterator[None]:
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            raise out_of_memory(self._device, f"a forward of {tokens} tokens", error) from error
+        except _COMPILE_ERRORS as error:
+            first = str(error).strip().splitlines()[0]
+            raise EngineError(
+                f"case '{self._model.case.id}': torch.compile failed on a prompt of {tokens} "
+                f"tokens: {first}; try engine.scope or engine.dynamic in the case's YAML"
+            ) from error
+
+
+def decoder_layers(stack: nn.Module) -> nn.ModuleList:
+    """The decoder layers: the longest ``nn.ModuleList`` directly in the stack."""
+    lists = [child for child in stack.children() if isinstance(child, nn.ModuleList)]
+    if not lists:
+        raise EngineError(
+            f"{type(stack).__name__} holds no list of decoder layers; expected a decoder-only LM"
+        )
+    return max(lists, key=len)
+
+
+def out_of_memory(device: Device, what: str, error: BaseException) -> DeviceMemory:
+    """The error that says how much memory there was, and what to lower."""
+    free, peak = device.free_memory_gib(), device.peak_memory_gib()
+    known = [
+        f"{value:.1f} GiB {label}"
+        for value, label in ((peak, "taken at the peak"), (free, "free now"))
+        if value is not None
+    ]
+    first = str(error).strip().splitlines()[0]
+    return DeviceMemory(
+        f"{what}: out of memory on {device.name} "
+        f"({', '.join(known) or 'amounts unknown'}): {first} "
+        "To fit, lower model.precision, mmlu.max_prompt_tokens or throughput.head, "
+        "or free the device (`perfline doctor` shows who holds it)"
+    )
+
+
+def _linears(module: nn.Module) -> Iterator[nn.Linear]:
+    return (m for m in module.modules() if isinstance(m, nn.Linear))
+
+
+def dynamo_counts() -> CompileCounts:
+    """What dynamo and inductor have compiled in this process."""
+    from torch._dynamo.utils import counters
+
+    inductor = counters["inductor"]
+    return CompileCounts(
+        graphs=counters["stats"]["unique_graphs"],
+        graph_breaks=sum(counters["graph_break"].values()),
+        cache_hits=inductor["fxgraph_cache_hit"],
+        cache_misses=inductor["fxgraph_cache_miss"],
+    )
