@@ -169,7 +169,7 @@ def markdown(record: Record, published: Mapping[str, Published], run: str) -> st
         lines += [f"### {name} ({case.dtype}, {case.weights} weights)", ""]
         lines += [f"- **could not be measured**: {_escaped(line)}" for line in case.errors]
         notable = [v for v in case.verdicts if v.word != "ok"]
-        lines += [f"- **{v.headline}**: {_escaped(v.reason)}" for v in notable]
+        lines += [f"- **{_escaped(v.headline)}**: {_escaped(v.reason)}" for v in notable]
         lines += ["", case_table(case, published.get(name), "github"), ""]
         hint = next_command(name, case.verdicts, run)
         if hint:
