@@ -20,5 +20,5 @@ fi
 set +e
 PYTHONUNBUFFERED=1 PYTHONPATH=src${PYTHONPATH:+:$PYTHONPATH} python3 -m pytest \
   "${plugin[@]}" -m perf --cases "$cases" --dummy-weights \
-  --results "$out/run.json" --benchmark-json "$out/benchmark.json" tests/perf 2>&1 | tee "$out/log"
+  --results="$out/run.json" --benchmark-json="$out/benchmark.json" tests/perf 2>&1 | tee "$out/log"
 exit "${PIPESTATUS[0]}"

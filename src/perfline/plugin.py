@@ -64,6 +64,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Markers, and the session's state."""
     config.addinivalue_line("markers", "perf: measures throughput, memory and compilation")
     config.addinivalue_line("markers", "accuracy: measures MMLU accuracy")
+    _check_root(config)
     config.stash[SESSION] = Session(_options(config))
     if config.getoption("cases") or config.getoption("case_dir"):
         _selected(config)  # a mistyped id is told before anything is collected
@@ -213,6 +214,24 @@ def pytest_benchmark_update_machine_info(
             "device": environment.device,
             **environment.context,
         }
+
+
+def _check_root(config: pytest.Config) -> None:
+    """Refuse ``--data-dir /data``: pytest looks for its configuration in /data then.
+
+    It does so before it knows the options of plugins, and takes their values for test paths.
+    """
+    given = list(config.invocation_params.args)
+    here = config.invocation_params.dir
+    found = config.inipath is not None
+    if found and (config.rootpath == here or config.rootpath in here.parents):
+        return
+    for option, value in zip(given, given[1:], strict=False):
+        if option in ("--case-dir", "--data-dir", "--baselines", "--results"):
+            raise pytest.UsageError(
+                f"write {option}={value}, with '=': behind a blank pytest takes {value} for a "
+                f"test path, and looked for its configuration in {config.rootpath}"
+            )
 
 
 def _options(config: pytest.Config) -> Options:

@@ -178,6 +178,13 @@ def test_an_unknown_case_is_a_usage_error(suite):
     result.stderr.fnmatch_lines(["*case 'fakee' is not known; did you mean 'fake'?*"])
 
 
+def test_a_path_option_behind_a_blank_that_misleads_pytest_is_told(suite, tmp_path_factory):
+    elsewhere = str(tmp_path_factory.mktemp("data"))
+    result = suite.pytester.runpytest_inprocess("--cases=fake", "--data-dir", elsewhere)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([f"ERROR: write --data-dir={elsewhere}, with '=': *"])
+
+
 def test_xdist_is_refused(suite, monkeypatch):
     monkeypatch.setenv("PYTEST_XDIST_WORKER", "gw0")
     result = suite.run("-m", "perf", "-k", "eager")
