@@ -44,6 +44,11 @@ class Device:
 
         return torch.device(self.kind)
 
+    @property
+    def runs_behind(self) -> bool:
+        """Whether work is queued and timed by events, so that the host can go ahead of it."""
+        return self.kind in ("cuda", "xpu")
+
     def synchronize(self) -> None:
         """Wait until all queued work is done; nothing to wait for on a CPU."""
         if self.kind != "cpu":

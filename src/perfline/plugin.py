@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Generator, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -226,7 +227,7 @@ def _check_root(config: pytest.Config) -> None:
     found = config.inipath is not None
     if found and (config.rootpath == here or config.rootpath in here.parents):
         return
-    for option, value in zip(given, given[1:], strict=False):
+    for option, value in pairwise(given):
         if option in ("--case-dir", "--data-dir", "--baselines", "--results"):
             raise pytest.UsageError(
                 f"write {option}={value}, with '=': behind a blank pytest takes {value} for a "

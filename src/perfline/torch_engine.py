@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -37,19 +38,19 @@ class TorchEngine:
         """Wrap ``model``; compilation itself waits for the first forward."""
         self.name: EngineName = name
         self._model = model
-        self._device = model.device
+        self.device = model.device
         self._torch_device = model.device.torch
         module = cast("Any", model.module)
-        self._stack: nn.Module = module.base_model
-        self._head: nn.Module = module.get_output_embeddings()
+        self.stack: nn.Module = module.base_model
+        self.head: nn.Module = module.get_output_embeddings()
         self._letters = torch.tensor(model.letters or (0, 1, 2, 3), device=self._torch_device)
         self._letter_of: dict[int, str] = {}
         self._start = dynamo_counts()
-        self._layers = decoder_layers(self._stack)
+        self.layers = decoder_layers(self.stack)
         spec = model.case.engine
         self.compiled_forwards: dict[nn.Module, Any] = {}
         if name == "inductor":
-            targets = [self._stack] if spec.scope == "model" else list(self._layers)
+            targets = [self.stack] if spec.scope == "model" else list(self.layers)
             self.compiled_forwards = {
                 target: torch.compile(target.forward, dynamic=spec.dynamic, mode=spec.mode)
                 for target in targets
@@ -61,20 +62,26 @@ class TorchEngine:
 
     def forward(self, batch: torch.Tensor, head: Head) -> torch.Tensor:
         """Logits of shape (1, tokens, vocabulary), or (1, 1, vocabulary) for ``head="last"``."""
-        self._model.activate(self.name)
-        with torch.inference_mode(), self._errors(batch.shape[1]):
-            hidden = self._stack(input_ids=batch, **self._cache_arguments())[0]
-            return cast("torch.Tensor", self._head(hidden if head == "all" else hidden[:, -1:]))
+        with self.running(f"a forward of {batch.shape[1]} tokens"):
+            hidden = self.stack(input_ids=batch, **self._cache_arguments())[0]
+            return cast("torch.Tensor", self.head(hidden if head == "all" else hidden[:, -1:]))
 
     def synchronize(self) -> None:
         """Wait for the device."""
-        self._device.synchronize()
+        self.device.synchronize()
 
     def read(self, logits: torch.Tensor) -> tuple[list[float], int, str]:
         """Letter logits, arg-max and its letter at the last position."""
-        row = logits[0, -1].float()
-        best = int(row.argmax())
-        return row[self._letters].tolist(), best, self._letter(best)
+        *letters, best = self.read_rows(logits[:, -1])[0].tolist()
+        return letters, int(best), self.letter(int(best))
+
+    def read_rows(self, logits: torch.Tensor) -> torch.Tensor:
+        """Letter logits and arg-max of every row, on the device; (rows, vocabulary) -> (rows, 5).
+
+        One tensor is one copy to the host; float32 holds every token id below 2**24.
+        """
+        rows = logits.float()
+        return torch.cat([rows[:, self._letters], rows.argmax(dim=-1, keepdim=True).float()], dim=1)
 
     def compile_counts(self) -> CompileCounts:
         """What dynamo and inductor did since this engine was made."""
@@ -83,37 +90,52 @@ class TorchEngine:
         return dynamo_counts() - self._start
 
     def flops(self, tokens: int, head: Head) -> float | None:
+        """FLOPs of the layers for a prompt of ``tokens``, and of the head where it is applied."""
+        layers = self.layer_flops(tokens)
+        return None if layers is None else layers + self.head_flops(tokens if head == "all" else 1)
+
+    def layer_flops(self, tokens: int, prefix: int = 0) -> float | None:
         """2 x weights a token for every matmul, and 4 x width for every (query, key) pair.
 
-        Attention counts the pairs of the causal triangle, n(n+1)/2, once for QK^T and once for PV
-        (Kaplan et al. 2020, arXiv 2001.08361, table 1, with the triangle instead of the square).
-        None for a model with matmuls outside ``nn.Linear`` (a mixture of experts, say).
+        Attention counts the pairs of the causal triangle, n(n+1)/2, and n x p for a prefix whose
+        keys are at hand, once for QK^T and once for PV (Kaplan et al. 2020, arXiv 2001.08361,
+        table 1, with the triangle instead of the square). None for a model with matmuls outside
+        ``nn.Linear`` (a mixture of experts, say).
         """
-        matrices = {id(m.weight): m.weight.numel() for m in _linears(self._layers)}
-        for name, parameter in self._layers.named_parameters():
-            if parameter.ndim >= 2 and id(parameter) not in matrices:
-                del name
-                return None
-        config = cast("Any", self._model.module).config.get_text_config()
+        if self._layer_weights is None:
+            return None
+        config = self.config
         heads = config.num_attention_heads
         width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
-        pairs = tokens * (tokens + 1) / 2
-        head_rows = tokens if head == "all" else 1
-        return float(
-            2 * tokens * sum(matrices.values())
-            + 4 * width * pairs * len(self._layers)
-            + 2 * head_rows * cast("torch.Tensor", self._head.weight).numel()
-        )
+        pairs = tokens * (tokens + 1) / 2 + tokens * prefix
+        return float(2 * tokens * self._layer_weights + 4 * width * pairs * len(self.layers))
+
+    def head_flops(self, positions: int) -> float:
+        """FLOPs of the head at that many positions."""
+        return float(2 * positions * cast("torch.Tensor", self.head.weight).numel())
+
+    @cached_property
+    def config(self) -> Any:
+        """The decoder's own config."""
+        return cast("Any", self._model.module).config.get_text_config()
+
+    @cached_property
+    def _layer_weights(self) -> int | None:
+        matrices = {id(m.weight): m.weight.numel() for m in _linears(self.layers)}
+        if any(p.ndim >= 2 and id(p) not in matrices for p in self.layers.parameters()):
+            return None
+        return sum(matrices.values())
 
     def reset_peak_memory(self) -> None:
         """Start a new peak."""
-        self._device.reset_peak_memory()
+        self.device.reset_peak_memory()
 
     def peak_memory_gib(self) -> float | None:
         """Peak memory since the reset, GiB."""
-        return self._device.peak_memory_gib()
+        return self.device.peak_memory_gib()
 
-    def _letter(self, token: int) -> str:
+    def letter(self, token: int) -> str:
+        """The letter that a token counts as (``answers.full_vocab_letter``)."""
         if token not in self._letter_of:
             tokenizer = self._model.tokenizer
             text = tokenizer.decode([token]) if tokenizer is not None else ""
@@ -129,16 +151,22 @@ class TorchEngine:
         return {"use_cache": False}
 
     @contextmanager
-    def _errors(self, tokens: int) -> Iterator[None]:
+    def running(self, what: str) -> Iterator[None]:
+        """Where ``stack`` and ``head`` may be called: this engine's forwards, errors in one line.
+
+        ``what`` is run, such as ``a forward of 9 tokens``. Raises DeviceMemory, EngineError.
+        """
+        self._model.activate(self.name)
         try:
-            yield
+            with torch.inference_mode():
+                yield
         except torch.OutOfMemoryError as error:
-            raise out_of_memory(self._device, f"a forward of {tokens} tokens", error) from error
+            raise out_of_memory(self.device, what, error) from error
         except _COMPILE_ERRORS as error:
             first = str(error).strip().splitlines()[0]
             raise EngineError(
-                f"case '{self._model.case.id}': torch.compile failed on a prompt of {tokens} "
-                f"tokens: {first}; try engine.scope or engine.dynamic in the case's YAML"
+                f"case '{self._model.case.id}': torch.compile failed on {what}: "
+                f"{first}; try engine.scope or engine.dynamic in the case's YAML"
             ) from error
 
 

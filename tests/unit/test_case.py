@@ -73,7 +73,7 @@ def test_adding_a_model_is_adding_one_yaml_file(tmp_path: Path) -> None:
             7e9,
             "fp16",
         ),
-        ("tiny", None, "tiny_mmlu", "tiny_hf", "tokenizer", 1.1e6, "fp32"),
+        ("tiny", None, "tiny_mmlu", "tiny_hf", "tokenizer", 1.03e6, "fp32"),
     ],
 )
 def test_packaged_case_carries_its_published_settings(

@@ -12,6 +12,7 @@ import pytest
 from perfline.case import MmluSpec
 from perfline.lengths import recorded_lengths
 from perfline.mmlu import Encode, Question, Subject, build_prompts, load_subjects, render_prompt
+from perfline.prefix import Limits, plan
 
 pytestmark = pytest.mark.realdata
 
@@ -121,3 +122,18 @@ def test_the_llama_3_tokenizer_gives_the_recorded_tokens_and_shots(
         lengths, index = recorded[prompt.subject], int(prompt.id.rpartition("/")[2])
         assert prompt.shots == lengths.shots_kept(index, 2048)
         assert len(prompt.ids) == lengths.prefix[prompt.shots] + lengths.questions[index]
+
+
+def test_shared_prefixes_come_close_to_what_a_radix_tree_allows(
+    subjects: tuple[Subject, ...], llama3: Encode
+) -> None:
+    """1,313,957 distinct prefixes of tokens: 7.15 times fewer than the 9,396,415 tokens served."""
+    prompts = build_prompts(subjects, llama3, MmluSpec())
+
+    frugal = plan(prompts, Limits(forward_cost_tokens=16))
+    roomy = plan(prompts, Limits(forward_tokens=8192, forward_cost_tokens=64))
+
+    assert frugal.reuse_factor > 7.0
+    assert frugal.padded_tokens < 0.02 * frugal.computed_tokens
+    assert roomy.reuse_factor > 6.95
+    assert roomy.forwards < 1500

@@ -1,0 +1,222 @@
+"""How does a model run on tokens that come after a prefix whose keys and values are at hand?
+
+Every forward has one form, so that a compiled layer needs two graphs in all (one row, and more):
+there is always a prefix, if only of hidden zeros. They stand in front, 2 to 17 of them, so that
+sizes 0 and 1, which torch.compile specialises on, never come up, and so that the mask's rows are
+multiples of 16, as the fused attention kernels want.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from perfline.errors import EngineError
+from perfline.torch_engine import TorchEngine
+
+Ints = npt.NDArray[np.int64]
+KeysValues = list[tuple[torch.Tensor, torch.Tensor]]  # by layer: (1, heads, _FRONT + tokens, size)
+# Zeros in front of every prefix, of which a forward takes 2 to 17: never all of them, or the slice
+# would be contiguous now and then, which is a graph of its own to torch.compile.
+_FRONT = 18
+_ALIGN = 16
+
+
+class LayerPrefix:
+    """One layer's keys and values before the tokens of a forward; what attention calls a cache.
+
+    ``keep`` holds on to the forward's own keys and values, for them to become a prefix.
+    """
+
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor, keep: bool) -> None:
+        """``keys`` and ``values`` are (1, heads, tokens, size), shared by all rows."""
+        self.keys, self.values, self.keep = keys, values, keep
+        self.own: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return prefix and own keys and values of all rows, each in one piece."""
+        if self.keep:
+            self.own = (key_states, value_states)
+        rows = key_states.shape[0]
+        return (
+            torch.cat([self.keys.expand(rows, -1, -1, -1), key_states], dim=2),
+            torch.cat([self.values.expand(rows, -1, -1, -1), value_states], dim=2),
+        )
+
+
+class StackPrefix:
+    """What a decoder stack calls a cache: one ``LayerPrefix`` a layer."""
+
+    def __init__(self, layers: list[LayerPrefix]) -> None:
+        """``layers`` in the stack's order."""
+        self.layers = layers
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Tokens before the forward's own."""
+        return self.layers[layer_idx].keys.shape[2]
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *_: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """``LayerPrefix.update`` of that layer."""
+        return self.layers[layer_idx].update(key_states, value_states)
+
+
+class PrefixForward:
+    """Forwards after a prefix, on one engine.
+
+    Attributes:
+        empty: the prefix of no tokens.
+        bytes_per_token: of the keys and values that one row's attention reads, one layer at a time.
+    """
+
+    def __init__(self, engine: TorchEngine) -> None:
+        """Raises EngineError for an attention that takes no explicit mask."""
+        config = engine.config
+        if config._attn_implementation not in ("sdpa", "eager"):
+            raise EngineError(
+                f"shared prefixes need an attention that takes a mask; model.attention is "
+                f"'{config._attn_implementation}', expected sdpa or eager"
+            )
+        self._engine = engine
+        self._overlap = engine.device.runs_behind
+        heads = config.num_attention_heads
+        size = getattr(config, "head_dim", None) or config.hidden_size // heads
+        kv_heads = getattr(config, "num_key_value_heads", None) or heads
+        weight = next(engine.layers.parameters())
+        self._dtype, self._device = weight.dtype, weight.device
+        self._fixed = {heads, kv_heads, size, config.hidden_size, len(engine.layers)}
+        # The fused kernels take no mask with grouped heads: transformers repeats the keys.
+        copies = kv_heads if kv_heads == heads else kv_heads + heads
+        self.bytes_per_token = 2 * copies * size * self._dtype.itemsize
+        with torch.inference_mode():  # as all prefixes are: torch.compile tells them apart
+            zeros = torch.zeros((1, kv_heads, _FRONT, size), dtype=self._dtype, device=self._device)
+        self.empty: KeysValues = [(zeros, zeros)] * len(engine.layers)
+
+    def compile(self) -> None:
+        """Run both graphs once.
+
+        torch.compile takes two sizes that are equal at its first look for always equal: these
+        forwards have sizes that all differ.
+        """
+        rows, width, tokens = _distinct_sizes(self._fixed)
+        node = self.extend(self.empty, np.zeros((1, tokens), dtype=np.int64))
+        self.answer(node, np.zeros((rows, width), dtype=np.int64), np.full(rows, width))
+
+    def extend(self, above: KeysValues, ids: Ints) -> KeysValues:
+        """The prefix ``above`` with ``ids`` (1, tokens) behind it. DeviceMemory, EngineError."""
+        with self._engine.running(_what(above, ids)):
+            cache, _ = self._run(above, ids)
+            longer = [
+                (torch.cat([keys, layer.own[0]], dim=2), torch.cat([values, layer.own[1]], dim=2))
+                for (keys, values), layer in zip(above, cache.layers, strict=True)
+                if layer.own is not None
+            ]
+        if len(longer) < len(above):
+            raise EngineError(
+                f"{type(self._engine.stack).__name__} does not keep keys and values in every "
+                "layer; shared prefixes need that: run it the plain way"
+            )
+        return longer
+
+    def answer(self, above: KeysValues, ids: Ints, lengths: Ints) -> torch.Tensor:
+        """Letter logits and arg-max at each row's last token, on their way to the host: (rows, 5).
+
+        ``ids`` is (rows, width), rows of ``lengths`` tokens padded on the right: a pad comes after
+        all that is read. Raises DeviceMemory, EngineError.
+        """
+        with self._engine.running(_what(above, ids)):
+            _, hidden = self._run(above, ids)
+            rows = torch.arange(len(lengths), device=self._device)
+            logits = self._engine.head(hidden[rows, self._to_device(lengths - 1)])
+            return self._engine.read_rows(logits).to("cpu", non_blocking=self._overlap)
+
+    def _run(self, above: KeysValues, ids: Ints) -> tuple[StackPrefix, torch.Tensor]:
+        """Run the stack on ``ids`` (rows, width) after ``above``; the last hidden states."""
+        rows, width = ids.shape
+        before = _tokens(above)
+        zeros = 2 + -(2 + before + width) % _ALIGN
+        skip = _FRONT - zeros
+        cache = StackPrefix(
+            [LayerPrefix(k[:, :, skip:], v[:, :, skip:], keep=rows == 1) for k, v in above]
+        )
+        with self._layers_see(cache):
+            hidden: torch.Tensor = self._engine.stack(
+                input_ids=self._to_device(ids),
+                attention_mask=self._mask(zeros, before, width),
+                position_ids=torch.arange(before, before + width, device=self._device)[None],
+                past_key_values=cache,
+                use_cache=True,
+            )[0]
+        return cache, hidden
+
+    @contextmanager
+    def _layers_see(self, cache: StackPrefix) -> Iterator[None]:
+        """Hand each compiled layer its own part of the cache, outside of what is compiled.
+
+        A layer would look itself up by its number, and be compiled once for every number.
+        """
+        hooks = [
+            layer.register_forward_pre_hook(_see(part), with_kwargs=True)
+            for layer, part in zip(self._engine.layers, cache.layers, strict=True)
+            if layer in self._engine.compiled_forwards
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _mask(self, zeros: int, before: int, width: int) -> torch.Tensor:
+        """What each query may see, to be added: (1, 1, width, zeros + before + width).
+
+        ``is_causal`` would align queries with the first keys, not the last.
+        """
+        key = torch.arange(zeros + before + width, device=self._device)
+        query = torch.arange(width, device=self._device)[:, None] + zeros + before
+        hidden = (key < zeros) | (key > query)
+        mask = torch.zeros(hidden.shape, dtype=self._dtype, device=self._device)
+        return mask.masked_fill_(hidden, torch.finfo(self._dtype).min)[None, None]
+
+    def _to_device(self, array: Ints) -> torch.Tensor:
+        tensor = torch.from_numpy(array)
+        if self._overlap:
+            # From pageable memory the copy would wait for all that is queued.
+            return tensor.pin_memory().to(self._device, non_blocking=True)
+        return tensor.to(self._device)
+
+
+def _tokens(above: KeysValues) -> int:
+    return above[0][0].shape[2] - _FRONT
+
+
+def _what(above: KeysValues, ids: Ints) -> str:
+    return f"a forward of {ids.shape[0]} x {ids.shape[1]} tokens on a prefix of {_tokens(above)}"
+
+
+def _see(part: LayerPrefix) -> Callable[[Any, Any, dict[str, Any]], tuple[Any, dict[str, Any]]]:
+    def hook(_: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        return args, {**kwargs, "past_key_values": part}
+
+    return hook
+
+
+def _distinct_sizes(fixed: set[int]) -> tuple[int, int, int]:
+    """Rows, width and prefix whose sizes, and all that add up from them, differ from ``fixed``."""
+    width = 18
+    while True:
+        width += 1
+        rows, tokens = 3 + width % 5, 2 * width + 3
+        sizes = [rows]
+        for before, query in ((0, tokens), (tokens, width)):
+            zeros = 2 + -(2 + before + query) % _ALIGN
+            sizes += [query, zeros + before, zeros + before + query, _FRONT + before]
+        if len(set(sizes)) == len(sizes) and fixed.isdisjoint(sizes):
+            return rows, width, tokens

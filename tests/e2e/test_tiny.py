@@ -1,0 +1,166 @@
+"""The embedded case from end to end: accepted, measured again, then damaged in every known way.
+
+Each run is a pytest of its own, as a user starts it, on the real suite; the damage is done to the
+model's files, or to perfline's code through a plugin that only that run loads.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from perfline import data
+from perfline.cli import main
+
+REPOSITORY = Path(__file__).parents[2]
+TINY = data.PACKAGED_DATA / "tiny_mmlu"
+
+
+def run(folder: Path, *arguments: str, plugin: str = "") -> subprocess.CompletedProcess[str]:
+    """The suite on ``tiny`` with baselines and results in ``folder``; ``plugin`` is code."""
+    (folder / "damage.py").write_text(plugin)
+    command = [
+        *(sys.executable, "-m", "pytest", "-p", "damage", "-p", "no:cacheprovider"),
+        *("--cases=tiny", f"--baselines={folder / 'baselines'}"),
+        *(f"--results={folder / 'run.json'}", *arguments),
+        *(str(REPOSITORY / "tests" / "accuracy"), str(REPOSITORY / "tests" / "perf")),
+    ]
+    return subprocess.run(
+        [sys.executable, "-c", _WITH_PATH, str(folder), *command[3:]],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+_WITH_PATH = """
+import sys
+
+import pytest
+
+sys.path.insert(0, sys.argv[1])
+sys.exit(pytest.main(sys.argv[2:]))
+"""
+
+
+def words(folder: Path) -> dict[str, str]:
+    verdicts = json.loads((folder / "run.json").read_text())["cases"]["tiny"]["verdicts"]
+    return {f"{v['metric']}.{v['gate']}": v["word"] for v in verdicts}
+
+
+@pytest.fixture(scope="module")
+def accepted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder whose baseline is a first run of everything."""
+    folder = tmp_path_factory.mktemp("tiny")
+    shutil.copytree(REPOSITORY / "baselines" / "published", folder / "baselines" / "published")
+    done = run(folder, "-m", "perf or accuracy")
+    assert done.returncode == 0, done.stdout
+    assert words(folder)["acc_infer.published"] == "ok"
+    assert words(folder)["acc_infer.baseline"] == "missing"
+    assert words(folder)["flips.paired"] == "ok"
+    update = ["baselines", "update", "tiny", f"--run={folder / 'run.json'}", "--reason=first"]
+    assert main([*update, f"--baselines={folder / 'baselines'}"]) == 0
+    return folder
+
+
+def test_a_second_run_is_ok(accepted: Path):
+    done = run(accepted, "-m", "perf or accuracy")
+    assert done.returncode == 0, done.stdout
+    found = words(accepted)
+    assert {found[f"acc_{e}.{g}"] for e in ("val", "infer") for g in ("published", "baseline")} == {
+        "ok"
+    }
+    assert found["recompiles.baseline"] == found["graph_breaks.baseline"] == "ok"
+    # Timings depend on the machine's mood: it may say that it cannot tell, never "regressed".
+    speed = {word for name, word in found.items() if name.startswith("p_")}
+    assert speed <= {"ok", "unsure", "improved"}
+
+
+def scaled(model: Path) -> None:
+    weights = load_file(model / "model.safetensors")
+    weights["model.layers.0.mlp.down_proj.weight"] *= 3
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+
+
+def wrong_rope(model: Path) -> None:
+    config = json.loads((model / "config.json").read_text())
+    where = config.get("rope_parameters") or config  # transformers 5.x, 4.x
+    assert where["rope_theta"] == 10000.0
+    where["rope_theta"] = 500000.0
+    (model / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize("damage", [scaled, wrong_rope])
+def test_a_damaged_model_is_regressed_and_its_flips_are_named(accepted: Path, tmp_path, damage):
+    shutil.copytree(TINY, tmp_path / "tiny_mmlu")
+    damage(tmp_path / "tiny_mmlu" / "tiny_hf")
+    done = run(accepted, f"--data-dir={tmp_path}", "-m", "accuracy", "-k", "stored and eager")
+    assert done.returncode == 1
+    assert words(accepted) == {"acc_val.baseline": "regressed"}
+    assert "acc_val regressed -" in done.stdout
+    assert "right -> wrong" in done.stdout
+    assert "weights sha256:" in " ".join(done.stdout.split())  # the context names what changed
+
+
+DROP_A_SHOT = """
+from perfline import mmlu
+
+original = mmlu.render_prompt
+mmlu.render_prompt = lambda subject, question, shots: original(subject, question, shots - 1)
+"""
+
+
+def test_a_dropped_shot_is_regressed(accepted: Path):
+    run(accepted, "-m", "accuracy", "-k", "stored and eager", plugin=DROP_A_SHOT)
+    assert words(accepted) == {"acc_val.baseline": "regressed"}
+
+
+TWICE = """
+from perfline import hf
+
+original = hf.TorchEngine.forward
+
+
+def twice(self, batch, head):
+    original(self, batch, head)
+    return original(self, batch, head)
+
+
+hf.TorchEngine.forward = twice
+"""
+
+
+def test_a_forward_that_takes_twice_as_long_is_regressed(accepted: Path):
+    run(accepted, "-m", "perf", "-k", "eager", plugin=TWICE)
+    record = json.loads((accepted / "run.json").read_text())["cases"]["tiny"]
+    if record["notes"].get("cpu_waited_fraction_val", 0) > 0.1:
+        pytest.skip("other processes took the CPU: perfline says unsure, rightly")
+    assert words(accepted)["p_val_core.baseline"] == "regressed"
+
+
+WRONG_COMPILED = """
+from perfline import hf
+
+original = hf.TorchEngine.forward
+
+
+def shifted(self, batch, head):
+    logits = original(self, batch, head)
+    return logits.roll(1, dims=-1) if self.name == "inductor" else logits
+
+
+hf.TorchEngine.forward = shifted
+"""
+
+
+def test_compiled_code_that_answers_wrongly_is_never_ok(accepted: Path):
+    done = run(accepted, "-m", "perf", "-k", "inductor", plugin=WRONG_COMPILED)
+    assert done.returncode == 1
+    assert words(accepted)["flips.paired"] == "regressed"
