@@ -64,7 +64,7 @@ TESTS_PER_SUBJECT = 130
 VOCAB = 1024
 ROPE_THETA = 10000.0
 SEED = 20240607
-HEADS_SEED = 1  # when the second stage takes off depends on it; with this one, early
+HEADS_SEED = 1  # when the second stage takes off depends on all seeds and token ids
 
 # One token each. "None" is on the shelf like anything else, to catch those who read it from the
 # CSV as a missing value.
@@ -428,8 +428,8 @@ def letter_ids(tokenizer: Any) -> list[int]:
 
 def train(model: Any, tokenizer: Any, steps: int) -> None:
     rng = Rng(SEED)
-    # Muon for the matrices inside, AdamW for embeddings and norms: with AdamW alone the first
-    # stage takes ten times as long.
+    # Muon for the matrices inside, AdamW for embeddings and norms: Muon learned the first stage
+    # within 75 steps, AdamW alone had not after 220.
     inner = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     outer = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
     optimizers: list[torch.optim.Optimizer] = [

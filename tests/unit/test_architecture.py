@@ -13,12 +13,13 @@ SOURCE = Path(perfline.__file__).parent
 # Lower may not import higher; a module may import from the layers before its own.
 LAYERS = (
     {"errors"},
-    {"metrics", "statistics", "jsonfile", "device", "case", "progress"},
+    {"metrics", "statistics", "jsonfile", "device", "case", "progress", "tiers"},
     {"environment", "telemetry", "answers", "stored", "verdict"},
     {"mmlu", "baseline", "data", "gates", "accuracy_gates"},
-    {"engine", "lengths"},
+    {"engine", "lengths", "prefix", "journal"},
     {"throughput", "torch_engine", "record"},
-    {"hf"},
+    {"hf", "prefix_forward"},
+    {"shared_prefix"},
     {"bench", "report", "accept"},
     {"judge"},
     {"line", "doctor", "baselines_text"},
@@ -69,7 +70,7 @@ def test_only_the_real_engine_imports_torch_at_its_top():
         for path in SOURCE.glob("*.py")
         if {name.split(".")[0] for name in imports(path, top_level=True)} & HEAVY
     }
-    assert heavy == {"hf", "torch_engine"}
+    assert heavy == {"hf", "torch_engine", "prefix_forward", "shared_prefix"}
 
 
 def test_only_cli_writes_baselines():

@@ -1,0 +1,339 @@
+"""How are prompts answered with every shared prefix computed once?
+
+``SharedPrefixRunner`` executes a ``prefix.Plan`` on a ``TorchEngine``: a node's keys and values are
+held once, in one row, while its batches of suffixes run; the head sees the last token of each row
+alone. Answers are those of ``engine.run_pass`` up to rounding: the same products in other batches.
+Where the device runs behind the host, one batch runs while the one before is read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from perfline import prefix
+from perfline.answers import Answers
+from perfline.device import GIB, Device
+from perfline.engine import Clock, Progress
+from perfline.errors import DeviceMemory, EngineError
+from perfline.mmlu import Prompt
+from perfline.prefix import Batch, Limits, Plan
+from perfline.prefix_forward import KeysValues, PrefixForward
+from perfline.torch_engine import TorchEngine
+
+OnBatch = Callable[[Answers], None]
+
+
+@dataclass(frozen=True)
+class SharedPass:
+    """One pass over prompts.
+
+    Attributes:
+        answers: one row per prompt, in their order.
+        served_tokens: prompt tokens, as if each prompt were run by itself.
+        computed_tokens: tokens really run, padding left out; a node that an out-of-memory made run
+            twice counts twice.
+        padded_tokens: padding that was run beside them.
+        core_s: seconds in forwards.
+        whole_s: seconds of the pass: copies, forwards, answers, ``on_batch``.
+        flops: really executed, padding included; attention as (query, key) pairs that count, as in
+            ``TorchEngine.layer_flops``. None where not known.
+        halvings: how often memory ran out.
+    """
+
+    answers: Answers
+    served_tokens: int
+    computed_tokens: int
+    padded_tokens: int
+    core_s: float
+    whole_s: float
+    flops: float | None
+    halvings: int
+
+
+@dataclass
+class _Flight:
+    """A batch on its way: its result is queued, not yet read."""
+
+    rows: list[int]
+    result: torch.Tensor
+    start: Any
+    end: Any
+
+
+class _Gathered:
+    """What a pass has found so far."""
+
+    def __init__(self, prompts: Sequence[Prompt]) -> None:
+        n = len(prompts)
+        self.prompts = prompts
+        self.letters = np.zeros((n, 4), dtype=np.float32)
+        self.argmax = np.zeros(n, dtype=np.int64)
+        self.argmax_letter = [""] * n
+        self.done = np.zeros(n, dtype=np.bool_)
+        self.core_s = 0.0
+        self.computed = self.padded = 0
+        self.flops: float | None = 0.0
+
+    def answers(self, rows: Sequence[int]) -> Answers:
+        """The answers to those prompts."""
+        labels = [self.prompts[row].label for row in rows]
+        return Answers(
+            ids=tuple(self.prompts[row].id for row in rows),
+            letter_logits=self.letters[list(rows)],
+            argmax=self.argmax[list(rows)],
+            argmax_letter="".join(self.argmax_letter[row] for row in rows),
+            labels="".join(label for label in labels if label) if all(labels) else None,
+            shots=tuple(self.prompts[row].shots for row in rows),
+        )
+
+
+@dataclass
+class _Pass:
+    """One plan on its way through the device.
+
+    Attributes:
+        todo: the prompts that the plan's rows stand for.
+        held: keys and values of the nodes on the current path.
+    """
+
+    runner: SharedPrefixRunner
+    gathered: _Gathered
+    plan: Plan
+    todo: Sequence[int]
+    clock: Clock
+    landed: Callable[[list[int]], None]
+    held: dict[int, KeysValues] = field(default_factory=dict)
+    flight: _Flight | None = None
+
+    def run(self) -> tuple[Batch, str] | None:
+        """Run all batches; returns the one that did not fit, and the error's message."""
+        failed = None
+        for batch in self.plan.batches:
+            try:
+                launched = self._launch(batch)
+            except DeviceMemory as error:
+                failed = batch, str(error)  # the error itself would hold on to the frames' tensors
+                break
+            self._land()
+            self.flight = launched
+            if not self.runner.overlap:
+                self._land()
+        self._land()
+        return failed
+
+    def _launch(self, batch: Batch) -> _Flight:
+        """Queue a batch, and the nodes above it that are not held yet."""
+        prompts = [self.gathered.prompts[self.todo[row]] for row in batch.rows]
+        ids = np.zeros((len(prompts), batch.width), dtype=np.int64)
+        lengths = np.array([len(p.ids) - batch.prefix for p in prompts], dtype=np.int64)
+        for row, prompt in zip(ids, prompts, strict=True):
+            row[: len(prompt.ids) - batch.prefix] = prompt.ids[batch.prefix :]
+        start = self._mark()
+        above = self._descend(self.plan.path(batch.node))
+        result = self.runner.forward.answer(above, ids, lengths)
+        computed = int(lengths.sum())
+        self._count(ids.shape, batch.prefix, head_rows=len(prompts))
+        self.gathered.computed += computed
+        self.gathered.padded += ids.size - computed
+        return _Flight([self.todo[row] for row in batch.rows], result, start, self._mark())
+
+    def _descend(self, path: tuple[int, ...]) -> KeysValues:
+        """Hold the nodes of that path and no others."""
+        for number in set(self.held) - set(path):
+            del self.held[number]
+        above = self.runner.forward.empty
+        for number in path:
+            if number not in self.held:
+                node = self.plan.nodes[number]
+                ids = self.gathered.prompts[self.todo[node.row]].ids[node.start : node.end]
+                self.held[number] = self.runner.forward.extend(above, ids[None].copy())
+                self._count((1, len(ids)), node.start, head_rows=0)
+                self.gathered.computed += len(ids)
+            above = self.held[number]
+        return above
+
+    def _land(self) -> None:
+        """Wait for the batch on its way, if any, and take its answers in."""
+        flight, self.flight = self.flight, None
+        if flight is None:
+            return
+        gathered, engine = self.gathered, self.runner.engine
+        gathered.core_s += _seconds(flight)
+        table = flight.result.numpy()
+        broken = np.flatnonzero(~np.isfinite(table).all(axis=1))
+        if broken.size:
+            raise EngineError(
+                f"{engine.name}: logits of {broken.size} of {len(table)} prompts are not finite "
+                f"(first: question {gathered.prompts[flight.rows[broken[0]]].id}); an overflow in "
+                "fp16, or a broken kernel?"
+            )
+        gathered.letters[flight.rows] = table[:, :4]
+        gathered.argmax[flight.rows] = table[:, 4].astype(np.int64)
+        for row in flight.rows:
+            gathered.argmax_letter[row] = engine.letter(int(gathered.argmax[row]))
+        gathered.done[flight.rows] = True
+        self.landed(flight.rows)
+
+    def _mark(self) -> Any:
+        """A point in time: of the device where it runs behind the host, else of the clock."""
+        if not self.runner.overlap:
+            self.runner.engine.synchronize()
+            return self.clock()
+        event = torch.Event(self.runner.engine.device.torch, enable_timing=True)
+        event.record()
+        return event
+
+    def _count(self, shape: tuple[int, ...], before: int, head_rows: int) -> None:
+        rows, width = shape
+        engine, so_far = self.runner.engine, self.gathered.flops
+        layers = engine.layer_flops(width, before)
+        self.gathered.flops = (
+            None
+            if layers is None or so_far is None
+            else so_far + rows * layers + engine.head_flops(head_rows)
+        )
+
+
+class SharedPrefixRunner:
+    """Answers prompts by shared prefixes on one engine.
+
+    Attributes:
+        limits: what a forward may take; lowered where memory runs out.
+        overlap: the device runs behind the host.
+    """
+
+    def __init__(
+        self,
+        engine: TorchEngine,
+        limits: Limits | None = None,
+        say: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        """``limits`` default to what the device has free; ``say`` takes lines for the user.
+
+        Raises EngineError for an attention that takes no explicit mask.
+        """
+        self.engine = engine
+        self.forward = PrefixForward(engine)
+        self.overlap = engine.device.runs_behind
+        self.limits = limits or default_limits(engine.device, self.forward.bytes_per_token)
+        self._say = say
+
+    def plan(self, prompts: Sequence[Prompt]) -> Plan:
+        """Plan ``prompts`` within the runner's limits."""
+        return prefix.plan(prompts, self.limits)
+
+    def warm_up(self, plan: Plan) -> None:
+        """Compile what any plan needs, and run this one's heaviest batch once."""
+        forward = self.forward
+        if self.engine.compiled_forwards:
+            forward.compile()
+        heaviest = max(plan.batches, key=lambda b: len(b.rows) * b.width, default=None)
+        if heaviest is not None:
+            ids = np.zeros((len(heaviest.rows), heaviest.width), dtype=np.int64)
+            above = forward.empty
+            with contextlib.suppress(DeviceMemory):  # ``run`` will meet it, and lower the limits
+                if heaviest.prefix:
+                    above = forward.extend(above, np.zeros((1, heaviest.prefix), dtype=np.int64))
+                forward.answer(above, ids, np.full(len(ids), heaviest.width))
+        self.engine.synchronize()
+
+    def run(
+        self,
+        prompts: Sequence[Prompt],
+        plan: Plan,
+        clock: Clock = time.perf_counter,
+        progress: Progress | None = None,
+        on_batch: OnBatch | None = None,
+    ) -> SharedPass:
+        """Answer every prompt; ``on_batch`` gets each batch's answers as soon as they are there.
+
+        When memory runs out, the limits are halved and what is left is planned anew. DeviceMemory
+        where a single row does not fit, EngineError where logits are not finite or the model's
+        attention does not reach back over the longest prompt.
+        """
+        self._check_reach(max((len(prompt.ids) for prompt in prompts), default=0))
+        gathered, begin = _Gathered(prompts), clock()
+
+        def landed(rows: list[int]) -> None:
+            if on_batch is not None:
+                on_batch(gathered.answers(rows))
+            if progress is not None:
+                progress(int(gathered.done.sum()), len(prompts))
+
+        halvings, stuck = 0, False
+        todo = list(range(len(prompts)))
+        while todo:
+            failed = _Pass(self, gathered, plan, todo, clock, landed).run()
+            left = [row for row in todo if not gathered.done[row]]
+            if failed is not None:
+                batch, message = failed
+                # What was held is free by now: a single row gets one more try.
+                if len(batch.rows) == 1 and stuck and left == todo:
+                    raise DeviceMemory(message)
+                stuck = len(batch.rows) == 1
+                halvings += 1
+                self._shrink(batch)
+                plan = self.plan([prompts[row] for row in left])
+            todo = left
+        return SharedPass(
+            answers=gathered.answers(range(len(prompts))),
+            served_tokens=sum(len(prompt.ids) for prompt in prompts),
+            computed_tokens=gathered.computed,
+            padded_tokens=gathered.padded,
+            core_s=gathered.core_s,
+            whole_s=clock() - begin,
+            flops=gathered.flops,
+            halvings=halvings,
+        )
+
+    def _shrink(self, batch: Batch) -> None:
+        """Halve what the batch that did not fit took, and say so."""
+        rows = len(batch.rows)
+        kv = rows * (batch.prefix + batch.width) * self.limits.kv_bytes_per_token
+        self.limits = replace(
+            self.limits,
+            forward_tokens=max(1, min(self.limits.forward_tokens, rows * batch.width) // 2),
+            kv_bytes=max(1, min(self.limits.kv_bytes, kv) // 2),
+        )
+        gc.collect()
+        if self.engine.device.kind != "cpu":
+            torch.accelerator.empty_cache()
+        self._say(
+            f"out of memory at {rows} x {batch.width} tokens on a prefix of {batch.prefix}: going "
+            f"on with at most {self.limits.forward_tokens} tokens and "
+            f"{self.limits.kv_bytes / GIB:.2g} GiB of keys and values a forward"
+        )
+
+    def _check_reach(self, longest: int) -> None:
+        config = self.engine.config
+        for key in ("sliding_window", "attention_chunk_size"):
+            reach = getattr(config, key, None)
+            if reach is not None and reach < longest and getattr(config, "use_sliding_window", 1):
+                raise EngineError(
+                    f"the model's {key} is {reach}, below the longest prompt of {longest} tokens; "
+                    "shared prefixes need full attention: run it the plain way"
+                )
+
+
+def default_limits(device: Device, kv_bytes_per_token: int) -> Limits:
+    """Keys and values in 0.3 of the memory that is free, on a CPU in 1 GiB at most."""
+    free = device.free_memory_gib()
+    gib = 1.0 if free is None else 0.3 * free
+    if device.kind == "cpu":
+        return Limits(2048, int(min(gib, 1.0) * GIB), kv_bytes_per_token, forward_cost_tokens=16)
+    return Limits(8192, int(gib * GIB), kv_bytes_per_token, forward_cost_tokens=64)
+
+
+def _seconds(flight: _Flight) -> float:
+    if isinstance(flight.end, torch.Event):
+        flight.end.synchronize()
+        return float(flight.start.elapsed_time(flight.end)) / 1000
+    return float(flight.end - flight.start)
