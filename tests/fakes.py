@@ -126,5 +126,8 @@ class FakeOpened:
     def engine(self, name: EngineName) -> FakeEngine:
         return self.engines[name]
 
+    def shared(self, name: EngineName, say: object) -> None:
+        return None
+
     def close(self) -> None:
         self.closed += 1

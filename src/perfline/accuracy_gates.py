@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from perfline.answers import subset
 from perfline.metrics import Metric
 from perfline.statistics import detectable_drop_pp, drop_upper, mcnemar_p, zero_flip_bound
 from perfline.stored import Scored, question_key
@@ -65,34 +66,45 @@ def accuracy_published(
     )
 
 
-def accuracy_baseline(name: str, before: Scored, after: Scored, gates: GatesSpec) -> Verdict:
+def accuracy_baseline(
+    name: str,
+    before: Scored,
+    after: Scored,
+    gates: GatesSpec,
+    looks: int = 1,
+    asked_of: int | None = None,
+) -> Verdict:
     """Judge answers against the stored ones, question by question.
 
     ``regressed``: McNemar's exact one-sided test at the case's alpha, and a drop of at least the
     case's margin. ``ok``: the 97.5 % upper bound of the drop is below the case's other margin. Both
     margins grow where the questions are too few to resolve them. The new run may ask fewer
     questions than the stored one; any other difference is ``incomparable``.
+
+    A sequential run looks up to ``looks`` times on its way to ``asked_of`` questions: every error
+    rate is split evenly among the looks (Bonferroni), and the margins are those of ``asked_of``.
     """
     if mismatch := _question_mismatch(before, after):
         return Verdict(name, "incomparable", "baseline", "fraction", reason=mismatch)
     flips = _flips(before, after)
     n, lost = len(after.ids), sum(flip.kind == "right -> wrong" for flip in flips)
     gained = sum(flip.kind == "wrong -> right" for flip in flips)
-    ok_pp = max(gates.accuracy_drop_ok_pp, 200 * zero_flip_bound(n, _BOUND_CONFIDENCE))
+    alpha, confidence = gates.accuracy_alpha / looks, 1 - (1 - _BOUND_CONFIDENCE) / looks
+    ok_pp = max(gates.accuracy_drop_ok_pp, 200 * zero_flip_bound(asked_of or n, _BOUND_CONFIDENCE))
     margin_pp = gates.accuracy_drop_regressed_pp * ok_pp / gates.accuracy_drop_ok_pp
     drop_pp = 100 * (lost - gained) / n
-    bound_pp = 100 * drop_upper(lost, gained, n, _BOUND_CONFIDENCE)
+    bound_pp = 100 * drop_upper(lost, gained, n, confidence)
     p_lost, p_gained = mcnemar_p(lost, gained), mcnemar_p(gained, lost)
 
     asked = f"{n} questions" if n == len(before.ids) else f"{n} of {len(before.ids)} questions"
     counts = f"{lost} right -> wrong and {gained} wrong -> right in {asked}"
     word: Word
-    if p_lost <= gates.accuracy_alpha and drop_pp >= margin_pp:
+    if p_lost <= alpha and drop_pp >= margin_pp:
         word, reason = "regressed", f"{counts}, p = {p_lost:.2g}"
-    elif p_gained <= gates.accuracy_alpha and -drop_pp >= margin_pp:
+    elif p_gained <= alpha and -drop_pp >= margin_pp:
         word, reason = "improved", f"{counts}, p = {p_gained:.2g}"
-    elif mcnemar_p(n, 0) > gates.accuracy_alpha:
-        least = math.ceil(-math.log2(gates.accuracy_alpha))
+    elif mcnemar_p(n, 0) > alpha:
+        least = math.ceil(-math.log2(alpha))
         word, reason = "unsure", f"{counts}: too few to show any drop, ask at least {least}"
     elif bound_pp < ok_pp and drop_pp < margin_pp:
         word, reason = "ok", f"{counts}: a drop above {bound_pp:.2f} pp is ruled out"
@@ -102,12 +114,12 @@ def accuracy_baseline(name: str, before: Scored, after: Scored, gates: GatesSpec
             f"{counts} (p = {p_lost:.2g}): a drop of up to {bound_pp:.2f} pp is not ruled out, "
             f"ok is below {ok_pp:.2f} pp; ask more questions, or judge the flips listed"
         )
+    seen_pp = detectable_drop_pp(n, (lost + gained) / n, alpha)
+    reason += f"; {n} questions see a drop of {seen_pp:.2g} pp (80 % power)"
     if ok_pp > gates.accuracy_drop_ok_pp:
-        seen_pp = detectable_drop_pp(n, (lost + gained) / n, gates.accuracy_alpha)
-        reason += (
-            f"; margins scaled to {margin_pp:.2f} and {ok_pp:.2f} pp, since {n} questions see "
-            f"a drop of {seen_pp:.2g} pp (80 % power)"
-        )
+        reason += f": margins scaled to {margin_pp:.2f} and {ok_pp:.2f} pp"
+    if looks > 1:
+        reason += f"; sequential, alpha and bounds split among {looks} looks"
     return Verdict(
         metric=name,
         word=word,
@@ -159,6 +171,30 @@ def same_answers(reference: Answers, answers: Answers, precision: Precision) -> 
         reason=reason,
         flips=tuple(flips),
     )
+
+
+def verified(
+    name: str, reference: Answers, answers: Answers, precision: Precision
+) -> tuple[Word, str]:
+    """Judge the shared-prefix path by the plain path's answers to the same questions.
+
+    ``invalid`` where letter logits differ by more than the rounding of the dtype (a share of the
+    question's largest letter logit), or an answer differs that is no tie: the path is broken, and
+    what it measured says nothing about the model.
+    """
+    after = dict(zip(answers.ids, answers.letter_logits, strict=True))
+    share = 0.0
+    for question, plain in zip(reference.ids, reference.letter_logits, strict=True):
+        largest = max(float(abs(plain).max()), 1e-6)
+        share = max(share, float(abs(after[question] - plain).max()) / largest)
+    tolerance = ROUNDING_FRACTION[precision]
+    found = same_answers(reference, subset(answers, reference.ids), precision)
+    reason = (
+        f"{name}: {len(reference.ids)} answers given again the plain way: "
+        f"{len(found.flips)} flips, "
+        f"letter logits within {share:.1g} of the largest (allowed {tolerance:g})"
+    )
+    return ("invalid" if share > tolerance or found.flips else "ok"), reason
 
 
 def _margin(letter_logits: npt.NDArray[np.float32]) -> float:

@@ -7,6 +7,7 @@ arg-max of the four letters (as lm-evaluation-harness scores).
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -103,3 +104,22 @@ def _right(answers: Answers, scoring: Scoring) -> list[bool]:
         raise DataError("answers without labels (--dummy-weights) have no accuracy")
     given = answers.letters() if scoring == "letters" else answers.argmax_letter
     return [letter == label for letter, label in zip(given, answers.labels, strict=True)]
+
+
+def subset(answers: Answers, ids: Sequence[str]) -> Answers:
+    """The rows of ``ids``, in that order."""
+    where = {name: row for row, name in enumerate(answers.ids)}
+    rows = [where[name] for name in ids]
+    return Answers(
+        ids=tuple(ids),
+        letter_logits=answers.letter_logits[rows],
+        argmax=answers.argmax[rows],
+        argmax_letter="".join(answers.argmax_letter[row] for row in rows),
+        labels=None if answers.labels is None else "".join(answers.labels[row] for row in rows),
+        shots=tuple(answers.shots[row] for row in rows),
+    )
+
+
+def no_answers() -> Answers:
+    """Answers to no question."""
+    return Answers((), np.empty((0, 4), np.float32), np.empty(0, np.int64), "", "", ())

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Protocol
 
 from perfline import throughput
+from perfline.accuracy import AccuracyOptions, AccuracyPass, AccuracyRun, SharedRunner
 from perfline.answers import Answers, accuracy
 from perfline.case import Case, Scoring, WeightsKind
 from perfline.device import Device
-from perfline.engine import Clock, Engine, EngineName, Pass, Progress, run_pass
+from perfline.engine import Clock, Engine, EngineName, Progress, run_pass
 from perfline.metrics import Metric
 from perfline.mmlu import Prompt, stratified_sample
 from perfline.telemetry import watch
@@ -47,6 +48,9 @@ class Opened(Protocol):
     def engine(self, name: EngineName) -> Engine:
         """The engine of that name."""
 
+    def shared(self, name: EngineName, say: Callable[[str], None]) -> SharedRunner | None:
+        """What answers by shared prefixes; None where there is no such path."""
+
     def close(self) -> None:
         """Free the model."""
 
@@ -60,6 +64,7 @@ class OpenCase:
     load_peak_gib: float | None
     facts: Mapping[str, str]
     engine: Callable[[EngineName], Engine]
+    shared: Callable[[EngineName, Callable[[str], None]], SharedRunner | None]
     close: Callable[[], None]
 
 
@@ -85,7 +90,15 @@ def open_case(case: Case, device: Device, data_dir: Path | None, weights: Weight
             "weights": data.weights_digest(located.weights),
             "mmlu": mmlu.question_set_digest(subjects),
         }
-    return OpenCase(prompts, model.load_s, model.load_peak_gib, facts, model.engine, model.close)
+
+    def shared(name: EngineName, say: Callable[[str], None]) -> SharedRunner:
+        from perfline.shared_prefix import SharedPrefixRunner
+
+        return SharedPrefixRunner(model.engine(name), say=say)
+
+    return OpenCase(
+        prompts, model.load_s, model.load_peak_gib, facts, model.engine, shared, model.close
+    )
 
 
 @dataclass
@@ -95,6 +108,8 @@ class Bench:
     Attributes:
         peak: the device's dense FLOP/s for the case's dtype; None where not known.
         full_pass: throughput is timed over all questions, once, as published.
+        say: takes lines for the user, such as that memory ran out and the run goes on with less.
+        software: machine and versions, which a journal's answers belong to.
     """
 
     case: Case
@@ -104,8 +119,11 @@ class Bench:
     full_pass: bool = False
     clock: Clock = time.perf_counter
     progress: ProgressOf | None = None
+    say: Callable[[str], None] = lambda line: None
+    options: AccuracyOptions = field(default_factory=AccuracyOptions)
+    software: Mapping[str, str] = field(default_factory=dict)
     _ready: dict[EngineName, Ready] = field(default_factory=dict)
-    _passes: dict[EngineName, Pass] = field(default_factory=dict)
+    _passes: dict[EngineName, AccuracyPass] = field(default_factory=dict)
     _timings: dict[EngineName, Timings] = field(default_factory=dict)
     _reference: Answers | None = None
 
@@ -134,20 +152,31 @@ class Bench:
             self._ready[name] = throughput.make_ready(engine, self.sample, spec, self.clock)
         return self._ready[name]
 
-    def answer_all(self, name: EngineName) -> Pass:
-        """Answer every question; done once.
+    def answer_all(
+        self, name: EngineName, certain: Callable[[Answers, int, int], bool] | None = None
+    ) -> AccuracyPass:
+        """Answer the questions that the options ask for; done once.
 
-        ``--full-pass`` times this very pass, so it then applies the head as the workload does.
+        ``certain`` says when a sequential run may stop. Under ``--full-pass`` the answers are those
+        of the timed pass: every prompt by itself, the head at all positions.
         """
-        if self.full_pass:
-            return self._full_pass(name)
         if name not in self._passes:
-            self.ready(name)
-            engine, prompts = self.opened.engine(name), self.opened.prompts
-            self._passes[name] = run_pass(
-                engine, prompts, "last", self.clock, self._progress_of(f"{name} accuracy")
-            )
+            if self.full_pass:
+                timings = self.time(name, _in_turn)
+                answers = timings.answers
+                self._passes[name] = AccuracyPass(answers, len(answers.ids), "plain")
+            else:
+                run = self._accuracy_run(name)
+                if not run.shared:
+                    self.ready(name)
+                self._passes[name] = run.answer(self.opened.prompts, certain)
         return self._passes[name]
+
+    def forget_journals(self) -> None:
+        """The answers are in a record: their journals have done their work."""
+        for name in self._passes:
+            if not self.full_pass:
+                self._accuracy_run(name).forget()
 
     def rounds(self, name: EngineName) -> int:
         """How many rounds ``time`` will run."""
@@ -202,7 +231,7 @@ class Bench:
             if name == "inductor":
                 found += throughput.compile_metrics(ready)
         for name, done in self._passes.items():
-            found += accuracy_metrics(self.case, name, done.answers)
+            found += accuracy_metrics(self.case, name, done, self.peak)
         found.append(Metric("e2e_time", self._e2e_s(), "s", "info"))
         return {metric.name: metric for metric in found}
 
@@ -221,17 +250,34 @@ class Bench:
         ready = self._ready.get("inductor")
         if ready is not None and ready.first.cache is not None:
             notes["compile_cache"] = ready.first.cache
+        for name, done in self._passes.items():
+            notes[f"accuracy_path_{PREFIX[name]}"] = done.path
+            if done.resumed:
+                notes[f"accuracy_resumed_{PREFIX[name]}"] = done.resumed
+            if done.halvings:
+                notes[f"accuracy_halvings_{PREFIX[name]}"] = done.halvings
         for name, timings in self._timings.items():
             if timings.waited_fraction is not None:
                 notes[f"cpu_waited_fraction_{PREFIX[name]}"] = round(timings.waited_fraction, 4)
         return notes
 
-    def _full_pass(self, name: EngineName) -> Pass:
-        if name not in self._passes:
-            timings = self.time(name, _in_turn)
-            total = timings.rounds[0]
-            self._passes[name] = Pass(timings.answers, total.tokens, total.core_s, total.whole_s)
-        return self._passes[name]
+    def _accuracy_run(self, name: EngineName) -> AccuracyRun:
+        facts = {key: str(value) for key, value in self.opened.facts.items()}
+        return AccuracyRun(
+            engine=self.opened.engine(name),
+            oracle=self.opened.engine("eager"),
+            runner=None if self.options.plain else self.opened.shared(name, self.say),
+            options=self.options,
+            identity={
+                **self.software,
+                **facts,
+                "case": self.case.id,
+                "digest": self.case.digest(),
+                "engine": name,
+            },
+            clock=self.clock,
+            progress=self._progress_of(f"{name} accuracy"),
+        )
 
     def _e2e_s(self) -> float:
         """Seconds of every phase that ran, from the start of the load on."""
@@ -239,15 +285,23 @@ class Bench:
         phases += [ready.compile_s + ready.warmup_s for ready in self._ready.values()]
         phases += [r.whole_s for timings in self._timings.values() for r in timings.rounds]
         if not self.full_pass:
-            phases += [done.whole_s for done in self._passes.values()]
+            phases += [done.warmup_s + done.whole_s for done in self._passes.values()]
         return sum(phases)
 
     def _progress_of(self, what: str) -> Progress | None:
         return self.progress(f"{self.case.id}: {what}") if self.progress else None
 
 
-def accuracy_metrics(case: Case, name: EngineName, answers: Answers) -> list[Metric]:
-    """Micro accuracy (correct / asked) as the case scores it, and by both scorings."""
+def accuracy_metrics(
+    case: Case, name: EngineName, done: AccuracyPass, peak: float | None
+) -> list[Metric]:
+    """Micro accuracy (correct / asked) as the case scores it and by both scorings, and its cost.
+
+    The cost is of the forwards of this session: served tokens are the prompts', computed ones those
+    really run; with shared prefixes the published MFU formula would read above 100 %, so only the
+    FLOPs really executed are set against the peak.
+    """
+    answers = done.answers
     if answers.labels is None:
         return []
     prefix = f"acc_{PREFIX[name]}"
@@ -262,7 +316,28 @@ def accuracy_metrics(case: Case, name: EngineName, answers: Answers) -> list[Met
         Metric(f"{prefix}_full_vocab", by_scoring["full-vocab"], "fraction", "info"),
         Metric(f"{prefix}_letters", by_scoring["letters"], "fraction", "info"),
         Metric(f"{prefix}_questions", len(answers.ids), "questions", "info"),
+        *_cost(prefix, done, peak),
     ]
+
+
+def _cost(prefix: str, done: AccuracyPass, peak: float | None) -> list[Metric]:
+    asked = len(done.answers.ids) - done.resumed
+    if not (done.computed_tokens and done.core_s and done.whole_s):
+        return []
+    found = [
+        Metric(f"{prefix}_served_tokens", done.served_tokens, "tok", "info"),
+        Metric(f"{prefix}_computed_tokens", done.computed_tokens, "tok", "info"),
+        Metric(f"{prefix}_padded_tokens", done.padded_tokens, "tok", "info"),
+        Metric(f"{prefix}_reuse_factor", done.served_tokens / done.computed_tokens, "x", "info"),
+        Metric(f"{prefix}_warmup_time", done.warmup_s, "s", "info"),
+        Metric(f"{prefix}_time", done.whole_s, "s", "info"),
+        Metric(f"{prefix}_questions_per_s", asked / done.whole_s, "questions/s", "info"),
+        Metric(f"{prefix}_core", done.core_s / done.whole_s, "fraction", "info"),
+    ]
+    if peak is not None and done.flops:
+        utilisation = done.flops / done.core_s / peak
+        found.append(Metric(f"{prefix}_mfu_computed", utilisation, "fraction", "info"))
+    return found
 
 
 def _in_turn(timed_round: Callable[[], None], rounds: int) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from perfline import accuracy_gates, gates, verdict
 from perfline import baseline as baselines
+from perfline.accuracy import AccuracyPass
 from perfline.answers import Answers
 from perfline.baseline import Baseline, Published
 from perfline.case import Case, WeightsKind
@@ -70,30 +71,55 @@ def against(root: Path, environment: Environment, case: Case, weights: WeightsKi
 
 
 def accuracy_against_published(
-    case: Case, metric: Metric, questions: int, against: Against
+    case: Case, metric: Metric, done: AccuracyPass, against: Against
 ) -> list[Verdict]:
     """Is the recipe right? One sample against the published figure."""
+    if fault := _path_fault(case, metric, done):
+        return [verdict.invalid(metric, fault, "published")]
     published = against.published
     if published is None or metric.name not in published.metrics:
         reason = f"no published accuracy of case {case.id}"
         return [verdict.missing(metric, reason, "published")]
     figure = published.metrics[metric.name].value
-    return [accuracy_gates.accuracy_published(metric, questions, figure, case.gates)]
+    return [accuracy_gates.accuracy_published(metric, len(done.answers.ids), figure, case.gates)]
 
 
 def accuracy_against_baseline(
-    case: Case, name: EngineName, metric: Metric, answers: Answers, against: Against
+    case: Case, name: EngineName, metric: Metric, done: AccuracyPass, against: Against
 ) -> list[Verdict]:
     """Did answers get worse? Paired, question by question, against the stored ones."""
+    if fault := _path_fault(case, metric, done):
+        return [verdict.invalid(metric, fault)]
     stored = _stored_answers(name, against)
     if against.mismatch:
         return [verdict.incomparable(metric, against.mismatch)]
     if stored is None:
         return [verdict.missing(metric, f"no stored answers in {against.shown}")]
-    before = stored.scored(case.mmlu.scoring)
+    asked_of = min(done.asked_of, len(stored.ids)) if done.looks > 1 else None
     return [
-        accuracy_gates.accuracy_baseline(metric.name, before, scored(case, answers), case.gates)
+        accuracy_gates.accuracy_baseline(
+            metric.name,
+            stored.scored(case.mmlu.scoring),
+            scored(case, done.answers),
+            case.gates,
+            done.looks,
+            asked_of,
+        )
     ]
+
+
+def _path_fault(case: Case, metric: Metric, done: AccuracyPass) -> str:
+    """Why the path that gave the answers cannot be trusted; empty where it can."""
+    if done.counts.graphs:
+        return (
+            f"{done.counts.graphs} graph(s) were compiled after the warm-up of the {done.path} path"
+        )
+    if done.reference is None:
+        return ""
+    word, reason = accuracy_gates.verified(
+        f"{done.path} path", done.reference, done.answers, case.model.precision
+    )
+    return reason if word == "invalid" else ""
 
 
 def throughput(

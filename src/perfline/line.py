@@ -16,6 +16,7 @@ import pytest
 
 from perfline import baseline as baselines
 from perfline import judge, record, report, verdict
+from perfline.accuracy import AccuracyOptions, AccuracyPass
 from perfline.answers import Answers
 from perfline.baseline import Published
 from perfline.bench import Bench, Opened, ProgressOf
@@ -25,6 +26,7 @@ from perfline.engine import Clock, EngineName
 from perfline.environment import Environment, peak_flops, today
 from perfline.errors import DataError, PerflineError, RecordError
 from perfline.judge import Against
+from perfline.metrics import Metric
 from perfline.record import CaseRecord, Record
 from perfline.stored import StoredAnswers
 from perfline.throughput import PREFIX, Timings
@@ -43,6 +45,7 @@ class Options:
     strict: bool
     full_pass: bool
     weights: WeightsKind
+    accuracy: AccuracyOptions
     shown_from: Path  # paths in messages are relative to it
 
     def shown(self, path: Path) -> str:
@@ -59,6 +62,7 @@ class Tools:
     device: Device
     clock: Clock
     progress: ProgressOf | None
+    say: Callable[[str], None]
 
 
 @dataclass
@@ -102,6 +106,14 @@ class Session:
             full_pass=options.full_pass,
             clock=tools.clock,
             progress=tools.progress,
+            say=tools.say,
+            options=options.accuracy,
+            software={
+                key: environment.context[key]
+                for key in ("torch", "transformers", "commit")
+                if key in environment.context
+            }
+            | {"machine": environment.machine},
         )
         self._benches[case.id] = bench
         self._cases.setdefault(case.id, self._empty(case))
@@ -142,6 +154,7 @@ class Session:
         )
         self._judged.add(nodeid)
         self._write()
+        bench.forget_journals()
 
     def judged(self, nodeid: str) -> bool:
         """Whether a test got as far as its verdicts."""
@@ -221,11 +234,11 @@ class Line:
     properties: list[tuple[str, object]]
     nodeid: str
 
-    def answer_all(self, engine: EngineName) -> Answers:
+    def answer_all(self, engine: EngineName) -> AccuracyPass:
         """Answer every question with ``engine``; skipped under ``--dummy-weights``."""
         if self.session.options.weights == "dummy":
             pytest.skip("accuracy is not judged under --dummy-weights")
-        return self.bench.answer_all(engine).answers
+        return self.bench.answer_all(engine, lambda *so_far: self._certain(engine, *so_far))
 
     def time(self, engine: EngineName) -> Timings:
         """Time ``engine`` with pytest-benchmark's rounds; our numbers go to its ``extra_info``."""
@@ -243,19 +256,15 @@ class Line:
             raise DataError(f"case {self.bench.case.id}: questions without labels")
         return timings
 
-    def against_published(self, engine: EngineName, answers: Answers) -> list[Verdict]:
+    def against_published(self, engine: EngineName, done: AccuracyPass) -> list[Verdict]:
         """Judge the accuracy against the published figure."""
         metric = self.bench.metrics()[f"acc_{PREFIX[engine]}"]
-        return judge.accuracy_against_published(
-            self.bench.case, metric, len(answers.ids), self._against
-        )
+        return judge.accuracy_against_published(self.bench.case, metric, done, self._against)
 
-    def against_baseline(self, engine: EngineName, answers: Answers) -> list[Verdict]:
+    def against_baseline(self, engine: EngineName, done: AccuracyPass) -> list[Verdict]:
         """Judge the answers, paired, against the stored ones."""
         metric = self.bench.metrics()[f"acc_{PREFIX[engine]}"]
-        return judge.accuracy_against_baseline(
-            self.bench.case, engine, metric, answers, self._against
-        )
+        return judge.accuracy_against_baseline(self.bench.case, engine, metric, done, self._against)
 
     def judge_timings(self, timings: Timings) -> list[Verdict]:
         """Judge throughput, memory and compilation, and that the answers are still right."""
@@ -286,6 +295,15 @@ class Line:
             pytest.fail(session.failure(case, verdicts), pytrace=False)
         if verdict.skips(word, strict):
             pytest.skip(_skip_reason(verdicts))
+
+    def _certain(self, engine: EngineName, answers: Answers, looks: int, asked_of: int) -> bool:
+        """Whether a sequential run may stop: its paired verdict is out."""
+        so_far = AccuracyPass(answers, asked_of, "", looks=looks)
+        metric = Metric(f"acc_{PREFIX[engine]}", 0.0, "fraction", "higher")
+        (found,) = judge.accuracy_against_baseline(
+            self.bench.case, engine, metric, so_far, self._against
+        )
+        return found.word in ("ok", "improved", "regressed")
 
     @property
     def _against(self) -> Against:

@@ -7,6 +7,7 @@ Collection loads YAML and nothing else.
 
 from __future__ import annotations
 
+import argparse
 import os
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 
 from perfline import case as cases
+from perfline.accuracy import AccuracyOptions
 from perfline.case import Case
 from perfline.errors import MissingData, PerflineError
 from perfline.line import Line, Options, Session
@@ -53,6 +55,34 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--full-pass",
         action="store_true",
         help="time one pass over all questions, as published, instead of a sample in rounds",
+    )
+    group.addoption(
+        "--questions",
+        type=_positive,
+        metavar="N",
+        help="accuracy over the first N of one fixed, subject-stratified order (default: all)",
+    )
+    group.addoption(
+        "--sequential",
+        action="store_true",
+        help="stop asking as soon as the verdict against the stored answers is certain",
+    )
+    group.addoption(
+        "--resume",
+        action="store_true",
+        help="continue an interrupted accuracy pass from its journal beside the results",
+    )
+    group.addoption(
+        "--plain",
+        action="store_true",
+        help="accuracy by one forward a prompt, as published, instead of shared prefixes",
+    )
+    group.addoption(
+        "--verify",
+        type=_natural,
+        default=32,
+        metavar="N",
+        help="give N answers of the shared-prefix path again the plain way (default: 32)",
     )
     group.addoption(
         "--dummy-weights",
@@ -130,6 +160,7 @@ def perfline_tools(
         device=perfline_device,
         clock=perfline_clock,
         progress=_progress(pytestconfig),
+        say=_say(pytestconfig),
     )
 
 
@@ -237,15 +268,39 @@ def _check_root(config: pytest.Config) -> None:
 
 def _options(config: pytest.Config) -> Options:
     given = config.getoption
+    results = Path(given("results") or config.rootpath / "results" / "run.json")
+    if given("full_pass") and (given("questions") or given("sequential")):
+        raise pytest.UsageError("--full-pass asks all: leave out --questions and --sequential")
     return Options(
         data_dir=Path(given("data_dir")) if given("data_dir") else None,
         baselines=Path(given("baselines") or config.rootpath / "baselines"),
-        results=Path(given("results") or config.rootpath / "results" / "run.json"),
+        results=results,
         strict=given("strict_verdicts") or "--strict" in config.invocation_params.args,
         full_pass=given("full_pass"),
         weights="dummy" if given("dummy_weights") else "real",
+        accuracy=AccuracyOptions(
+            questions=given("questions"),
+            verify=given("verify"),
+            plain=given("plain"),
+            sequential=given("sequential"),
+            resume=given("resume"),
+            journals=results.parent / "journals",
+        ),
         shown_from=config.invocation_params.dir,
     )
+
+
+def _positive(text: str) -> int:
+    number = _natural(text)
+    if number == 0:
+        raise argparse.ArgumentTypeError("expected a whole number of at least 1")
+    return number
+
+
+def _natural(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"'{text}'; expected a whole number")
+    return int(text)
 
 
 def _selected(config: pytest.Config) -> list[Case]:
@@ -277,16 +332,31 @@ def _one_line_errors(item: pytest.Item) -> Generator[None, object, object]:
         pytest.fail(str(error), pytrace=False)
 
 
-def _progress(config: pytest.Config) -> Callable[[str], Callable[[int, int], None]] | None:
-    """Progress on the real terminal, past pytest's capture."""
+def _write(config: pytest.Config) -> Callable[[str], None] | None:
+    """Write to the real terminal, past pytest's capture; None where there is none."""
     reporter: Any = config.pluginmanager.getplugin("terminalreporter")
     capture: Any = config.pluginmanager.getplugin("capturemanager")
     if reporter is None or capture is None:
         return None
-    from perfline.progress import ProgressLine
 
     def write(text: str) -> None:
         with capture.global_and_fixture_disabled():
             reporter.write(text, flush=True)
+
+    return write
+
+
+def _say(config: pytest.Config) -> Callable[[str], None]:
+    write = _write(config)
+    return lambda line: write(f"\nperfline: {line}\n") if write is not None else None
+
+
+def _progress(config: pytest.Config) -> Callable[[str], Callable[[int, int], None]] | None:
+    """Progress of long passes."""
+    write = _write(config)
+    reporter: Any = config.pluginmanager.getplugin("terminalreporter")
+    if write is None:
+        return None
+    from perfline.progress import ProgressLine
 
     return lambda what: ProgressLine(what, write, reporter.isatty)

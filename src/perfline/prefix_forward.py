@@ -1,7 +1,8 @@
 """How does a model run on tokens that come after a prefix whose keys and values are at hand?
 
-Every forward has one form, so that a compiled layer needs two graphs in all (one row, and more):
-there is always a prefix, if only of hidden zeros. They stand in front, 2 to 17 of them, so that
+Every forward has one form, so that a compiled layer needs a single graph: a lone row is run twice
+over (nodes are a few per cent of the work, a second graph is half the compile time), and there is
+always a prefix, if only of hidden zeros. They stand in front, 2 to 17 of them, so that
 sizes 0 and 1, which torch.compile specialises on, never come up, and so that the mask's rows are
 multiples of 16, as the fused attention kernels want.
 """
@@ -30,20 +31,20 @@ _ALIGN = 16
 class LayerPrefix:
     """One layer's keys and values before the tokens of a forward; what attention calls a cache.
 
-    ``keep`` holds on to the forward's own keys and values, for them to become a prefix.
+    ``own`` are the forward's own keys and values, of which a longer prefix is made; who does not
+    want that drops them after the layer.
     """
 
-    def __init__(self, keys: torch.Tensor, values: torch.Tensor, keep: bool) -> None:
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
         """``keys`` and ``values`` are (1, heads, tokens, size), shared by all rows."""
-        self.keys, self.values, self.keep = keys, values, keep
+        self.keys, self.values = keys, values
         self.own: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return prefix and own keys and values of all rows, each in one piece."""
-        if self.keep:
-            self.own = (key_states, value_states)
+        self.own = (key_states, value_states)
         rows = key_states.shape[0]
         return (
             torch.cat([self.keys.expand(rows, -1, -1, -1), key_states], dim=2),
@@ -52,11 +53,14 @@ class LayerPrefix:
 
 
 class StackPrefix:
-    """What a decoder stack calls a cache: one ``LayerPrefix`` a layer."""
+    """What a decoder stack calls a cache: one ``LayerPrefix`` a layer.
 
-    def __init__(self, layers: list[LayerPrefix]) -> None:
+    ``keep`` says whether the forward's own keys and values are to outlive their layer.
+    """
+
+    def __init__(self, layers: list[LayerPrefix], keep: bool) -> None:
         """``layers`` in the stack's order."""
-        self.layers = layers
+        self.layers, self.keep = layers, keep
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Tokens before the forward's own."""
@@ -66,7 +70,11 @@ class StackPrefix:
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *_: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """``LayerPrefix.update`` of that layer."""
-        return self.layers[layer_idx].update(key_states, value_states)
+        layer = self.layers[layer_idx]
+        whole = layer.update(key_states, value_states)
+        if not self.keep:
+            layer.own = None
+        return whole
 
 
 class PrefixForward:
@@ -101,21 +109,26 @@ class PrefixForward:
         self.empty: KeysValues = [(zeros, zeros)] * len(engine.layers)
 
     def compile(self) -> None:
-        """Run both graphs once.
+        """Run the graph, and every form of forward, once.
 
-        torch.compile takes two sizes that are equal at its first look for always equal: these
-        forwards have sizes that all differ.
+        torch.compile takes two sizes that are equal at its first look for always equal: in the
+        first of these forwards all sizes differ.
         """
-        rows, width, tokens = _distinct_sizes(self._fixed)
-        node = self.extend(self.empty, np.zeros((1, tokens), dtype=np.int64))
-        self.answer(node, np.zeros((rows, width), dtype=np.int64), np.full(rows, width))
+        rows, width = _distinct_sizes(self._fixed)
+        ids, lengths = np.zeros((rows, width), dtype=np.int64), np.full(rows, width)
+        self.answer(self.empty, ids, lengths)
+        node = self.extend(self.empty, np.zeros((1, 2 * width + 3), dtype=np.int64))
+        self.answer(node, ids, lengths)
 
     def extend(self, above: KeysValues, ids: Ints) -> KeysValues:
         """The prefix ``above`` with ``ids`` (1, tokens) behind it. DeviceMemory, EngineError."""
         with self._engine.running(_what(above, ids)):
-            cache, _ = self._run(above, ids)
+            cache, _ = self._run(above, ids, keep=True)
             longer = [
-                (torch.cat([keys, layer.own[0]], dim=2), torch.cat([values, layer.own[1]], dim=2))
+                (
+                    torch.cat([keys, layer.own[0][:1]], dim=2),
+                    torch.cat([values, layer.own[1][:1]], dim=2),
+                )
                 for (keys, values), layer in zip(above, cache.layers, strict=True)
                 if layer.own is not None
             ]
@@ -133,20 +146,23 @@ class PrefixForward:
         all that is read. Raises DeviceMemory, EngineError.
         """
         with self._engine.running(_what(above, ids)):
-            _, hidden = self._run(above, ids)
+            _, hidden = self._run(above, ids, keep=False)
             rows = torch.arange(len(lengths), device=self._device)
             logits = self._engine.head(hidden[rows, self._to_device(lengths - 1)])
             return self._engine.read_rows(logits).to("cpu", non_blocking=self._overlap)
 
-    def _run(self, above: KeysValues, ids: Ints) -> tuple[StackPrefix, torch.Tensor]:
-        """Run the stack on ``ids`` (rows, width) after ``above``; the last hidden states."""
-        rows, width = ids.shape
+    def _run(self, above: KeysValues, ids: Ints, keep: bool) -> tuple[StackPrefix, torch.Tensor]:
+        """Run the stack on ``ids`` (rows, width) after ``above``; the last hidden states.
+
+        A compiled stack runs a lone row twice over, and so gives two rows back.
+        """
+        if len(ids) == 1 and self._engine.compiled_forwards:
+            ids = np.repeat(ids, 2, axis=0)
+        width = ids.shape[1]
         before = _tokens(above)
         zeros = 2 + -(2 + before + width) % _ALIGN
         skip = _FRONT - zeros
-        cache = StackPrefix(
-            [LayerPrefix(k[:, :, skip:], v[:, :, skip:], keep=rows == 1) for k, v in above]
-        )
+        cache = StackPrefix([LayerPrefix(k[:, :, skip:], v[:, :, skip:]) for k, v in above], keep)
         with self._layers_see(cache):
             hidden: torch.Tensor = self._engine.stack(
                 input_ids=self._to_device(ids),
@@ -163,11 +179,12 @@ class PrefixForward:
 
         A layer would look itself up by its number, and be compiled once for every number.
         """
-        hooks = [
-            layer.register_forward_pre_hook(_see(part), with_kwargs=True)
-            for layer, part in zip(self._engine.layers, cache.layers, strict=True)
-            if layer in self._engine.compiled_forwards
-        ]
+        hooks = []
+        for layer, part in zip(self._engine.layers, cache.layers, strict=True):
+            if layer in self._engine.compiled_forwards:
+                hooks.append(layer.register_forward_pre_hook(_see(part), with_kwargs=True))
+                if not cache.keep:
+                    hooks.append(layer.register_forward_hook(_drop(part)))
         try:
             yield
         finally:
@@ -208,15 +225,20 @@ def _see(part: LayerPrefix) -> Callable[[Any, Any, dict[str, Any]], tuple[Any, d
     return hook
 
 
-def _distinct_sizes(fixed: set[int]) -> tuple[int, int, int]:
-    """Rows, width and prefix whose sizes, and all that add up from them, differ from ``fixed``."""
+def _drop(part: LayerPrefix) -> Callable[[Any, Any, Any], None]:
+    def hook(*_: Any) -> None:
+        part.own = None
+
+    return hook
+
+
+def _distinct_sizes(fixed: set[int]) -> tuple[int, int]:
+    """Rows and width of a forward on no prefix whose sizes all differ, also from ``fixed``."""
     width = 18
     while True:
         width += 1
-        rows, tokens = 3 + width % 5, 2 * width + 3
-        sizes = [rows]
-        for before, query in ((0, tokens), (tokens, width)):
-            zeros = 2 + -(2 + before + query) % _ALIGN
-            sizes += [query, zeros + before, zeros + before + query, _FRONT + before]
+        rows = 3 + width % 5
+        zeros = 2 + -(2 + width) % _ALIGN
+        sizes = (rows, width, zeros, zeros + width, _FRONT)
         if len(set(sizes)) == len(sizes) and fixed.isdisjoint(sizes):
-            return rows, width, tokens
+            return rows, width

@@ -11,10 +11,10 @@ pytestmark = pytest.mark.accuracy
 
 
 def test_accuracy_is_the_published_one(line, engine_name):
-    answers = line.answer_all(engine_name)
-    line.check(line.against_published(engine_name, answers))
+    done = line.answer_all(engine_name)
+    line.check(line.against_published(engine_name, done))
 
 
 def test_answers_are_the_stored_ones(line, engine_name):
-    answers = line.answer_all(engine_name)
-    line.check(line.against_baseline(engine_name, answers))
+    done = line.answer_all(engine_name)
+    line.check(line.against_baseline(engine_name, done))

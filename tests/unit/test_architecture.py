@@ -20,6 +20,7 @@ LAYERS = (
     {"throughput", "torch_engine", "record"},
     {"hf", "prefix_forward"},
     {"shared_prefix"},
+    {"accuracy"},
     {"bench", "report", "accept"},
     {"judge"},
     {"line", "doctor", "baselines_text"},
