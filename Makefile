@@ -21,4 +21,4 @@ test: lint
 
 perf: setup
 	@mkdir -p results
-	$(BIN)/pytest -m "perf or accuracy" --benchmark-json=results/benchmark.json $(ARGS)
+	$(BIN)/pytest tests/accuracy tests/perf -m "perf or accuracy" --benchmark-json=results/benchmark.json $(ARGS)

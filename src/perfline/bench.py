@@ -217,7 +217,8 @@ class Bench:
             return self._timings["eager"].answers
         if self._reference is None:
             engine = self.opened.engine("eager")
-            self._reference = run_pass(engine, self.sample, self.case.throughput.head).answers
+            prompts = self.opened.prompts if self.full_pass else self.sample
+            self._reference = run_pass(engine, prompts, "last", self.clock).answers
         return self._reference
 
     def metrics(self) -> dict[str, Metric]:

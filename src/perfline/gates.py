@@ -52,6 +52,11 @@ def throughput_baseline(
     margin = -math.log1p(-gates.throughput_margin_fraction)
     limit = -margin
     word = _throughput_word(change, margin, near.half_width, far.half_width)
+    explained = False
+    if contention_fraction is not None and contention_fraction > MAX_CONTENTION_FRACTION:
+        # What was waited for the CPU can explain no more than itself.
+        without = change - math.log1p(-min(contention_fraction, 0.99))
+        explained = _throughput_word(without, margin, near.half_width, far.half_width) != word
     held = f"from {len(logs)} sessions"
     if len(logs) == 1:
         held = "spread declared in the case (1 session held)"
@@ -66,7 +71,8 @@ def throughput_baseline(
         reason = f"a slowdown of the margin is ruled out ({spread})"
     elif word == "unsure":
         reason = f"too noisy to tell ({spread}): {_settled_by(change, margin, logs, prior_sd)}"
-    elif contention_fraction is not None and contention_fraction > MAX_CONTENTION_FRACTION:
+    elif explained:
+        assert contention_fraction is not None
         word = "unsure"
         reason = (
             f"another process took {100 * contention_fraction:.0f} % of the CPU during the timed "

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -24,7 +25,7 @@ from perfline import mmlu
 from perfline.case import Case
 from perfline.device import Device
 from perfline.engine import EngineName
-from perfline.errors import CaseError, EngineError
+from perfline.errors import CaseError, EngineError, PerflineError
 from perfline.torch_engine import TorchEngine, out_of_memory
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -94,8 +95,11 @@ def load(case: Case, device: Device, weights: Path | None) -> Model:
     if case.engine.cpu_threads is not None and device.kind == "cpu":
         torch.set_num_threads(case.engine.cpu_threads)
     torch._dynamo.reset()
-    # torch's structured trace is for a file of its own: pytest would show all of it with a failure.
-    logging.getLogger("torch.__trace").propagate = False
+    if not os.environ.get("TORCH_TRACE"):
+        # pytest listens to every logger, and would show all of this one with a failure.
+        logging.getLogger("torch.__trace").disabled = True
+    quiet: Any = transformers.utils.logging
+    quiet.disable_progress_bar()
     device.reset_peak_memory()
     start = time.perf_counter()
     with _loading(case, device, weights):
@@ -111,6 +115,11 @@ def load(case: Case, device: Device, weights: Path | None) -> Model:
     letters = None
     if tokenizer is not None:
         letters = mmlu.letter_tokens(mmlu.hf_encode(tokenizer, case.model.bos))
+        if len(tokenizer) > config.vocab_size:
+            raise EngineError(
+                f"{weights}: the tokenizer has {len(tokenizer)} tokens, the model "
+                f"{config.vocab_size}; expected no more: they do not belong together"
+            )
     model = Model(
         case=case,
         device=device,
@@ -129,14 +138,31 @@ def load(case: Case, device: Device, weights: Path | None) -> Model:
 
 
 def _checkpoint(case: Case, weights: Path) -> Any:
-    return transformers.AutoModelForCausalLM.from_pretrained(
+    """The checkpoint's model, every tensor of it from the file: nothing is initialised instead."""
+    auto: Any = transformers.AutoModelForCausalLM
+    module, found = auto.from_pretrained(
         weights,
         dtype=DTYPES[case.model.precision],
         attn_implementation=case.model.attention,
         use_safetensors=True,
         trust_remote_code=False,
         local_files_only=True,
+        output_loading_info=True,
     )
+    for problem in ("missing_keys", "mismatched_keys"):
+        names = sorted(map(str, found[problem]))
+        if names:
+            raise EngineError(
+                f"{weights}: {len(names)} tensors of the model are {problem.partition('_')[0]} in "
+                f"the checkpoint, such as {names[0]}; they would be random: get the weights again"
+            )
+    used = module.config._attn_implementation
+    if used != case.model.attention:
+        raise EngineError(
+            f"{weights / 'config.json'}: sets the attention to '{used}', the case asks for "
+            f"'{case.model.attention}'; remove attn_implementation from it"
+        )
+    return module
 
 
 def _tokenizer(weights: Path) -> Any:
@@ -172,15 +198,13 @@ def _loading(case: Case, device: Device, weights: Path | None) -> Iterator[None]
         yield
     except torch.OutOfMemoryError as error:
         raise out_of_memory(device, what, error) from error
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        if _is_cpuout_of_memory(error):
+    except PerflineError:
+        raise
+    except Exception as error:  # a broken file may raise anything, from Rust code too
+        if "DefaultCPUAllocator" in str(error):
             raise out_of_memory(device, what, error) from error
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise EngineError(f"{what} failed: {first}") from error
-
-
-def _is_cpuout_of_memory(error: BaseException) -> bool:
-    return "DefaultCPUAllocator" in str(error)
 
 
 def _check_head(model: Model) -> None:

@@ -220,8 +220,11 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     state.finish(partial=stopped or not complete)
     summary = os.environ.get("GITHUB_STEP_SUMMARY")
     if summary and state.measured:
-        with Path(summary).open("a", encoding="utf-8") as file:
-            file.write(state.markdown())
+        try:
+            with Path(summary).open("a", encoding="utf-8") as file:
+                file.write(state.markdown())
+        except OSError as error:
+            state.add_notice(f"GITHUB_STEP_SUMMARY={summary}: not written: {error.strerror}")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -275,7 +278,8 @@ def _options(config: pytest.Config) -> Options:
         data_dir=Path(given("data_dir")) if given("data_dir") else None,
         baselines=Path(given("baselines") or config.rootpath / "baselines"),
         results=results,
-        strict=given("strict_verdicts") or "--strict" in config.invocation_params.args,
+        strict=given("strict_verdicts") or _pytest_is_strict(config),
+        case_dir=given("case_dir"),
         full_pass=given("full_pass"),
         weights="dummy" if given("dummy_weights") else "real",
         accuracy=AccuracyOptions(
@@ -321,15 +325,24 @@ def _case_of(item: pytest.Item) -> Case | None:
 def _one_line_errors(item: pytest.Item) -> Generator[None, object, object]:
     try:
         return (yield)
-    except MissingData as error:
-        case = _case_of(item)
-        session = item.config.stash[SESSION]
-        if case is None or session.options.strict:
-            pytest.fail(str(error), pytrace=False)
-        session.add_skipped(case, str(error))
-        pytest.skip(str(error))
     except PerflineError as error:
-        pytest.fail(str(error), pytrace=False)
+        problem = error
+    # Outside of the handler, or pytest would show the error a second time as the context.
+    case, session = _case_of(item), item.config.stash[SESSION]
+    if isinstance(problem, MissingData) and case is not None and not session.options.strict:
+        session.add_skipped(case, str(problem))
+        pytest.skip(str(problem))
+    pytest.fail(str(problem), pytrace=False)
+
+
+def _pytest_is_strict(config: pytest.Config) -> bool:
+    """Whether pytest's own strict mode is on: its option, or its ini setting from pytest 9 on."""
+    if "--strict" in config.invocation_params.args:
+        return True
+    try:
+        return bool(config.getini("strict"))
+    except (KeyError, ValueError):  # before pytest 9
+        return False
 
 
 def _write(config: pytest.Config) -> Callable[[str], None] | None:

@@ -35,10 +35,13 @@ class ProgressLine:
             finished and self._shown
         ):
             return
+        first = not self._shown
         self._last, self._shown = now, True
         rate = done / (now - self._begin) if now > self._begin else 0.0
         left = f"{_minutes((total - done) / rate)} left" if rate else "time left unknown"
         line = f"{self._what}: {done}/{total} questions, {rate:.1f} questions/s, {left}"
+        if first:
+            self._write("\n")  # pytest's own line of dots stays as it is
         if self._tty:
             self._write(f"\r\x1b[2K{line}" + ("\r\x1b[2K" if finished else ""))
         else:

@@ -21,7 +21,7 @@ from perfline.verdict import WORST_FIRST, Flip, Verdict, worst
 WIDTH = 80
 FLIPS_SHOWN = 10
 
-# The published table (DESIGN section 1) in its order: name, what it is called.
+# The published table in its order: name, what it is called.
 PUBLISHED_TABLE = (
     ("e2e_time", "e2e_time"),
     ("p_val_whole", "p_val_whole"),
@@ -41,7 +41,7 @@ BESIDE = (
     ("graph_breaks", "graph breaks"),
     ("recompiles", "recompiles"),
     ("questions", "timed questions"),
-    ("tokens", "timed tokens"),
+    ("tokens", "tokens, all rounds"),
 )
 
 
@@ -56,30 +56,47 @@ class Origin:
 
 
 def failure(
-    verdicts: Sequence[Verdict], origin: Origin, context: Mapping[str, Scalar], case: str, run: str
+    verdicts: Sequence[Verdict],
+    origin: Origin,
+    context: Mapping[str, Scalar],
+    case: str,
+    flags: str,
 ) -> str:
     """The message of a test that did not pass: the first line is the whole story."""
     grave = worst(verdicts)
     story = next(v for v in verdicts if v.word == grave)
     lines = [story.headline, "", textwrap.indent(verdict_table(verdicts), "  "), ""]
-    for verdict in verdicts:
-        if verdict.word != "ok" and verdict.reason:
-            lines += _paragraph(f"{verdict.metric}: {verdict.reason}")
+    lines += reason_lines(verdicts)
     lines += flip_lines([flip for verdict in verdicts for flip in verdict.flips])
-    if origin.date is not None:
+    if all(verdict.gate == "published" for verdict in verdicts):
+        lines.append("  baseline  the published figure")
+    elif origin.date is not None:
         commit = f", commit {origin.commit}" if origin.commit else ""
         lines.append(f"  baseline  {origin.path} ({origin.date[:10]}{commit})")
         lines += _paragraph(f"context   {context_change(origin.context or {}, context)}")
     else:
         lines.append(f"  baseline  none yet; it would be {origin.path}")
-    hint = next_command(case, verdicts, run)
+    hint = next_command(case, verdicts, flags)
     if hint:
         lines.append(f"  hint: {hint}")
     return "\n".join(lines)
 
 
-def verdict_table(verdicts: Iterable[Verdict]) -> str:
-    """One row a verdict, the columns of DESIGN section 7."""
+def reason_lines(verdicts: Sequence[Verdict]) -> list[str]:
+    """Why each verdict is not ``ok``; metrics with the same reason share it."""
+    shared: dict[tuple[str, str], list[str]] = {}
+    for verdict in verdicts:
+        if verdict.word != "ok" and verdict.reason:
+            shared.setdefault((verdict.word, verdict.reason), []).append(verdict.metric)
+    return [
+        line
+        for (word, reason), names in shared.items()
+        for line in _paragraph(f"{', '.join(dict.fromkeys(names))} {word}: {reason}")
+    ]
+
+
+def verdict_table(verdicts: Iterable[Verdict], tablefmt: str = "plain") -> str:
+    """One row a verdict: what was stored, what was measured, the limit and the word."""
     rows = [
         [
             verdict.metric,
@@ -93,7 +110,7 @@ def verdict_table(verdicts: Iterable[Verdict]) -> str:
         for verdict in verdicts
     ]
     headers = ["metric", "unit", "baseline", "measured", "change", "limit", "verdict"]
-    return tabulate(rows, headers, tablefmt="plain", disable_numparse=True)
+    return tabulate(rows, headers, tablefmt, disable_numparse=True)
 
 
 def flip_lines(flips: Sequence[Flip]) -> list[str]:
@@ -133,17 +150,25 @@ def case_table(case: CaseRecord, published: Published | None, tablefmt: str = "p
 
 
 def session_lines(
-    record: Record, published: Mapping[str, Published], skipped: Mapping[str, str], run: str
+    record: Record, published: Mapping[str, Published], skipped: Mapping[str, str], flags: str
 ) -> list[str]:
     """The terminal section at the end of a session."""
     lines = []
     for name, case in record.cases.items():
         lines += [f"{name} ({case.dtype}, {case.weights} weights) on {record.environment.machine}"]
-        lines += [textwrap.indent(case_table(case, published.get(name)), "  "), ""]
+        if case.metrics:
+            lines += [textwrap.indent(case_table(case, published.get(name)), "  "), ""]
+        compared = [verdict for verdict in case.verdicts if verdict.baseline is not None]
+        if compared:
+            lines += [textwrap.indent(verdict_table(compared), "  "), ""]
+        lines += reason_lines(case.verdicts)
+        lines += flip_lines([flip for verdict in case.verdicts for flip in verdict.flips])
+        lines += [line for error in case.errors for line in _paragraph(f"error: {error}")]
+        lines.append("")
     for name, why in skipped.items():
         lines += [*_paragraph(f"{name} was not measured: {why}", ""), ""]
     lines.append(counts_line(record))
-    commands = [next_command(n, case.verdicts, run) for n, case in record.cases.items()]
+    commands = [next_command(n, case.verdicts, flags) for n, case in record.cases.items()]
     wanted = [command for command in commands if command]
     if wanted:
         lines.append(f"next: {wanted[0]}")
@@ -161,7 +186,7 @@ def counts_line(record: Record) -> str:
     return f"verdicts: {', '.join(words) or 'none'}"
 
 
-def markdown(record: Record, published: Mapping[str, Published], run: str) -> str:
+def markdown(record: Record, published: Mapping[str, Published], flags: str) -> str:
     """The summary for ``$GITHUB_STEP_SUMMARY``: verdicts first."""
     word = worst([v for case in record.cases.values() for v in case.verdicts])
     lines = [f"## perfline: {word}", "", counts_line(record), ""]
@@ -170,20 +195,30 @@ def markdown(record: Record, published: Mapping[str, Published], run: str) -> st
         lines += [f"- **could not be measured**: {_escaped(line)}" for line in case.errors]
         notable = [v for v in case.verdicts if v.word != "ok"]
         lines += [f"- **{_escaped(v.headline)}**: {_escaped(v.reason)}" for v in notable]
-        lines += ["", case_table(case, published.get(name), "github"), ""]
-        hint = next_command(name, case.verdicts, run)
+        compared = [verdict for verdict in case.verdicts if verdict.baseline is not None]
+        if case.metrics:
+            lines += ["", case_table(case, published.get(name), "github"), ""]
+        if compared:
+            lines += [verdict_table(compared, "github"), ""]
+        hint = next_command(name, case.verdicts, flags)
         if hint:
             lines += ["```", hint, "```", ""]
     lines.append(f"Machine `{record.environment.machine}` at {record.created}.")
     return "\n".join(lines) + "\n"
 
 
-def next_command(case: str, verdicts: Sequence[Verdict], run: str) -> str:
-    """The one command that comes next for a case; empty where there is nothing to do."""
+def next_command(case: str, verdicts: Sequence[Verdict], flags: str) -> str:
+    """The one command that comes next for a case; empty where there is nothing to do.
+
+    ``flags`` are those that ``perfline baselines update`` needs to find what pytest used.
+    """
     words = {v.word for v in verdicts}
-    update = f"perfline baselines update {case} --run {run}"
+    update = f"perfline baselines update {case} {flags}"
     if "invalid" in words:
         return "run again once the cause above is gone"
+    wrong = [v for v in verdicts if v.word == "regressed" and v.gate != "baseline"]
+    if any(v.unit != "tok/s" for v in wrong):
+        return ""  # wrong answers are never a baseline
     if "regressed" in words:
         return f'to accept it: {update} --accept-regression --reason "..."'
     if "incomparable" in words:
@@ -219,14 +254,6 @@ def number(value: float | None, unit: str, error: float | None = None) -> str:
         digits = 0
     shown = f"{scale * value:.{digits}f}"
     return shown if error is None else f"{shown} +- {scale * error:.{digits}f}"
-
-
-def metric_lines(metrics: Iterable[Metric]) -> str:
-    """Metrics by name, one a line."""
-    rows = [
-        [metric.name, _unit(metric.unit), number(metric.value, metric.unit)] for metric in metrics
-    ]
-    return tabulate(rows, ["metric", "unit", "value"], "plain", disable_numparse=True)
 
 
 def keyed_by_unit(metrics: Iterable[Metric]) -> dict[str, float]:

@@ -25,13 +25,19 @@ def test_missing_skips_with_the_numbers_and_fails_under_strict(suite):
     result.assert_outcomes(skipped=6)
     result.stdout.fnmatch_lines(
         [
-            'next: perfline baselines update fake --run results/run.json --reason "first baseline"',
+            "next: perfline baselines update fake --run results/run.json --case-dir=cases *",
             "*missing: p_val_core 10000 tok/s, p_val_whole 10000 tok/s, mem_val 1.00 GiB*",
         ]
     )
     assert set(suite.words().values()) == {"missing", "ok"}  # ok: compiled answers as eager
-    suite.run("--strict").assert_outcomes(failed=6)
-    suite.run("--strict-verdicts").assert_outcomes(failed=6)
+    # No accuracy of this case is published: those two tests have nothing to fail by.
+    suite.run("--strict").assert_outcomes(failed=4, skipped=2)
+    suite.run("--strict-verdicts").assert_outcomes(failed=4, skipped=2)
+
+
+def test_strict_is_heeded_wherever_it_is_set(suite, monkeypatch):
+    monkeypatch.setenv("PYTEST_ADDOPTS", "--strict")
+    suite.run("-m", "perf").assert_outcomes(failed=2, deselected=4)
 
 
 def test_update_then_ok(accepted):
@@ -155,3 +161,41 @@ def test_one_more_graph_is_regressed(accepted):
     accepted.script(prompts=400, inductor={"graphs_at": [0]})
     accepted.run("-m", "perf")
     assert accepted.words()["graphs.baseline"] == "regressed"
+
+
+def test_a_case_without_published_figures_is_green_under_strict_once_accepted(accepted):
+    accepted.run("--strict").assert_outcomes(passed=4, skipped=2)
+
+
+def test_a_full_pass_compares_the_engines_over_all_questions(accepted):
+    wrong = [f"odd/{i}" for i in range(3)]
+    accepted.script(prompts=40, inductor={"wrong": wrong})
+    accepted.run("-m", "perf", "-k", "inductor", "--full-pass")
+    verdicts = accepted.record()["cases"]["fake"]["verdicts"]
+    (flips,) = [v for v in verdicts if v["metric"] == "flips"]
+    assert (flips["word"], flips["measured"]) == ("regressed", 3)
+
+
+def test_wrong_answers_are_never_offered_for_acceptance(accepted):
+    published = accepted.root / "baselines" / "published"
+    published.mkdir()
+    (published / "fake.json").write_text(PUBLISHED)
+    accepted.script(prompts=400, both={"wrong": [f"odd/{i}" for i in range(200)]})
+    result = accepted.run("-m", "accuracy", "-k", "published and eager")
+    result.assert_outcomes(failed=1, deselected=5)
+    result.stdout.fnmatch_lines(["*baseline  the published figure"])
+    assert "to accept it" not in result.stdout.str()
+
+
+def test_a_slowdown_that_waiting_does_not_explain_is_regressed_all_the_same():
+    from perfline.case import GatesSpec
+    from perfline.gates import throughput_baseline
+    from perfline.metrics import Metric
+
+    def judged(value, waited):
+        metric = Metric("p_infer_core", value, "tok/s", "higher", (value,) * 5)
+        return throughput_baseline(metric, [100.0], GatesSpec(), waited).word
+
+    assert judged(60.0, None) == "regressed"
+    assert judged(60.0, 0.45) == "unsure"  # 55 % of the time for the work would be 55 tok/s
+    assert judged(30.0, 0.5) == "regressed"  # waiting explains half, not two thirds

@@ -197,3 +197,29 @@ def test_without_perfline_tests_nothing_is_written_or_said(pytester):
     result.assert_outcomes(passed=1)
     assert "= perfline =" not in result.stdout.str()
     assert not (pytester.path / "results").exists()
+
+
+def test_an_interrupt_while_loading_leaves_no_older_record_to_accept(suite):
+    suite.run("-m", "perf")
+    conftest = suite.root / "conftest.py"
+    conftest.write_text(
+        conftest.read_text().replace(
+            'script = json.loads(Path("script.json").read_text())', "raise KeyboardInterrupt"
+        )
+    )
+    suite.run("-m", "perf", no_reraise=True)
+    assert suite.record()["partial"] is True
+    assert suite.update() == 2
+
+
+def test_a_step_summary_that_cannot_be_written_is_one_line(suite, monkeypatch):
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", "/nowhere/summary.md")
+    result = suite.run("-m", "perf")
+    result.assert_outcomes(skipped=2, deselected=4)
+    result.stdout.fnmatch_lines(["GITHUB_STEP_SUMMARY=/nowhere/summary.md: not written: *"])
+
+
+def test_the_same_error_is_shown_once(suite):
+    suite.script(**{"raise": ["EngineError"]})
+    result = suite.run("-m", "perf", "-k", "eager")
+    assert "another exception" not in result.stdout.str()

@@ -189,3 +189,58 @@ def test_close_frees_the_weights(model):
 def test_threads_are_the_case_s(model):
     assert torch.get_num_threads() == 1
     assert dataclasses.replace(model.case.engine, cpu_threads=None).cpu_threads is None
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """A copy of the embedded model's checkpoint."""
+    import shutil
+
+    from perfline.data import PACKAGED_DATA
+
+    target = tmp_path / "hf"
+    shutil.copytree(PACKAGED_DATA / "tiny_mmlu" / "tiny_hf", target)
+    return target
+
+
+def test_a_checkpoint_with_a_missing_tensor_is_not_filled_with_random_numbers(checkpoint):
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(checkpoint / "model.safetensors")
+    del weights["model.layers.2.mlp.up_proj.weight"]
+    save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(EngineError, match=r"1 tensors .* missing .*layers\.2\.mlp\.up_proj"):
+        hf.load(case(), current_device(), checkpoint)
+
+
+def test_a_checkpoint_does_not_choose_the_attention(checkpoint):
+    config = checkpoint / "config.json"
+    config.write_text(config.read_text().replace("{", '{"_attn_implementation": "eager",', 1))
+    with pytest.raises(
+        EngineError, match=r"config\.json: sets the attention to 'eager', .* 'sdpa'"
+    ):
+        hf.load(case(), current_device(), checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [("tokenizer.json", "[]"), ("tokenizer.json", "{"), ("config.json", '{"model_type": 3}')],
+)
+def test_broken_files_of_a_checkpoint_are_one_line(checkpoint, file, text):
+    (checkpoint / file).write_text(text)
+    with pytest.raises(EngineError, match=r"case 'random': loading .* failed: ") as caught:
+        hf.load(case(), current_device(), checkpoint)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_tokenizer_of_another_model_is_refused(checkpoint):
+    config = checkpoint / "tokenizer.json"
+    text = config.read_text()
+    assert '"added_tokens": [' in text
+    extra = (
+        '"added_tokens": [{"id": 740, "content": "<extra>", "single_word": false, "lstrip": false,'
+        ' "rstrip": false, "normalized": false, "special": true},'
+    )
+    config.write_text(text.replace('"added_tokens": [', extra, 1))
+    with pytest.raises(EngineError, match=r"the tokenizer has 741 tokens, the model 740"):
+        hf.load(case(), current_device(), checkpoint)

@@ -27,7 +27,7 @@ ORIGIN = Origin("baselines/gpu/x.json", "2026-11-02T10:00:00Z", "1a2b3c4", {"tor
 
 
 def test_a_failure_tells_the_whole_story_in_80_columns():
-    lines = failure([OK, SLOW], ORIGIN, {"torch": "2.10.0"}, "x", "results/run.json").split("\n")
+    lines = failure([OK, SLOW], ORIGIN, {"torch": "2.10.0"}, "x", "--run r.json").split("\n")
     assert lines[0] == "p_infer_core regressed -9.4 % (limit -2.0 %)"
     assert lines[2].split() == [
         *("metric", "unit", "baseline", "measured", "change", "limit", "verdict")
@@ -79,7 +79,7 @@ def test_flips_are_listed_up_to_ten_and_then_counted():
 )
 def test_every_verdict_has_its_next_command(word, unit, command):
     verdict = Verdict("m", word, "baseline", unit)
-    assert next_command("x", [OK, verdict], "r.json") == command
+    assert next_command("x", [OK, verdict], "--run r.json") == command
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def record(*verdicts, errors=()):
 
 def test_markdown_leads_with_the_gravest_verdict_and_escapes_what_it_quotes():
     odd = Verdict("m", "unsure", "baseline", "tok/s", reason="a | b <script>")
-    text = report.markdown(record(OK, SLOW, odd), {}, "r.json")
+    text = report.markdown(record(OK, SLOW, odd), {}, "--run r.json")
     assert text.startswith("## perfline: regressed\n\nverdicts: 1 regressed, 1 unsure, 1 ok\n")
     assert "- **p_infer_core regressed -9.4 % (limit -2.0 %)**" in text
     assert "a \\| b &lt;script>" in text
