@@ -3,14 +3,16 @@
 Rules only: pure functions of a record, a case as its YAML is today, and the stored baseline.
 A baseline is what every later run is held to, so whatever would loosen it in silence is refused
 with one line that names the file, the case, what is wrong and what to do. What regressed against
-the stored baseline passes with ``--accept-regression``; what is invalid, incomplete, or below the
-published accuracy never does.
+the stored baseline passes with ``--accept-regression``; what is invalid, incomplete, edited, timed
+beside other processes, or below the published accuracy never does.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
+import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +20,7 @@ from typing import cast
 
 from perfline import accuracy_gates, gates
 from perfline import baseline as baselines
-from perfline.baseline import Baseline, Session
+from perfline.baseline import Baseline, Published, Session
 from perfline.case import Case, WeightsKind
 from perfline.errors import BaselineError
 from perfline.jsonfile import Scalar
@@ -30,6 +32,14 @@ from perfline.verdict import Verdict, worst
 ACCURACY = {"eager": "acc_val", "inductor": "acc_infer"}
 _WAITED = {"p_val": "cpu_waited_fraction_val", "p_infer": "cpu_waited_fraction_infer"}
 _KEPT_INFO = ("compile_time",)  # never judged, yet worth comparing by eye
+# What perfline writes of a metric, by the start of its name: anything else was edited in.
+_EXPECTED = {
+    "p_": ("tok/s", "higher"),
+    "mem": ("GiB", "lower"),
+    "graph": ("count", "lower"),
+    "recompiles": ("count", "lower"),
+    "compile_time": ("s", "info"),
+}
 
 _AGAIN = "run pytest again"
 
@@ -54,6 +64,8 @@ class Candidate:
         case: the case as its YAML is today.
         old: the stored baseline; None where there is none.
         new: what the session measured, in a baseline's form.
+        published: the case's published figures; None where there are none.
+        broken: what is wrong with the baseline's file that is replaced; empty where nothing is.
     """
 
     run: Path
@@ -62,6 +74,8 @@ class Candidate:
     case: Case
     old: Baseline | None
     new: Baseline
+    published: Published | None = None
+    broken: str = ""
 
     @property
     def same_definition(self) -> bool:
@@ -153,7 +167,9 @@ def notes(candidate: Candidate, terms: Terms) -> list[str]:
     """Say what a reader of the table should know, one line each."""
     old, new = candidate.old, candidate.new
     lines = []
-    if old is None:
+    if candidate.broken:
+        lines.append(f"replaced: the file was broken ({candidate.broken})")
+    elif old is None:
         lines.append("new: there was no baseline")
     elif not candidate.same_definition and not terms.add:
         lines.append(
@@ -213,10 +229,58 @@ def current(candidate: Candidate) -> list[Verdict]:
 
 
 def _verdict(candidate: Candidate, metric: Metric, values: Sequence[float]) -> Verdict:
-    waited = candidate.measured.notes.get(_WAITED.get(metric.name.rpartition("_")[0], ""))
+    waited = candidate.measured.notes.get(_waited_note(metric.name))
     contention = float(waited) if isinstance(waited, int | float) else None
     limits, full_pass = candidate.case.gates, _full_pass(candidate)
     return gates.against_sessions(metric, values, limits, contention, full_pass)
+
+
+def _against_published(candidate: Candidate) -> list[Verdict]:
+    """Judge the answers by the published accuracy, whatever verdicts the record holds."""
+    figures = {} if candidate.published is None else candidate.published.metrics
+    verdicts = []
+    for engine, answers in candidate.new.accuracy.items():
+        name, n = ACCURACY.get(engine, engine), len(answers.ids)
+        if name in figures:
+            fraction = answers.scored(candidate.case.mmlu.scoring).correct / n
+            metric = Metric(name, fraction, "fraction", "higher")
+            verdicts.append(
+                accuracy_gates.accuracy_published(
+                    metric, n, figures[name].value, candidate.case.gates
+                )
+            )
+    return verdicts
+
+
+def _waited_note(metric: str) -> str:
+    """Return the name of the note on the CPU while a tok/s metric was timed; empty: no such."""
+    return _WAITED.get(metric.rpartition("_")[0], "")
+
+
+def _contended(candidate: Candidate) -> dict[str, float]:
+    """Return {note: fraction} of the timed rounds whose CPU other processes took."""
+    timed = [name for session in candidate.new.sessions for name in session.metrics]
+    notes = {note: candidate.measured.notes.get(note) for note in map(_waited_note, timed)}
+    return {
+        note: float(waited)
+        for note, waited in notes.items()
+        if isinstance(waited, int | float) and waited > gates.MAX_CONTENTION_FRACTION
+    }
+
+
+def _edited(metric: Metric) -> str:
+    """Say how a metric differs from what perfline writes; empty where it does not."""
+    expected = next(
+        (each for start, each in _EXPECTED.items() if metric.name.startswith(start)), None
+    )
+    found = (metric.unit, metric.direction)
+    if expected is not None and found != expected:
+        return f"{metric.name} is {' '.join(found)} (expected {' '.join(expected)})"
+    if metric.unit == "tok/s" and metric.samples:
+        median = statistics.median(metric.samples)
+        if not math.isclose(metric.value, median, rel_tol=1e-6):
+            return f"{metric.name} is {metric.value:g} tok/s, the median of its rounds {median:g}"
+    return ""
 
 
 def _measurement(candidate: Candidate) -> Iterator[str]:
@@ -232,6 +296,14 @@ def _measurement(candidate: Candidate) -> Iterator[str]:
         )
     if not candidate.new.sessions and not candidate.new.accuracy:
         yield "has neither accuracy nor throughput; run `pytest -m 'perf or accuracy'`"
+    for metric in measured.metrics.values():
+        if edited := _edited(metric):
+            yield f"{edited}: the record was edited; {_AGAIN}"
+    for note, waited in _contended(candidate).items():
+        yield (
+            f"another process took {100 * waited:.0f} % of the CPU during the timed rounds "
+            f"({note}); run again on an idle machine"
+        )
     for session in candidate.new.sessions:
         for metric in session.metrics.values():
             if (zero := _zero(metric)) is not None:
@@ -247,10 +319,14 @@ def _measurement(candidate: Candidate) -> Iterator[str]:
 def _judged(candidate: Candidate, terms: Terms) -> Iterator[str]:
     """Yield what the verdicts of the session, or those of today, forbid."""
     by_gate: dict[tuple[str, str], list[Verdict]] = {}
-    for verdict in (*candidate.measured.verdicts, *current(candidate)):
+    today = (*_against_published(candidate), *current(candidate))
+    for verdict in (*candidate.measured.verdicts, *today):
         by_gate.setdefault((verdict.metric, verdict.gate), []).append(verdict)
+    contended = _contended(candidate)
     for verdicts in by_gate.values():
         grave = worst(verdicts)
+        if grave != "invalid" and _waited_note(verdicts[0].metric) in contended:
+            continue  # refused already, and its cure is another: an idle machine
         verdict = next(v for v in reversed(verdicts) if v.word == grave)
         story = verdict.headline if verdict.change else f"{verdict.metric} {verdict.word}"
         story += f": {verdict.reason}" if verdict.reason else ""

@@ -7,12 +7,15 @@ result and returns the exit status.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from perfline import accept, baseline, baselines_text
 from perfline.accept import Candidate, Terms
+from perfline.baseline import Baseline
 from perfline.case import Case, load_cases
 from perfline.errors import BaselineError, PerflineError
 from perfline.record import Record
@@ -28,7 +31,8 @@ def update(
 ) -> int:
     """Store what the session in ``run`` measured of the cases (all if none is named), or nothing.
 
-    BaselineError, one line for each reason, unless every case may be stored.
+    BaselineError, one line for each reason, unless every case may be stored. A baseline that is
+    broken is replaced with ``--accept-regression`` only.
     """
     record = load_record(run)
     names = list(dict.fromkeys(names)) or list(record.cases)
@@ -37,17 +41,16 @@ def update(
         raise BaselineError(f"{run}: holds no case; run pytest again")
     cases = {case.id: case for case in load_cases(names, directories)}
     with baseline.locked(_path(root, record, names[0])):  # one machine: one directory, one lock
-        candidates = [_candidate(root, run, record, cases[name], terms.reason) for name in names]
+        candidates = [_candidate(root, run, record, cases[name], terms) for name in names]
         _refuse([line for each in candidates for line in accept.problems(each, terms)])
         results = [accept.merged(each, terms) for each in candidates]
-        for candidate, result in zip(candidates, results, strict=True):
-            baseline.save(candidate.path, result)
-    for candidate in candidates:
-        print(baselines_text.comparison(candidate))
+        _save_all({each.path: new for each, new in zip(candidates, results, strict=True)})
+    for candidate, result in zip(candidates, results, strict=True):
+        print(baselines_text.comparison(candidate, result))
         for line in accept.notes(candidate, terms):
             print(f"  {line}")
         print(f"  written: {candidate.path}\n")
-    print(f"next: git add {' '.join(str(candidate.path) for candidate in candidates)}")
+    print(f"next: git add {shlex.join(str(candidate.path) for candidate in candidates)}")
     return 0
 
 
@@ -59,8 +62,8 @@ def diff(root: Path, run: Path, name: str, directories: Sequence[Path]) -> int:
     if name not in record.cases:
         _refuse(unknown[-1:])
     (case,) = load_cases([name], directories)
-    candidate = _candidate(root, run, record, case, terms.reason)
-    print(baselines_text.comparison(candidate))
+    candidate = _candidate(root, run, record, case, terms)
+    print(baselines_text.comparison(candidate, accept.merged(candidate, terms)))
     for line in baselines_text.differences(candidate):
         print(f"  {line}")
     for line in [*unknown, *accept.problems(candidate, terms)]:
@@ -98,13 +101,13 @@ def check(root: Path, directories: Sequence[Path], strict: bool) -> int:
     files = _files(root)
     for path in files:
         held.setdefault(path.parent.name, set()).add(baselines_text.case_of(path))
-        wrong += _file_problems(path, cases)
+        wrong += _file_problems(root, path, cases, directories)
     published = sorted((root / baseline.PUBLISHED).glob("*.json"))
     for path in published:
         wrong += _published_problems(path, cases)
     missing = [
         f"missing: {machine} has no baseline of case '{name}'; run pytest there, then "
-        f"`perfline baselines update {name}`"
+        f"`{_update_command(root, name, directories)}`"
         for machine, there in held.items()
         for name in cases
         if name not in there
@@ -112,7 +115,8 @@ def check(root: Path, directories: Sequence[Path], strict: bool) -> int:
     for line in wrong + missing:
         print(line)
     print(
-        f"{root}: {len(files)} baselines and {len(published)} published checked: "
+        f"{root}: {len(files)} {'baseline' if len(files) == 1 else 'baselines'} and "
+        f"{len(published)} published checked: "
         f"{len(wrong)} wrong, {len(missing)} missing"
     )
     return 1 if wrong or (strict and missing) else 0
@@ -131,7 +135,7 @@ def remove(root: Path, name: str, machine: str, dummy: bool) -> int:
         except OSError as failure:
             raise BaselineError(f"{path}: cannot be removed: {failure.strerror}") from failure
     print(f"removed: {path}")
-    print(f"next: git add {path}")
+    print(f"next: git add {shlex.quote(str(path))}")
     return 0
 
 
@@ -140,21 +144,76 @@ def _refuse(lines: Sequence[str]) -> None:
         raise BaselineError("\n".join(lines))
 
 
+def _save_all(results: Mapping[Path, Baseline]) -> None:
+    """Write every file, or put back what was there; BaselineError says which of the two."""
+    before = {path: _contents(path) for path in results}
+    written: list[Path] = []
+    try:
+        for path, result in results.items():
+            baseline.save(path, result)
+            written.append(path)
+    except (BaselineError, KeyboardInterrupt) as failure:
+        changed = [str(path) for path in written if not _put_back(path, before[path])]
+        state = (
+            f"these hold the new run: {', '.join(changed)}" if changed else "nothing was changed"
+        )
+        if isinstance(failure, KeyboardInterrupt) and not changed:
+            raise
+        raise BaselineError(f"{str(failure) or 'interrupted'}; {state}") from failure
+
+
+def _contents(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as failure:
+        raise BaselineError(f"{path}: cannot be read: {failure.strerror}") from failure
+
+
+def _put_back(path: Path, old: bytes | None) -> bool:
+    """Restore a file's contents at once, or its absence; False where that fails."""
+    spare = path.with_name(f".{path.name}.restored")
+    try:
+        if old is None:
+            path.unlink()
+        else:
+            spare.write_bytes(old)
+            spare.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            spare.unlink()
+        return False
+    return True
+
+
 def _path(root: Path, record: Record, name: str) -> Path:
     dummy = record.cases[name].weights == "dummy"
     return baseline.path(root, record.environment.machine, name, dummy)
 
 
-def _candidate(root: Path, run: Path, record: Record, case: Case, reason: str) -> Candidate:
+def _candidate(root: Path, run: Path, record: Record, case: Case, terms: Terms) -> Candidate:
     path = _path(root, record, case.id)
     measured = record.cases[case.id]
+    published = root / baseline.PUBLISHED / f"{case.id}.json"
+    old, broken = None, ""
+    try:
+        old = baseline.load(path) if path.exists() else None
+    except BaselineError as problem:
+        if terms.add or not terms.accept_regression:
+            raise BaselineError(
+                f"{problem}; `update` replaces a broken file with --accept-regression (no --add)"
+            ) from problem
+        broken = str(problem)
     return Candidate(
         run=run,
         path=path,
         measured=measured,
         case=case,
-        old=baseline.load(path) if path.exists() else None,
-        new=accept.measured_baseline(record, measured, reason),
+        old=old,
+        new=accept.measured_baseline(record, measured, terms.reason),
+        published=baseline.load_published(published) if published.exists() else None,
+        broken=broken,
     )
 
 
@@ -168,7 +227,22 @@ def _files(root: Path) -> list[Path]:
     return sorted(p for p in root.glob("*/*.json") if p.parent.name != baseline.PUBLISHED)
 
 
-def _file_problems(path: Path, cases: Mapping[str, Case]) -> Iterator[str]:
+def _update_command(root: Path, name: str, directories: Sequence[Path]) -> str:
+    """Return the command that stores a case, to be pasted as it is."""
+    words = f'perfline baselines update {name} --run results/run.json --reason "..."'
+    return " ".join([words, *(f"--case-dir={shlex.quote(str(d))}" for d in directories)]) + _at(
+        root
+    )
+
+
+def _at(root: Path) -> str:
+    """Return the option that names the baselines' directory, where it is not the default."""
+    return "" if root == Path("baselines") else f" --baselines={shlex.quote(str(root))}"
+
+
+def _file_problems(
+    root: Path, path: Path, cases: Mapping[str, Case], directories: Sequence[Path]
+) -> Iterator[str]:
     name = baselines_text.case_of(path)
     try:
         stored = baseline.load(path)
@@ -179,7 +253,8 @@ def _file_problems(path: Path, cases: Mapping[str, Case]) -> Iterator[str]:
         dummy = " --dummy" if baselines_text.kind_of(path) == "dummy" else ""
         yield (
             f"unused: {path}: there is no case '{name}'; `perfline baselines remove {name} "
-            f"--machine {path.parent.name}{dummy}`, or name its YAML's directory with --case-dir"
+            f"--machine {path.parent.name}{dummy}{_at(root)}`, or name its YAML's directory with "
+            "--case-dir"
         )
         return
     today = cases[name].digest(baselines_text.kind_of(path))
@@ -187,7 +262,7 @@ def _file_problems(path: Path, cases: Mapping[str, Case]) -> Iterator[str]:
         yield (
             f"stale: {path}: is of an older definition of the case ({stored.case_digest}, "
             f"{cases[name].source.name} is now {today}); run pytest on {path.parent.name}, then "
-            f"`perfline baselines update {name}`"
+            f"`{_update_command(root, name, directories)}`"
         )
 
 

@@ -45,19 +45,24 @@ def stored_value(stored: Baseline, name: str) -> float | None:
     return values[-1] if metric.direction == "info" else max(values)
 
 
-def comparison(candidate: Candidate) -> str:
-    """Return the table old -> new, under the case, its weights and the machine."""
+def comparison(candidate: Candidate, result: Baseline) -> str:
+    """Return the table old -> new, under the case, its weights and the machine.
+
+    What stays in the ``result`` as it was has no row: it is named below the table as kept.
+    """
     measured = candidate.measured
     scoring = candidate.case.mmlu.scoring
     old = {} if candidate.old is None else _numbers(candidate.old, scoring)
     new = _numbers(candidate.new, scoring)
+    kept = (old.keys() - new.keys()) & _numbers(result, scoring).keys()
+    names = (old.keys() | new.keys()) - kept
     rows = []
-    for name in sorted({**old, **new}, key=lambda key: _order(key, (new.get(key) or old[key])[1])):
+    for name in sorted(names, key=lambda key: _order(key, (new.get(key) or old[key])[1])):
         unit = (new.get(name) or old[name])[1]
         before, after = (side[name][0] if name in side else None for side in (old, new))
         rows.append(
             [
-                name,
+                _label(name, candidate),
                 "%" if unit == "fraction" else unit,
                 report.number(before, unit) or "-",
                 report.number(after, unit) or "-",
@@ -66,7 +71,21 @@ def comparison(candidate: Candidate) -> str:
         )
     title = f"{measured.case} ({measured.dtype}, {measured.weights} weights)"
     title += f" on {candidate.new.machine}"
-    return f"{title}\n{_table(['metric', 'unit', 'old', 'new', 'change'], rows, 'llrrr')}"
+    headers = ["metric", "unit", "old", "new", "change"]
+    lines = [title, _table(headers, rows, "llrrr") if rows else "  nothing was measured"]
+    timed = [name for name in sorted(kept) if name not in ACCURACY.values()]
+    if timed and not candidate.new.sessions:
+        kept = kept.difference(timed)
+        lines.append("  throughput: kept")
+    if kept:
+        lines.append(f"  {', '.join(sorted(kept))}: kept")
+    return "\n".join(lines)
+
+
+def _label(name: str, candidate: Candidate) -> str:
+    """Return the metric's name; a compile time says whether the cache was cold this time."""
+    cache = candidate.measured.notes.get("compile_cache")
+    return f"{name} (new: {cache} cache)" if name == "compile_time" and cache else name
 
 
 def _numbers(stored: Baseline, scoring: Scoring) -> dict[str, tuple[float, str]]:

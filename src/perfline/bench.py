@@ -73,7 +73,7 @@ def open_case(case: Case, device: Device, data_dir: Path | None, weights: Weight
 
     Raises MissingData (with the command that gets them), DataError, EngineError.
     """
-    from perfline import data, hf, lengths, mmlu
+    from perfline import data, hf, lengths, mmlu, prompt_cache
 
     if weights == "dummy":
         model = hf.load(case, device, None)
@@ -85,7 +85,12 @@ def open_case(case: Case, device: Device, data_dir: Path | None, weights: Weight
         data.check_weights(located.weights)
         subjects = mmlu.load_subjects(located.mmlu, case.mmlu.few_shots)
         model = hf.load(case, device, located.weights)
-        prompts = mmlu.build_prompts(subjects, model.encode, case.mmlu, model.positions)
+        prompts = prompt_cache.cached_prompts(
+            case,
+            located.weights,
+            subjects,
+            lambda: mmlu.build_prompts(subjects, model.encode, case.mmlu, model.positions),
+        )
         facts = {
             "weights": data.weights_digest(located.weights),
             "mmlu": mmlu.question_set_digest(subjects),

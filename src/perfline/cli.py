@@ -92,7 +92,7 @@ def _add_prompt(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "print the exact prompt of one question; its shots, tokens and label go to stderr",
         "perfline prompt llama3-8b abstract_algebra 0 --data-dir /data/models > prompt.txt",
     )
-    parser.add_argument("case", metavar="CASE")
+    parser.add_argument("case", metavar="CASE", type=str.strip)
     parser.add_argument("subject", metavar="SUBJECT", help="such as abstract_algebra")
     parser.add_argument("index", metavar="INDEX", type=int, help="row of the test CSV, from 0")
     _data_dir(parser)
@@ -111,7 +111,7 @@ def _add_update(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "accept what a session has measured as the baseline",
         'perfline baselines update tiny --run results/run.json --reason "torch 2.13"',
     )
-    parser.add_argument("cases", metavar="CASE", nargs="*")
+    parser.add_argument("cases", metavar="CASE", type=str.strip, nargs="*")
     parser.add_argument("--all", action="store_true", help="every case of the record")
     _run(parser)
     parser.add_argument("--reason", metavar="TEXT", required=True, help="why it is the new normal")
@@ -119,7 +119,9 @@ def _add_update(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "--add", action="store_true", help="keep the stored sessions and add this one: shows spread"
     )
     parser.add_argument(
-        "--accept-regression", action="store_true", help="accept what regressed or is unsure"
+        "--accept-regression",
+        action="store_true",
+        help="accept what regressed or is unsure; replace a baseline that is broken",
     )
     _case_dir(parser)
     _baselines(parser)
@@ -133,7 +135,7 @@ def _add_diff(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         "show what an update would change; writes nothing",
         "perfline baselines diff tiny --run results/run.json",
     )
-    parser.add_argument("case", metavar="CASE")
+    parser.add_argument("case", metavar="CASE", type=str.strip)
     _run(parser)
     _case_dir(parser)
     _baselines(parser)
@@ -143,7 +145,9 @@ def _add_show(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     parser = _command(
         commands, "show", _show, "show what is accepted", "perfline baselines show tiny"
     )
-    parser.add_argument("cases", metavar="CASE", nargs="*", help="only these (default: all)")
+    parser.add_argument(
+        "cases", metavar="CASE", type=str.strip, nargs="*", help="only these (default: all)"
+    )
     _baselines(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
 
@@ -169,7 +173,7 @@ def _add_remove(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "delete one baseline",
         "perfline baselines remove old-case --machine nvidia-a100-sxm4-40gb",
     )
-    parser.add_argument("case", metavar="CASE")
+    parser.add_argument("case", metavar="CASE", type=str.strip)
     parser.add_argument("--machine", metavar="MACHINE", required=True, help="its directory's name")
     parser.add_argument("--dummy", action="store_true", help="the one of --dummy-weights")
     _baselines(parser)
@@ -259,7 +263,9 @@ def _update(args: argparse.Namespace) -> int:
 
     if bool(args.cases) == args.all:
         raise BaselineError("name the cases to update, or --all for every case of the record")
-    terms = Terms(args.reason.strip(), args.add, args.accept_regression)
+    # One printable line, since it is read in tables: no newline, control character, lone surrogate.
+    reason = "".join(letter if letter.isprintable() else " " for letter in args.reason)
+    terms = Terms(" ".join(reason.split()), args.add, args.accept_regression)
     return update(args.baselines, args.run, args.cases, args.case_dir, terms)
 
 

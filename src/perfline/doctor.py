@@ -218,7 +218,8 @@ def _baseline(state: CaseState) -> str:
     if state.sessions is None:
         return f"missing; it would be {state.baseline.path}"
     last = f", last {max(state.sessions)[:10]}" if state.sessions else ""
-    return f"{state.baseline.path} ({len(state.sessions)} sessions{last})"
+    count = len(state.sessions)
+    return f"{state.baseline.path} ({count} {'session' if count == 1 else 'sessions'}{last})"
 
 
 def _case_state(

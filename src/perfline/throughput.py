@@ -159,7 +159,7 @@ class Stopwatch:
 
 
 def metrics(timings: Timings, nominal_parameters: float, peak: float | None) -> list[Metric]:
-    """The metrics of one engine's timings, under their published names (DESIGN section 1).
+    """The metrics of one engine's timings, under their published names.
 
     ``peak`` is the device's dense FLOP/s for the dtype; without it there is no MFU.
     """

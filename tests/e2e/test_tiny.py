@@ -55,13 +55,23 @@ def words(folder: Path) -> dict[str, str]:
     return {f"{v['metric']}.{v['gate']}": v["word"] for v in verdicts}
 
 
+def disturbed(folder: Path) -> bool:
+    notes = json.loads((folder / "run.json").read_text())["cases"]["tiny"]["notes"]
+    return any(v > 0.1 for k, v in notes.items() if k.startswith("cpu_waited_fraction"))
+
+
 @pytest.fixture(scope="module")
 def accepted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder whose baseline is a first run of everything."""
     folder = tmp_path_factory.mktemp("tiny")
     shutil.copytree(REPOSITORY / "baselines" / "published", folder / "baselines" / "published")
-    done = run(folder, "-m", "perf or accuracy")
-    assert done.returncode == 0, done.stdout
+    for _ in range(3):  # a run that other processes disturbed is no baseline, by design
+        done = run(folder, "-m", "perf or accuracy")
+        assert done.returncode == 0, done.stdout
+        if not disturbed(folder):
+            break
+    else:
+        pytest.skip("other processes took the CPU in three runs: none of them can be a baseline")
     assert words(folder)["acc_infer.published"] == "ok"
     assert words(folder)["acc_infer.baseline"] == "missing"
     assert words(folder)["flips.paired"] == "ok"
@@ -123,9 +133,9 @@ def test_a_dropped_shot_is_regressed(accepted: Path):
 
 
 TWICE = """
-from perfline import hf
+from perfline.torch_engine import TorchEngine
 
-original = hf.TorchEngine.forward
+original = TorchEngine.forward
 
 
 def twice(self, batch, head):
@@ -133,22 +143,21 @@ def twice(self, batch, head):
     return original(self, batch, head)
 
 
-hf.TorchEngine.forward = twice
+TorchEngine.forward = twice
 """
 
 
 def test_a_forward_that_takes_twice_as_long_is_regressed(accepted: Path):
     run(accepted, "-m", "perf", "-k", "eager", plugin=TWICE)
-    record = json.loads((accepted / "run.json").read_text())["cases"]["tiny"]
-    if record["notes"].get("cpu_waited_fraction_val", 0) > 0.1:
+    if disturbed(accepted):
         pytest.skip("other processes took the CPU: perfline says unsure, rightly")
     assert words(accepted)["p_val_core.baseline"] == "regressed"
 
 
 WRONG_COMPILED = """
-from perfline import hf
+from perfline.torch_engine import TorchEngine
 
-original = hf.TorchEngine.forward
+original = TorchEngine.forward
 
 
 def shifted(self, batch, head):
@@ -156,7 +165,7 @@ def shifted(self, batch, head):
     return logits.roll(1, dims=-1) if self.name == "inductor" else logits
 
 
-hf.TorchEngine.forward = shifted
+TorchEngine.forward = shifted
 """
 
 

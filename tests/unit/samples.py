@@ -39,7 +39,7 @@ def answers(wrong: Iterable[int] = (), n: int = 400, reason: str = "measured") -
 
 
 def speed(name: str, tok_per_s: float, rounds: int = 5) -> Metric:
-    samples = tuple(tok_per_s * (1 + (i - rounds // 2) / 1000) for i in range(rounds))
+    samples = tuple(tok_per_s * (1 + (i - (rounds - 1) / 2) / 1000) for i in range(rounds))
     return Metric(name, tok_per_s, "tok/s", "higher", samples)
 
 

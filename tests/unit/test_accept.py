@@ -19,7 +19,7 @@ from samples import (
 
 from perfline import accept, baseline
 from perfline.accept import Candidate, Terms
-from perfline.baseline import Baseline
+from perfline.baseline import Baseline, Figure, Published
 from perfline.errors import BaselineError
 from perfline.metrics import Metric
 from perfline.record import CaseRecord
@@ -341,16 +341,89 @@ def test_more_memory_or_graphs_than_the_file_of_today_are_refused() -> None:
     ]
 
 
-def test_contention_that_the_record_notes_makes_a_slow_run_unsure() -> None:
+@pytest.mark.parametrize("terms", [PLAIN, ADD, ACCEPT])
+@pytest.mark.parametrize("old", [None, held(1000.0)], ids=["first", "stored"])
+@pytest.mark.parametrize("speed", [500.0, 1000.0])
+def test_a_speed_that_was_timed_beside_others_is_refused_whatever_is_said(
+    terms: Terms, old: Baseline | None, speed: float
+) -> None:
+    notes = {"cpu_waited_fraction_infer": 0.4, "cpu_waited_fraction_val": 0.1}
+    timed = metrics(1000.0) | {"p_infer_core": metrics(speed)["p_infer_core"]}
+
+    assert only_problem(case_record(metrics=timed, notes=notes), old, terms) == (
+        "another process took 40 % of the CPU during the timed rounds "
+        "(cpu_waited_fraction_infer); run again on an idle machine"
+    )
+
+
+def test_contention_does_not_keep_answers_out() -> None:
     notes = {"cpu_waited_fraction_infer": 0.4, "cpu_waited_fraction_val": 0.4}
-    measured = case_record(metrics=metrics(500.0), notes=notes)
 
-    lines = accept.problems(candidate(measured, held(1000.0)), PLAIN)
+    assert accept.problems(candidate(case_record(metrics={}, notes=notes)), PLAIN) == []
 
-    assert [line.split(": ")[2].split(" ")[:2] for line in lines] == [
-        ["p_val_core", "unsure"],
-        ["p_infer_core", "unsure"],
-    ]
+
+PUBLISHED = Published("tiny", "a paper", None, "fp32", {"acc_infer": Figure(0.8, "fraction")})
+
+
+@pytest.mark.parametrize("terms", [PLAIN, ADD, ACCEPT])
+@pytest.mark.parametrize("wrong", [400, 120])
+def test_answers_below_the_published_are_refused_though_the_record_holds_no_verdict(
+    terms: Terms, wrong: int
+) -> None:
+    fallen = case_record(accuracy={"inductor": answers(wrong=range(wrong))})
+    chosen = dataclasses.replace(candidate(fallen), published=PUBLISHED)
+
+    (line,) = accept.problems(chosen, terms)
+
+    below = 80 - 100 * (400 - wrong) / 400
+    assert f"case 'tiny': acc_infer regressed -{below:.2f} pp (limit -5.00 pp): " in line
+    assert line.endswith("; wrong answers are never a baseline, fix them")
+
+
+def test_answers_near_the_published_and_those_without_a_figure_are_accepted() -> None:
+    near = case_record(
+        accuracy={"inductor": answers(wrong=range(95)), "eager": answers(wrong=range(300))}
+    )
+    chosen = dataclasses.replace(candidate(near), published=PUBLISHED)
+
+    assert accept.problems(chosen, PLAIN) == []
+
+
+@pytest.mark.parametrize(
+    ("metric", "said"),
+    [
+        (
+            dataclasses.replace(speed("p_infer_core", 1000.0), value=2000.0),
+            "p_infer_core is 2000 tok/s, the median of its rounds 1000",
+        ),
+        (
+            dataclasses.replace(speed("p_val_core", 500.0), direction="info"),
+            "p_val_core is tok/s info (expected tok/s higher)",
+        ),
+        (Metric("mem_val", 1.5, "MiB", "lower"), "mem_val is MiB lower (expected GiB lower)"),
+        (Metric("mem", 1.5, "GiB", "higher"), "mem is GiB higher (expected GiB lower)"),
+        (Metric("graphs", 2.0, "GiB", "lower"), "graphs is GiB lower (expected count lower)"),
+        (
+            Metric("recompiles", 2.0, "count", "info"),
+            "recompiles is count info (expected count lower)",
+        ),
+    ],
+    ids=lambda value: value.name if isinstance(value, Metric) else "",
+)
+def test_an_edited_metric_is_refused_whatever_is_said(metric: Metric, said: str) -> None:
+    measured = case_record(metrics=metrics() | {metric.name: metric})
+
+    assert only_problem(measured, terms=ACCEPT) == (
+        f"{said}: the record was edited; run pytest again"
+    )
+
+
+def test_a_value_that_is_its_median_but_for_rounding_is_accepted() -> None:
+    rounded = dataclasses.replace(speed("p_infer_core", 1000.0), value=1000.0005)
+
+    measured = case_record(metrics=metrics() | {"p_infer_core": rounded})
+
+    assert accept.problems(candidate(measured), PLAIN) == []
 
 
 def test_fewer_questions_than_stored_are_refused() -> None:

@@ -16,7 +16,7 @@ LAYERS = (
     {"metrics", "statistics", "jsonfile", "device", "case", "progress", "tiers"},
     {"environment", "telemetry", "answers", "stored", "verdict"},
     {"mmlu", "baseline", "data", "gates", "accuracy_gates"},
-    {"engine", "lengths", "prefix", "journal"},
+    {"engine", "lengths", "prefix", "journal", "prompt_cache"},
     {"throughput", "torch_engine", "record"},
     {"hf", "prefix_forward"},
     {"shared_prefix"},

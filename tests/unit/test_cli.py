@@ -3,6 +3,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shlex
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +25,7 @@ from samples import (
 
 from perfline import baseline, cli
 from perfline.environment import Environment
+from perfline.errors import BaselineError
 from perfline.report import number
 
 COMMANDS = [
@@ -179,7 +182,9 @@ def test_update_prints_old_and_new_and_writes(
     changed = rows(printed)
     assert changed["p_infer_core"] == ["tok/s", tok_per_s(1000), tok_per_s(1100), "+10.0", "%"]
     assert changed["acc_val"][-2:] == ["-0.25", "pp"]
-    assert changed["acc_infer"] == ["%", number(1.0, "fraction"), "-"]
+    assert changed["acc_infer:"] == ["kept"]
+    assert "acc_infer" not in changed
+    assert changed["compile_time"][:2] == ["s", number(9.5, "s")]
     assert changed["graphs"] == ["count", "2", "2", "+0"]
     assert "  replaced: sessions 1 -> 1\n" in printed
     assert stored().values("p_infer_core") == (1100.0,)
@@ -304,6 +309,146 @@ def test_updates_at_once_lose_none(place: Path) -> None:
         kept = baseline.load(Path("baselines") / machine / "tiny.json").values("p_infer_core")
         assert sorted(kept) == [1000.0 + number for number in range(parity, 16, 2)]
         assert [p.name for p in (Path("baselines") / machine).iterdir()] == ["tiny.json"]
+
+
+def test_an_accuracy_only_update_shows_what_changes(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert accept(saved(Path("results"), record())) == 0
+    capsys.readouterr()
+    fewer = case_record(metrics={}, accuracy={"eager": answers([7])})
+
+    assert accept(saved(Path("results"), record(fewer))) == 0
+
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in printed[1:3]] == ["metric", "acc_val"]
+    assert printed[3:5] == ["  throughput: kept", "  acc_infer: kept"]
+    assert stored().values("p_infer_core") == (1000.0,)
+
+
+def test_the_compile_time_says_whether_the_cache_was_cold(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measured = case_record(notes={"compile_cache": "cold"})
+
+    assert accept(saved(Path("results"), record(measured))) == 0
+
+    assert "  compile_time (new: cold cache)  s " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["first", "replaced"])
+def test_an_update_of_several_cases_is_all_or_nothing(
+    place: Path, again: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["baselines", "update", "tiny", "llama3-8b", "--reason", "why", "--accept-regression"]
+    both = (case_record(), case_record("llama3-8b", "dummy"))
+    saved(Path("results"), record(*both))
+    if again:
+        assert run(*words) == 0
+        faster = dataclasses.replace(both[0], metrics=metrics(1001.0))
+        saved(Path("results"), record(faster, both[1]))
+    before = {path: path.read_bytes() for path in Path("baselines").rglob("*.json")}
+    capsys.readouterr()
+    save = baseline.save
+
+    def disk_full(path: Path, held: baseline.Baseline) -> None:
+        if path.name.startswith("llama3"):
+            assert (Path("baselines") / MACHINE / "tiny.json").read_bytes() not in before.values()
+            raise BaselineError(f"{path}: cannot be written: No space left on device")
+        save(path, held)
+
+    monkeypatch.setattr(baseline, "save", disk_full)
+
+    assert run(*words) == 2
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == (
+        "",
+        f"perfline: error: baselines/{MACHINE}/llama3-8b-dummy.json: cannot be written: No space "
+        "left on device; nothing was changed\n",
+    )
+    files = {path: path.read_bytes() for path in Path("baselines").rglob("*") if path.is_file()}
+    assert files == before
+
+
+def test_what_cannot_be_put_back_is_named(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = saved(Path("results"), record(case_record(), case_record("llama3-8b", "dummy")))
+    save = baseline.save
+
+    def gone(path: Path, held: baseline.Baseline) -> None:
+        if path.name.startswith("llama3"):
+            (path.parent / "tiny.json").unlink()  # so that it cannot be removed
+            (path.parent / "tiny.json").mkdir()
+            raise BaselineError(f"{path}: cannot be written: No space left on device")
+        save(path, held)
+
+    monkeypatch.setattr(baseline, "save", gone)
+
+    words = ["baselines", "update", "tiny", "llama3-8b", "--reason", "why", "--run", str(path)]
+    assert run(*words) == 2
+    assert capsys.readouterr().err.endswith(
+        f"; these hold the new run: baselines/{MACHINE}/tiny.json\n"
+    )
+
+
+def test_a_broken_baseline_is_replaced_when_it_is_asked_for(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = saved(Path("results"), record())
+    assert accept(path) == 0
+    file = Path("baselines") / MACHINE / "tiny.json"
+    edited = file.read_text().replace('"first"', '"second"')
+    file.write_text(edited)
+    capsys.readouterr()
+
+    for words in ([], ["--add"], ["--add", "--accept-regression"]):
+        assert accept(path, *words) == 2
+        said = capsys.readouterr().err
+        assert said.startswith(f"perfline: error: {file}: was edited by hand")
+        assert said.endswith("replaces a broken file with --accept-regression (no --add)\n")
+        assert file.read_text() == edited
+
+    assert accept(path, "--accept-regression") == 0
+    assert f"  replaced: the file was broken ({file}: was edited" in capsys.readouterr().out
+    assert stored().sessions[0].reason == "first"
+
+
+def test_a_baseline_that_is_a_directory_is_one_line(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = Path("baselines") / MACHINE / "tiny.json"
+    file.mkdir(parents=True)
+
+    assert accept(saved(Path("results"), record()), "--accept-regression") == 2
+    assert capsys.readouterr().err == (f"perfline: error: {file}: cannot be read: Is a directory\n")
+
+
+def test_wrong_answers_are_refused_by_the_published_file(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The record holds no verdict at all, and the published figures stand beside the baselines."""
+    shutil.copytree(Path(__file__).parents[2] / "baselines/published", "baselines/published")
+    path = saved(Path("results"), record(case_record(accuracy={"eager": answers(range(400))})))
+
+    assert accept(path, "--accept-regression") == 2
+    assert "case 'tiny': acc_val regressed -81.67 pp" in capsys.readouterr().err
+    assert not (Path("baselines") / MACHINE / "tiny.json").exists()
+
+
+def test_a_reason_becomes_one_printable_line(place: Path) -> None:
+    path = saved(Path("results"), record())
+
+    assert accept(path, "--reason", " torch\n2.13\x1b[31m\udc80 on\tnew driver ") == 0
+    assert stored().sessions[0].reason == "torch 2.13 [31m on new driver"
+    assert accept(path, "--reason", "\x00\n\udc80") == 2
+
+
+def test_blanks_around_a_case_s_name_do_not_count(place: Path) -> None:
+    path = saved(Path("results"), record())
+
+    assert run("baselines", "update", " tiny ", "--run", str(path), "--reason", "why") == 0
+    assert stored().case == "tiny"
 
 
 # --- diff
@@ -449,10 +594,10 @@ def test_check_of_good_files_lists_what_is_missing(
     printed = capsys.readouterr().out
     assert printed == (
         f"missing: {MACHINE} has no baseline of case 'deepseek-7b'; run pytest there, then "
-        "`perfline baselines update deepseek-7b`\n"
+        '`perfline baselines update deepseek-7b --run results/run.json --reason "..."`\n'
         f"missing: {MACHINE} has no baseline of case 'llama3-8b'; run pytest there, then "
-        "`perfline baselines update llama3-8b`\n"
-        "baselines: 1 baselines and 0 published checked: 0 wrong, 2 missing\n"
+        '`perfline baselines update llama3-8b --run results/run.json --reason "..."`\n'
+        "baselines: 1 baseline and 0 published checked: 0 wrong, 2 missing\n"
     )
     assert run("baselines", "check", "--strict") == 1
 
@@ -485,17 +630,47 @@ def test_check_finds_stale_unused_and_broken_ones(
     assert printed[2] == (
         f"stale: baselines/{MACHINE}/tiny.json: is of an older definition of the case "
         f"(sha256:0123456789abcdef, tiny.yaml is now {packaged().digest()}); run pytest on "
-        f"{MACHINE}, then `perfline baselines update tiny`"
+        f'{MACHINE}, then `perfline baselines update tiny --run results/run.json --reason "..."`'
     )
     assert printed[3].startswith("broken: baselines/published/tiny.json: key 'metrics' is missing")
     assert printed[-1] == "baselines: 3 baselines and 1 published checked: 4 wrong, 1 missing"
 
 
-def test_the_repository_s_own_published_figures_pass(capsys: pytest.CaptureFixture[str]) -> None:
-    root = Path(__file__).parents[2] / "baselines"
+def test_the_repository_s_own_published_figures_pass(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    published = Path(__file__).parents[2] / "baselines/published"
+    shutil.copytree(published, "baselines/published")
 
-    assert run("baselines", "check", "--baselines", str(root)) == 0
-    assert " 0 wrong" in capsys.readouterr().out
+    assert run("baselines", "check") == 0
+    assert capsys.readouterr().out == (
+        f"baselines: 0 baselines and {len(list(published.glob('*.json')))} published checked: "
+        "0 wrong, 0 missing\n"
+    )
+
+
+def test_what_check_says_to_type_works_when_pasted(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = Path("my cases")
+    own.mkdir()
+    mine_yaml = packaged().source.read_text().replace("case: tiny\n", "case: mine\n")
+    (own / "mine.yaml").write_text(mine_yaml)
+    mine = dataclasses.replace(case_record(), case="mine")
+    path = saved(Path("results"), record(case_record(), mine))
+    assert accept(path, "--baselines", "kept here") == 0
+    capsys.readouterr()
+
+    assert run("baselines", "check", "--case-dir", "my cases", "--baselines", "kept here") == 0
+
+    said = next(line for line in capsys.readouterr().out.splitlines() if "'mine'" in line)
+    command = said.split("`")[1]
+    assert command == (
+        'perfline baselines update mine --run results/run.json --reason "..." '
+        "--case-dir='my cases' --baselines='kept here'"
+    )
+    assert run(*shlex.split(command)[1:]) == 0
+    assert (Path("kept here") / MACHINE / "mine.json").exists()
 
 
 # --- remove
@@ -643,8 +818,6 @@ def test_prompt_without_weights_says_how_to_get_them(
 def test_prompt_with_a_broken_tokenizer_is_one_line(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import shutil
-
     shutil.copytree(checkpoint, tmp_path / "data")
     weights = tmp_path / "data/tiny_mmlu/tiny_hf"
     (weights / "tokenizer.json").write_text("{")

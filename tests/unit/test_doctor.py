@@ -13,6 +13,7 @@ from samples import case_record, packaged, record
 
 from perfline import accept, baseline, cli, device, doctor, environment, telemetry
 from perfline.device import Device
+from perfline.errors import DataError
 from perfline.telemetry import Sample, Watch
 
 GPU = Device("cuda", "NVIDIA H100 80GB HBM3", "nvidia-h100-80gb-hbm3")
@@ -176,6 +177,28 @@ def test_broken_weights_fail(on: Any, tmp_path: Path, capsys: pytest.CaptureFixt
     assert any(line.startswith("  weights   broken: ") for line in printed)
 
 
+def test_weights_that_the_check_refuses_are_not_ready(
+    on: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on(CPU, 8.0)
+    home = tmp_path / "data/tiny_mmlu"
+    weights = checkpoint(home / "tiny_hf")
+    questions(home / "mmlu_dataset/data")
+    checked = []
+
+    def refuse(directory: Path) -> None:
+        checked.append(directory)
+        raise DataError(f"{directory}: holds no tensor")
+
+    monkeypatch.setattr(doctor.data, "check_weights", refuse)
+
+    report = doctor.inspect([packaged()], tmp_path / "data", tmp_path / "baselines")
+
+    assert checked == [weights]
+    assert report.problems == (f"case 'tiny': {weights}: holds no tensor",)
+    assert not any(line.startswith("ready") for line in doctor.lines(report))
+
+
 def _store(root: Path, weights: str = "real", **changes: Any) -> Path:
     whole = record(case_record(weights=weights, **changes))
     held = accept.measured_baseline(whole, whole.cases["tiny"], "first")
@@ -192,7 +215,7 @@ def test_the_baseline_that_applies_is_named(
 
     assert cli.main(["doctor", "--cases", "tiny"]) == 0
     assert (
-        f"  baseline  baselines/{CPU.slug}/tiny.json (1 sessions, last 2026-11-22)\n"
+        f"  baseline  baselines/{CPU.slug}/tiny.json (1 session, last 2026-11-22)\n"
         in capsys.readouterr().out
     )
 
