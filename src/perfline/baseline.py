@@ -13,6 +13,7 @@ torn or hand-edited file is one clear line; an update goes::
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -27,6 +28,22 @@ from perfline.stored import StoredAnswers
 SCHEMA = 1
 DUMMY_SUFFIX = "-dummy"  # of the baseline of a case measured with random weights
 PUBLISHED = "published"  # the directory beside the machines'
+
+# The known units: of published figures, and of stored metrics with the directions they can have.
+_PUBLISHED_UNITS = ("tok/s", "fraction", "s", "GiB")
+_DIRECTIONS = {
+    "tok/s": ("higher", "info"),
+    "GiB": ("lower", "info"),
+    "count": ("lower", "info"),
+    "s": ("lower", "info"),
+    "fraction": ("higher", "lower", "info"),
+    "tok": ("info",),
+    "questions": ("info",),
+    "x": ("higher", "info"),
+    "questions/s": ("higher", "info"),
+}
+_LEAST = {"tok/s": 1e-3, "GiB": 1e-6}  # below: a wrong unit, or a broken timer
+_SLUG = re.compile(r"[a-z0-9][a-z0-9-]*")
 
 _FIX = "restore it with `git restore`, or accept a run anew with `perfline baselines update`"
 
@@ -80,7 +97,13 @@ class Published:
 
 
 def path(root: Path, machine: str, case: str, dummy: bool) -> Path:
-    """Return where the baseline of a case on a machine is kept below ``root``."""
+    """Return where the baseline of a case on a machine is kept below ``root``.
+
+    BaselineError where either name is none, as in a hand-edited record: it could lead elsewhere.
+    """
+    _check_machine(machine)
+    if not _SLUG.fullmatch(case):
+        raise BaselineError(f"case is {case[:60]!r}; expected {_SLUG.pattern}; run the case anew")
     return root / machine / f"{case}{DUMMY_SUFFIX if dummy else ''}.json"
 
 
@@ -160,8 +183,12 @@ def load_published(path: Path) -> Published:
     for name, child in node.child("metrics").children():
         if (value := child.number("value")) <= 0:
             child.fail("value", f"is {value:g} (expected a number above 0)")
+        if (unit := child.text("unit")) not in _PUBLISHED_UNITS:
+            child.fail("unit", f"is {unit!r} (expected one of {', '.join(_PUBLISHED_UNITS)})")
+        if unit == "fraction" and value > 1:
+            child.fail("value", f"is {value:g} as a fraction (expected 0 to 1)")
         note = child.text("note") if "note" in child.data else ""
-        figures[name] = Figure(value, child.text("unit"), note)
+        figures[name] = Figure(value, unit, note)
     published = Published(
         case=node.text("case"),
         source=node.text("source"),
@@ -206,15 +233,31 @@ def _session_json(session: Session) -> dict[str, object]:
 
 def _not_plausible(metric: Metric) -> str:
     """Say what is wrong with a number: only counts and unjudged numbers may be 0."""
+    if metric.unit not in _DIRECTIONS:
+        return f"has unit {metric.unit!r} (expected one of {', '.join(_DIRECTIONS)})"
+    if metric.direction not in _DIRECTIONS[metric.unit]:
+        valid = " or ".join(_DIRECTIONS[metric.unit])
+        return f"has direction {metric.direction!r} (expected {valid} for {metric.unit})"
     may_be_zero = metric.unit == "count" or metric.direction == "info"
     for value in (metric.value, *metric.samples):
         if value < 0 or (value == 0 and not may_be_zero):
             expected = "at least" if may_be_zero else "above"
             return f"is {value:g} {metric.unit} (expected a number {expected} 0)"
+        if 0 < value < (least := _LEAST.get(metric.unit, 0)):
+            return f"is {value:g} {metric.unit}, not plausible (expected at least {least:g})"
     return ""
 
 
+def _check_machine(machine: str) -> None:
+    if not _SLUG.fullmatch(machine) or machine == PUBLISHED:
+        raise BaselineError(
+            f"machine is {machine[:60]!r}; expected {_SLUG.pattern}, not {PUBLISHED!r}; "
+            "measure anew, do not edit"
+        )
+
+
 def _check_place(path: Path, baseline: Baseline) -> None:
+    _check_machine(baseline.machine)
     if path.stem.removesuffix(DUMMY_SUFFIX) != baseline.case:
         raise BaselineError(
             f"{path}: holds the baseline of case {baseline.case!r} (expected "

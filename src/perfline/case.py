@@ -138,6 +138,8 @@ def load_case(path: Path) -> Case:
         raise CaseError(f"{path}: is not UTF-8 text (byte {error.start})") from error
     except yaml.YAMLError as error:
         raise CaseError(f"{path}: is not valid YAML: {_one_line(error)}") from error
+    except RecursionError as error:
+        raise CaseError(f"{path}: is not valid YAML: it is nested too deeply") from error
     try:
         case = cast("Case", _build(Case, data, "", source=path))
         _check_whole(case, path)
@@ -157,7 +159,11 @@ def find_cases(*directories: Path) -> dict[str, Path]:
             raise CaseError(f"{directory}: no such directory of cases")
         for path in sorted([*directory.glob("*.yaml"), *directory.glob("*.yml")]):
             other = found.setdefault(path.stem, path)
-            if other.resolve() != path.resolve():
+            try:
+                same = other.resolve() == path.resolve()
+            except (OSError, RuntimeError) as error:
+                raise CaseError(f"{path}: is a link that leads nowhere; remove it") from error
+            if not same:
                 raise CaseError(f"case '{path.stem}' stands in two files: {other} and {path}")
     return dict(sorted(found.items()))
 
@@ -179,7 +185,36 @@ class _Wrong(Exception):  # noqa: N818 - internal: becomes a CaseError once the 
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses duplicate keys and reads ``1e-3`` as the number that it is."""
+    """SafeLoader that reads ``1e-3`` as the number that it is, and takes plain trees only.
+
+    Refused: duplicate keys, aliases (a few lines of them can stand for gigabytes, or for
+    themselves), text that cannot be printed, whole numbers of more than 64 bits.
+    """
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            event = cast("Any", self).peek_event()
+            raise yaml.composer.ComposerError(
+                None, None, f"alias '*{event.anchor}'; write its value out", event.start_mark
+            )
+        return super().compose_node(parent, index)
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        if not isinstance(node, yaml.ScalarNode):
+            return super().construct_object(node, deep)
+        problem = None
+        try:
+            value = super().construct_object(node, deep)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+            value, kind = None, _clip(node.tag.rpartition(":")[2])
+            problem = f"{_clip(repr(node.value))} cannot be read as {kind}; quote it if it is text"
+        if not node.value.isprintable():
+            problem = f"{_clip(repr(node.value))} holds what cannot be printed"
+        elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+            problem = f"{_clip(node.value)} is too large; expected a number of at most 64 bits"
+        if problem:
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        return value
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -187,7 +222,7 @@ class _Loader(yaml.SafeLoader):
             if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
                 if key.value in seen:
                     raise yaml.constructor.ConstructorError(
-                        None, None, f"key '{key.value}' stands twice", key.start_mark
+                        None, None, f"key {_clip(repr(key.value))} stands twice", key.start_mark
                     )
                 seen.add(key.value)
         return cast("dict[Any, Any]", super().construct_mapping(node, deep))
@@ -205,6 +240,10 @@ def _one_line(error: yaml.YAMLError) -> str:
         mark = error.problem_mark
         return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
     return " ".join(str(error).split())
+
+
+def _clip(text: str) -> str:
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _hint(name: str, valid: Iterable[str], prefix: str = "") -> str:
@@ -225,7 +264,7 @@ def _build(cls: type[Any], data: object, prefix: str, **extra: object) -> object
     for key in data:
         if key not in fields:
             nearest = _hint(str(key), fields, prefix) or f" (known: {', '.join(fields)})"
-            raise _Wrong(f"key '{prefix}{key}' is not known{nearest}")
+            raise _Wrong(f"key '{prefix}{_clip(str(key))}' is not known{nearest}")
     hints = get_type_hints(cls)
     values = dict(extra)
     for key, spec in fields.items():
@@ -251,6 +290,8 @@ def _value(hint: Any, value: object, key: str, meta: Mapping[str, Any]) -> objec
             fits = type(value) is option  # bool is no int here
         if fits:
             _check_range(value, key, meta)
+            if isinstance(value, dict):
+                _check_plain(value, key)
             return value
     raise _Wrong(f"key '{key}' is {_found(value)}; expected {_expected(hint)}")
 
@@ -274,6 +315,22 @@ def _check_range(value: object, key: str, meta: Mapping[str, Any]) -> None:
             raise _Wrong(f"key '{key}' is '{value}'; expected a relative path without '..'")
 
 
+def _check_plain(value: object, key: str) -> None:
+    """Refuse what JSON has no word for, as a digest needs one: dates, sets, NaN, keys not text."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            if not isinstance(name, str):
+                raise _Wrong(f"key '{key}' has the key {_clip(repr(name))}; expected text as key")
+            _check_plain(item, f"{key}.{name}")
+    elif isinstance(value, list):
+        for position, item in enumerate(value):
+            _check_plain(item, f"{key}.{position}")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise _Wrong(f"key '{key}' is {value}; expected a number that is finite")
+    elif not isinstance(value, str | int | float | None):
+        raise _Wrong(f"key '{key}' is {_found(value)}; expected text, a number, a list or null")
+
+
 def _check_whole(case: Case, path: Path) -> None:
     if not CASE_ID.fullmatch(case.id) or case.id.endswith("-dummy"):
         raise _Wrong(
@@ -282,6 +339,12 @@ def _check_whole(case: Case, path: Path) -> None:
         )
     if case.id != path.stem:
         raise _Wrong(f"key 'case' is '{case.id}'; expected '{path.stem}', the file's name")
+    regressed, ok = case.gates.accuracy_drop_regressed_pp, case.gates.accuracy_drop_ok_pp
+    if regressed > ok:
+        raise _Wrong(
+            f"key 'gates.accuracy_drop_regressed_pp' is {regressed}; expected at most {ok}, "
+            "which is gates.accuracy_drop_ok_pp"
+        )
     if case.model.config is not None and "model_type" not in case.model.config:
         raise _Wrong("key 'model.config.model_type' is missing; expected text such as 'llama'")
 
@@ -293,7 +356,7 @@ def _options(hint: Any) -> tuple[Any, ...]:
 def _found(value: object) -> str:
     if value is None:
         return "empty (null)"
-    return f"the {_NAMES.get(type(value), type(value).__name__)} {value!r}"
+    return f"the {_NAMES.get(type(value), type(value).__name__)} {_clip(repr(value))}"
 
 
 _NAMES: dict[object, str] = {

@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import lzma
 import os
 import posixpath
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
-from typing import cast
+from typing import IO, cast
 
 from perfline.case import Case
 from perfline.errors import DataError, MissingData
@@ -27,6 +28,8 @@ PACKAGED_DATA = Path(__file__).parent / "data"
 MMLU_URL = "https://people.eecs.berkeley.edu/~hendrycks/data.tar"
 _SPLITS = ("dev", "test")
 _INDEX = "model.safetensors.index.json"
+_ATTENTION = ("eager", "sdpa", "flash_attention_2", "flex_attention")
+_DEEPEST = 64  # directories inside one another in a tar
 _BLOCK = 64 * 1024  # bytes that weights_digest reads at one place ...
 _BLOCKS = 256  # ... and the number of places, in each file
 
@@ -132,6 +135,7 @@ def _unpack(tar: Path, target: Path, names: Sequence[str]) -> None:
             with tarfile.open(tar) as archive:
                 for member in archive:
                     _check_member(tar, member)
+                _check_end(archive)
                 if hasattr(tarfile, "data_filter"):  # 3.10.12, 3.11.4, 3.12
                     archive.extractall(name, filter="data")
                 else:
@@ -147,10 +151,49 @@ def _unpack(tar: Path, target: Path, names: Sequence[str]) -> None:
                 if not _holds(target, names):  # nobody else was faster
                     raise
             Path(name).mkdir(exist_ok=True)  # where it was renamed itself: for the clean-up
-    except (tarfile.TarError, EOFError, zlib.error) as error:
-        raise DataError(f"{tar}: is torn or no tar ({error}); fetch it again") from error
+    except _BAD_TAR as error:
+        raise DataError(f"{tar}: is torn or no tar ({_shown(error)}); fetch it again") from error
     except OSError as error:
+        if error.errno is None:  # gzip's and bz2's own: a wrong check sum, no such format
+            why = _shown(error)
+            raise DataError(f"{tar}: is torn or no tar ({why}); fetch it again") from error
         raise DataError(f"{tar}: cannot be unpacked to {target}: {error.strerror}") from error
+
+
+# What tarfile and its decompressors raise for damage and for absurd names, links and times.
+_BAD_TAR = (
+    tarfile.TarError,
+    EOFError,
+    zlib.error,
+    lzma.LZMAError,
+    LookupError,
+    ValueError,
+    OverflowError,
+    RecursionError,
+)
+
+
+def _check_end(archive: tarfile.TarFile) -> None:
+    """Refuse an archive whose members end anywhere but at its end-of-archive marker.
+
+    tarfile takes any block that is no header for the end. The end is two blocks of zeros and
+    nothing but zeros behind; reading them to the last also checks a compressed file's sum.
+    """
+    file = cast("IO[bytes]", archive.fileobj)
+    file.seek(archive.offset)
+    zeros = 0
+    while chunk := file.read(1 << 20):
+        if chunk.strip(b"\0"):
+            raise tarfile.ReadError(f"no header at byte {archive.offset}, and more behind it")
+        zeros += len(chunk)
+    if zeros < 2 * tarfile.BLOCKSIZE:
+        raise tarfile.ReadError(f"ends at byte {archive.offset + zeros} without an end marker")
+
+
+def _shown(text: object) -> str:
+    """Return a foreign text as one printable line of at most 200 characters."""
+    words = " ".join(str(text).split())[:200]
+    return "".join(letter if letter.isprintable() else "?" for letter in words)
 
 
 def _shallowest(top: Path, names: Sequence[str]) -> Path | None:
@@ -172,8 +215,12 @@ def _check_member(tar: Path, member: tarfile.TarInfo) -> None:
         why = f"links to '{member.linkname}', outside of it"
     elif link is None and not (member.isfile() or member.isdir()):
         why = "is a device or pipe"
+    elif member.name.count("/") > _DEEPEST:
+        why = f"is more than {_DEEPEST} directories deep"
     if why:
-        raise DataError(f"{tar}: member '{member.name}' {why}; refused, nothing was unpacked")
+        raise DataError(
+            f"{tar}: member '{_shown(member.name)}' {_shown(why)}; refused, nothing was unpacked"
+        )
 
 
 def _leaves(name: str) -> bool:
@@ -186,16 +233,39 @@ def check_weights(directory: Path) -> None:
 
     Reads config.json and each safetensors file's header, not the weights. Raise DataError.
     """
-    config = _read_json(directory / "config.json")
-    if "AutoModelForCausalLM" in cast("dict[str, object]", config.get("auto_map") or {}):
+    path = directory / "config.json"
+    config = _read_json(path)
+    auto_map = config.get("auto_map") or {}
+    if not isinstance(auto_map, dict):
+        raise DataError(f"{path}: 'auto_map' is {_shown(auto_map)}; expected an object or nothing")
+    if "AutoModelForCausalLM" in auto_map:
         raise DataError(
-            f"{directory / 'config.json'}: 'auto_map' asks for the checkpoint's own code, which is "
+            f"{path}: 'auto_map' asks for the checkpoint's own code, which is "
             "never run; expected a model that transformers itself has"
         )
-    for path in _shards(directory):
-        _read_header(path)
+    _check_attention(path, config)
+    headers = [json.loads(_read_header(shard)) for shard in _shards(directory)]
+    if not any(set(header) - {"__metadata__"} for header in headers):
+        raise DataError(f"{directory}: its safetensors hold no tensor; fetch the weights again")
     if not (directory / "tokenizer.json").is_file():
         raise DataError(f"{directory}: has no tokenizer.json; expected a fast tokenizer's file")
+
+
+def _check_attention(path: Path, config: Mapping[str, object]) -> None:
+    """Refuse an attention by another name: transformers fetches and runs it as a hub kernel."""
+    waiting = list(config.items())
+    while waiting:
+        key, value = waiting.pop()
+        if key.lstrip("_") == "attn_implementation":
+            names = value.values() if isinstance(value, dict) else [value]
+            for name in names:
+                if name is not None and name not in _ATTENTION:
+                    raise DataError(
+                        f"{path}: '{key}' is {_shown(name)}, which could fetch and run code; "
+                        f"expected one of {', '.join(_ATTENTION)} (or remove the key)"
+                    )
+        elif isinstance(value, dict):  # text_config and the like
+            waiting += value.items()
 
 
 def weights_digest(directory: Path) -> str:
@@ -230,7 +300,9 @@ def _read_json(path: Path) -> dict[str, object]:
     except FileNotFoundError as error:
         raise DataError(f"{path}: is missing; expected a Hugging Face checkpoint") from error
     except (ValueError, OSError) as error:
-        raise DataError(f"{path}: is not readable JSON: {error}") from error
+        raise DataError(f"{path}: is not readable JSON: {_shown(error)}") from error
+    except RecursionError as error:
+        raise DataError(f"{path}: is not readable JSON: it is nested too deeply") from error
     if not isinstance(data, dict):
         raise DataError(f"{path}: holds a {type(data).__name__}; expected a JSON object")
     return data
@@ -241,12 +313,18 @@ def _shards(directory: Path) -> list[Path]:
     index, single = directory / _INDEX, directory / "model.safetensors"
     if index.is_file():
         weight_map = _read_json(index).get("weight_map")
-        names = sorted(set(weight_map.values())) if isinstance(weight_map, dict) else []
-        if not names:
+        if not isinstance(weight_map, dict) or not weight_map:
             raise DataError(f"{index}: has no 'weight_map'; expected {{tensor: file}}")
+        for tensor, name in weight_map.items():
+            if not isinstance(name, str):
+                raise DataError(
+                    f"{index}: 'weight_map' gives {_shown(name)} for {_shown(tensor)}; "
+                    "expected a file's name; fetch it again"
+                )
+        names = sorted(set(weight_map.values()))
         for name in names:
             if Path(name).name != name or not (directory / name).is_file():
-                raise DataError(f"{directory}: {name} is missing; {_INDEX} names it")
+                raise DataError(f"{directory}: {_shown(name)} is missing; {_INDEX} names it")
         return [directory / name for name in names]
     if single.is_file():
         return [single]
@@ -281,7 +359,7 @@ def _read_header(path: Path) -> bytes:
         tensors = json.loads(header)
         ends = [info["data_offsets"][1] for name, info in tensors.items() if name != "__metadata__"]
         expected = 8 + length + max(ends, default=0)
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise DataError(f"{path}: its safetensors header is not valid; fetch it again") from error
     if size != expected:
         raise DataError(

@@ -36,7 +36,8 @@ class Node:
 
     def fail(self, key: str, problem: str) -> NoReturn:
         """Raise the one line about ``key``."""
-        raise self.error(f"{self.file}: key '{self.where}{key}' {problem}; {self.fix}")
+        line = f"{self.file}: key '{self.where}{key}' {problem}; {self.fix}"
+        raise self.error("".join(sign if sign.isprintable() else "?" for sign in line))
 
     def text(self, key: str) -> str:
         """Return a string that is not empty."""
@@ -95,7 +96,8 @@ class Node:
         """Return the object under ``key``, which holds text, numbers, true, false and null only."""
         child = self.child(key)
         for name, value in child.data.items():
-            if not isinstance(value, str | int | float | None):
+            infinite = isinstance(value, float) and not math.isfinite(value)
+            if infinite or not isinstance(value, str | int | float | None):
                 child._mistyped(name, value, "text, a number, true, false or null")
         return cast("dict[str, Scalar]", dict(child.data))
 
@@ -117,7 +119,11 @@ def read(path: Path, schema: int, error: type[PerflineError], fix: str) -> Node:
     """Read a JSON object with ``"schema": schema``; raise ``error`` for anything else."""
     try:
         text = path.read_text(encoding="utf-8")
-        data = json.loads(text, parse_constant=_refuse_constant)
+        data = json.loads(
+            text, parse_constant=_refuse_constant, parse_int=_whole, parse_float=_finite
+        )
+        if "\\ud" in text.lower():  # half a surrogate pair is no text, and cannot be written
+            json.dumps(data, ensure_ascii=False).encode()
     except FileNotFoundError as failure:
         raise error(f"{path}: is not there; {fix}") from failure
     except OSError as failure:
@@ -129,8 +135,13 @@ def read(path: Path, schema: int, error: type[PerflineError], fix: str) -> Node:
             f"{path}: is torn or not JSON at line {failure.lineno}, column {failure.colno}: "
             f"{failure.msg}; {fix}"
         ) from failure
+    except UnicodeEncodeError as failure:
+        half = repr(failure.object[failure.start])
+        raise error(f"{path}: holds {half}, half a surrogate pair, in a text; {fix}") from failure
+    except RecursionError as failure:
+        raise error(f"{path}: is nested too deeply; {fix}") from failure
     except _NotANumber as failure:
-        raise error(f"{path}: holds {failure}, which is no number; {fix}") from failure
+        raise error(f"{path}: holds {failure}; {fix}") from failure
     if not isinstance(data, dict):
         raise error(f"{path}: holds {_shown(data)} (expected a JSON object); {fix}")
     node = Node(path, data, error, fix)
@@ -207,11 +218,24 @@ def locked(path: Path, error: type[PerflineError]) -> Iterator[None]:
 
 
 class _NotANumber(ValueError):  # noqa: N818 - becomes the reader's error
-    """NaN or an infinity, which Python's json reads although JSON has no such thing."""
+    """NaN, an infinity or a number too large, which Python's json reads without a word."""
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise _NotANumber(name)
+    raise _NotANumber(f"{name}, which is no number")
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > 20:  # 64 bits take 20 characters
+        raise _NotANumber(f"a whole number of {len(digits)} digits (expected at most 64 bits)")
+    return int(digits)
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise _NotANumber(f"{digits[:40]}, which is too large for a number")
+    return value
 
 
 def _shown(value: object) -> str:

@@ -95,7 +95,11 @@ def _load_subject(directory: Path, name: str, test_path: Path, few_shots: int) -
 
 def _read_csv(path: Path, subject: str) -> tuple[Question, ...]:
     """Read a headerless CSV as text: the choice "None" stays "None", "007" stays "007"."""
-    raw = path.read_bytes()
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        why = error.strerror
+        raise DataError(f"{path}: cannot be read: {why}; expected a CSV file") from error
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -7,6 +7,7 @@ and column: 14,042 questions take about 0.1 MB per engine, and a changed answer 
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -15,6 +16,7 @@ from perfline.errors import BaselineError
 from perfline.jsonfile import Node, Scalar, digest
 
 _NO_LETTER = "-"
+_INDEX = re.compile(r"0|[1-9][0-9]{0,8}")
 
 
 @dataclass(frozen=True)
@@ -149,8 +151,8 @@ class StoredAnswers:
 def question_key(name: str) -> tuple[str, int]:
     """Return the sort key (subject, index) of a question's id ``subject/index``."""
     subject, _, index = name.rpartition("/")
-    if not subject or not index.isdecimal():
-        raise BaselineError(f"question id {name!r}: expected subject/index")
+    if not subject or not _INDEX.fullmatch(index):
+        raise BaselineError(f"question id {name[:60]!r}: expected subject/index")
     return subject, int(index)
 
 

@@ -345,3 +345,89 @@ def test_a_broken_published_file_is_one_line(
     with pytest.raises(BaselineError) as raised:
         load_published(path)
     assert str(raised.value).startswith(f"{path}: {message}")
+
+
+@pytest.mark.parametrize(
+    "machine", ["..", "/abs", "a/b", "", ".", "A100", "-x", "x\n", "published"]
+)
+def test_a_machine_that_leads_elsewhere_is_refused(tmp_path: Path, machine: str) -> None:
+    with pytest.raises(BaselineError) as raised:
+        perfline.baseline.path(tmp_path, machine, "tiny", dummy=False)
+    message = (
+        f"machine is {machine!r}; expected [a-z0-9][a-z0-9-]*, not 'published'; "
+        "measure anew, do not edit"
+    )
+    assert str(raised.value) == message
+    with pytest.raises(BaselineError) as raised:
+        save(tmp_path / "cpu-2" / "tiny.json", baseline(machine=machine))
+    assert str(raised.value) == message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_case_that_leads_elsewhere_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BaselineError, match=r"case is '\.\./tiny'; expected"):
+        perfline.baseline.path(tmp_path, "cpu-2", "../tiny", dummy=False)
+
+
+@pytest.mark.parametrize(
+    ("figure", "message"),
+    [
+        (
+            {"value": 65.2, "unit": "fraction"},
+            "key 'metrics.acc.value' is 65.2 as a fraction (expected 0 to 1)",
+        ),
+        (
+            {"value": 65.2, "unit": "%"},
+            "key 'metrics.acc.unit' is '%' (expected one of tok/s, fraction, s, GiB)",
+        ),
+    ],
+)
+def test_a_published_figure_has_a_known_unit(
+    tmp_path: Path, figure: dict[str, Any], message: str
+) -> None:
+    path = tmp_path / "tiny.json"
+    data = {"schema": 1, "case": "tiny", "source": "s", "device": None, "dtype": "fp32"}
+    path.write_text(json.dumps(data | {"metrics": {"acc": figure}}))
+    with pytest.raises(BaselineError) as raised:
+        load_published(path)
+    assert str(raised.value) == f"{path}: {message}; restore it with `git restore`"
+
+
+@pytest.mark.parametrize(
+    ("metric", "message"),
+    [
+        (
+            Metric("m", 5.0, "MB", "lower"),
+            "has unit 'MB' (expected one of tok/s, GiB, count, s, fraction, tok, questions, x, "
+            "questions/s)",
+        ),
+        (
+            Metric("m", 5.0, "tok/s", "lower"),
+            "has direction 'lower' (expected higher or info for tok/s)",
+        ),
+        (
+            Metric("m", 5e-4, "tok/s", "higher"),
+            "is 0.0005 tok/s, not plausible (expected at least 0.001)",
+        ),
+        (
+            Metric("m", 5e-7, "GiB", "lower"),
+            "is 5e-07 GiB, not plausible (expected at least 1e-06)",
+        ),
+        (
+            Metric("m", 5.0, "tok/s", "higher", (5.0, 1e-300)),
+            "is 1e-300 tok/s, not plausible (expected at least 0.001)",
+        ),
+    ],
+)
+def test_a_metric_that_is_not_plausible_is_neither_stored_nor_read(
+    path: Path, metric: Metric, message: str
+) -> None:
+    odd = baseline(sessions=(dataclasses.replace(session(), metrics={"m": metric}),))
+    with pytest.raises(BaselineError) as raised:
+        save(path, odd)
+    assert str(raised.value) == f"{path}: m {message}; not stored"
+
+    def spoil(data: dict[str, Any]) -> None:
+        data["throughput"]["sessions"][0]["metrics"]["m"] = metric.to_json()
+
+    assert edit(path, spoil).startswith(f"key 'throughput.sessions.0.metrics.m' {message}; restore")

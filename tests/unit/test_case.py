@@ -330,3 +330,82 @@ def test_the_digest_tells_real_from_dummy_weights() -> None:
 def test_a_case_is_hashable() -> None:
     (once,), (again,) = load_cases(["llama3-8b"]), load_cases(["llama3-8b"])
     assert {once: "x"}[again] == "x"
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("2026-13-45", "'2026-13-45' cannot be read as timestamp; quote it if it is text"),
+        ('!!int ""', "'' cannot be read as int; quote it if it is text"),
+        ("!!float x", "'x' cannot be read as float; quote it if it is text"),
+        ("!!bool x", "'x' cannot be read as bool; quote it if it is text"),
+        ("!!timestamp x", "'x' cannot be read as timestamp; quote it if it is text"),
+        ("1" * 5000, f"'{'1' * 56}... cannot be read as int; quote it if it is text"),
+        ("1" * 400, f"{'1' * 57}... is too large; expected a number of at most 64 bits"),
+        ("0x" + "f" * 5000, f"0x{'f' * 55}... is too large; expected a number"),
+        (r'"a\0b"', r"'a\x00b' holds what cannot be printed"),
+        (r'"a\e[31m"', r"'a\x1b[31m' holds what cannot be printed"),
+        (r'"\ud800"', r"'\ud800' holds what cannot be printed"),
+    ],
+)
+def test_a_value_that_yaml_cannot_take_is_one_line(
+    tmp_path: Path, value: str, message: str
+) -> None:
+    found = refusal(tmp_path, f"{MINIMAL}title: {value}\n")
+    column = 8 if not value.startswith("!!") else found.split("column ")[1].split(":")[0]
+    assert found.startswith(f"is not valid YAML: line 7, column {column}: {message}")
+    assert found.isprintable()
+
+
+def test_aliases_are_refused(tmp_path: Path) -> None:
+    bomb = "title: &a [x, x]\nengine: [*a, *a]\n"
+    assert refusal(tmp_path, MINIMAL + bomb) == (
+        "is not valid YAML: line 8, column 10: alias '*a'; write its value out"
+    )
+    itself = MINIMAL + "  config: &c {model_type: llama, again: *c}\n"
+    assert "alias '*c'; write its value out" in refusal(tmp_path, itself)
+
+
+def test_endless_nesting_is_one_line(tmp_path: Path) -> None:
+    assert refusal(tmp_path, f"{MINIMAL}title: {'[' * 5000}") == (
+        "is not valid YAML: it is nested too deeply"
+    )
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("{when: 2026-01-02}", "key 'model.config.when' is the date datetime.date(2026, 1, 2)"),
+        ("{1: 2, a: 3}", "key 'model.config' has the key 1; expected text as key"),
+        ("{a: {b: [1, .nan]}}", "key 'model.config.a.b.1' is nan; expected a number that is fin"),
+        ("{a: -.inf}", "key 'model.config.a' is -inf; expected a number that is finite"),
+        ("{a: !!set {x}}", "key 'model.config.a' is the set {'x'}; expected text, a number"),
+    ],
+)
+def test_a_config_that_has_no_digest_is_refused(tmp_path: Path, config: str, message: str) -> None:
+    assert refusal(tmp_path, f"{MINIMAL}  config: {config}\n").startswith(message)
+
+
+def test_a_huge_value_is_shown_in_part(tmp_path: Path) -> None:
+    message = refusal(tmp_path, f"{MINIMAL}engine: [{', '.join(['x'] * 1000)}]\n")
+    assert message.startswith("key 'engine' holds the list ['x', 'x'")
+    assert message.endswith("...; expected a mapping of keys to values")
+    assert len(message) < 150
+
+
+def test_a_loop_of_links_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "one.yaml").symlink_to("one.yml")
+    (tmp_path / "one.yml").symlink_to("one.yaml")
+    with pytest.raises(CaseError) as caught:
+        find_cases(tmp_path)
+    assert str(caught.value).startswith((f"{tmp_path}/one.y", "case 'one' stands in two files"))
+    assert "\n" not in str(caught.value)
+
+
+def test_the_two_limits_of_an_accuracy_drop_are_in_order(tmp_path: Path) -> None:
+    gates = "gates: {accuracy_drop_regressed_pp: 0.6, accuracy_drop_ok_pp: 0.5}\n"
+    assert refusal(tmp_path, MINIMAL + gates) == (
+        "key 'gates.accuracy_drop_regressed_pp' is 0.6; expected at most 0.5, "
+        "which is gates.accuracy_drop_ok_pp"
+    )
+    assert load_case(write(tmp_path, MINIMAL + gates.replace("0.6", "0.5"))).id == "mine"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
+import lzma
 import struct
 import tarfile
 from collections.abc import Callable
@@ -211,6 +213,84 @@ def test_a_torn_tar_is_named_and_leaves_nothing(
     assert [p.name for p in root.rglob("*") if p.is_file()] == ["data.tar"]
 
 
+def tar_refusal(case: Case, root: Path) -> str:
+    with pytest.raises(DataError) as caught:
+        find_mmlu(case, root)
+    message = str(caught.value)
+    assert message.isprintable()  # one line, too
+    assert [p.name for p in root.rglob("*") if p.is_file()] == ["data.tar"]
+    return message.removeprefix(f"{root / HOME / 'data.tar'}: ")
+
+
+LAST = 4 * 512  # the third member's header: each member before takes a header and a block
+
+
+def flipped(whole: bytes, position: int) -> bytes:
+    return whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :]
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda whole: whole[: LAST + 100],  # inside a header
+        lambda whole: whole[:LAST],  # at a member's end
+        lambda whole: whole[: LAST + 1024 + 512],  # one block of zeros is no end
+        lambda whole: flipped(whole, LAST + 5),
+        lambda whole: whole[:LAST] + bytes(512) + whole[LAST + 512 :],
+        lambda whole: gzip.compress(whole)[:-8],
+        lambda whole: flipped(gzip.compress(whole), -8 % len(gzip.compress(whole))),
+        lambda whole: flipped(lzma.compress(whole), 60),
+        lambda whole: lzma.compress(whole)[:-20],
+    ],
+)
+def test_a_tar_that_is_damaged_late_is_never_unpacked_in_part(
+    case: Case, root: Path, spoil: Callable[[bytes], bytes]
+) -> None:
+    path = root / HOME / "data.tar"
+    write_tar(path, *AS_DOWNLOADED)
+    path.write_bytes(spoil(path.read_bytes()))
+
+    message = tar_refusal(case, root)
+    assert message.startswith("is torn or no tar (")
+    assert message.endswith("); fetch it again")
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, lzma.compress])
+def test_a_compressed_tar_is_unpacked(
+    case: Case, root: Path, pack: Callable[[bytes], bytes]
+) -> None:
+    path = root / HOME / "data.tar"
+    write_tar(path, *AS_DOWNLOADED)
+    path.write_bytes(pack(path.read_bytes()))
+
+    assert (find_mmlu(case, root) / "README.txt").read_text() == "data/README.txt"
+
+
+def with_pax(**headers: str) -> tarfile.TarInfo:
+    info = tarfile.TarInfo("data/x")
+    info.pax_headers = headers
+    return info
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        member("data/h", tarfile.LNKTYPE, "data/missing"),
+        with_pax(path="data/a\0b"),
+        with_pax(mtime="nan"),
+        with_pax(mtime="1e300"),
+        with_pax(path="a/" * 1500 + "x"),
+        with_pax(path="data/a\n\x1b[31mb/../c"),
+    ],
+)
+def test_absurd_members_are_refused_in_one_line(
+    case: Case, root: Path, bad: tarfile.TarInfo
+) -> None:
+    write_tar(root / HOME / "data.tar", *AS_DOWNLOADED, bad)
+
+    assert tar_refusal(case, root).startswith(("is torn or no tar (", "member '"))
+
+
 def test_a_tar_without_the_questions_is_named(case: Case, root: Path) -> None:
     write_tar(root / HOME / "data.tar", "data/dev/a_dev.csv")
     with pytest.raises(DataError, match=r"data\.tar: holds no directory with dev/ and test/"):
@@ -394,3 +474,55 @@ def test_the_digest_samples_a_large_file_from_first_to_last_byte(
     assert moves(round(2 * start))
     assert moves(round(2 * start) + 3)
     assert not moves(round(2 * start) + 4)
+
+
+def set_config(checkpoint: Path, **config: object) -> None:
+    (checkpoint / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize("key", ["_attn_implementation", "attn_implementation"])
+def test_an_attention_that_could_run_foreign_code_is_refused(checkpoint: Path, key: str) -> None:
+    for name in ("eager", "sdpa", "flash_attention_2", "flex_attention", None):
+        set_config(checkpoint, **{key: name})
+        check_weights(checkpoint)
+    expected = (
+        f"W/config.json: '{key}' is evil/kernel, which could fetch and run code; expected one of "
+        "eager, sdpa, flash_attention_2, flex_attention (or remove the key)"
+    )
+    for value in ("evil/kernel", {"": "evil/kernel"}):
+        set_config(checkpoint, **{key: value})
+        assert refusal(checkpoint) == expected
+        set_config(checkpoint, text_config={key: value})
+        assert refusal(checkpoint) == expected
+
+
+def test_an_auto_map_of_another_type_is_refused(checkpoint: Path) -> None:
+    set_config(checkpoint, auto_map=5)
+    assert refusal(checkpoint) == ("W/config.json: 'auto_map' is 5; expected an object or nothing")
+
+
+def test_json_nested_without_end_is_refused(checkpoint: Path) -> None:
+    deep = b'{"a":' * 100_000
+    (checkpoint / "model.safetensors").write_bytes(struct.pack("<Q", len(deep)) + deep)
+    assert refusal(checkpoint) == (
+        "W/model.safetensors: its safetensors header is not valid; fetch it again"
+    )
+    (checkpoint / "config.json").write_bytes(deep)
+    assert refusal(checkpoint) == ("W/config.json: is not readable JSON: it is nested too deeply")
+
+
+def test_safetensors_without_a_tensor_are_refused(checkpoint: Path) -> None:
+    header = b'{"__metadata__": {}}'
+    path = checkpoint / "model.safetensors"
+    path.write_bytes(struct.pack("<Q", len(header)) + header)
+    assert refusal(checkpoint) == "W: its safetensors hold no tensor; fetch the weights again"
+
+
+@pytest.mark.parametrize("value", [5, ["a"], None])
+def test_an_index_that_names_no_file_is_refused(checkpoint: Path, value: object) -> None:
+    index = {"weight_map": {"v": "model.safetensors", "w": value}}
+    (checkpoint / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert refusal(checkpoint) == (
+        f"W/model.safetensors.index.json: 'weight_map' gives {value} for w; "
+        "expected a file's name; fetch it again"
+    )

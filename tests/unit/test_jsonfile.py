@@ -164,3 +164,39 @@ def test_two_updates_at_once_lose_nothing_and_a_reader_sees_no_torn_file(tmp_pat
     assert [writer.returncode for writer in writers] == [0, 0]
     assert read(path, 1, RecordError, FIX).number("count") == 50
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("[" * 100_000, "is nested too deeply"),
+        ("1" * 400, "holds a whole number of 400 digits (expected at most 64 bits)"),
+        ("1" * 5000, "holds a whole number of 5000 digits (expected at most 64 bits)"),
+        ("1e999", "holds 1e999, which is too large for a number"),
+        ("-1e999", "holds -1e999, which is too large for a number"),
+        (r'"\uD800"', r"holds '\ud800', half a surrogate pair, in a text"),
+        (r'{"\udfff": 1}', r"holds '\udfff', half a surrogate pair, in a text"),
+    ],
+)
+def test_absurd_json_is_one_line(tmp_path: Path, value: str, message: str) -> None:
+    path = tmp_path / "run.json"
+    path.write_text(f'{{"schema": 1, "a": {value}}}')
+
+    assert reading(path) == f"{path}: {message}; {FIX}"
+
+
+def test_a_whole_surrogate_pair_is_text(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    path.write_text(r'{"schema": 1, "a": "\ud83d\ude00"}')
+
+    assert read(path, 1, RecordError, FIX).text("a") == "\U0001f600"
+
+
+def test_scalars_are_finite_and_a_key_stays_on_the_line() -> None:
+    node = Node(Path("f.json"), {"a\n\x1b": {"b": float("inf")}}, RecordError, FIX)
+    with pytest.raises(RecordError) as raised:
+        node.scalars("a\n\x1b")
+    assert str(raised.value) == (
+        "f.json: key 'a??.b' is Infinity (expected text, a number, true, false or null); "
+        "make it anew"
+    )

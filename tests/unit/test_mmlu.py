@@ -353,3 +353,19 @@ def test_any_sample_is_spread_over_the_lengths(lengths: list[int], n: int) -> No
     for k, length in enumerate(sorted(lengths[i] for i in chosen)):
         low, high = k * len(lengths) // len(chosen), -(-(k + 1) * len(lengths) // len(chosen)) - 1
         assert ordered[low] <= length <= ordered[high]
+
+
+def test_a_csv_that_is_no_file_is_one_line(mmlu: Path) -> None:
+    path = mmlu / "test" / "easy_sums_test.csv"
+    path.unlink()
+    path.symlink_to("nowhere.csv")
+    with pytest.raises(DataError) as caught:
+        load_subjects(mmlu, 5)
+    assert str(caught.value) == (
+        f"{path}: cannot be read: No such file or directory; expected a CSV file"
+    )
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(DataError) as caught:
+        load_subjects(mmlu, 5)
+    assert str(caught.value) == f"{path}: cannot be read: Is a directory; expected a CSV file"

@@ -150,3 +150,10 @@ def test_scored_refuses_columns_of_different_lengths() -> None:
 
 def test_ids_sort_by_number_not_by_text() -> None:
     assert sorted(["b/2", "a/10", "a/9"], key=question_key) == ["a/9", "a/10", "b/2"]
+
+
+@pytest.mark.parametrize("index", ["9" * 5000, "01", "\u0663", "-1", ""])
+def test_an_index_is_a_plain_whole_number(index: str) -> None:
+    with pytest.raises(BaselineError, match="expected subject/index") as raised:
+        question_key(f"law/{index}")
+    assert len(str(raised.value)) < 120
