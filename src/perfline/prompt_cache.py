@@ -2,7 +2,7 @@
 
 Token ids of all prompts of a case, in one file in the user's cache directory
 (``$XDG_CACHE_HOME/perfline``, else ``~/.cache/perfline``), named by a digest of tokenizer,
-questions and prompt settings: another tokenizer or question set is another file. A file that is
+rendered texts and prompt settings: another tokenizer or another prompt is another file. A file that is
 broken, or cannot be written, costs the tokenising anew and nothing else.
 """
 
@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from perfline import mmlu
 from perfline.case import Case
 from perfline.mmlu import Prompt, Subject, question_set_digest
 
@@ -79,6 +80,12 @@ def _digest(case: Case, weights: Path, subjects: Sequence[Subject]) -> str:
         "transformers": metadata.version("transformers"),
     }
     digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
+    # What a change of perfline's own code does to the prompts must be seen, not cached away: the
+    # code goes in, and every text as it is rendered now.
+    digest.update(Path(mmlu.__file__).read_bytes())
+    for subject in subjects:
+        for question in subject.test:
+            digest.update(mmlu.render_prompt(subject, question, len(subject.dev)).encode())
     for name in _FILES:
         if (weights / name).is_file():
             digest.update(name.encode() + (weights / name).read_bytes())

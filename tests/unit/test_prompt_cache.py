@@ -60,6 +60,18 @@ def test_another_setting_tokenizer_or_question_set_is_another_file(tiny, tmp_pat
     assert log == ["built"] * 4
 
 
+def test_a_changed_prompt_is_never_served_from_the_cache(tiny, tmp_path, monkeypatch):
+    from perfline import mmlu
+
+    case, weights, subjects = tiny
+    log: list[str] = []
+    cached_prompts(case, weights, subjects, build(subjects, log), tmp_path)
+    original = mmlu.render_prompt
+    monkeypatch.setattr(mmlu, "render_prompt", lambda s, q, shots: original(s, q, shots - 1))
+    cached_prompts(case, weights, subjects, build(subjects, log), tmp_path)
+    assert log == ["built", "built"]
+
+
 @pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 torn", b"text"])
 def test_a_broken_cache_costs_the_tokenising_anew(tiny, tmp_path, damage):
     case, weights, subjects = tiny
