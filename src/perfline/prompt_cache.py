@@ -2,8 +2,8 @@
 
 Token ids of all prompts of a case, in one file in the user's cache directory
 (``$XDG_CACHE_HOME/perfline``, else ``~/.cache/perfline``), named by a digest of tokenizer,
-rendered texts and prompt settings: another tokenizer or another prompt is another file. A file that is
-broken, or cannot be written, costs the tokenising anew and nothing else.
+rendered texts, code and settings: another tokenizer or another prompt is another file. A file that
+is broken, or cannot be written, costs the tokenising anew and nothing else.
 """
 
 from __future__ import annotations
