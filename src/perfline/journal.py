@@ -1,9 +1,10 @@
 """Which questions did an interrupted pass answer already?
 
 An append-only file of JSON lines: a header that says what was asked of what (digests of model, data
-and case, engine, software), then one line a batch. A line is written and flushed to disk before the
-next batch starts, so an interrupt or a kill costs one batch at most; a torn last line is dropped. A
-journal of anything else is not continued but begun anew.
+and case, engine, software), then one line a batch. A line is with the kernel before the next batch
+starts, so an interrupt or a kill costs one batch at most (a power cut may cost more; waiting for
+the disk would slow every run); a torn last line is dropped. A journal of anything else is not
+continued but begun anew.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ class Journal:
         return merged
 
     def append(self, answers: Answers) -> None:
-        """Add one batch; on disk when this returns."""
+        """Add one batch; a kill of this process cannot lose it once this returns."""
         row = {
             "ids": answers.ids,
             "letter_logits": [[float(x) for x in logits] for logits in answers.letter_logits],
@@ -99,8 +100,6 @@ class Journal:
         try:
             with self.path.open("ab") as file:
                 file.write(line)
-                file.flush()
-                os.fsync(file.fileno())
         except OSError as error:
             raise RecordError(f"{self.path}: cannot be written: {error.strerror}") from error
 
