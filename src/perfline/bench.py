@@ -128,6 +128,7 @@ class Bench:
     options: AccuracyOptions = field(default_factory=AccuracyOptions)
     software: Mapping[str, str] = field(default_factory=dict)
     _ready: dict[EngineName, Ready] = field(default_factory=dict)
+    _runs: dict[EngineName, AccuracyRun] = field(default_factory=dict)
     _passes: dict[EngineName, AccuracyPass] = field(default_factory=dict)
     _timings: dict[EngineName, Timings] = field(default_factory=dict)
     _reference: Answers | None = None
@@ -171,7 +172,7 @@ class Bench:
                 answers = timings.answers
                 self._passes[name] = AccuracyPass(answers, len(answers.ids), "plain")
             else:
-                run = self._accuracy_run(name)
+                run = self._runs[name] = self._accuracy_run(name)
                 if not run.shared:
                     self.ready(name)
                 self._passes[name] = run.answer(self.opened.prompts, certain)
@@ -180,8 +181,8 @@ class Bench:
     def forget_journals(self) -> None:
         """The answers are in a record: their journals have done their work."""
         for name in self._passes:
-            if not self.full_pass:
-                self._accuracy_run(name).forget()
+            if name in self._runs:
+                self._runs.pop(name).forget()
 
     def rounds(self, name: EngineName) -> int:
         """How many rounds ``time`` will run."""
