@@ -56,3 +56,10 @@ class BaselineError(PerflineError):
 
 class RecordError(PerflineError):
     """A record (``results/run.json``) cannot be read or used."""
+
+
+class WorkerError(PerflineError):
+    """A process of one side of a comparison failed: it crashed, hung or refused; never a time.
+
+    The message names the side, what it was asked, how it ended, and the end of its stderr.
+    """

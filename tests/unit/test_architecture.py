@@ -17,7 +17,7 @@ LAYERS = (
     {"environment", "telemetry", "answers", "stored", "verdict"},
     {"mmlu", "baseline", "data", "gates", "accuracy_gates"},
     {"engine", "lengths", "prefix", "journal", "prompt_cache"},
-    {"throughput", "torch_engine", "record"},
+    {"throughput", "torch_engine", "record", "ab"},
     {"hf", "prefix_forward"},
     {"shared_prefix"},
     {"accuracy"},
