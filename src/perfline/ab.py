@@ -1,9 +1,9 @@
 """What is compared in ``perfline compare``: two sides, their launches, and what each tells?
 
-Words: a *side* is one of two environments (``baseline`` is A, ``candidate`` is B); a *launch* is one
-process of a side, from interpreter start to exit; a *round* is one timed piece of work in a launch;
-a *launch pair* is one launch of each side, measured in alternating rounds, and gives one number, the
-log ratio of B's seconds a token to A's: above 0, B is slower.
+Words: a *side* is one of two environments (``baseline`` is A, ``candidate`` is B); a *launch* is
+one process of a side, from interpreter start to exit; a *round* is one timed piece of work in a
+launch; a *launch pair* is one launch of each side, measured in alternating rounds, and gives one
+number, the log ratio of B's seconds a token to A's: above 0, B is slower.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Side:
         python: the interpreter; its packages are the side's torch, transformers and so on.
         ref: git revision of the project under test; None is the working tree as it is.
         env: environment variables set on this side only.
-        settings: case settings, as ``engine.mode=max-autotune`` split at the ``=``; values are YAML.
+        settings: case settings, as ``engine.mode=max-autotune`` split at the ``=``; YAML values.
         imports: modules imported in the worker before the case is opened, such as a plugin that
             swaps a kernel.
     """

@@ -11,7 +11,8 @@ what was expected and what to do::
     ├── EngineError        the model could not be loaded, compiled or run
     │   └── DeviceMemory   ... because the device's memory is full
     ├── BaselineError      a baseline file is torn, hand-edited, or refused
-    └── RecordError        a results file is torn, partial, or of another schema
+    ├── RecordError        a results file is torn, partial, or of another schema
+    └── WorkerError        a process of one side of a comparison crashed, hung or refused
 """
 
 from __future__ import annotations
