@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from perfline.shared_prefix import SharedPrefixRunner
 
 ROOT = Path(__file__).parents[1]
-QUESTIONS = "high_school_us_history:12,elementary_mathematics:48,moral_scenarios:48"
+QUESTIONS = "high_school_us_history:10,elementary_mathematics:70,moral_scenarios:70"
 REUSE, REUSE_TOLERANCE = 6.3, 0.1
 LEAST_SPEEDUP, MOST_MEMORY = 6.0, 1.5  # what the project promises
 BATCH_SIZES = ("1", "8", "auto")

@@ -21,6 +21,7 @@ Ints = npt.NDArray[np.int64]
 # torch.compile makes a size of 1 a graph of its own: a lone last token is padded to two, and a node
 # has no fewer.
 LEAST_WIDTH = 2
+_FAR = 2**62
 
 
 @dataclass(frozen=True)
@@ -33,12 +34,14 @@ class Limits:
         kv_bytes_per_token: of one row, for as many layers as are held at a time.
         forward_cost_tokens: tokens that take as long as launching a forward: a node must save more
             than two of these (its own forward, and the batch that its rows leave).
+        least_rows: 2 where a lone row costs as much as two, as in a compiled forward.
     """
 
     forward_tokens: int = 4096
     kv_bytes: int = 2**30
     kv_bytes_per_token: int = 1
     forward_cost_tokens: int = 64
+    least_rows: int = 1
 
     def rows(self, prefix: int, width: int) -> int:
         """How many rows of ``width`` tokens on a prefix fit one forward; one always does."""
@@ -71,13 +74,16 @@ class Plan:
     """How to answer prompts; rows and nodes are indices, a node comes after its parent.
 
     Attributes:
-        batches: depth first, so that only the nodes of one path need to be held.
+        groups: nodes by the forward that computes them: siblings, next to each other in number.
+        batches: depth first, so that only the nodes of one path, and those computed with them,
+            need to be held.
         served_tokens: of all prompts, as if each were run by itself.
         computed_tokens: of all forwards, padding left out.
         padded_tokens: padding of all forwards.
     """
 
     nodes: tuple[Node, ...]
+    groups: tuple[tuple[int, ...], ...]
     batches: tuple[Batch, ...]
     served_tokens: int
     computed_tokens: int
@@ -91,7 +97,11 @@ class Plan:
     @property
     def forwards(self) -> int:
         """How many forwards it takes."""
-        return len(self.nodes) + len(self.batches)
+        return len(self.groups) + len(self.batches)
+
+    def group(self, node: int) -> tuple[int, ...]:
+        """The nodes that the forward of ``node``, the first of them that is needed, computes."""
+        return next(group for group in self.groups if node in group)
 
     def path(self, node: int | None) -> tuple[int, ...]:
         """The node and all above it, topmost first."""
@@ -111,16 +121,30 @@ def plan(prompts: Sequence[Prompt], limits: Limits) -> Plan:
     order = sorted(range(len(prompts)), key=keys.__getitem__)
     shared = _shared_lengths([prompts[row].ids for row in order])
     nodes, members = _tree(order, shared, 2 * limits.forward_cost_tokens)
+    groups = tuple(_groups(nodes, limits))
+    depth_first = [*(node for node in members if node is not None), *({None} & set(members))]
     batches = tuple(
-        batch for node in members for batch in _batches(node, members[node], nodes, lengths, limits)
+        batch
+        for node in depth_first
+        for batch in _batches(node, members[node], nodes, lengths, limits)
     )
     suffixes = sum(int(lengths[row]) - batch.prefix for batch in batches for row in batch.rows)
+    in_nodes = sum(node.end - node.start for node in nodes)
+    run_in_nodes = sum(
+        max(len(group), limits.least_rows)
+        * max(nodes[number].end - nodes[number].start for number in group)
+        for group in groups
+    )
     return Plan(
         nodes=tuple(nodes),
+        groups=groups,
         batches=batches,
         served_tokens=int(lengths.sum()),
-        computed_tokens=suffixes + sum(node.end - node.start for node in nodes),
-        padded_tokens=sum(batch.width * len(batch.rows) for batch in batches) - suffixes,
+        computed_tokens=suffixes + in_nodes,
+        padded_tokens=sum(b.width * max(len(b.rows), limits.least_rows) for b in batches)
+        - suffixes
+        + run_in_nodes
+        - in_nodes,
     )
 
 
@@ -155,8 +179,26 @@ def _tree(
             members[node] = []  # keeps the order depth first
         cuts = [low, *(low + 1 + np.flatnonzero(between == depth)).tolist(), high]
         pieces = [(a, b, node) for a, b in pairwise(cuts)]
-        waiting += reversed(pieces)
+        # Longest first: siblings that one forward computes are of like lengths then.
+        pieces.sort(key=lambda piece: int(shared[piece[0] : piece[1] - 1].min(initial=_FAR)))
+        waiting += pieces
     return nodes, members
+
+
+def _groups(nodes: Sequence[Node], limits: Limits) -> Iterator[tuple[int, ...]]:
+    """Pair siblings where a lone node would cost as much as two; in order of their numbers."""
+    siblings: dict[int | None, list[int]] = {}
+    for number, node in enumerate(nodes):
+        siblings.setdefault(node.parent, []).append(number)
+    found = []
+    for numbers in siblings.values():
+        while numbers:
+            one, *others = numbers
+            longest = max(nodes[number].end - nodes[number].start for number in numbers[:2])
+            pair = limits.least_rows > 1 and limits.rows(nodes[one].start, longest) > 1
+            found.append((one, *others[: 1 if pair else 0]))
+            numbers = numbers[len(found[-1]) :]
+    yield from sorted(found)
 
 
 def _batches(
@@ -175,7 +217,8 @@ def _batches(
         width = int(widths[j - 1])
         first = max(0, j - limits.rows(prefix, width))
         sizes = np.arange(j - first, 0, -1)
-        costs = best[first:j] + sizes * width + limits.forward_cost_tokens
+        run = np.maximum(sizes, limits.least_rows) * width
+        costs = best[first:j] + run + limits.forward_cost_tokens
         chosen = int(costs.argmin())
         best[j], cut[j] = costs[chosen], first + chosen
     j = len(ordered)

@@ -82,6 +82,7 @@ class PrefixForward:
 
     Attributes:
         empty: the prefix of no tokens.
+        least_rows: 2 where the engine is compiled: it runs a lone row twice over.
         bytes_per_token: of the keys and values that one row's attention reads, one layer at a time.
     """
 
@@ -94,6 +95,7 @@ class PrefixForward:
                 f"'{config._attn_implementation}', expected sdpa or eager"
             )
         self._engine = engine
+        self.least_rows = 2 if engine.compiled_forwards else 1
         self._overlap = engine.device.runs_behind
         heads = config.num_attention_heads
         size = getattr(config, "head_dim", None) or config.hidden_size // heads
@@ -117,27 +119,31 @@ class PrefixForward:
         rows, width = _distinct_sizes(self._fixed)
         ids, lengths = np.zeros((rows, width), dtype=np.int64), np.full(rows, width)
         self.answer(self.empty, ids, lengths)
-        node = self.extend(self.empty, np.zeros((1, 2 * width + 3), dtype=np.int64))
+        longer = np.zeros((2, 2 * width + 3), dtype=np.int64)
+        (node, _) = self.extend(self.empty, longer, np.full(2, longer.shape[1]))
         self.answer(node, ids, lengths)
 
-    def extend(self, above: KeysValues, ids: Ints) -> KeysValues:
-        """The prefix ``above`` with ``ids`` (1, tokens) behind it. DeviceMemory, EngineError."""
+    def extend(self, above: KeysValues, ids: Ints, lengths: Ints) -> list[KeysValues]:
+        """The prefix ``above`` with each row of ``ids`` behind it, each of its own length.
+
+        ``ids`` is (rows, width), padded on the right. Raises DeviceMemory, EngineError.
+        """
         with self._engine.running(_what(above, ids)):
             cache, _ = self._run(above, ids, keep=True)
-            longer = [
-                (
-                    torch.cat([keys, layer.own[0][:1]], dim=2),
-                    torch.cat([values, layer.own[1][:1]], dim=2),
+            owns = [layer.own for layer in cache.layers]
+            if any(own is None for own in owns):
+                raise EngineError(
+                    f"{type(self._engine.stack).__name__} does not keep keys and values in every "
+                    "layer; shared prefixes need that: run it the plain way"
                 )
-                for (keys, values), layer in zip(above, cache.layers, strict=True)
-                if layer.own is not None
+            return [
+                [
+                    (_join(keys, own[0], row, length), _join(values, own[1], row, length))
+                    for (keys, values), own in zip(above, owns, strict=True)
+                    if own is not None
+                ]
+                for row, length in enumerate(lengths.tolist())
             ]
-        if len(longer) < len(above):
-            raise EngineError(
-                f"{type(self._engine.stack).__name__} does not keep keys and values in every "
-                "layer; shared prefixes need that: run it the plain way"
-            )
-        return longer
 
     def answer(self, above: KeysValues, ids: Ints, lengths: Ints) -> torch.Tensor:
         """Letter logits and arg-max at each row's last token, on their way to the host: (rows, 5).
@@ -156,8 +162,8 @@ class PrefixForward:
 
         A compiled stack runs a lone row twice over, and so gives two rows back.
         """
-        if len(ids) == 1 and self._engine.compiled_forwards:
-            ids = np.repeat(ids, 2, axis=0)
+        if len(ids) < self.least_rows:
+            ids = np.repeat(ids, self.least_rows, axis=0)
         width = ids.shape[1]
         before = _tokens(above)
         zeros = 2 + -(2 + before + width) % _ALIGN
@@ -208,6 +214,10 @@ class PrefixForward:
             # From pageable memory the copy would wait for all that is queued.
             return tensor.pin_memory().to(self._device, non_blocking=True)
         return tensor.to(self._device)
+
+
+def _join(above: torch.Tensor, own: torch.Tensor, row: int, length: int) -> torch.Tensor:
+    return torch.cat([above, own[row : row + 1, :, :length]], dim=2)
 
 
 def _tokens(above: KeysValues) -> int:

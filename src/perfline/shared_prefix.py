@@ -25,7 +25,7 @@ from perfline.engine import Clock, Progress
 from perfline.errors import DeviceMemory, EngineError
 from perfline.mmlu import Prompt
 from perfline.prefix import Batch, Limits, Plan
-from perfline.prefix_forward import KeysValues, PrefixForward
+from perfline.prefix_forward import Ints, KeysValues, PrefixForward
 from perfline.torch_engine import TorchEngine
 
 OnBatch = Callable[[Answers], None]
@@ -131,34 +131,44 @@ class _Pass:
 
     def _launch(self, batch: Batch) -> _Flight:
         """Queue a batch, and the nodes above it that are not held yet."""
-        prompts = [self.gathered.prompts[self.todo[row]] for row in batch.rows]
-        ids = np.zeros((len(prompts), batch.width), dtype=np.int64)
-        lengths = np.array([len(p.ids) - batch.prefix for p in prompts], dtype=np.int64)
-        for row, prompt in zip(ids, prompts, strict=True):
-            row[: len(prompt.ids) - batch.prefix] = prompt.ids[batch.prefix :]
+        rows = [self.todo[row] for row in batch.rows]
+        ids, lengths = self._padded(rows, batch.prefix, [None] * len(rows), batch.width)
         start = self._mark()
-        above = self._descend(self.plan.path(batch.node))
+        above = self._descend(batch.node)
         result = self.runner.forward.answer(above, ids, lengths)
-        computed = int(lengths.sum())
-        self._count(ids.shape, batch.prefix, head_rows=len(prompts))
-        self.gathered.computed += computed
-        self.gathered.padded += ids.size - computed
-        return _Flight([self.todo[row] for row in batch.rows], result, start, self._mark())
+        self._count(ids, lengths, batch.prefix, head_rows=len(rows))
+        return _Flight(rows, result, start, self._mark())
 
-    def _descend(self, path: tuple[int, ...]) -> KeysValues:
-        """Hold the nodes of that path and no others."""
+    def _descend(self, last: int | None) -> KeysValues:
+        """Hold the nodes down to that one, and those computed with them that are yet to come."""
+        path = self.plan.path(last)
         for number in set(self.held) - set(path):
-            del self.held[number]
+            if last is None or number < last:  # numbers are depth first
+                del self.held[number]
         above = self.runner.forward.empty
         for number in path:
             if number not in self.held:
-                node = self.plan.nodes[number]
-                ids = self.gathered.prompts[self.todo[node.row]].ids[node.start : node.end]
-                self.held[number] = self.runner.forward.extend(above, ids[None].copy())
-                self._count((1, len(ids)), node.start, head_rows=0)
-                self.gathered.computed += len(ids)
+                group = self.plan.group(number)
+                nodes = [self.plan.nodes[mate] for mate in group]
+                rows = [self.todo[node.row] for node in nodes]
+                start, ends = nodes[0].start, [node.end for node in nodes]
+                ids, lengths = self._padded(rows, start, ends, max(ends) - start)
+                made = self.runner.forward.extend(above, ids, lengths)
+                self.held.update(zip(group, made, strict=True))
+                self._count(ids, lengths, start, head_rows=0)
             above = self.held[number]
         return above
+
+    def _padded(
+        self, rows: Sequence[int], start: int, ends: Sequence[int | None], width: int
+    ) -> tuple[Ints, Ints]:
+        """Token ids of those prompts from ``start`` on, (rows, width), and how many are real."""
+        ids = np.zeros((len(rows), width), dtype=np.int64)
+        lengths = np.zeros(len(rows), dtype=np.int64)
+        for i, (row, end) in enumerate(zip(rows, ends, strict=True)):
+            piece = self.gathered.prompts[row].ids[start:end]
+            ids[i, : len(piece)], lengths[i] = piece, len(piece)
+        return ids, lengths
 
     def _land(self) -> None:
         """Wait for the batch on its way, if any, and take its answers in."""
@@ -191,8 +201,12 @@ class _Pass:
         event.record()
         return event
 
-    def _count(self, shape: tuple[int, ...], before: int, head_rows: int) -> None:
-        rows, width = shape
+    def _count(self, ids: Ints, lengths: Ints, before: int, head_rows: int) -> None:
+        """Count a forward: what the prompts need, what is padding, and its FLOPs."""
+        rows, width = max(len(ids), self.runner.least_rows), ids.shape[1]
+        computed = int(lengths.sum())
+        self.gathered.computed += computed
+        self.gathered.padded += rows * width - computed
         engine, so_far = self.runner.engine, self.gathered.flops
         layers = engine.layer_flops(width, before)
         self.gathered.flops = (
@@ -208,6 +222,7 @@ class SharedPrefixRunner:
     Attributes:
         limits: what a forward may take; lowered where memory runs out.
         overlap: the device runs behind the host.
+        least_rows: how many rows a lone one costs.
     """
 
     def __init__(
@@ -223,12 +238,13 @@ class SharedPrefixRunner:
         self.engine = engine
         self.forward = PrefixForward(engine)
         self.overlap = engine.device.runs_behind
+        self.least_rows = self.forward.least_rows
         self.limits = limits or default_limits(engine.device, self.forward.bytes_per_token)
         self._say = say
 
     def plan(self, prompts: Sequence[Prompt]) -> Plan:
         """Plan ``prompts`` within the runner's limits."""
-        return prefix.plan(prompts, self.limits)
+        return prefix.plan(prompts, replace(self.limits, least_rows=self.least_rows))
 
     def warm_up(self, plan: Plan) -> None:
         """Compile what any plan needs, and run this one's heaviest batch once."""
@@ -241,7 +257,8 @@ class SharedPrefixRunner:
             above = forward.empty
             with contextlib.suppress(DeviceMemory):  # ``run`` will meet it, and lower the limits
                 if heaviest.prefix:
-                    above = forward.extend(above, np.zeros((1, heaviest.prefix), dtype=np.int64))
+                    front = np.zeros((1, heaviest.prefix), dtype=np.int64)
+                    (above,) = forward.extend(above, front, np.array([heaviest.prefix]))
                 forward.answer(above, ids, np.full(len(ids), heaviest.width))
         self.engine.synchronize()
 

@@ -18,6 +18,7 @@ LIMITS = st.builds(
     kv_bytes=st.integers(1, 2000),
     kv_bytes_per_token=st.integers(1, 5),
     forward_cost_tokens=st.integers(0, 20),
+    least_rows=st.integers(1, 2),
 )
 
 
@@ -62,8 +63,12 @@ def test_no_suffix_is_empty_and_limits_hold(rows, limits):
 @given(st.lists(TOKENS, max_size=30), LIMITS)
 def test_totals_are_those_of_the_forwards(rows, limits):
     made = plan(prompts(*rows), limits)
-    nodes = sum(node.end - node.start for node in made.nodes)
-    batches = sum(len(batch.rows) * batch.width for batch in made.batches)
+    nodes = sum(
+        max(len(group), limits.least_rows)
+        * max(made.nodes[n].end - made.nodes[n].start for n in group)
+        for group in made.groups
+    )
+    batches = sum(max(len(b.rows), limits.least_rows) * b.width for b in made.batches)
     assert made.computed_tokens + made.padded_tokens == nodes + batches
     assert made.computed_tokens <= made.served_tokens == sum(map(len, rows))
 
@@ -84,6 +89,30 @@ def test_nodes_follow_their_parents_and_depth_first(rows, limits):
         path = now
         assert not now & left
     assert entered == set(range(len(made.nodes)))
+
+
+@given(st.lists(TOKENS, max_size=30), LIMITS)
+def test_groups_are_siblings_and_hold_every_node_once(rows, limits):
+    made = plan(prompts(*rows), limits)
+    assert sorted(n for group in made.groups for n in group) == list(range(len(made.nodes)))
+    for group in made.groups:
+        assert len({made.nodes[n].parent for n in group}) == 1
+        assert len(group) <= limits.least_rows
+        assert made.group(group[-1]) == group
+        width = max(made.nodes[n].end - made.nodes[n].start for n in group)
+        if len(group) > 1:
+            assert len(group) * width <= limits.forward_tokens
+
+
+def test_where_a_lone_row_costs_two_nodes_and_rows_come_in_pairs():
+    heads = [[i] * n for i, n in enumerate((20, 18, 31, 30, 11))]
+    asked = prompts(*([*head, 7, i] for head in heads for i in (1, 2)))
+    made = plan(asked, Limits(forward_cost_tokens=2, least_rows=2))
+    lengths = [[made.nodes[n].end for n in group] for group in made.groups]
+    assert lengths == [[32, 31], [21, 19], [12]]  # the longest first, next to the one most alike
+    alone = prompts([1] * 9, [2] * 4)  # nothing shared: two rows of 9 cost less than 2 x 9 + 2 x 4
+    assert len(plan(alone, Limits(forward_cost_tokens=2)).batches) == 2
+    assert len(plan(alone, Limits(forward_cost_tokens=2, least_rows=2)).batches) == 1
 
 
 def test_a_plan_spelt_out():

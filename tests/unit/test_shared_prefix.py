@@ -130,7 +130,8 @@ def test_compiled_answers_are_the_same_from_one_graph_and_no_recompile(plain):
     for rows, width, before in itertools.product((1, 2, 4, 16), (2, 16, 64), (0, 2, 64)):
         above = runner.forward.empty
         if before:
-            above = runner.forward.extend(above, rng.integers(320, size=(1, before)))
+            front = rng.integers(320, size=(2, before))
+            above, _ = runner.forward.extend(above, front, np.array([before, 2]))
         ids = rng.integers(320, size=(rows, width))
         runner.forward.answer(above, ids, np.full(rows, width))
     assert (engine.compile_counts() - warm).graphs == 0
@@ -202,8 +203,8 @@ class FakeEvent:
         return 1.0
 
 
-# A batch is read when the next is queued; where the third does not fit, the second is still read.
-@pytest.mark.parametrize(("tokens", "events"), [(10_000, "rrrrsrrs"), (60, "rrrrsrsrr")])
+# A batch is read when the next is queued; where the fifth does not fit, the fourth is still read.
+@pytest.mark.parametrize(("tokens", "events"), [(10_000, "rrrrsrrs"), (70, "rrrrsrrsrrsrsrr")])
 def test_a_device_that_runs_behind_gets_the_next_batch_before_the_last_is_read(
     model, plain, monkeypatch, tokens, events
 ):
