@@ -37,6 +37,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import json
 import math
 import random
 import time
@@ -577,6 +578,14 @@ def main() -> None:
     train(model, tokenizer, args.steps)
     model.save_pretrained(args.out / "tiny_hf")
     tokenizer.save_pretrained(args.out / "tiny_hf")
+    name_class(args.out / "tiny_hf" / "tokenizer_config.json")
+
+
+def name_class(path: Path) -> None:
+    """Name the tokenizer's class as transformers 4 knows it too; 5 writes one of its own."""
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

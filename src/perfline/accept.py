@@ -3,8 +3,9 @@
 Rules only: pure functions of a record, a case as its YAML is today, and the stored baseline.
 A baseline is what every later run is held to, so whatever would loosen it in silence is refused
 with one line that names the file, the case, what is wrong and what to do. What regressed against
-the stored baseline passes with ``--accept-regression``; what is invalid, incomplete, edited, timed
-beside other processes, or below the published accuracy never does.
+the stored baseline, its latest sessions or its anchors, passes with ``--accept-regression``; what
+is invalid, incomplete, edited, timed beside other processes, or below the published accuracy never
+does.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import dataclasses
 import difflib
 import math
 import statistics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -26,12 +27,16 @@ from perfline.errors import BaselineError
 from perfline.jsonfile import Scalar
 from perfline.metrics import Metric
 from perfline.record import CaseRecord, Record
-from perfline.verdict import Verdict, worst
+from perfline.verdict import Verdict, signed, worst
 
 # Published names of what each engine answers and of the notes about its CPU.
 ACCURACY = {"eager": "acc_val", "inductor": "acc_infer"}
 _WAITED = {"p_val": "cpu_waited_fraction_val", "p_infer": "cpu_waited_fraction_infer"}
-_KEPT_INFO = ("compile_time",)  # never judged, yet worth comparing by eye
+_KEPT_INFO = (
+    "compile_time",
+    "sm_clock",
+    "sm_clock_val",
+)  # never judged, yet worth comparing by eye
 # What perfline writes of a metric, by the start of its name: anything else was edited in.
 _EXPECTED = {
     "p_": ("tok/s", "higher"),
@@ -39,9 +44,11 @@ _EXPECTED = {
     "graph": ("count", "lower"),
     "recompiles": ("count", "lower"),
     "compile_time": ("s", "info"),
+    "sm_clock": ("MHz", "info"),
 }
 
 _AGAIN = "run pytest again"
+_SHOWN_CHANGE = 0.0005  # shows as 0.1 %
 
 
 @dataclass(frozen=True)
@@ -157,8 +164,9 @@ def problems(candidate: Candidate, terms: Terms) -> list[str]:
 
 def merged(candidate: Candidate, terms: Terms) -> Baseline:
     """Return what the file would hold; BaselineError where the two do not go together."""
+    moved = _moved(candidate, terms)
     try:
-        return baselines.merge(candidate.old, candidate.new, add=terms.add)
+        return baselines.merge(candidate.old, candidate.new, add=terms.add, moved=moved)
     except BaselineError as problem:
         raise BaselineError(f"{candidate.path}: {problem}") from problem
 
@@ -186,6 +194,8 @@ def notes(candidate: Candidate, terms: Terms) -> list[str]:
             lines.append("the workload has changed: nothing timed before still compares")
     if terms.add and old is not None and old.accuracy and new.accuracy:
         lines.append("the stored answers stay (--add adds throughput only)")
+    if candidate.same_workload and not terms.add:
+        lines += _anchored(candidate, merged(candidate, terms))
     today = current(candidate)
     lines += [f"{v.metric}: {v.reason}" for v in today if v.word == "incomparable"]
     improved = [v.metric for v in today if v.word == "improved"]
@@ -220,19 +230,63 @@ def current(candidate: Candidate) -> list[Verdict]:
         for engine, answers in new.accuracy.items()
         if engine in old.accuracy
     ]
-    if candidate.same_workload:
-        for metric in new.sessions[-1].metrics.values():
-            values = old.values(metric.name)
-            if values and metric.direction != "info" and _zero(metric) is None:
-                verdicts.append(_verdict(candidate, metric, values))
+    for metric in _comparable(candidate):
+        held = gates.Held(old.values(metric.name), *old.anchor(metric.name))
+        verdicts.append(_verdict(candidate, metric, held))
     return verdicts
 
 
-def _verdict(candidate: Candidate, metric: Metric, values: Sequence[float]) -> Verdict:
+def _comparable(candidate: Candidate) -> Iterator[Metric]:
+    """Yield the judged metrics of the new session that the stored sessions hold as well."""
+    if candidate.old is not None and candidate.same_workload:
+        for metric in candidate.new.sessions[-1].metrics.values():
+            stored = candidate.old.values(metric.name)
+            if stored and metric.direction != "info" and _zero(metric) is None:
+                yield metric
+
+
+def _verdict(candidate: Candidate, metric: Metric, held: gates.Held) -> Verdict:
     waited = candidate.measured.notes.get(_waited_note(metric.name))
-    contention = float(waited) if isinstance(waited, int | float) else None
-    limits, full_pass = candidate.case.gates, _full_pass(candidate)
-    return gates.against_sessions(metric, values, limits, contention, full_pass)
+    run = gates.Run(
+        contention_fraction=float(waited) if isinstance(waited, int | float) else None,
+        full_pass=_full_pass(candidate),
+        rounds=_rounds_asked(candidate, metric),
+    )
+    return gates.against_sessions(metric, held, candidate.case.gates, run)
+
+
+def _moved(candidate: Candidate, terms: Terms) -> frozenset[str]:
+    """Return the metrics whose anchor the new session moves.
+
+    What is ``ok``, or faster than the latest sessions alone, leaves it where it is. An improvement
+    on the anchor moves it, and so does what passed with --accept-regression only.
+    """
+    old = candidate.old
+    words = {verdict.metric: verdict.word for verdict in current(candidate)}
+    moved = set()
+    for metric in _comparable(candidate):
+        assert old is not None
+        anchor, _ = old.anchor(metric.name)
+        held = gates.Held(anchor or old.values(metric.name))
+        improved = _verdict(candidate, metric, held).word == "improved"
+        # An added session moves no mean by itself: what is unsure, or faster, has to replace it.
+        replaces = not terms.add and (words[metric.name] == "unsure" or improved)
+        if words[metric.name] == "regressed" or replaces:
+            moved.add(metric.name)
+    return frozenset(moved)
+
+
+def _anchored(candidate: Candidate, result: Baseline) -> Iterator[str]:
+    """Yield what has been lost, step by step, since it was last accepted on purpose."""
+    for metric in _comparable(candidate):
+        anchor, since = result.anchor(metric.name)
+        if anchor:
+            change = _verdict(candidate, metric, gates.Held(anchor)).change_fraction
+            if change is not None and abs(change) >= _SHOWN_CHANGE:
+                yield (
+                    f"{metric.name}: {signed(100 * change, '%')} since what was accepted on "
+                    f"{since}, which stays the anchor"
+                )
 
 
 def _against_published(candidate: Candidate) -> list[Verdict]:
@@ -255,6 +309,13 @@ def _against_published(candidate: Candidate) -> list[Verdict]:
 def _waited_note(metric: str) -> str:
     """Return the name of the note on the CPU while a tok/s metric was timed; empty: no such."""
     return _WAITED.get(metric.rpartition("_")[0], "")
+
+
+def _rounds_asked(candidate: Candidate, metric: Metric) -> int:
+    """Return the rounds that the case asks for, less those that the device spoilt."""
+    engine = "val" if metric.name.startswith("p_val") else "infer"
+    thrown_out = candidate.measured.notes.get(f"rounds_thrown_out_{engine}")
+    return candidate.case.throughput.rounds - (thrown_out if isinstance(thrown_out, int) else 0)
 
 
 def _contended(candidate: Candidate) -> dict[str, float]:
@@ -308,12 +369,11 @@ def _measurement(candidate: Candidate) -> Iterator[str]:
         for metric in session.metrics.values():
             if (zero := _zero(metric)) is not None:
                 yield f"{metric.name} holds {zero:g} {metric.unit}: no measurement; {_AGAIN}"
-            rounds = len(metric.samples)
-            if metric.unit == "tok/s" and rounds < gates.MIN_ROUNDS and not _full_pass(candidate):
-                yield (
-                    f"{metric.name} was timed in {rounds} rounds, {gates.MIN_ROUNDS} are needed; "
-                    f"raise throughput.rounds, then {_AGAIN}"
-                )
+            asked = _rounds_asked(candidate, metric)
+            run = gates.Run(None, _full_pass(candidate), asked)
+            if lacking := gates.too_few_rounds(metric, run):
+                cure = "raise throughput.rounds, then " if asked < gates.MIN_ROUNDS else ""
+                yield f"{metric.name} was timed in {lacking}; {cure}{_AGAIN}"
 
 
 def _judged(candidate: Candidate, terms: Terms) -> Iterator[str]:

@@ -3,7 +3,15 @@
 A baseline holds the answers of each engine, question by question, and the throughput of one or more
 sessions with their raw rounds. Identity (case, machine, case digest, dtype) must match for a
 verdict; context (versions, driver, commit) is shown beside it. Reading checks everything, so that a
-torn or hand-edited file is one clear line; an update goes::
+torn or hand-edited file is one clear line.
+
+Sessions are replaced by later ones that are no worse than the margin allows, and so a loss could
+creep in, step by step. Hence the *anchor* of a metric: the sessions that were last accepted on
+purpose - as the first ones, as an improvement, or with ``--accept-regression``. It is stored where
+an ``ok`` run has replaced them, it stays until one of those three moves it, and a run is held to
+the anchor as well as to the latest sessions.
+
+An update goes::
 
     with locked(path):
         old = load(path) if path.exists() else None
@@ -14,7 +22,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+import statistics
+from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +34,8 @@ from perfline.jsonfile import Node, Scalar
 from perfline.metrics import Metric
 from perfline.stored import StoredAnswers
 
-SCHEMA = 1
+SCHEMA = 2  # 2: anchors
+PUBLISHED_SCHEMA = 1
 DUMMY_SUFFIX = "-dummy"  # of the baseline of a case measured with random weights
 PUBLISHED = "published"  # the directory beside the machines'
 
@@ -61,6 +71,21 @@ class Session:
 
 
 @dataclass(frozen=True)
+class Anchor:
+    """What was last accepted on purpose of one metric, by sessions since replaced.
+
+    Attributes:
+        metric: its samples are the sessions' values, its value is their mean.
+        date, commit, reason: of the last of those sessions.
+    """
+
+    metric: Metric
+    date: str
+    commit: str | None
+    reason: str
+
+
+@dataclass(frozen=True)
 class Baseline:
     """All that is accepted for one case on one machine."""
 
@@ -70,6 +95,12 @@ class Baseline:
     dtype: str
     accuracy: Mapping[str, StoredAnswers] = field(default_factory=dict)  # by engine
     sessions: tuple[Session, ...] = ()
+    anchors: Mapping[str, Anchor] = field(default_factory=dict)  # of metrics that have moved on
+
+    def anchor(self, metric: str) -> tuple[tuple[float, ...], str]:
+        """Return the metric's anchor, a value a session, and its day; none: its sessions are it."""
+        anchor = self.anchors.get(metric)
+        return ((), "") if anchor is None else (anchor.metric.samples, anchor.date[:10])
 
     def values(self, metric: str) -> tuple[float, ...]:
         """Return the metric's value of every session that has it, oldest first."""
@@ -120,6 +151,10 @@ def load(path: Path) -> Baseline:
             for engine, child in node.child("accuracy").children()
         },
         sessions=tuple(map(_session, node.child("throughput").items("sessions"))),
+        anchors={
+            name: _anchor(name, child)
+            for name, child in node.child("throughput").child("anchors").children()
+        },
     )
     if node.text("digest") != _digest(node.data):
         raise BaselineError(f"{path}: was edited by hand (its digest does not fit); {_FIX}")
@@ -133,10 +168,10 @@ def save(path: Path, baseline: Baseline) -> None:
     Hold :func:`locked` around reading the old file and this, or another update may get lost.
     """
     _check_place(path, baseline)
-    for session in baseline.sessions:
-        for metric in session.metrics.values():
-            if problem := _not_plausible(metric):
-                raise BaselineError(f"{path}: {metric.name} {problem}; not stored")
+    stored = [metric for session in baseline.sessions for metric in session.metrics.values()]
+    for metric in [*stored, *(anchor.metric for anchor in baseline.anchors.values())]:
+        if problem := _not_plausible(metric):
+            raise BaselineError(f"{path}: {metric.name} {problem}; not stored")
     data: dict[str, object] = {
         "schema": SCHEMA,
         "case": baseline.case,
@@ -144,7 +179,10 @@ def save(path: Path, baseline: Baseline) -> None:
         "case_digest": baseline.case_digest,
         "dtype": baseline.dtype,
         "accuracy": {engine: stored.to_json() for engine, stored in baseline.accuracy.items()},
-        "throughput": {"sessions": [_session_json(session) for session in baseline.sessions]},
+        "throughput": {
+            "sessions": [_session_json(session) for session in baseline.sessions],
+            "anchors": {name: _anchor_json(anchor) for name, anchor in baseline.anchors.items()},
+        },
     }
     jsonfile.write(path, data | {"digest": _digest(data)}, BaselineError)
 
@@ -154,13 +192,16 @@ def locked(path: Path) -> AbstractContextManager[None]:
     return jsonfile.locked(path, BaselineError)
 
 
-def merge(old: Baseline | None, new: Baseline, *, add: bool = False) -> Baseline:
+def merge(
+    old: Baseline | None, new: Baseline, *, add: bool = False, moved: Collection[str] = ()
+) -> Baseline:
     """Return ``old`` with the parts that ``new`` has measured; accuracy and sessions on their own.
 
     Without ``add``, new sessions replace the old ones and new answers those of the same engine; if
     the case's digest or dtype changed, nothing old still compares and ``new`` stands alone. With
     ``add``, the one new session joins the old ones and the stored answers stay: BaselineError
-    if it measured another case, dtype or workload, or is there already.
+    if it measured another case, dtype or workload, or is there already. The anchors stay, or the
+    old sessions become one, but for the metrics in ``moved``.
     """
     if old is None:
         return new
@@ -168,17 +209,25 @@ def merge(old: Baseline | None, new: Baseline, *, add: bool = False) -> Baseline
         _check_same(name, getattr(old, name), getattr(new, name), "that is another baseline")
     if add:
         _check_addable(old, new)
-        accuracy = {**new.accuracy, **old.accuracy}
-        return dataclasses.replace(old, accuracy=accuracy, sessions=old.sessions + new.sessions)
+        return dataclasses.replace(
+            old,
+            accuracy={**new.accuracy, **old.accuracy},
+            sessions=old.sessions + new.sessions,
+            anchors={name: each for name, each in old.anchors.items() if name not in moved},
+        )
     if (old.case_digest, old.dtype) != (new.case_digest, new.dtype):
         return new
-    accuracy = {**old.accuracy, **new.accuracy}
-    return dataclasses.replace(new, accuracy=accuracy, sessions=new.sessions or old.sessions)
+    return dataclasses.replace(
+        new,
+        accuracy={**old.accuracy, **new.accuracy},
+        sessions=new.sessions or old.sessions,
+        anchors=_anchors(old, new, moved),
+    )
 
 
 def load_published(path: Path) -> Published:
     """Read ``baselines/published/<case>.json``; BaselineError as for :func:`load`."""
-    node = jsonfile.read(path, SCHEMA, BaselineError, "restore it with `git restore`")
+    node = jsonfile.read(path, PUBLISHED_SCHEMA, BaselineError, "restore it with `git restore`")
     figures: dict[str, Figure] = {}
     for name, child in node.child("metrics").children():
         if (value := child.number("value")) <= 0:
@@ -201,15 +250,57 @@ def load_published(path: Path) -> Published:
     return published
 
 
+def _anchors(old: Baseline, new: Baseline, moved: Collection[str]) -> dict[str, Anchor]:
+    """Return the anchors once ``new`` has replaced the sessions of ``old``."""
+    if not new.sessions or not old.sessions:
+        return dict(old.anchors)
+    before, after = old.sessions[-1], new.sessions[-1]
+    anchors: dict[str, Anchor] = {}
+    if dict(before.workload) != dict(after.workload):
+        return anchors
+    for name, metric in after.metrics.items():
+        values = old.values(name)
+        if name in moved or metric.direction == "info":
+            continue
+        if name in old.anchors:
+            anchors[name] = old.anchors[name]
+        elif values and set(values) != {metric.value}:
+            mean = dataclasses.replace(metric, value=statistics.fmean(values), samples=values)
+            anchors[name] = Anchor(mean, before.date, before.commit, before.reason)
+    return anchors
+
+
+def _anchor(name: str, node: Node) -> Anchor:
+    metric = _metric(name, node, "metric", node.child("metric"))
+    if not metric.samples:
+        node.fail("metric.samples", "is missing (expected a list of numbers)")
+    return Anchor(metric, node.text("date"), node.optional_text("commit"), node.text("reason"))
+
+
+def _anchor_json(anchor: Anchor) -> dict[str, object]:
+    return {
+        "date": anchor.date,
+        "commit": anchor.commit,
+        "reason": anchor.reason,
+        "metric": anchor.metric.to_json(),
+    }
+
+
+def _metric(name: str, parent: Node, key: str, node: Node) -> Metric:
+    try:
+        metric = Metric.from_json(name, node.data)
+    except MetricError as problem:
+        parent.fail(key, f"is wrong ({problem})")
+    if implausible := _not_plausible(metric):
+        parent.fail(key, implausible)
+    return metric
+
+
 def _session(node: Node) -> Session:
-    metrics: dict[str, Metric] = {}
-    for name, child in node.child("metrics").children():
-        try:
-            metrics[name] = Metric.from_json(name, child.data)
-        except MetricError as problem:
-            node.fail(f"metrics.{name}", f"is wrong ({problem})")
-        if implausible := _not_plausible(metrics[name]):
-            node.fail(f"metrics.{name}", implausible)
+    metrics = {
+        name: _metric(name, node, f"metrics.{name}", child)
+        for name, child in node.child("metrics").children()
+    }
     return Session(
         date=node.text("date"),
         commit=node.optional_text("commit"),

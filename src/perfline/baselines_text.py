@@ -171,6 +171,13 @@ def description(path: Path, held: Baseline) -> str:
                 "llrr",
             )
         )
+    if held.anchors:
+        rows = [
+            [name, m.unit, report.number(m.value, m.unit), a.date[:10], a.reason]
+            for name, a in held.anchors.items()
+            for m in [a.metric]
+        ]
+        lines += ["", _table(["anchor", "unit", "accepted", "date", "reason"], rows, "llrll")]
     if held.accuracy:
         rows = [
             [engine, *(f"{k}/{n} = {100 * k / n:.2f} %" for k, n in counts), a.date[:10], a.reason]
@@ -203,6 +210,16 @@ def as_json(path: Path, held: Baseline) -> dict[str, object]:
         "metrics": {
             name: {"value": stored_value(held, name), "unit": metric.unit}
             for name, metric in _stored_metrics(held).items()
+        },
+        "anchors": {
+            name: {
+                "value": anchor.metric.value,
+                "unit": anchor.metric.unit,
+                "date": anchor.date,
+                "commit": anchor.commit,
+                "reason": anchor.reason,
+            }
+            for name, anchor in held.anchors.items()
         },
         "accuracy": {
             engine: {

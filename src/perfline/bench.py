@@ -191,7 +191,7 @@ class Bench:
     def time(self, name: EngineName, repeat: Callable[[Callable[[], None], int], None]) -> Timings:
         """Time the engine: ``repeat(round, n)`` runs the rounds (pytest-benchmark does, say).
 
-        Readings of the device's health are taken before, between and after the rounds.
+        The device's health is read during every round; see ``telemetry``.
         """
         if name in self._timings:
             return self._timings[name]
@@ -206,15 +206,14 @@ class Bench:
                 ready if not self.full_pass else throughput.once(ready),
                 self.clock,
                 progress,
+                health,
             )
-            health.sample()
 
             def timed_round() -> None:
                 stopwatch.round()
-                health.sample()
 
             repeat(timed_round, self.rounds(name))
-            self._timings[name] = stopwatch.finish(health.faults())
+            self._timings[name] = stopwatch.finish()
         return self._timings[name]
 
     def reference(self) -> Answers:
@@ -266,6 +265,13 @@ class Bench:
         for name, timings in self._timings.items():
             if timings.waited_fraction is not None:
                 notes[f"cpu_waited_fraction_{PREFIX[name]}"] = round(timings.waited_fraction, 4)
+            if timings.watched:
+                notes[f"rounds_thrown_out_{PREFIX[name]}"] = len(timings.thrown_out)
+            if timings.thrown_out:
+                notes[f"thrown_out_{PREFIX[name]}"] = timings.thrown_out[0]
+            if timings.joules_error_fraction is not None:
+                error = round(timings.joules_error_fraction, 4)
+                notes[f"tokens_per_joule_error_fraction_{PREFIX[name]}"] = error
         return notes
 
     def _accuracy_run(self, name: EngineName) -> AccuracyRun:
@@ -290,7 +296,7 @@ class Bench:
         """Seconds of every phase that ran, from the start of the load on."""
         phases = [self.opened.load_s]
         phases += [ready.compile_s + ready.warmup_s for ready in self._ready.values()]
-        phases += [r.whole_s for timings in self._timings.values() for r in timings.rounds]
+        phases += [timings.timed_s for timings in self._timings.values()]
         if not self.full_pass:
             phases += [done.warmup_s + done.whole_s for done in self._passes.values()]
         return sum(phases)

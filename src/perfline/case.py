@@ -104,6 +104,14 @@ class GatesSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CompareSpec:
+    """What ``perfline compare`` does where its command line says nothing else."""
+
+    margin_fraction: float = field(default=0.02, metadata=_FRACTION)
+    questions: int = field(default=200, metadata={"ge": 0})
+
+
+@dataclass(frozen=True, kw_only=True)
 class Case:
     """One model, its workload and its limits, as one YAML file states them."""
 
@@ -114,6 +122,7 @@ class Case:
     engine: EngineSpec = field(default_factory=EngineSpec)
     throughput: ThroughputSpec = field(default_factory=ThroughputSpec)
     gates: GatesSpec = field(default_factory=GatesSpec, metadata=_NOT_IN_DIGEST)
+    compare: CompareSpec = field(default_factory=CompareSpec, metadata=_NOT_IN_DIGEST)
     source: Path = field(metadata={"key": None} | _NOT_IN_DIGEST)
 
     def digest(self, weights: WeightsKind = "real") -> str:
@@ -130,8 +139,39 @@ class Case:
 
 def load_case(path: Path) -> Case:
     """Read one case file; raise CaseError with file, key, what was found and what is valid."""
+    return _checked(_read(path), path, str(path))
+
+
+def with_settings(case: Case, settings: Sequence[tuple[str, str]]) -> Case:
+    """``case`` as its file would say it with ``settings``, such as ``("engine.mode", "default")``.
+
+    A value is read as YAML. CaseError as for a file: unknown keys and unfit values are refused.
+    """
+    if not settings:
+        return case
+    data = _read(case.source)
+    for key, text in settings:
+        shown = f"--set {_clip(f'{key}={text}')}"
+        *sections, last = key.split(".")
+        place = data
+        for section in sections:
+            inner = place.setdefault(section, {})
+            if not isinstance(inner, dict):
+                raise CaseError(f"{shown}: '{section}' is no section of {case.source}")
+            place = inner
+        try:
+            place[last] = yaml.load(text, Loader=_Loader)
+        except (yaml.YAMLError, RecursionError) as error:
+            why = _one_line(error) if isinstance(error, yaml.YAMLError) else "nested too deeply"
+            raise CaseError(f"{shown}: the value is not valid YAML: {why}") from error
+    given = " ".join(f"--set {key}={text}" for key, text in settings)
+    return _checked(data, case.source, f"{case.source} with {given}")
+
+
+def _read(path: Path) -> Any:
+    """The YAML of a case file, unchecked."""
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except OSError as error:
         raise CaseError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -140,11 +180,14 @@ def load_case(path: Path) -> Case:
         raise CaseError(f"{path}: is not valid YAML: {_one_line(error)}") from error
     except RecursionError as error:
         raise CaseError(f"{path}: is not valid YAML: it is nested too deeply") from error
+
+
+def _checked(data: object, path: Path, shown: str) -> Case:
     try:
         case = cast("Case", _build(Case, data, "", source=path))
         _check_whole(case, path)
     except _Wrong as error:
-        raise CaseError(f"{path}: {error}") from None
+        raise CaseError(f"{shown}: {error}") from None
     return case if case.title else dataclasses.replace(case, title=case.id)
 
 

@@ -3,8 +3,13 @@
     perfline doctor              is this machine ready to measure?
     perfline prompt ...          what exactly is the model asked?
     perfline baselines ...       what is accepted, and accept, compare, check or remove it
+    perfline compare ...         is B slower, faster, the same, or wrong against A?
+    perfline report ...          what does a person look at?
+    perfline export ...          what do other services read of a record?
+    perfline history ...         what did past sessions measure, and when did it change?
 
-Exit status: 0 done, 1 ``check`` or ``doctor`` found something wrong, 2 refused or wrong input.
+Exit status: 0 done, 1 ``check``, ``compare`` or ``doctor`` found something wrong, 2 refused or
+wrong input, 130 interrupted.
 Measuring is pytest's: ``pytest -m "perf or accuracy"``.
 """
 
@@ -17,7 +22,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from perfline import __version__
+from perfline.ab.cli import add_compare
 from perfline.errors import PerflineError
+from perfline.export.cli import add_export
+from perfline.page.cli import add_report
+from perfline.past.cli import add_history
 
 _Command = Callable[[argparse.Namespace], int]
 
@@ -54,6 +63,10 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_doctor(commands)
     _add_prompt(commands)
+    add_compare(commands)
+    add_report(commands)
+    add_export(commands)
+    add_history(commands)
     baselines = commands.add_parser(
         "baselines",
         help="show, compare, accept, check or remove baselines",

@@ -21,7 +21,7 @@ from perfline.case import Case, WeightsKind
 from perfline.device import GIB, Device, cpu_contention, current_device
 from perfline.errors import DataError, MissingData, PerflineError
 from perfline.gates import MAX_CONTENTION_FRACTION
-from perfline.telemetry import Sample
+from perfline.telemetry import Clocks, Sample
 
 _PACKAGES = ("pytest", "pytest-benchmark", "nvidia-ml-py")
 _BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
@@ -68,6 +68,7 @@ class Machine:
         peak_flops: dense FLOP/s by dtype, of those that the table knows.
         waited_fraction: of a busy moment on the CPU, spent waiting for a core.
         reading: clocks, temperature, power, throttling, other processes; through NVML.
+        clocks: how the clocks are set, as far as NVML tells.
         lock_clocks: the command with which an administrator keeps the clocks steady.
     """
 
@@ -78,6 +79,7 @@ class Machine:
     peak_flops: dict[str, float]
     waited_fraction: float | None
     reading: Sample | None
+    clocks: Clocks | None
     lock_clocks: str | None
 
 
@@ -123,7 +125,8 @@ def inspect(cases: Sequence[Case], data_dir: Path | None, baselines: Path) -> Re
 def examine(device: Device) -> Machine:
     """Describe the device and take one reading of its health."""
     with telemetry.watch(device) as watch:
-        watch.sample()
+        reading = watch.sample()
+    clocks = telemetry.clocks(device)
     peaks = {dtype: environment.peak_flops(device.name, dtype) for dtype in _BYTES}
     nvidia = device.slug.startswith("nvidia-")  # whose tool the command is
     return Machine(
@@ -133,8 +136,9 @@ def examine(device: Device) -> Machine:
         free_memory_gib=device.free_memory_gib(),
         peak_flops={dtype: peak for dtype, peak in peaks.items() if peak is not None},
         waited_fraction=_waited_fraction(),
-        reading=watch.samples[0] if watch.samples else None,
-        lock_clocks="sudo nvidia-smi -pm 1 && sudo nvidia-smi -lgc MHZ,MHZ" if nvidia else None,
+        reading=reading,
+        clocks=clocks,
+        lock_clocks=_lock_command(clocks) if nvidia else None,
     )
 
 
@@ -171,8 +175,28 @@ def _machine_lines(machine: Machine) -> Iterator[str]:
         yield f"cpu       {100 * waited:.0f} % of the time waiting for a core{hint}"
     yield f"clocks    {_reading(machine)}"
     if machine.lock_clocks is not None:
-        yield f"  steady clocks (administrator): {machine.lock_clocks}"
-        yield "  MHZ: one of `nvidia-smi -q -d SUPPORTED_CLOCKS`; undo: sudo nvidia-smi -rgc"
+        yield from _clock_lines(machine.clocks, machine.lock_clocks)
+
+
+def _lock_command(clocks: Clocks | None) -> str:
+    """Return what an administrator would type; perfline itself never sets a clock."""
+    gpu = "" if clocks is None or clocks.index is None else f" -i {clocks.index}"
+    mhz = "MHZ" if clocks is None or clocks.steady_mhz is None else str(clocks.steady_mhz)
+    return f"sudo nvidia-smi{gpu} -pm 1; sudo nvidia-smi{gpu} -lgc {mhz},{mhz}"
+
+
+def _clock_lines(clocks: Clocks | None, command: str) -> Iterator[str]:
+    if clocks is not None and clocks.application_mhz is not None:
+        mhz = f"application clock {clocks.application_mhz} of {clocks.highest_mhz} MHz"
+        if clocks.application_mhz != clocks.default_mhz:
+            yield f"  locked    {mhz}, set by an administrator"
+        else:
+            yield f"  locked    not by the {mhz}; of `nvidia-smi -lgc` NVML tells nothing"
+    elif clocks is not None:
+        yield "  locked    not known: NVML tells nothing of it on this board"
+    yield f"  steady clocks (administrator): {command}"
+    choice = "MHZ: one of `nvidia-smi -q -d SUPPORTED_CLOCKS`; " if "MHZ" in command else ""
+    yield f"  {choice}undo: sudo nvidia-smi -rgc"
 
 
 def _reading(machine: Machine) -> str:
@@ -180,13 +204,19 @@ def _reading(machine: Machine) -> str:
     if reading is None:
         hint = " (NVML: pip install nvidia-ml-py)" if machine.lock_clocks is not None else ""
         return f"not known on this device{hint}"
-    slowed = ", ".join(reading.slowdowns) or "not throttled"
-    pids = ", ".join(map(str, reading.foreign))
-    others = f"other processes compute here: pid {pids}" if pids else "no other process"
-    return (
-        f"SM {reading.sm_clock_mhz} MHz, {reading.temperature_c} C, {reading.power_w:.0f} W, "
-        f"{slowed}, {others}"
-    )
+    known = []
+    if reading.sm_clock_mhz is not None:
+        known.append(f"SM {reading.sm_clock_mhz} MHz")
+    if reading.temperature_c is not None:
+        known.append(f"{reading.temperature_c} C")
+    if reading.power_w is not None:
+        known.append(f"{reading.power_w:.0f} W")
+    if reading.slowdowns is not None:
+        known.append(", ".join(reading.slowdowns) or "not throttled")
+    if reading.foreign is not None:
+        pids = ", ".join(map(str, reading.foreign))
+        known.append(f"other processes compute here: pid {pids}" if pids else "no other process")
+    return ", ".join(known) or "not told by this board"
 
 
 def _case_lines(state: CaseState, machine: Machine | None) -> Iterator[str]:

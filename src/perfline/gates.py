@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from perfline.metrics import Metric, summary
@@ -21,11 +22,42 @@ if TYPE_CHECKING:
 
 MIN_ROUNDS = 3
 MAX_CONTENTION_FRACTION = 0.1  # of the CPU taken by other processes during the timed rounds
-
+MAX_THROWN_OUT_FRACTION = 0.2  # of the rounds, in which the device slowed itself
 
 _BOUND_CONFIDENCE = 0.975  # to call something no worse
 _ALARM_CONFIDENCE = 0.99  # to call something worse, or better
 _MAX_USEFUL_SESSIONS = 30
+
+
+@dataclass(frozen=True)
+class Run:
+    """How the rounds behind a metric were timed.
+
+    Attributes:
+        contention_fraction: of the CPU seconds wanted, those spent waiting; None unknown.
+        full_pass: every question was timed, once: one sample, and long enough to be one.
+        rounds: how many there must be: those that the case asks for, less those thrown out.
+    """
+
+    contention_fraction: float | None = None
+    full_pass: bool = False
+    rounds: int = MIN_ROUNDS
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a baseline holds of a metric.
+
+    Attributes:
+        values: of its sessions.
+        anchor: of the sessions that were explicitly accepted, where later ones have replaced them;
+            see ``baseline``.
+        since: date of the anchor.
+    """
+
+    values: Sequence[float]
+    anchor: Sequence[float] = ()
+    since: str = ""
 
 
 def throughput_baseline(
@@ -34,6 +66,7 @@ def throughput_baseline(
     gates: GatesSpec,
     contention_fraction: float | None = None,
     full_pass: bool = False,
+    rounds: int = MIN_ROUNDS,
 ) -> Verdict:
     """Judge the median of the timed rounds against the sessions of a baseline (all in tok/s).
 
@@ -41,7 +74,8 @@ def throughput_baseline(
     one more session, and delta = -log(1 - margin): ``ok`` iff d - w(.975) > -delta (a slowdown of
     the margin is ruled out), else ``regressed`` iff d + w(.99) < 0; ``improved`` iff d - w(.99) > 0
     and d > delta/2. ``regressed`` becomes ``unsure`` where other processes took
-    more than a tenth of the CPU meanwhile. A full pass is one sample, and long enough to be one.
+    more than a tenth of the CPU meanwhile. Fewer than ``rounds`` samples are ``unsure``; a full
+    pass is one sample, and long enough to be one.
     """
     logs = [math.log(value) for value in sessions]
     prior_sd = gates.throughput_session_sd_fraction
@@ -62,9 +96,9 @@ def throughput_baseline(
         held = "spread declared in the case (1 session held)"
     spread = f"+-{100 * near.half_width:.1f} % between sessions, {held}"
 
-    if len(metric.samples) < MIN_ROUNDS and not full_pass:
+    if lacking := too_few_rounds(metric, Run(None, full_pass, rounds)):
         word = "unsure"
-        reason = f"too few samples: {len(metric.samples)} rounds, {MIN_ROUNDS} are needed"
+        reason = f"too few samples: {lacking}"
     elif word == "improved":
         reason = f"faster than chance allows ({spread}): accept it as the new baseline"
     elif word == "ok":
@@ -113,19 +147,58 @@ def memory_baseline(metric: Metric, baseline_gib: float, gates: GatesSpec) -> Ve
     return _within(metric, baseline_gib, max(gates.memory_fraction, floor), "baseline", "baseline")
 
 
-def against_sessions(
-    metric: Metric,
-    values: Sequence[float],
-    gates: GatesSpec,
-    contention_fraction: float | None = None,
-    full_pass: bool = False,
-) -> Verdict:
-    """Judge a metric by the sessions of a baseline: its unit says which gate that is.
+def too_few_rounds(metric: Metric, run: Run) -> str:
+    """Say how many rounds a metric in tok/s lacks; empty where it has all."""
+    rounds, needed = len(metric.samples), max(MIN_ROUNDS, run.rounds)
+    if metric.unit != "tok/s" or run.full_pass or rounds >= needed:
+        return ""
+    why = "were asked for" if run.rounds > MIN_ROUNDS else "are needed"
+    return f"{rounds} rounds, {needed} {why}"
+
+
+def too_many_thrown_out(rounds: int, thrown_out: Sequence[str]) -> str:
+    """Say why what is left of ``rounds`` is no measurement; empty where it is one.
+
+    ``thrown_out`` holds a sentence on every round that does not count.
+    """
+    left = rounds - len(thrown_out)
+    few = len(thrown_out) <= MAX_THROWN_OUT_FRACTION * rounds
+    if not thrown_out or (few and left >= MIN_ROUNDS):
+        return ""
+    return (
+        f"{len(thrown_out)} of {rounds} rounds were thrown out (at most "
+        f"{100 * MAX_THROWN_OUT_FRACTION:.0f} %, and {MIN_ROUNDS} must be left), the first with "
+        f"{thrown_out[0]}"
+    )
+
+
+def against_sessions(metric: Metric, held: Held, gates: GatesSpec, run: Run) -> Verdict:
+    """Judge a metric by a baseline: by its latest sessions and by its anchor.
+
+    What is ``ok`` against sessions that were themselves ``ok`` against older ones may still have
+    crept away from what was last accepted on purpose: a sure loss against the anchor is
+    ``regressed``, by the very same gate. One that the anchor's gate cannot be sure of stays the
+    sessions' affair, so that the sum of all steps is bounded by what one gate resolves.
+    """
+    verdict = _by_unit(metric, held.values, gates, run)
+    if not held.anchor:
+        return verdict
+    since = _by_unit(metric, held.anchor, gates, run)
+    if since.word == "regressed" and verdict.word != "regressed":
+        reason = f"{since.reason}; against what was accepted on {held.since}: small steps add up"
+        return replace(since, reason=reason)
+    sum_of_steps = f"{since.change} since what was accepted on {held.since}"
+    return replace(verdict, reason=f"{verdict.reason}; {sum_of_steps}")
+
+
+def _by_unit(metric: Metric, values: Sequence[float], gates: GatesSpec, run: Run) -> Verdict:
+    """Judge by some sessions' values: the unit says which gate that is.
 
     Memory and counts have no spread to speak of: the largest accepted value is the baseline.
     """
     if metric.unit == "tok/s":
-        return throughput_baseline(metric, values, gates, contention_fraction, full_pass)
+        contention = run.contention_fraction
+        return throughput_baseline(metric, values, gates, contention, run.full_pass, run.rounds)
     if metric.unit == "GiB":
         return memory_baseline(metric, max(values), gates)
     return compile_health(metric, max(values))

@@ -211,9 +211,15 @@ def _against_stored(
             f"the baseline was timed over {_shown(stored.sessions[-1].workload)}, "
             f"this run over {_shown(workload)}",
         )
-    values = stored.values(metric.name)
     return gates.against_sessions(
-        metric, values, case.gates, timings.waited_fraction, bool(workload["full_pass"])
+        metric,
+        gates.Held(stored.values(metric.name), *stored.anchor(metric.name)),
+        case.gates,
+        gates.Run(
+            timings.waited_fraction,
+            bool(workload["full_pass"]),
+            case.throughput.rounds - len(timings.thrown_out),
+        ),
     )
 
 

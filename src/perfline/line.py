@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from perfline import baseline as baselines
-from perfline import judge, record, report, verdict
+from perfline import judge, record, report, report_markdown, verdict
 from perfline.accuracy import AccuracyOptions, AccuracyPass
 from perfline.answers import Answers
 from perfline.baseline import Published
@@ -57,6 +57,16 @@ class Options:
             flags.append(f"--case-dir={self.case_dir}")
         if self.shown(self.baselines) != "baselines":
             flags.append(f"--baselines={self.shown(self.baselines)}")
+        return " ".join(flags)
+
+    @property
+    def settle_flags(self) -> str:
+        """The flags with which ``perfline compare`` finds what this session used."""
+        flags = ["--dummy-weights"] if self.weights == "dummy" else []
+        if self.data_dir is not None:
+            flags.append(f"--data-dir={self.shown(self.data_dir)}")
+        if self.case_dir is not None:
+            flags.append(f"--case-dir={self.case_dir}")
         return " ".join(flags)
 
     def shown(self, path: Path) -> str:
@@ -211,7 +221,10 @@ class Session:
 
     def markdown(self) -> str:
         """The step summary."""
-        return report.markdown(self._record(), self._published, self.options.update_flags)
+        options = self.options
+        return report_markdown.markdown(
+            self._record(), self._published, options.update_flags, strict=options.strict
+        )
 
     def failure(self, case: Case, verdicts: Sequence[Verdict]) -> str:
         """The message of a test that did not pass."""
@@ -223,8 +236,8 @@ class Session:
             origin = replace(origin, date=newest.date, commit=newest.commit, context=newest.context)
         bench = self._benches[case.id]
         context = {**self.environment.context, **bench.opened.facts}
-        flags = self.options.update_flags
-        return report.failure(verdicts, origin, context, case.id, flags)
+        flags = self.options.update_flags, self.options.settle_flags
+        return report.failure(verdicts, origin, context, case.id, *flags)
 
     def _empty(self, case: Case) -> CaseRecord:
         weights = self.options.weights
@@ -254,7 +267,7 @@ class Line:
     session: Session
     bench: Bench
     benchmark: Callable[[], Any]
-    properties: list[tuple[str, object]]
+    note: Callable[[str, object], None]  # one property of the test, for JUnit XML
     nodeid: str
 
     def answer_all(self, engine: EngineName) -> AccuracyPass:
@@ -311,10 +324,8 @@ class Line:
         """Record the verdicts; fail or skip as the gravest says."""
         case, session = self.bench.case, self.session
         session.add(case, self.bench, verdicts, self.nodeid)
-        for found in verdicts:
-            self.properties.append((f"{found.metric}.{found.gate}", found.word))
-            if found.measured is not None:
-                self.properties.append((found.metric, found.measured))
+        for name, value in _properties(case.id, verdicts).items():
+            self.note(name, value)
         word = verdict.worst(verdicts)
         strict = session.options.strict
         if verdict.fails(word, strict):
@@ -338,6 +349,19 @@ class Line:
 
 def _newest(stored: baselines.Baseline) -> Any:
     return stored.sessions[-1] if stored.sessions else next(iter(stored.accuracy.values()))
+
+
+def _properties(case: str, verdicts: Sequence[Verdict]) -> dict[str, object]:
+    """What JUnit XML says of a test: every number with its unit in the name, every word."""
+    found: dict[str, object] = {}
+    for each in verdicts:
+        if each.measured is not None:
+            metric = Metric(each.metric, each.measured, each.unit, "info")
+            found |= {
+                f"{case}.{key}": value for key, value in report.keyed_by_unit([metric]).items()
+            }
+        found[f"{case}.{each.metric}.{each.gate}"] = each.word
+    return found
 
 
 def _skip_reason(verdicts: Sequence[Verdict]) -> str:

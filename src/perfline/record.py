@@ -133,14 +133,15 @@ def _case(name: str, node: Node) -> CaseRecord:
             engine: StoredAnswers.from_json(child)
             for engine, child in node.child("accuracy").children()
         },
-        verdicts=tuple(_verdict(child) for child in node.items("verdicts")),
+        verdicts=tuple(read_verdict(child) for child in node.items("verdicts")),
         notes=node.scalars("notes"),
         facts=node.scalars("facts"),
         errors=node.texts("errors"),
     )
 
 
-def _verdict(node: Node) -> Verdict:
+def read_verdict(node: Node) -> Verdict:
+    """One verdict of a record or a comparison; the file's own error where a key is wrong."""
     numbers = ("baseline", "baseline_error", "measured", "measured_error")
     changes = ("change_fraction", "change_pp")
     word, gate = node.text("word"), node.text("gate")

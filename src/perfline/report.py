@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import textwrap
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tabulate import tabulate
 
 from perfline.baseline import Published
+from perfline.hints import next_command, settling
 from perfline.jsonfile import Scalar
 from perfline.metrics import Metric
 from perfline.record import CaseRecord, Record
@@ -42,6 +43,7 @@ BESIDE = (
     ("recompiles", "recompiles"),
     ("questions", "timed questions"),
     ("tokens", "tokens, all rounds"),
+    ("tokens_per_joule", "tokens per joule"),
 )
 
 
@@ -61,8 +63,12 @@ def failure(
     context: Mapping[str, Scalar],
     case: str,
     flags: str,
+    settle_flags: str = "",
 ) -> str:
-    """The message of a test that did not pass: the first line is the whole story."""
+    """The message of a test that did not pass: the first line is the whole story.
+
+    ``settle_flags`` are those with which ``perfline compare`` finds what pytest used.
+    """
     grave = worst(verdicts)
     story = next(v for v in verdicts if v.word == grave)
     lines = [story.headline, "", textwrap.indent(verdict_table(verdicts), "  "), ""]
@@ -76,9 +82,10 @@ def failure(
         lines += _paragraph(f"context   {context_change(origin.context or {}, context)}")
     else:
         lines.append(f"  baseline  none yet; it would be {origin.path}")
-    hint = next_command(case, verdicts, flags)
-    if hint:
-        lines.append(f"  hint: {hint}")
+    settle = settling(case, verdicts, (origin.commit, origin.context or {}), context, settle_flags)
+    hints = [f"to settle it: {settle}"] if settle else []
+    hints += filter(None, [next_command(case, verdicts, flags)])
+    lines += [f"  hint: {hint}" for hint in hints]
     return "\n".join(lines)
 
 
@@ -95,16 +102,21 @@ def reason_lines(verdicts: Sequence[Verdict]) -> list[str]:
     ]
 
 
-def verdict_table(verdicts: Iterable[Verdict], tablefmt: str = "plain") -> str:
-    """One row a verdict: what was stored, what was measured, the limit and the word."""
+def verdict_table(
+    verdicts: Iterable[Verdict], tablefmt: str = "plain", quote: Callable[[str], str] = str
+) -> str:
+    """One row a verdict: what was stored, what was measured, the limit and the word.
+
+    ``quote`` makes text from a record safe for the format of the table.
+    """
     rows = [
         [
-            verdict.metric,
-            _unit(verdict.unit),
+            quote(verdict.metric),
+            quote(unit_shown(verdict.unit)),
             number(verdict.baseline, verdict.unit, verdict.baseline_error),
             number(verdict.measured, verdict.unit, verdict.measured_error),
             verdict.change,
-            verdict.limit,
+            quote(verdict.limit),
             verdict.word,
         ]
         for verdict in verdicts
@@ -120,14 +132,24 @@ def flip_lines(flips: Sequence[Flip]) -> list[str]:
     kinds = Counter(flip.kind for flip in flips)
     lines = [f"  flipped questions: {', '.join(f'{n} {kind}' for kind, n in kinds.items())}"]
     for flip in flips[:FLIPS_SHOWN]:
-        margin = "" if flip.margin is None else f", stored margin {flip.margin:.3g} logits"
-        lines.append(f"    {flip.id}: {flip.before} -> {flip.after} (label {flip.label}{margin})")
+        given = f"{flip.before} -> {flip.after} (label {flip.label}{margin_note(flip)})"
+        lines.append(f"    {flip.id}: {given}")
     if len(flips) > FLIPS_SHOWN:
         lines.append(f"    ... and {len(flips) - FLIPS_SHOWN} more, in the record")
     return lines
 
 
-def case_table(case: CaseRecord, published: Published | None, tablefmt: str = "plain") -> str:
+def margin_note(flip: Flip) -> str:
+    """How close the stored answer was; empty where that is not known."""
+    return "" if flip.margin is None else f", stored margin {flip.margin:.3g} logits"
+
+
+def case_table(
+    case: CaseRecord,
+    published: Published | None,
+    tablefmt: str = "plain",
+    quote: Callable[[str], str] = str,
+) -> str:
     """The published table's metrics, measured and published, and what stands beside them."""
     figures = published.metrics if published is not None else {}
     rows = []
@@ -140,12 +162,13 @@ def case_table(case: CaseRecord, published: Published | None, tablefmt: str = "p
         measured = "not measured" if metric is None else number(metric.value, unit)
         note = f" ({case.notes['compile_cache']} cache)" if _cache_known(name, case) else ""
         shown = "" if figure is None else number(figure.value, unit)
-        rows.append([title, _unit(unit), measured + note, shown])
+        rows.append([title, quote(unit_shown(unit)), quote(measured + note), shown])
     headers = ["metric", "unit", "measured"]
     if published is None:
         rows = [row[:-1] for row in rows]
     else:
-        headers.append(f"published ({published.device})" if published.device else "published")
+        device = f" ({quote(published.device)})" if published.device else ""
+        headers.append(f"published{device}")
     return tabulate(rows, headers, tablefmt, disable_numparse=True)
 
 
@@ -164,6 +187,7 @@ def session_lines(
         lines += reason_lines(case.verdicts)
         lines += flip_lines([flip for verdict in case.verdicts for flip in verdict.flips])
         lines += [line for error in case.errors for line in _paragraph(f"error: {error}")]
+        lines += thrown_out_lines(case)
         lines.append("")
     for name, why in skipped.items():
         lines += [*_paragraph(f"{name} was not measured: {why}", ""), ""]
@@ -175,6 +199,18 @@ def session_lines(
     return lines
 
 
+def thrown_out_lines(case: CaseRecord) -> list[str]:
+    """How many timed rounds do not count, since the device slowed itself, by engine."""
+    return [
+        line
+        for kind in ("val", "infer")
+        if (count := case.notes.get(f"rounds_thrown_out_{kind}"))
+        for line in _paragraph(
+            f"p_{kind}: {count} rounds thrown out; {case.notes.get(f'thrown_out_{kind}')}"
+        )
+    ]
+
+
 def counts_line(record: Record) -> str:
     """How many verdicts of each word, gravest first."""
     verdicts = [v for case in record.cases.values() for v in case.verdicts]
@@ -184,52 +220,6 @@ def counts_line(record: Record) -> str:
     if errors:
         words.insert(0, f"{errors} could not be measured")
     return f"verdicts: {', '.join(words) or 'none'}"
-
-
-def markdown(record: Record, published: Mapping[str, Published], flags: str) -> str:
-    """The summary for ``$GITHUB_STEP_SUMMARY``: verdicts first."""
-    word = worst([v for case in record.cases.values() for v in case.verdicts])
-    lines = [f"## perfline: {word}", "", counts_line(record), ""]
-    for name, case in record.cases.items():
-        lines += [f"### {name} ({case.dtype}, {case.weights} weights)", ""]
-        lines += [f"- **could not be measured**: {_escaped(line)}" for line in case.errors]
-        notable = [v for v in case.verdicts if v.word != "ok"]
-        lines += [f"- **{_escaped(v.headline)}**: {_escaped(v.reason)}" for v in notable]
-        compared = [verdict for verdict in case.verdicts if verdict.baseline is not None]
-        if case.metrics:
-            lines += ["", case_table(case, published.get(name), "github"), ""]
-        if compared:
-            lines += [verdict_table(compared, "github"), ""]
-        hint = next_command(name, case.verdicts, flags)
-        if hint:
-            lines += ["```", hint, "```", ""]
-    lines.append(f"Machine `{record.environment.machine}` at {record.created}.")
-    return "\n".join(lines) + "\n"
-
-
-def next_command(case: str, verdicts: Sequence[Verdict], flags: str) -> str:
-    """The one command that comes next for a case; empty where there is nothing to do.
-
-    ``flags`` are those that ``perfline baselines update`` needs to find what pytest used.
-    """
-    words = {v.word for v in verdicts}
-    update = f"perfline baselines update {case} {flags}"
-    if "invalid" in words:
-        return "run again once the cause above is gone"
-    wrong = [v for v in verdicts if v.word == "regressed" and v.gate != "baseline"]
-    if any(v.unit != "tok/s" for v in wrong):
-        return ""  # wrong answers are never a baseline
-    if "regressed" in words:
-        return f'to accept it: {update} --accept-regression --reason "..."'
-    if "incomparable" in words:
-        return f'to accept it anew: {update} --reason "..."'
-    if any(v.word == "unsure" and v.unit == "tok/s" for v in verdicts):
-        return f'to widen the baseline: {update} --add --reason "..."'
-    if "missing" in words:
-        return f'{update} --reason "first baseline"'
-    if "improved" in words:
-        return f'{update} --reason "..."'
-    return ""
 
 
 def context_change(before: Mapping[str, Scalar], after: Mapping[str, Scalar]) -> str:
@@ -252,13 +242,17 @@ def number(value: float | None, unit: str, error: float | None = None) -> str:
     digits = {"fraction": 2, "GiB": 2, "tok/s": 1, "s": 1}.get(unit, 0)
     if unit == "tok/s" and value >= 1000:
         digits = 0
-    shown = f"{scale * value:.{digits}f}"
-    return shown if error is None else f"{shown} +- {scale * error:.{digits}f}"
+    form = f".{digits}f"
+    if unit in ("us/tok", "logits", "tok/J", "questions/s", "x"):
+        form = ".4g"
+    shown = f"{scale * value:{form}}"
+    return shown if error is None else f"{shown} +- {scale * error:{form}}"
 
 
 def keyed_by_unit(metrics: Iterable[Metric]) -> dict[str, float]:
     """``{name_unit: value}``, such as ``p_infer_core_tok_per_s``: the unit is in the key."""
-    suffixes = {"tok/s": "tok_per_s", "GiB": "gib", "tok": "tokens"}
+    suffixes = {"tok/s": "tok_per_s", "GiB": "gib", "tok": "tokens", "tok/J": "tok_per_joule"}
+    suffixes |= {"questions/s": "questions_per_s", "MHz": "mhz", "C": "c", "W": "w"}
     keyed = {}
     for metric in metrics:
         suffix = suffixes.get(metric.unit, metric.unit)
@@ -267,7 +261,8 @@ def keyed_by_unit(metrics: Iterable[Metric]) -> dict[str, float]:
     return keyed
 
 
-def _unit(unit: str) -> str:
+def unit_shown(unit: str) -> str:
+    """The unit as people read it."""
     return "%" if unit == "fraction" else unit
 
 
@@ -284,7 +279,3 @@ def _paragraph(text: str, indent: str = "  ") -> list[str]:
         break_long_words=False,
         break_on_hyphens=False,
     )
-
-
-def _escaped(text: str) -> str:
-    return text.replace("|", "\\|").replace("<", "&lt;")

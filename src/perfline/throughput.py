@@ -7,7 +7,8 @@ Four phases, each on its own clock, nothing subtracted from anything:
     warm-up   one pass over the prompts; what it still compiles is a recompile
     timed     rounds over the same prompts; a recompile in here makes the run invalid
 
-A round repeats its pass until it is long enough to time (``min_round_s``).
+A round repeats its pass until it is long enough to time (``min_round_s``). Rounds that the device
+itself slowed (hardware slow-down, heat) are thrown out and counted; of too many, nothing is judged.
 """
 
 from __future__ import annotations
@@ -16,19 +17,24 @@ import math
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
+from perfline import gates
 from perfline.answers import Answers
 from perfline.case import ThroughputSpec
 from perfline.device import cpu_contention
 from perfline.engine import Clock, CompileCounts, Engine, EngineName, Head, Pass, Progress, run_pass
 from perfline.metrics import Metric, mfu
 from perfline.mmlu import Prompt
+from perfline.telemetry import ENERGY_STEP_S, RoundHealth, Watch
 
 PREFIX: dict[EngineName, str] = {
     "eager": "val",
     "inductor": "infer",
 }  # the published names of the two passes
+SUFFIX: dict[EngineName, str] = {"eager": "_val", "inductor": ""}  # of all other metrics
+_COARSE_ROUND_S = 0.5  # below, a single round's joules are known to 20 % or worse
+_COARSE_TOTAL_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -52,11 +58,16 @@ class Ready:
 
 @dataclass(frozen=True)
 class Round:
-    """One timed round: ``repeats`` passes over the prompts."""
+    """One timed round: ``repeats`` passes over the prompts.
+
+    Attributes:
+        health: what the device's own readings said meanwhile.
+    """
 
     tokens: int
     core_s: float
     whole_s: float
+    health: RoundHealth = field(default_factory=RoundHealth)
 
 
 @dataclass(frozen=True)
@@ -64,10 +75,14 @@ class Timings:
     """All that the throughput of one engine comes from.
 
     Attributes:
+        rounds: those that count; all of them where none would be left.
         answers: the answers of the last pass.
         timed: what was compiled inside the timed region; anything makes the run invalid.
         waited_fraction: share of the timed CPU seconds spent waiting for a core; None unknown.
         flops: FLOPs executed in one pass; None where not known.
+        faults: what makes the run invalid, one sentence each.
+        thrown_out: of every round in which the device slowed itself, how.
+        timed_s: seconds of all rounds, thrown out or not.
     """
 
     engine: EngineName
@@ -79,6 +94,25 @@ class Timings:
     waited_fraction: float | None
     flops: float | None
     faults: tuple[str, ...] = ()
+    thrown_out: tuple[str, ...] = ()
+    timed_s: float = 0.0
+
+    @property
+    def watched(self) -> bool:
+        """Whether the device's own readings were to be had."""
+        return any(done.health.readings for done in self.rounds)
+
+    @property
+    def joules_error_fraction(self) -> float | None:
+        """How far the tokens per joule may be off: one step of the energy counter, of all time.
+
+        Between two rounds the counter goes on: what it owes one round it gives to the next. None
+        where the energy was not counted, or for less than ``_COARSE_TOTAL_S``.
+        """
+        total_s = sum(done.whole_s for done in self.rounds)
+        joules = [done.health.joules for done in self.rounds]
+        counted = None not in joules and any(joules)  # a counter that stands still counts nothing
+        return ENERGY_STEP_S / total_s if counted and total_s >= _COARSE_TOTAL_S else None
 
 
 def make_ready(
@@ -120,8 +154,10 @@ class Stopwatch:
         ready: Ready,
         clock: Clock = time.perf_counter,
         progress: Progress | None = None,
+        health: Watch | None = None,
     ) -> None:
         """Start the region: peak memory and compile counts begin anew here."""
+        self._health = health or Watch()
         self._engine, self._prompts, self._head, self._ready = engine, prompts, head, ready
         self._clock, self._progress = clock, progress
         self._rounds: list[Round] = []
@@ -130,31 +166,40 @@ class Stopwatch:
         self._counts = engine.compile_counts()
         self._contention = cpu_contention()
 
-    def round(self) -> None:
-        """Time one round."""
+    def round(self) -> Round:
+        """Time one round; the device is read before and after, and beside it by a thread."""
         tokens, core_s, whole_s = 0, 0.0, 0.0
+        self._health.begin()
         for _ in range(self._ready.repeats):
-            done = run_pass(self._engine, self._prompts, self._head, self._clock, self._progress)
-            tokens += done.tokens
-            core_s += done.core_s
-            whole_s += done.whole_s
-            self._last = done
-        self._rounds.append(Round(tokens, core_s, whole_s))
+            once = run_pass(self._engine, self._prompts, self._head, self._clock, self._progress)
+            tokens += once.tokens
+            core_s += once.core_s
+            whole_s += once.whole_s
+            self._last = once
+        done = Round(tokens, core_s, whole_s, self._health.end())
+        self._rounds.append(done)
+        return done
 
-    def finish(self, faults: Sequence[str] = ()) -> Timings:
-        """End the region; ``faults`` are what the device's own telemetry found wrong in it."""
+    def finish(self) -> Timings:
+        """End the region: rounds in which the device slowed itself do not count."""
         assert self._last is not None, "finish() before any round()"
+        kept = tuple(done for done in self._rounds if not done.health.throttled)
+        thrown_out = tuple(d.health.throttled for d in self._rounds if d.health.throttled)
+        spoilt = gates.too_many_thrown_out(len(self._rounds), thrown_out)
+        foreign = tuple(sorted({pid for done in self._rounds for pid in done.health.foreign}))
         flops = [self._engine.flops(len(prompt.ids), self._head) for prompt in self._prompts]
         return Timings(
             engine=self._engine.name,
             ready=self._ready,
-            rounds=tuple(self._rounds),
+            rounds=kept or tuple(self._rounds),
             answers=self._last.answers,
             timed=self._engine.compile_counts() - self._counts,
             peak_memory_gib=self._engine.peak_memory_gib(),
             waited_fraction=_waited_fraction(self._contention, cpu_contention()),
             flops=None if None in flops else sum(f for f in flops if f is not None),
-            faults=tuple(faults),
+            faults=((spoilt,) if spoilt else ()) + RoundHealth(foreign=foreign).faults,
+            thrown_out=thrown_out,
+            timed_s=sum(done.whole_s for done in self._rounds),
         )
 
 
@@ -164,7 +209,7 @@ def metrics(timings: Timings, nominal_parameters: float, peak: float | None) -> 
     ``peak`` is the device's dense FLOP/s for the dtype; without it there is no MFU.
     """
     name = PREFIX[timings.engine]
-    suffix = "" if timings.engine == "inductor" else "_val"
+    suffix = SUFFIX[timings.engine]
     rounds = timings.rounds
     core = tuple(r.tokens / r.core_s for r in rounds)
     whole = tuple(r.tokens / r.whole_s for r in rounds)
@@ -186,6 +231,40 @@ def metrics(timings: Timings, nominal_parameters: float, peak: float | None) -> 
         found.append(Metric(f"mem{suffix}", timings.peak_memory_gib, "GiB", "lower"))
     if timings.engine == "inductor":
         found += compile_metrics(timings.ready)
+    return found + _energy(timings) + _health(timings)
+
+
+def _energy(timings: Timings) -> list[Metric]:
+    """Tokens per joule of the board, over all rounds (idle moments in them included).
+
+    A round's own sample is there where every round is long against the counter's step.
+    """
+    if timings.joules_error_fraction is None:
+        return []
+    rounds = timings.rounds
+    joules = [done.health.joules or 0.0 for done in rounds]
+    samples: tuple[float, ...] = ()
+    if all(joules) and min(done.whole_s for done in rounds) >= _COARSE_ROUND_S:
+        samples = tuple(done.tokens / each for done, each in zip(rounds, joules, strict=True))
+    value = sum(done.tokens for done in rounds) / sum(joules)
+    name = f"tokens_per_joule{SUFFIX[timings.engine]}"
+    return [Metric(name, value, "tok/J", "info", samples)]
+
+
+def _health(timings: Timings) -> list[Metric]:
+    """The device's lowest clock, highest temperature and mean power; a sample a round."""
+    sums = (
+        ("sm_clock", "sm_clock_mhz", "MHz", min),
+        ("temperature", "temperature_c", "C", max),
+        ("power", "power_w", "W", statistics.fmean),
+    )
+    found = []
+    for name, key, unit, of in sums:
+        read = [done.health.numbers.get(key) for done in timings.rounds]
+        values = [float(value) for value in read if value is not None]
+        if values and len(values) == len(read):
+            name += SUFFIX[timings.engine]
+            found.append(Metric(name, float(of(values)), unit, "info", tuple(values)))
     return found
 
 

@@ -15,7 +15,9 @@ from typing import Literal
 from perfline.metrics import Metric
 
 Word = Literal["ok", "improved", "regressed", "unsure", "missing", "incomparable", "invalid"]
-Gate = Literal["published", "baseline", "paired"]  # paired: compiled against eager, same run
+Gate = Literal[
+    "published", "baseline", "paired"
+]  # paired: B against A, or compiled against eager, in one job
 
 WORST_FIRST: tuple[Word, ...] = (
     "regressed",

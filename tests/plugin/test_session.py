@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from xml.etree import ElementTree
 
 import pytest
 
@@ -124,11 +125,36 @@ def test_benchmark_json_holds_our_numbers_and_the_device(suite):
     assert len(by_name["test_throughput[fake-eager]"]["stats"]["data"]) == 5
 
 
-def test_junit_holds_metrics_and_verdicts(suite):
+def properties(root, place):
+    """What stands directly below every <testsuite> or <testcase>, by name."""
+    found = ElementTree.parse(root / "junit.xml").iter(place)
+    rows = [p for element in found for p in element.findall("properties/property")]
+    names = [row.get("name") for row in rows]
+    assert len(set(names)) == len(names)
+    return {row.get("name"): row.get("value") for row in rows}
+
+
+def test_junit_holds_metrics_with_units_and_verdicts(suite):
     suite.run("-m", "perf", "--junit-xml=junit.xml")
-    text = (suite.root / "junit.xml").read_text()
-    assert '<property name="p_infer_core.baseline" value="missing"' in text
-    assert '<property name="p_infer_core" value="' in text
+    found = properties(suite.root, "testsuite")
+    assert found["fake.p_infer_core.baseline"] == "missing"
+    assert float(found["fake.p_infer_core_tok_per_s"]) == pytest.approx(10000)
+    assert found["fake.flips.paired"] == "ok"
+
+
+def test_junit_of_pytest_s_default_family_has_no_properties_in_a_test_case(suite):
+    """junit-10.xsd of Jenkins' xUnit plugin, that pytest's family xunit2 is written for."""
+    suite.run("--junit-xml=junit.xml")
+    allowed = {"skipped", "error", "failure", "system-out", "system-err"}
+    cases = list(ElementTree.parse(suite.root / "junit.xml").iter("testcase"))
+    assert len(cases) == 6
+    assert {child.tag for case in cases for child in case} <= allowed
+
+
+def test_junit_of_the_older_family_holds_them_in_the_test_case(suite):
+    suite.run("-m", "perf", "--junit-xml=junit.xml", "-o", "junit_family=xunit1")
+    assert properties(suite.root, "testcase")["fake.p_infer_core.baseline"] == "missing"
+    assert properties(suite.root, "testsuite") == {}
 
 
 def test_step_summary_is_appended(suite, monkeypatch):

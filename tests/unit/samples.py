@@ -38,12 +38,12 @@ def answers(wrong: Iterable[int] = (), n: int = 400, reason: str = "measured") -
     )
 
 
-def speed(name: str, tok_per_s: float, rounds: int = 5) -> Metric:
+def speed(name: str, tok_per_s: float, rounds: int = 7) -> Metric:
     samples = tuple(tok_per_s * (1 + (i - (rounds - 1) / 2) / 1000) for i in range(rounds))
     return Metric(name, tok_per_s, "tok/s", "higher", samples)
 
 
-def metrics(tok_per_s: float = 1000.0, rounds: int = 5) -> dict[str, Metric]:
+def metrics(tok_per_s: float = 1000.0, rounds: int = 7) -> dict[str, Metric]:
     found = [
         speed("p_val_core", tok_per_s / 2, rounds),
         speed("p_infer_core", tok_per_s, rounds),

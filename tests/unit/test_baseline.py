@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import perfline.baseline
-from perfline.baseline import Baseline, Session, load, load_published, locked, merge, save
+from perfline.baseline import Anchor, Baseline, Session, load, load_published, locked, merge, save
 from perfline.errors import BaselineError
 from perfline.metrics import Metric
 from perfline.stored import StoredAnswers
@@ -128,7 +128,7 @@ def test_a_missing_key_is_named(path: Path, key: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d.update(schema=2), "has schema 2, and this perfline reads schema 1"),
+        (lambda d: d.update(schema=1), "has schema 1, and this perfline reads schema 2"),
         (lambda d: d.update(dtype=16), "key 'dtype' is 16 (expected text)"),
         (lambda d: d.pop("accuracy"), "key 'accuracy' is missing (expected an object)"),
         (
@@ -243,6 +243,72 @@ def test_add_appends_the_session_and_keeps_the_answers() -> None:
 
     assert merged.values("p_infer_core") == (1000.0, 1100.0)
     assert merged.accuracy == baseline().accuracy
+
+
+def anchor(*values: float) -> Anchor:
+    metric = Metric("p_infer_core", sum(values) / len(values), "tok/s", "higher", values)
+    return Anchor(metric, "2026-11-22", None, "first")
+
+
+def test_replaced_sessions_become_the_anchor_of_what_moved(path: Path) -> None:
+    old = baseline(sessions=(session(1000.0), session(990.0)))
+
+    merged = merge(old, baseline(sessions=(session(985.0),)))
+
+    assert merged.anchors == {"p_infer_core": anchor(1000.0, 990.0)}  # not of equal counts
+    assert merged.anchor("p_infer_core") == ((1000.0, 990.0), "2026-11-22")
+    assert merged.anchor("recompiles") == ((), "")
+    save(path, merged)
+    assert load(path) == merged
+
+
+def test_an_anchor_stays_until_it_is_moved() -> None:
+    old = baseline(anchors={"p_infer_core": anchor(1000.0)}, sessions=(session(985.0),))
+    new = baseline(sessions=(session(980.0),))
+
+    assert merge(old, new).anchors == old.anchors
+    assert merge(old, new, add=True).anchors == old.anchors
+    assert merge(old, baseline(sessions=())).anchors == old.anchors
+    assert merge(old, new, moved={"p_infer_core"}).anchors == {}
+    assert merge(old, new, add=True, moved={"p_infer_core"}).anchors == {}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"case_digest": "sha256:9"},
+        {"dtype": "fp16"},
+        {"sessions": (session(985.0, {"prompts": 8}),)},
+    ],
+    ids=["case", "dtype", "workload"],
+)
+def test_what_does_not_compare_has_no_anchor(changes: dict[str, Any]) -> None:
+    old = baseline(anchors={"p_infer_core": anchor(1000.0)})
+
+    assert merge(old, baseline(**{"sessions": (session(985.0),), **changes})).anchors == {}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda a: a.pop("reason"), "reason' is missing (expected text)"),
+        (lambda a: a["metric"].pop("samples"), "metric.samples' is missing (expected a list"),
+        (lambda a: a["metric"].update(value=0), "metric' is 0 tok/s (expected a number above 0)"),
+        (lambda a: a["metric"].update(unit=1), "metric' is wrong (p_infer_core: unit is 1"),
+    ],
+)
+def test_a_broken_anchor_is_named(path: Path, change: Any, message: str) -> None:
+    def spoil(data: dict[str, Any]) -> None:
+        held = {"metric": anchor(1000.0).metric.to_json(), "reason": "first", "commit": None}
+        data["throughput"]["anchors"] = {"p_infer_core": held | {"date": "2026-11-22"}}
+        change(data["throughput"]["anchors"]["p_infer_core"])
+
+    assert edit(path, spoil).startswith(f"key 'throughput.anchors.p_infer_core.{message}")
+
+
+def test_an_anchor_that_is_not_plausible_is_not_stored(path: Path) -> None:
+    with pytest.raises(BaselineError, match=r"p_infer_core is 0 tok/s .*; not stored$"):
+        save(path, baseline(anchors={"p_infer_core": anchor(0.0)}))
 
 
 def test_add_to_nothing_starts_a_baseline() -> None:

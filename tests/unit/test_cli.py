@@ -32,6 +32,10 @@ COMMANDS = [
     [],
     ["doctor"],
     ["prompt"],
+    ["compare"],
+    ["report"],
+    ["export"],
+    ["history"],
     ["baselines"],
     *(["baselines", name] for name in ("update", "diff", "show", "check", "remove")),
 ]

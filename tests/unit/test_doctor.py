@@ -14,11 +14,12 @@ from samples import case_record, packaged, record
 from perfline import accept, baseline, cli, device, doctor, environment, telemetry
 from perfline.device import Device
 from perfline.errors import DataError
-from perfline.telemetry import Sample, Watch
+from perfline.telemetry import Clocks, Sample, Watch
 
 GPU = Device("cuda", "NVIDIA H100 80GB HBM3", "nvidia-h100-80gb-hbm3")
 CPU = Device("cpu", "Test CPU", "cpu-test-2-cores")
 READING = Sample(1980, 41, 312.4, ("software thermal slowdown",), (77, 78))
+CLOCKS = Clocks(3, 1980, 1980, 1980, 1575, True)
 
 
 @pytest.fixture
@@ -28,13 +29,19 @@ def on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(doctor.data, "PACKAGED_DATA", tmp_path / "packaged")
 
-    def stand(where: Device, free_gib: float | None, reading: Sample | None = None) -> None:
+    def stand(
+        where: Device,
+        free_gib: float | None,
+        reading: Sample | None = None,
+        clocks: Clocks | None = None,
+    ) -> None:
         @contextmanager
         def watch(_: Device) -> Any:
-            yield Watch(None if reading is None else lambda: reading)
+            yield Watch(None if reading is None else lambda friends: reading)
 
         collected = SimpleNamespace(context={"torch": "2.13.0", "transformers": "5.23.0"})
         monkeypatch.setattr(telemetry, "watch", watch)
+        monkeypatch.setattr(telemetry, "clocks", lambda _: clocks)
         monkeypatch.setattr(doctor, "current_device", lambda: where)
         monkeypatch.setattr(environment, "collect", lambda _: collected)
         monkeypatch.setattr(device.Device, "free_memory_gib", lambda _: free_gib)
@@ -70,12 +77,12 @@ def questions(directory: Path) -> Path:
 def test_a_bare_machine_says_what_to_type(
     on: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    on(GPU, 78.0, READING)
+    on(GPU, 78.0, READING, CLOCKS)
 
     assert cli.main(["doctor", "--cases", "llama3-8b", "--data-dir", "data"]) == 0
 
     printed = capsys.readouterr().out.splitlines()
-    assert printed[:9] == [
+    assert printed[:10] == [
         "device    NVIDIA H100 80GB HBM3 (cuda)",
         "machine   nvidia-h100-80gb-hbm3 (its baselines' directory)",
         "memory    78.0 GiB free",
@@ -83,11 +90,14 @@ def test_a_bare_machine_says_what_to_type(
         "cpu       25 % of the time waiting for a core: others take it, timings will be unsure",
         "clocks    SM 1980 MHz, 41 C, 312 W, software thermal slowdown, other processes compute "
         "here: pid 77, 78",
-        "  steady clocks (administrator): sudo nvidia-smi -pm 1 && sudo nvidia-smi -lgc MHZ,MHZ",
-        "  MHZ: one of `nvidia-smi -q -d SUPPORTED_CLOCKS`; undo: sudo nvidia-smi -rgc",
-        printed[8],
+        "  locked    not by the application clock 1980 of 1980 MHz; of `nvidia-smi -lgc` NVML "
+        "tells nothing",
+        "  steady clocks (administrator): sudo nvidia-smi -i 3 -pm 1; sudo nvidia-smi -i 3 -lgc "
+        "1575,1575",
+        "  undo: sudo nvidia-smi -rgc",
+        printed[9],
     ]
-    assert printed[8].startswith("versions  torch 2.13.0, transformers 5.23.0, pytest ")
+    assert printed[9].startswith("versions  torch 2.13.0, transformers 5.23.0, pytest ")
     target = "data/llama3_8b_mmlu"
     assert printed[-7:] == [
         "case llama3-8b (fp16)",
@@ -120,9 +130,37 @@ def test_a_gpu_without_nvml_says_what_would_tell(
     on(GPU, 78.0)
 
     assert cli.main(["doctor", "--cases", "tiny"]) == 0
-    assert "clocks    not known on this device (NVML: pip install nvidia-ml-py)\n" in (
-        capsys.readouterr().out
-    )
+    assert (
+        "clocks    not known on this device (NVML: pip install nvidia-ml-py)\n"
+        "  steady clocks (administrator): sudo nvidia-smi -pm 1; sudo nvidia-smi -lgc MHZ,MHZ\n"
+        "  MHZ: one of `nvidia-smi -q -d SUPPORTED_CLOCKS`; undo: sudo nvidia-smi -rgc\n"
+    ) in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("clocks", "line"),
+    [
+        (
+            Clocks(0, 1410, 1095, 1410, 1110, True),
+            "application clock 1095 of 1410 MHz, set by an a",
+        ),
+        (Clocks(0, 1410, None, None, None, None), "not known: NVML tells nothing of it on this bo"),
+    ],
+)
+def test_whether_clocks_are_locked_is_said_as_far_as_nvml_tells(
+    on: Any, clocks: Clocks, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    on(GPU, 78.0, READING, clocks)
+
+    assert cli.main(["doctor", "--cases", "tiny"]) == 0
+    assert f"\n  locked    {line}" in capsys.readouterr().out
+
+
+def test_what_a_board_hides_is_left_out(on: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    on(GPU, 78.0, Sample(None, 41, None, None, None))
+
+    assert cli.main(["doctor", "--cases", "tiny"]) == 0
+    assert "\nclocks    41 C\n" in capsys.readouterr().out
 
 
 def test_what_is_there_is_named_with_its_size(on: Any, tmp_path: Path) -> None:
@@ -261,7 +299,7 @@ def test_without_torch_the_rest_is_still_said(
 
 
 def test_the_report_as_json(on: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    on(GPU, 78.0, READING)
+    on(GPU, 78.0, READING, CLOCKS)
 
     assert cli.main(["doctor", "--cases", "llama3-8b", "--json"]) == 0
 
@@ -269,6 +307,7 @@ def test_the_report_as_json(on: Any, capsys: pytest.CaptureFixture[str]) -> None
     assert shown["machine"]["machine"] == "nvidia-h100-80gb-hbm3"
     assert shown["machine"]["peak_flops"]["fp16"] == 989e12
     assert shown["machine"]["reading"]["slowdowns"] == ["software thermal slowdown"]
+    assert shown["machine"]["clocks"]["steady_mhz"] == 1575
     assert shown["cases"][0]["weights"]["path"] is None
     assert shown["cases"][0]["weights"]["command"].startswith("hf download meta-llama/")
     assert shown["cases"][0]["fits"] is True

@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import pytest
 
-from perfline import report
+from perfline import report, report_markdown
 from perfline.environment import Environment
+from perfline.hints import next_command, settling
 from perfline.metrics import Metric
 from perfline.record import CaseRecord, Record
-from perfline.report import Origin, context_change, failure, next_command, number
+from perfline.report import Origin, context_change, failure, number
 from perfline.verdict import Flip, Verdict
 
 SLOW = Verdict(
@@ -115,7 +116,7 @@ def record(*verdicts, errors=()):
 
 def test_markdown_leads_with_the_gravest_verdict_and_escapes_what_it_quotes():
     odd = Verdict("m", "unsure", "baseline", "tok/s", reason="a | b <script>")
-    text = report.markdown(record(OK, SLOW, odd), {}, "--run r.json")
+    text = report_markdown.markdown(record(OK, SLOW, odd), {}, "--run r.json")
     assert text.startswith("## perfline: regressed\n\nverdicts: 1 regressed, 1 unsure, 1 ok\n")
     assert "- **p_infer_core regressed -9.4 % (limit -2.0 %)**" in text
     assert "a \\| b &lt;script>" in text
@@ -147,3 +148,41 @@ def test_the_unit_is_in_the_key():
         ]
     )
     assert keyed == {"p_infer_core_tok_per_s": 1.0, "mem_gib": 2.0, "mfu_fraction": 0.4}
+
+
+def slow(metric="p_infer_core", word="regressed", gate="baseline"):
+    return Verdict(metric, word, gate, "tok/s", 100.0, None, 90.0, None, change_fraction=-0.1)
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "baseline", "now", "command"),
+    [
+        ([slow()], ("abc", {}), {"commit": "def"}, "perfline compare x --baseline-ref abc F"),
+        ([slow()], ("abc-dirty", {}), {"commit": "d"}, "perfline compare x --baseline-ref abc F"),
+        (
+            [slow("p_val_core", "unsure")],
+            ("abc", {}),
+            {},
+            "perfline compare x --baseline-ref abc --engine eager F",
+        ),
+        (
+            [slow()],
+            ("abc", {"torch": "2.12.0"}),
+            {"commit": "abc", "torch": "2.13.0"},
+            "perfline compare x --baseline-python DIR_OF_A_VENV_WITH_TORCH_2.12.0 F",
+        ),
+        ([slow()], ("abc", {"torch": "2.13.0"}), {"commit": "abc", "torch": "2.13.0"}, ""),
+        ([slow(gate="published")], ("abc", {}), {}, ""),
+        ([slow(word="ok")], ("abc", {}), {}, ""),
+    ],
+)
+def test_what_settles_a_verdict_on_time(verdicts, baseline, now, command):
+    assert settling("x", verdicts, baseline, now, "F") == command
+
+
+def test_a_failure_says_how_to_settle_it_and_how_to_accept_it():
+    origin = Origin("b.json", "2026-11-01", "abc", {"torch": "2.13.0"})
+    lines = failure([slow()], origin, {"commit": "def"}, "x", "--run r.json", "--dummy-weights")
+    settle, accept = lines.splitlines()[-2:]
+    assert settle == "  hint: to settle it: perfline compare x --baseline-ref abc --dummy-weights"
+    assert accept.startswith("  hint: to accept it: perfline baselines update x --run r.json --acc")

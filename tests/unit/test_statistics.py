@@ -159,14 +159,19 @@ def test_one_session_is_predicted_from_the_declared_spread_alone() -> None:
 
 
 def test_several_sessions_pull_the_spread_to_what_was_measured() -> None:
-    values = [0.0, 0.02, 0.04, 0.06]
+    values = [0.0, 0.002, 0.004, 0.006]
     prediction = prediction_interval(values, prior_sd=0.01, confidence=0.99)
 
-    sd = math.sqrt((8 * 0.01**2 + 0.002) / 11)
-    assert prediction.mean == pytest.approx(0.03)
+    sd = math.sqrt((8 * 0.01**2 + 0.00002) / 11)
+    assert prediction.mean == pytest.approx(0.003)
     assert prediction.sd == pytest.approx(sd)
     t = scipy.stats.t.ppf(0.99, 11)
     assert prediction.half_width == pytest.approx(t * sd * math.sqrt(1.25))
+
+
+def test_a_declared_spread_never_hides_a_larger_one_that_was_measured() -> None:
+    values = [0.0, 0.02, 0.04, 0.06]
+    assert prediction_interval(values, 0.01, 0.99).sd == pytest.approx(scipy.stats.tstd(values))
 
 
 def test_many_quiet_sessions_narrow_the_interval() -> None:

@@ -1,0 +1,222 @@
+"""How far do launches of the same thing differ here, and how do known slow-downs look?
+
+Collects launch pairs for ``evaluate.py``. In each, A and B are one process each, started, loaded
+and compiled anew as ``perfline compare`` does it, with the same code. At every level their rounds
+alternate A B | B A (the first after a switch is run and dropped), and B does extra work behind
+every forward (``slowdown.py``); level 0 is A/A. The levels' order moves on by one from launch to
+launch. The amounts of work are calibrated first, on launches of their own, which are not recorded.
+
+The file is rewritten after every pair: an interrupt costs one pair, ``--resume`` goes on::
+
+    python benchmarks/gate/record.py --pairs 80 --out benchmarks/gate/data/NAME.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import shlex
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import slowdown
+from _recording import SCHEMA
+
+from perfline import environment, jsonfile
+from perfline.ab.launch import ProcessLauncher
+from perfline.ab.nouns import SIDES, Side, SideName, Worker, Workload
+from perfline.ab.pairs import repeats_for
+from perfline.ab.sides import make_side, places
+from perfline.case import WeightsKind, load_cases
+from perfline.errors import RecordError
+
+ROOT = Path(__file__).parents[2]
+Rounds = dict[str, list[float]]
+
+
+class Recorder:
+    """Two live processes at a time, and the file by which B is slowed."""
+
+    def __init__(self, launcher: ProcessLauncher, sides: Sequence[Side], slow: Path) -> None:
+        """``slow`` is what B's ``slowdown.py`` reads."""
+        self._launcher, self._sides, self._slow = launcher, sides, slow
+        self.repeats = 0
+
+    @contextmanager
+    def launched(self, min_round_s: float) -> Iterator[tuple[dict[SideName, Worker], list[float]]]:
+        """Start A and B together; yields the workers, and the seconds that each took."""
+        slowdown.write(self._slow, 0.0)
+        begin, seconds = time.monotonic(), []
+        pending = {side.name: self._launcher.start(side) for side in self._sides}
+        workers: dict[SideName, Worker] = {}
+        try:
+            for name in SIDES:
+                workers[name] = pending[name].wait_ready()
+                seconds.append(round(time.monotonic() - begin, 3))
+            if not self.repeats:
+                self.repeats = repeats_for(min_round_s, *(w.ready for w in workers.values()))
+            yield workers, seconds
+        finally:
+            for name in pending:
+                pending[name].close()
+
+    def rounds(self, workers: dict[SideName, Worker], amount: float, turns: int) -> Rounds:
+        """Microseconds a token of the kept rounds, A B | B A."""
+        slowdown.write(self._slow, amount)
+        found: Rounds = {"a": [], "b": []}
+        last = None
+        for turn in range(turns):
+            for name in SIDES if turn % 2 == 0 else SIDES[::-1]:
+                if name != last:
+                    workers[name].round(self.repeats)
+                done = workers[name].round(self.repeats)
+                key = "a" if name == "baseline" else "b"
+                found[key].append(round(1e6 * done.core_s / done.tokens, 6))
+                last = name
+        return found
+
+
+def main() -> int:
+    """Calibrate, then record pair after pair."""
+    args = _arguments()
+    levels = [float(text) for text in args.levels.split(",")]
+    (case,) = load_cases([args.case], [])
+    settings = [f"throughput.sample={args.sample}"]
+    with tempfile.TemporaryDirectory() as scratch:
+        files = {name: Path(scratch, name) for name in SIDES}
+        for path in files.values():
+            slowdown.write(path, 0.0)
+        sides = [
+            make_side(
+                name,
+                env=[f"{slowdown.VARIABLE}={files[name]}", f"PYTHONPATH={Path(__file__).parent}"],
+                settings=settings,
+                imports=["slowdown"],
+            )
+            for name in SIDES
+        ]
+        kind: WeightsKind = "dummy" if args.dummy_weights else "real"
+        work = Workload(case.id, (), args.data_dir, kind, args.engine, questions=0)
+        with places(sides, ROOT) as where, ProcessLauncher(work, where) as launcher:
+            recorder = Recorder(launcher, sides, files["candidate"])
+            data = _begin(args, levels)
+            amounts: dict[str, float] = data.get("amounts") or (
+                json.loads(args.amounts) if args.amounts else _calibrate(recorder, args, levels)
+            )
+            data["amounts"] = amounts
+            print(f"amounts of extra work: {amounts}", flush=True)
+            _record(recorder, args, data)
+    return 0
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--case", default="tiny")
+    parser.add_argument("--engine", choices=("eager", "inductor"), default="inductor")
+    parser.add_argument("--pairs", type=int, default=80)
+    parser.add_argument("--rounds", type=int, default=6, help="kept, a side and level")
+    parser.add_argument("--sample", type=int, default=16, help="prompts of a pass")
+    parser.add_argument("--min-round-s", type=float, default=0.2)
+    parser.add_argument("--levels", default="0.0,0.01,0.02,0.03,0.05")
+    parser.add_argument("--calibrations", type=int, default=4, help="launch pairs")
+    parser.add_argument("--amounts", help="JSON of level: amount, instead of a calibration")
+    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--dummy-weights", action="store_true")
+    parser.add_argument("--resume", action="store_true", help="add to the file")
+    parser.add_argument("--note", default="")
+    return parser.parse_args()
+
+
+def _begin(args: argparse.Namespace, levels: list[float]) -> dict[str, Any]:
+    if args.resume and args.out.exists():
+        data: dict[str, Any] = json.loads(args.out.read_text(encoding="utf-8"))
+        if data.get("levels") != levels:
+            raise SystemExit(f"{args.out}: has levels {data.get('levels')}; asked for {levels}")
+        return data
+    found = environment.collect(ROOT)
+    return {
+        "schema": SCHEMA,
+        "machine": found.machine,
+        "context": dict(found.context),
+        "created": environment.today(),
+        "command": shlex.join(["python", os.path.relpath(__file__, ROOT), *sys.argv[1:]]),
+        "case": args.case,
+        "engine": args.engine,
+        "levels": levels,
+        "note": args.note,
+        "pairs": [],
+    }
+
+
+def _calibrate(
+    recorder: Recorder, args: argparse.Namespace, levels: Sequence[float]
+) -> dict[str, float]:
+    """Amounts for the levels, from one that costs about a fifth, which stands out of any noise.
+
+    Time is linear in the amount: an extra product has a call's cost of 5 us beside its rows' (on a
+    CPU, measured), 0.05 % of a forward of ``tiny``.
+    """
+    amount, size = 0.5, 0.0
+    with recorder.launched(args.min_round_s) as (workers, _):
+        while size < 0.15:
+            amount *= 2
+            size = _ratio(recorder, workers, amount, args.rounds) - 1
+            print(f"calibration: {amount:g} units of work cost {size:+.1%}", flush=True)
+    found = []
+    for _ in range(args.calibrations):
+        with recorder.launched(args.min_round_s) as (workers, _):
+            for _ in range(3):
+                still = _ratio(recorder, workers, 0.0, args.rounds)
+                found.append(_ratio(recorder, workers, amount, args.rounds) / still - 1)
+                print(f"calibration: {amount:g} units of work cost {found[-1]:+.1%}", flush=True)
+    return {str(level): level * amount / statistics.median(found) for level in levels}
+
+
+def _ratio(recorder: Recorder, workers: dict[SideName, Worker], amount: float, turns: int) -> float:
+    done = recorder.rounds(workers, amount, turns)
+    ratios = [b / a for a, b in zip(done["a"], done["b"], strict=True)]
+    return math.exp(statistics.median(map(math.log, ratios)))
+
+
+def _record(recorder: Recorder, args: argparse.Namespace, data: dict[str, Any]) -> None:
+    pairs: list[dict[str, object]] = data["pairs"]
+    amounts = {float(level): float(amount) for level, amount in data["amounts"].items()}
+    levels = list(amounts)
+    while len(pairs) < args.pairs:
+        launch, start_s = len(pairs), time.time()
+        turned = levels[launch % len(levels) :] + levels[: launch % len(levels)]
+        with recorder.launched(args.min_round_s) as (workers, seconds):
+            found = {
+                str(level): recorder.rounds(workers, amounts[level], args.rounds)
+                for level in turned
+            }
+        pairs.append(
+            {
+                "launch": launch,
+                "start_s": round(start_s, 3),
+                "launch_s": seconds,
+                "levels": {str(level): found[str(level)] for level in levels},
+            }
+        )
+        jsonfile.write(args.out, data, RecordError)
+        logs = [
+            statistics.median(math.log(b / a) for a, b in zip(r["a"], r["b"], strict=True))
+            for r in (found[str(level)] for level in levels)
+        ]
+        shown = " ".join(f"{100 * value:+.2f}" for value in logs)
+        print(f"pair {launch}: {time.time() - start_s:.1f} s, log ratios in %: {shown}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""What do other services read of a record? ``perfline export``."""

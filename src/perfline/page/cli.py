@@ -1,0 +1,116 @@
+"""What does ``perfline report`` read, and where does it write?"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import secrets
+import shlex
+import sys
+from pathlib import Path
+
+from perfline.errors import PerflineError
+
+_PAGE = Path("report.html")
+
+
+def add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command ``report``."""
+    parser = commands.add_parser(
+        "report",
+        help="show a session to people: one HTML page, or Markdown for a pull request",
+        description="Show a session to people: one HTML page that needs no network, or Markdown. "
+        "The first record is what the page is about, further ones are its history; records of "
+        "`perfline compare` get a section each.",
+        epilog="example:\n"
+        "  perfline report results/run.json -o report.html\n"
+        "  perfline report results/run.json records/*.json -o report.html\n"
+        '  perfline report --format markdown results/run.json >> "$GITHUB_STEP_SUMMARY"',
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("records", metavar="RECORD", type=Path, nargs="+")
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="FILE",
+        type=Path,
+        help=f"where to write (default: {_PAGE}; Markdown goes to the terminal)",
+    )
+    parser.add_argument("--format", choices=("html", "markdown"), default="html")
+    parser.add_argument(
+        "--baselines",
+        metavar="DIR",
+        type=Path,
+        default=Path("baselines"),
+        help="where baselines are kept (default: baselines)",
+    )
+    default = os.environ.get("PERFLINE_DATA_DIR")
+    parser.add_argument(
+        "--data-dir",
+        metavar="DIR",
+        type=Path,
+        default=Path(default) if default else None,
+        help="holds the questions, to show flipped ones (default: $PERFLINE_DATA_DIR)",
+    )
+    parser.add_argument(
+        "--case-dir",
+        metavar="DIR",
+        type=Path,
+        action="append",
+        default=[],
+        help="holds YAML files of more cases; may be given again",
+    )
+    parser.add_argument(
+        "--strict",
+        action="store_true",
+        help="what was not compared counts as failed, as under pytest's --strict-verdicts",
+    )
+    parser.set_defaults(run_command=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the report; 0, whatever it says: the verdict's exit status is pytest's."""
+    from perfline.page import inputs as page_inputs
+
+    target: Path | None = args.output
+    if args.format == "html":
+        target = target or _PAGE
+    for path in args.records:
+        if target is not None and _same(path, target):
+            raise PerflineError(f"{target}: is one of the records; write the report elsewhere")
+    places = page_inputs.Places(args.baselines, tuple(args.case_dir), args.data_dir)
+    inputs = page_inputs.gather(args.records, places)
+    for line in inputs.left_out:
+        print(f"perfline: left out of the history: {line}", file=sys.stderr)
+    if args.format == "html":
+        from perfline.page import page
+
+        text = page.html(inputs, strict=args.strict)
+    else:
+        from perfline.page import markdown as page_markdown
+
+        text = page_markdown.markdown(inputs, strict=args.strict)
+    if target is None:
+        sys.stdout.write(text)
+        return 0
+    _write(target, text)
+    print(f"written: {shlex.quote(os.fspath(target))}")
+    return 0
+
+
+def _same(one: Path, other: Path) -> bool:
+    return one.exists() and other.exists() and one.samefile(other)
+
+
+def _write(path: Path, text: str) -> None:
+    """Replace the file at once, or not at all."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.write_text(text, encoding="utf-8")
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as failure:
+        raise PerflineError(f"{path}: cannot be written: {failure.strerror}") from failure

@@ -1,0 +1,1 @@
+"""What did past sessions measure, and when did it change? ``perfline history``."""

@@ -1,0 +1,92 @@
+"""The gate tests itself, with real processes: a slow mutant is found, and nothing is not."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+# Every fourth forward runs twice: 25 % more work, whatever the machine does.
+MUTANT = """
+import itertools
+from perfline.torch_engine import TorchEngine
+
+forward, calls = TorchEngine.forward, itertools.count(1)
+
+
+def slower(self, batch, head):
+    if next(calls) % 4 == 0:
+        forward(self, batch, head)
+    return forward(self, batch, head)
+
+
+TorchEngine.forward = slower
+"""
+# A wrong answer that costs no time: the letters' logits change places.
+WRONG = """
+from perfline.torch_engine import TorchEngine
+
+read = TorchEngine.read
+
+
+def swapped(self, logits):
+    letters, best, letter = read(self, logits)
+    turned = {"A": "B", "B": "C", "C": "D", "D": "A"}
+    return letters[-1:] + letters[:-1], best, turned.get(letter, letter)
+
+
+TorchEngine.read = swapped
+"""
+
+
+def compare(folder: Path, *arguments: str) -> tuple[subprocess.CompletedProcess[str], dict]:
+    (folder / "mutant.py").write_text(MUTANT)
+    (folder / "wrong.py").write_text(WRONG)
+    small = "throughput.sample=8"
+    command = ["-m", "perfline.cli", "compare", "tiny", "--engine", "eager", "--rounds", "3"]
+    command += ["--env", f"PYTHONPATH={folder}", "--baseline-set", small, "--set", small]
+    done = subprocess.run(
+        [sys.executable, *command, "--out", "compare.json", *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done, json.loads((folder / "compare.json").read_text())
+
+
+def test_a_quarter_slower_is_regressed(tmp_path: Path):
+    done, record = compare(tmp_path, "--import", "mutant", "--max-pairs", "10", "--questions", "16")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert done.stdout.startswith("tiny eager regressed +")
+    (case,) = record["cases"].values()
+    assert len(case["pairs"]) == 10
+    assert "imports none -> mutant" in " ".join(done.stdout.split())
+
+
+def test_the_same_thing_is_not(tmp_path: Path):
+    done, _ = compare(tmp_path, "--max-pairs", "10", "--questions", "16")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " regressed" not in done.stdout
+
+
+def test_as_fast_but_wrong_is_regressed(tmp_path: Path):
+    """Two launch pairs cannot tell the time; the answers of the first one are enough."""
+    done, _ = compare(tmp_path, "--import", "wrong", "--max-pairs", "2", "--questions", "200")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert done.stdout.startswith("tiny eager regressed: ")
+    assert "right -> wrong" in done.stdout
+
+
+@pytest.mark.parametrize("word", ["os._exit(3)", "raise SystemError('no kernel')"])
+def test_a_crash_is_told_and_is_no_time(tmp_path: Path, word: str):
+    (tmp_path / "broken.py").write_text(f"import os\n{word}\n")
+    done, record = compare(tmp_path, "--import", "broken", "--max-pairs", "2")
+    assert done.returncode == 1
+    assert "invalid" in done.stdout
+    assert "candidate" in done.stdout
+    (case,) = record["cases"].values()
+    assert case["pairs"] == []
