@@ -1,0 +1,193 @@
+"""Which run is accepted as a baseline, and what do people get to merge?
+
+The two steps of ``.github/workflows/baseline.yml`` that talk to GitHub. Standard library, git and
+gh only, since the second one may push. What a step needs stands in its environment.
+
+    make baseline-source         RUN_ID: must be a finished run of perf.yml of this repository, no
+                                 fork's; writes results/source.json
+    make baseline-pull-request   REASON: takes the baselines in accepted/, and nothing else of it,
+                                 commits them to a branch and opens a pull request
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+WORKFLOW = ".github/workflows/perf.yml"
+SOURCE = Path("results", "source.json")
+ACCEPTED = Path("accepted")
+BASELINE = re.compile(r"baselines/(?!published/)[a-z0-9][a-z0-9._-]*/[a-z0-9][a-z0-9-]*\.json")
+FACTS = ("html_url", "event", "head_branch", "head_sha", "conclusion", "run_started_at")
+BOT = "github-actions[bot]"
+BOT_MAIL = "41898282+github-actions[bot]@users.noreply.github.com"
+BODY_LIMIT = 60_000  # characters; GitHub takes 65,536
+BY_GH = "!gh auth git-credential"  # the token goes from gh to git, through no file
+
+
+class RefusedError(Exception):
+    """One line for the log: what is wrong, and what to do."""
+
+
+def main() -> int:
+    """Run the step that is named; 2 and one line on stderr where it cannot be done."""
+    steps = {"source": source, "propose": propose}
+    try:
+        if sys.argv[1:] not in [[name] for name in steps]:
+            raise RefusedError(f"expected one of {', '.join(steps)}")
+        steps[sys.argv[1]]()
+    except RefusedError as problem:
+        print(f"baseline_pull_request: error: {problem}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def source() -> None:
+    """Check where the record comes from before it is downloaded."""
+    run_id, repository = needed("RUN_ID"), needed("GITHUB_REPOSITORY")
+    if not re.fullmatch("[0-9]{1,20}", run_id):
+        raise RefusedError(f"RUN_ID is {run_id[:40]!r}; expected the number in the run's address")
+    run = json.loads(output("gh", "api", f"repos/{repository}/actions/runs/{run_id}"))
+    if problem := wrong_with(run, repository):
+        raise RefusedError(f"run {run_id}: {problem}")
+    facts = {"run_id": run_id, **{name: str(run.get(name)) for name in FACTS}}
+    SOURCE.parent.mkdir(exist_ok=True)
+    SOURCE.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    print("\n".join(f"{name}: {text}" for name, text in facts.items()))
+
+
+def wrong_with(run: dict[str, object], repository: str) -> str | None:
+    """Say why no record of this run may be accepted; None where it may."""
+    path = str(run.get("path")).partition("@")[0]
+    if path != WORKFLOW:
+        return f"is of {path}; only runs of {WORKFLOW} hold records, name one of those"
+    for key in ("repository", "head_repository"):  # the head is None where the fork was deleted
+        of = run.get(key)
+        name = of.get("full_name") if isinstance(of, dict) else None
+        if name != repository:
+            return f"its {key} is {name or 'gone'}, not {repository}; forks are never accepted"
+    if run.get("status") != "completed":
+        return f"is {run.get('status')}; wait for its end"
+    if run.get("conclusion") not in ("success", "failure"):  # a first record fails: `missing`
+        return f"ended as {run.get('conclusion')}; start it again and name the new run"
+    return None
+
+
+def propose() -> None:
+    """Commit the accepted baselines to a branch of their own and open the pull request."""
+    reason, base = line(needed("REASON")), needed("GITHUB_REF_NAME")
+    try:
+        facts = json.loads((ACCEPTED / SOURCE).read_text(encoding="utf-8"))
+        table = (ACCEPTED / "results" / "update.txt").read_text(encoding="utf-8")
+    except OSError as problem:
+        lost = f"{problem.filename} cannot be read ({problem.strerror})"
+        raise RefusedError(f"{lost}; look at the job before this one") from problem
+    paths = taken()
+    status = output("git", "status", "--porcelain", "--untracked-files=all", "--", *paths)
+    changed = [text[3:] for text in status.splitlines()]
+    if not changed:
+        raise RefusedError("the accepted baselines are those of the repository: nothing to propose")
+    branch = f"perfline/baseline-{facts['run_id']}-{needed('GITHUB_RUN_ID')}"
+    title = f"Baselines of {', '.join(sorted({Path(path).stem for path in changed}))}: {reason}"
+    run("git", "switch", "--quiet", "--create", branch)
+    run("git", "add", "--", *changed)
+    identity = ("-c", f"user.name={BOT}", "-c", f"user.email={BOT_MAIL}")
+    run("git", *identity, "commit", "--quiet", "-m", title[:200], "-m", facts["html_url"])
+    credentials = ("-c", "credential.helper=", "-c", f"credential.helper={BY_GH}")
+    run("git", *credentials, "push", "--quiet", "origin", f"HEAD:refs/heads/{branch}")
+    body = Path("accepted", "body.md")
+    body.write_text(text_of(facts, reason, table), encoding="utf-8")
+    create = ("gh", "pr", "create", "--base", base, "--head", branch)
+    run(*create, "--title", title[:200], "--body-file", str(body))
+    if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
+        with Path(summary).open("a", encoding="utf-8") as file:
+            file.write(body.read_text(encoding="utf-8"))
+
+
+def taken() -> list[str]:
+    """Copy the accepted baselines into the work tree; return their paths. Nothing else counts."""
+    paths = []
+    for found in sorted(ACCEPTED.rglob("*")):
+        path = found.relative_to(ACCEPTED).as_posix()
+        plain = found.is_file() and not found.is_symlink()
+        if plain and BASELINE.fullmatch(path):
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(found, path)
+            paths.append(path)
+    if not paths:
+        raise RefusedError(f"{ACCEPTED}: holds no baseline; look at the job before this one")
+    return paths
+
+
+def text_of(facts: dict[str, str], reason: str, table: str) -> str:
+    """Return the pull request's text; what others wrote stands in fences, where it stays text."""
+    measured = {
+        "reason": reason,
+        "measured by": f"run {facts['run_id']} ({facts['event']}, ended as {facts['conclusion']})",
+        "code": f"{facts['head_branch']}, commit {facts['head_sha']}",
+        "begun": facts["run_started_at"],
+        "accepted by": os.environ.get("GITHUB_ACTOR", "not known"),
+    }
+    return "\n".join(
+        [
+            f"Accepts what {facts['html_url']} has measured.",
+            "",
+            fenced("\n".join(f"{name:<12} {line(text)}" for name, text in measured.items())),
+            "",
+            "Old -> new:",
+            "",
+            fenced(table[:BODY_LIMIT]),
+            "",
+            "Checks do not start by themselves on a pull request that Actions has opened: close it "
+            "and open it again.",
+            "",
+        ]
+    )
+
+
+def fenced(text: str) -> str:
+    """Return a block of code whose fence is longer than any in the text."""
+    ticks = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{ticks}text\n{text.rstrip()}\n{ticks}"
+
+
+def line(text: str) -> str:
+    """Return a text as one printable line."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def needed(name: str) -> str:
+    """Return a variable of the environment; RefusedError where it is empty."""
+    if value := os.environ.get(name, "").strip():
+        return value
+    raise RefusedError(f"{name} is not set; this runs in .github/workflows/baseline.yml")
+
+
+def run(*command: str) -> None:
+    """Run a command whose output belongs into the log."""
+    _done(command, None)
+
+
+def output(*command: str) -> str:
+    """Return what a command prints."""
+    return _done(command, subprocess.PIPE)
+
+
+def _done(command: tuple[str, ...], stdout: int | None) -> str:
+    shown = " ".join(command[:3])
+    try:
+        done = subprocess.run(command, stdout=stdout, text=True, check=False)
+    except FileNotFoundError as problem:
+        raise RefusedError(f"`{command[0]}` is not installed here") from problem
+    if done.returncode:
+        raise RefusedError(f"`{shown} ...` ended with {done.returncode}; its message is above")
+    return done.stdout or ""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,256 @@
+"""perf.yml and baseline.yml on the embedded case: every step in order, in a clone of this tree.
+
+A first run finds no baseline and fails, since it is strict; its record becomes one through a pull
+request. ``gh`` is a stub that notes what it is asked; git is real, and pushes to the origin.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import actions
+
+HERE = "owner/perfline"
+SHA = "0123456789abcdef0123456789abcdef01234567"
+REASON = 'first $(touch pwned) `touch pwned` "; touch pwned; # $(shell touch pwned) ```'
+# Other tests may run beside this one: nothing here is about how fast anything was.
+QUIET = "from perfline import throughput\n\nthroughput.cpu_contention = lambda: None\n"
+ADDOPTS = "-p no:cacheprovider -p quiet --questions=20 --verify=2"
+
+
+def git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-c", "user.name=t", "-c", "user.email=t@example.org", *arguments]
+    return subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout
+
+
+def committed(folder: Path) -> Path:
+    """This work tree, as it is now, as the only commit of a repository."""
+    names = git(actions.REPOSITORY, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
+    for name in filter(None, names.split("\0")):
+        if (actions.REPOSITORY / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(actions.REPOSITORY / name, folder / name)
+    shutil.rmtree(folder / "baselines", ignore_errors=True)
+    shutil.copytree(actions.REPOSITORY / "baselines/published", folder / "baselines/published")
+    git(folder, "init", "--quiet", "--initial-branch=main")
+    git(folder, "add", "--all")
+    git(folder, "commit", "--quiet", "--message=all")
+    return folder
+
+
+def environment_made(folder: Path) -> None:
+    """``make setup`` finds its work done: the packages are those of this interpreter."""
+    folder.mkdir(exist_ok=True)
+    (folder / "bin").symlink_to(sysconfig.get_path("scripts"))
+    for extras in ("gpu-report", "report"):
+        (folder / f"installed-{extras}").touch()  # newer than any file of the clone
+        os.utime(folder / f"installed-{extras}", (2**32 - 1, 2**32 - 1))
+
+
+def github_cli(folder: Path) -> None:
+    """A ``gh`` that answers about the run 17 and notes everything else."""
+    run = {
+        "path": ".github/workflows/perf.yml",
+        "status": "completed",
+        "conclusion": "failure",
+        "repository": {"full_name": HERE},
+        "head_repository": {"full_name": HERE},
+        "html_url": f"https://github.com/{HERE}/actions/runs/17",
+        "event": "schedule",
+        "head_branch": "main",
+        "head_sha": SHA,
+        "run_started_at": "2026-11-22T02:17:00Z",
+    }
+    folder.mkdir()
+    (folder / "run.json").write_text(json.dumps(run))
+    (folder / "gh").write_text(
+        f"""#!{sys.executable}
+import json, os, pathlib, sys
+here = pathlib.Path(__file__).parent
+assert os.environ["GH_TOKEN"] == "a-token"
+if sys.argv[1:] == ["api", "repos/{HERE}/actions/runs/17"]:
+    print((here / "run.json").read_text())
+else:
+    (here / "asked.json").write_text(json.dumps(sys.argv[1:]))
+    body = sys.argv[sys.argv.index("--body-file") + 1]
+    (here / "body.md").write_text(pathlib.Path(body).read_text())
+"""
+    )
+    (folder / "gh").chmod(0o755)
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> actions.Machine:
+    folder = tmp_path_factory.mktemp("actions")
+    (folder / "plugins").mkdir()
+    (folder / "plugins" / "quiet.py").write_text(QUIET)
+    github_cli(folder / "bin")
+    (folder / "jobs").mkdir()
+    github = {
+        "event_name": "schedule",
+        "event": {"repository": {"default_branch": "main"}},
+        "repository": HERE,
+        "ref_name": "main",
+        "run_id": "18",
+        "actor": "someone",
+        "token": "a-token",
+    }
+    return actions.Machine(
+        folder=folder / "jobs",
+        origin=committed(folder / "origin"),
+        environment={
+            "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
+            "HOME": str(folder),
+            "LANG": "C.UTF-8",
+            "OMP_NUM_THREADS": "1",
+            "PYTHON": sys.executable,
+            "PYTHONPATH": f"src:{folder / 'plugins'}",
+            "PYTEST_ADDOPTS": ADDOPTS,
+            "VENV": str(folder / "venv"),
+        },
+        contexts={"github": github, "inputs": {}, "vars": {"PERFLINE_CASES": "tiny"}},
+    )
+
+
+@pytest.fixture(scope="module")
+def measured(machine: actions.Machine) -> dict[str, actions.Step]:
+    """All steps of perf.yml."""
+    environment_made(Path(machine.environment["VENV"]))
+    return {step.name: step for step in machine.run(actions.load("perf.yml"), "measure")}
+
+
+@pytest.fixture(scope="module")
+def proposed(
+    machine: actions.Machine, measured: dict[str, actions.Step]
+) -> dict[str, actions.Step]:
+    """All steps of baseline.yml, for the record of perf.yml, on another machine."""
+    inputs = {"run_id": "17", "cases": "tiny", "reason": REASON, "add": False}
+    environment_made(venv := machine.folder.parent / "hosted")
+    hosted = replace(
+        machine,
+        environment={**machine.environment, "VENV": str(venv)},
+        contexts={**machine.contexts, "inputs": {**inputs, "accept_regression": False}},
+    )
+    workflow = actions.load("baseline.yml")
+    steps = [step for job in ("update", "pull-request") for step in hosted.run(workflow, job)]
+    machine.summary = hosted.summary
+    return {step.name: step for step in steps}
+
+
+def outcomes(steps: dict[str, actions.Step]) -> dict[str, str]:
+    return {name: step.outcome for name, step in steps.items()}
+
+
+def test_a_run_without_a_baseline_fails_and_keeps_what_it_measured(machine, measured):
+    assert outcomes(measured) == {
+        "actions/checkout": "success",
+        "Install": "success",
+        "Is the machine ready?": "success",
+        "Measure and compare": "failure",  # strict: what was not compared is not green
+        "The page": "success",
+        "Keep the record": "success",
+        "Keep the page": "success",
+        "Leave nothing behind": "success",
+    }, "\n".join(step.output for step in measured.values())
+    assert "ready: 1 of 1 cases" in measured["Is the machine ready?"].output
+    assert "missing" in measured["Measure and compare"].output
+
+
+def test_its_artifacts_are_the_record_and_the_page(machine, measured):
+    kept = {
+        name: sorted(p.name for p in path.iterdir()) for name, path in machine.artifacts.items()
+    }
+    assert kept["perfline-record"] == ["benchmark.json", "junit.xml", "run.json"]
+    assert kept["report.html"] == ["report.html"]
+    record = json.loads((machine.artifacts["perfline-record"] / "run.json").read_text())
+    assert list(record["cases"]) == ["tiny"]
+    assert "missing" in (machine.artifacts["report.html"] / "report.html").read_text()
+
+
+def test_its_summary_says_the_verdict(machine, measured):
+    assert "missing" in machine.summary
+    assert "p_infer_core" in machine.summary
+
+
+def test_it_leaves_nothing_behind(machine, measured):
+    (workspace,) = machine.folder.glob("measure-*/workspace")
+    left = git(workspace, "status", "--porcelain", "--ignored").splitlines()
+    assert [line for line in left if not line.endswith("__pycache__/")] == []
+    assert not Path(machine.environment["VENV"]).exists()
+
+
+def test_the_record_becomes_a_baseline_through_a_pull_request(machine, proposed):
+    assert set(outcomes(proposed).values()) == {"success"}, "\n".join(
+        step.output for step in proposed.values()
+    )
+    branch = "perfline/baseline-17-18"
+    changed = git(machine.origin, "diff", "--name-status", "main", branch).split("\n")
+    ((status, path),) = [line.split("\t") for line in changed if line]
+    assert (status, Path(path).name) == ("A", "tiny.json")
+    stored = json.loads(git(machine.origin, "show", f"{branch}:{path}"))
+    assert stored["throughput"]["sessions"][0]["reason"] == REASON
+    subjects = stored["accuracy"]["eager"]["subjects"].values()
+    assert sum(len(subject["letters"]) for subject in subjects) == 20
+
+
+def test_the_pull_request_shows_old_and_new_and_whose_decision_it_was(machine, proposed):
+    asked = json.loads((machine.folder.parent / "bin" / "asked.json").read_text())
+    given = dict(zip(asked[2::2], asked[3::2], strict=True))
+    assert asked[:2] == ["pr", "create"]
+    assert (given["--base"], given["--head"]) == ("main", "perfline/baseline-17-18")
+    assert given["--title"] == f"Baselines of tiny: {REASON}"
+    body = (machine.folder.parent / "bin" / "body.md").read_text()
+    assert re.search(r"p_infer_core +tok/s +- +\d+", body)  # no old value, a new one
+    assert f"reason       {REASON}" in body
+    assert "run 17 (schedule, ended as failure)" in body
+    assert f"main, commit {SHA}" in body
+    assert "accepted by  someone" in body
+    assert machine.summary.endswith(body)
+
+
+def test_what_is_typed_into_the_form_stays_text(machine, proposed):
+    assert not list(machine.folder.parent.rglob("pwned"))
+
+
+def console(document: str) -> list[str]:
+    """Commands behind ``$`` in a document's console blocks."""
+    text = (actions.REPOSITORY / "docs" / document).read_text()
+    blocks = re.findall(r"```console\n(.*?)```", text, re.DOTALL)
+    return [line[2:] for block in blocks for line in block.splitlines() if line.startswith("$ ")]
+
+
+def test_the_commands_of_the_runners_document_work(machine, proposed):
+    """What docs/runner.md shows of make is a step above; what it shows of perfline runs here."""
+    targets = {
+        step["run"].split()[1]
+        for name in actions.WORKFLOWS.glob("*.yml")
+        for job in actions.load(name.name)["jobs"].values()
+        for step in job["steps"]
+        if "run" in step
+    }
+    (workspace,) = machine.folder.glob("update-*/workspace")
+    shown = [shlex.split(command, comments=True) for command in console("runner.md")]
+    assert {words[1] for words in shown if words[0] == "make"} <= targets
+    ours = [words for words in shown if words[0] == "perfline"]
+    assert ours
+    for _, *words in ours:
+        done = subprocess.run(
+            [sys.executable, "-m", "perfline.cli", *words],
+            cwd=workspace,
+            env=machine.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, f"perfline {shlex.join(words)}: {done.stdout}{done.stderr}"

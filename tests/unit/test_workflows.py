@@ -1,0 +1,400 @@
+"""Are the workflows hardened, and do the scripts that they rest on refuse what they must?"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import actions
+from perfline import doctor
+
+SCRIPT = actions.REPOSITORY / "scripts" / "baseline_pull_request.py"
+HOOK = actions.REPOSITORY / "scripts" / "runner_job_started.sh"
+FILES = sorted(path.name for path in actions.WORKFLOWS.glob("*.yml"))
+HERE = "owner/perfline"
+
+
+def jobs() -> list[Any]:
+    found = [
+        (file, name, job) for file in FILES for name, job in actions.load(file)["jobs"].items()
+    ]
+    return [pytest.param(job, id=f"{file}-{name}") for file, name, job in found]
+
+
+def test_these_are_the_workflows():
+    assert FILES == ["baseline.yml", "ci.yml", "perf.yml"]
+
+
+@pytest.mark.parametrize("job", jobs())
+def test_a_job_has_a_limit_and_names_its_permissions(job):
+    assert 0 < job["timeout-minutes"] <= 180
+    assert job["permissions"]["contents"] in ("read", "write")
+
+
+def test_no_permission_is_given_beyond_the_jobs():
+    assert [actions.load(file)["permissions"] for file in FILES] == [{}] * len(FILES)
+
+
+def test_only_the_job_that_opens_pull_requests_can_write():
+    can_write = [
+        (file, name)
+        for file in FILES
+        for name, job in actions.load(file)["jobs"].items()
+        if "write" in job["permissions"].values()
+    ]
+    assert can_write == [("baseline.yml", "pull-request")]
+
+
+def test_what_can_write_installs_nothing():
+    steps = actions.load("baseline.yml")["jobs"]["pull-request"]["steps"]
+    assert [step["run"] for step in steps if "run" in step] == ["make baseline-pull-request"]
+
+
+@pytest.mark.parametrize("job", jobs())
+def test_every_action_is_pinned_by_its_commit(job):
+    for step in job["steps"]:
+        if "uses" in step:
+            assert re.fullmatch(r"actions/[a-z-]+@[0-9a-f]{40}", step["uses"])
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_every_pin_says_its_version_and_one_action_has_one_pin(file):
+    text = (actions.WORKFLOWS / file).read_text()
+    pins = re.findall(r"uses: (\S+)@(\S+)(?: # (v\d+\.\d+\.\d+))?$", text, re.MULTILINE)
+    assert len(pins) == text.count("uses:")
+    assert all(version for _, _, version in pins)
+    assert len({(name, pin, version) for name, pin, version in pins}) == len({p[0] for p in pins})
+
+
+@pytest.mark.parametrize("job", jobs())
+def test_a_step_is_one_make_target_without_anything_filled_in(job):
+    for step in job["steps"]:
+        if "run" in step:
+            assert re.fullmatch(r"make [a-z-]+", step["run"])
+
+
+@pytest.mark.parametrize("job", jobs())
+def test_no_secret_but_the_token_and_that_only_where_it_is_used(job):
+    assert "secrets." not in json.dumps(job)
+    holders = [step["name"] for step in job["steps"] if "github.token" in json.dumps(step)]
+    assert set(holders) <= {
+        "Is it a finished run of perf.yml, of this repository?",
+        "Get its record",
+        "Push a branch, open a pull request",
+    }
+    assert "github.token" not in json.dumps(job.get("env", {}))
+
+
+def pull_request(head: str | None, label: str = "perf") -> dict[str, Any]:
+    repo = None if head is None else {"full_name": head}
+    return {"label": {"name": label}, "pull_request": {"head": {"repo": repo}}}
+
+
+EVENTS: dict[str, tuple[str, dict[str, Any], bool]] = {
+    "nightly": ("schedule", {}, True),
+    "nightly in a fork": ("schedule", {"repository": {"fork": True}}, False),
+    "by hand": ("workflow_dispatch", {"repository": {"fork": False}}, True),
+    "labelled": ("pull_request", pull_request(HERE), True),
+    "labelled otherwise": ("pull_request", pull_request(HERE, "bug"), False),
+    "of a fork": ("pull_request", pull_request("someone/perfline"), False),
+    "of a deleted fork": ("pull_request", pull_request(None), False),
+}
+
+
+@pytest.mark.parametrize(("event", "payload", "runs"), EVENTS.values(), ids=EVENTS)
+def test_perf_runs_no_code_of_forks(event: str, payload: dict[str, Any], runs: bool):
+    for job in actions.load("perf.yml")["jobs"].values():
+        github = {"event_name": event, "event": payload, "repository": HERE}
+        contexts = {"github": github, "success": lambda: True}
+        assert actions.condition(job["if"], contexts) is runs
+
+
+def test_a_push_to_a_labelled_pull_request_starts_nothing():
+    assert actions.load("perf.yml")["on"]["pull_request"] == {"types": ["labeled"]}
+
+
+def test_only_perf_is_on_the_machine_and_no_two_jobs_share_it():
+    for file in FILES:
+        for job in actions.load(file)["jobs"].values():
+            if "self-hosted" in job["runs-on"]:
+                assert file == "perf.yml"
+                assert job["concurrency"] == {
+                    "group": "perfline-gpu",
+                    "cancel-in-progress": False,
+                    "queue": "max",
+                }
+
+
+@pytest.mark.parametrize("status", ["success", "failure"])
+def test_what_was_measured_is_kept_and_the_machine_cleaned_whatever_came_before(status):
+    (job,) = actions.load("perf.yml")["jobs"].values()
+    contexts = {
+        "always": lambda: True,
+        "success": lambda: status == "success",
+        "hashFiles": lambda path: "hash",
+    }
+    ran = [
+        s["name"] for s in job["steps"] if actions.condition(s.get("if"), contexts) and "if" in s
+    ]
+    assert ran == ["The page", "Keep the record", "Keep the page", "Leave nothing behind"]
+    assert job["steps"][-1]["run"] == "make clean"
+
+
+def test_a_baseline_is_accepted_on_the_default_branch_only():
+    job = actions.load("baseline.yml")["jobs"]["update"]
+    github = {"ref_name": "main", "event": {"repository": {"default_branch": "main"}}}
+    assert actions.condition(job["if"], {"github": github, "success": lambda: True})
+    github["ref_name"] = "someones-branch"
+    assert not actions.condition(job["if"], {"github": github, "success": lambda: True})
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("'a' == 'A' && 'x' || 'y'", "x"),
+        ("!github.none && (github.n != 'b' || false)", True),
+        ("github.none || 'it''s'", "it's"),
+    ],
+)
+def test_the_emulated_expressions_are_those_of_github(text, value):
+    assert actions.evaluate(text, {"github": {"n": "b2"}}) == value
+
+
+RUN = {
+    "path": ".github/workflows/perf.yml@refs/heads/main",
+    "status": "completed",
+    "conclusion": "failure",
+    "repository": {"full_name": HERE},
+    "head_repository": {"full_name": HERE},
+    "html_url": "https://github.com/owner/perfline/actions/runs/17",
+    "event": "schedule",
+    "head_branch": "main",
+    "head_sha": "0" * 40,
+    "run_started_at": "2026-11-22T02:17:00Z",
+}
+
+
+def checked(
+    folder: Path, run: dict[str, Any], run_id: str = "17"
+) -> subprocess.CompletedProcess[str]:
+    """``make baseline-source`` with a ``gh`` that answers with ``run``."""
+    (folder / "bin").mkdir()
+    gh = folder / "bin" / "gh"
+    gh.write_text(f'#!/bin/sh\necho "$@" > {folder}/asked\ncat {folder}/run.json\n')
+    gh.chmod(0o755)
+    (folder / "run.json").write_text(json.dumps(run))
+    return subprocess.run(
+        [sys.executable, SCRIPT, "source"],
+        cwd=folder,
+        env={
+            "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
+            "RUN_ID": run_id,
+            "GITHUB_REPOSITORY": HERE,
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_the_source_of_a_record_is_written_down(tmp_path: Path):
+    done = checked(tmp_path, RUN)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "asked").read_text() == f"api repos/{HERE}/actions/runs/17\n"
+    facts = json.loads((tmp_path / "results" / "source.json").read_text())
+    assert (facts["run_id"], facts["conclusion"]) == ("17", "failure")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"path": ".github/workflows/ci.yml"}, "is of .github/workflows/ci.yml"),
+        ({"head_repository": {"full_name": "someone/perfline"}}, "forks are never accepted"),
+        ({"head_repository": None}, "head_repository is gone"),
+        ({"repository": {"full_name": "someone/perfline"}}, "forks are never accepted"),
+        ({"status": "in_progress"}, "wait for its end"),
+        ({"conclusion": "cancelled"}, "ended as cancelled"),
+    ],
+)
+def test_the_record_of_another_run_is_refused_in_one_line(tmp_path: Path, change, reason):
+    done = checked(tmp_path, {**RUN, **change})
+    assert done.returncode == 2
+    assert reason in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_run_id_that_is_none_is_refused_before_anything_is_asked(tmp_path: Path):
+    done = checked(tmp_path, RUN, "17/../../../user")
+    assert done.returncode == 2
+    assert "RUN_ID is '17/../../../user'" in done.stderr
+    assert not (tmp_path / "asked").exists()
+
+
+@pytest.fixture
+def accepted(tmp_path: Path) -> Path:
+    """A clone whose ``accepted/`` holds a baseline, and what has no place there."""
+    origin, clone = tmp_path / "origin", tmp_path / "clone"
+    for command in (
+        ["git", "init", "--quiet", "--bare", "--initial-branch=main", origin],
+        ["git", "clone", "--quiet", origin, clone],
+        [
+            *("git", "-C", clone, "-c", "user.name=t", "-c", "user.email=t@example.org"),
+            *("commit", "--quiet", "--allow-empty", "--message=first"),
+        ],
+    ):
+        subprocess.run(command, check=True, capture_output=True)
+    facts = {**{key: str(value) for key, value in RUN.items()}, "run_id": "17"}
+    files = {
+        "baselines/gpu/llama3-8b.json": "{}",
+        "baselines/published/tiny.json": "{}",
+        "baselines/gpu/notes.txt": "",
+        ".github/workflows/own.yml": "on: push",
+        "results/source.json": json.dumps(facts),
+        "results/update.txt": "p_infer_core  9 -> 10  ```` @everyone",
+    }
+    for name, text in files.items():
+        (clone / "accepted" / name).parent.mkdir(parents=True, exist_ok=True)
+        (clone / "accepted" / name).write_text(text)
+    (clone / "accepted/baselines/gpu/passwd.json").symlink_to("/etc/passwd")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/gh").write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked\n')
+    (tmp_path / "bin/gh").chmod(0o755)
+    return clone
+
+
+def proposed(clone: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """``make baseline-pull-request``."""
+    environment = {
+        "PATH": f"{clone.parent / 'bin'}:{os.environ['PATH']}",
+        "HOME": str(clone.parent),
+        "REASON": "torch\n2.13",
+        "GITHUB_REF_NAME": "main",
+        "GITHUB_RUN_ID": "18",
+        **variables,
+    }
+    return subprocess.run(
+        [sys.executable, SCRIPT, "propose"],
+        cwd=clone,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_only_baselines_get_into_the_pull_request(accepted: Path):
+    done = proposed(accepted)
+    assert done.returncode == 0, done.stderr
+    shown = ["git", "show", "--name-only", "--format=%s", "perfline/baseline-17-18"]
+    text = subprocess.run(
+        shown, cwd=accepted.parent / "origin", check=True, capture_output=True, text=True
+    ).stdout
+    assert text == "Baselines of llama3-8b: torch 2.13\n\nbaselines/gpu/llama3-8b.json\n"
+    assert "--title Baselines of llama3-8b: torch 2.13" in (accepted.parent / "asked").read_text()
+
+
+def test_the_table_stays_text_in_the_pull_request(accepted: Path):
+    proposed(accepted)
+    body = (accepted / "accepted" / "body.md").read_text()
+    assert "`````text\np_infer_core  9 -> 10  ```` @everyone\n`````\n" in body
+
+
+@pytest.mark.parametrize(
+    ("remove", "variables", "reason"),
+    [
+        ("baselines", {}, "accepted: holds no baseline"),
+        ("results", {}, "source.json cannot be read"),
+        (None, {"REASON": " "}, "REASON is not set"),
+    ],
+)
+def test_what_cannot_be_proposed_is_one_line(accepted: Path, remove, variables, reason):
+    if remove is not None:
+        shutil.rmtree(accepted / "accepted" / remove)
+    done = proposed(accepted, **variables)
+    assert done.returncode == 2
+    assert reason in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_without_gh_one_line_says_so(accepted: Path):
+    (accepted.parent / "bin" / "gh").unlink()
+    (accepted.parent / "bin" / "git").symlink_to(str(shutil.which("git")))
+    done = proposed(accepted, PATH=str(accepted.parent / "bin"))
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "`gh` is not installed" in done.stderr
+
+
+def test_a_baseline_that_is_there_already_is_not_proposed(accepted: Path):
+    assert proposed(accepted).returncode == 0
+    done = proposed(accepted, GITHUB_RUN_ID="19")
+    assert (done.returncode, "nothing to propose" in done.stderr) == (2, True)
+
+
+def hooked(
+    folder: Path, event: str, payload: dict[str, Any], **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """The runner's hook, installed in a folder that allows ``owner/perfline``."""
+    (folder / "event.json").write_text(json.dumps(payload))
+    (folder / "hook.sh").write_text(HOOK.read_text())
+    environment = {
+        "PATH": os.environ["PATH"],
+        "GITHUB_EVENT_NAME": event,
+        "GITHUB_EVENT_PATH": str(folder / "event.json"),
+        "GITHUB_REPOSITORY": HERE,
+        "GITHUB_WORKFLOW_REF": f"{HERE}/.github/workflows/perf.yml@refs/pull/3/merge",
+        **variables,
+    }
+    return subprocess.run(
+        ["bash", "-e", folder / "hook.sh"],  # as the runner starts it
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("event", "head", "variables", "refusal"),
+    [
+        ("schedule", None, {}, ""),
+        ("workflow_dispatch", None, {}, ""),
+        ("pull_request", HERE, {}, ""),
+        ("pull_request", "someone/perfline", {}, "its code is of someone/perfline"),
+        ("pull_request", None, {}, "its code is of a deleted fork"),
+        ("pull_request_target", HERE, {}, "the event is pull_request_target"),
+        ("schedule", None, {"GITHUB_REPOSITORY": "someone/perfline"}, "it is of someone/perfline"),
+        (
+            "schedule",
+            None,
+            {"GITHUB_WORKFLOW_REF": f"{HERE}/.github/workflows/ci.yml@refs/heads/x"},
+            "not of perf.yml",
+        ),
+    ],
+)
+def test_the_machine_itself_refuses_what_is_not_its_job(
+    tmp_path: Path, event: str, head: str | None, variables: dict[str, str], refusal: str
+):
+    (tmp_path / "repository").write_text(f"{HERE}\n")
+    done = hooked(tmp_path, event, pull_request(head), **variables)
+    assert (done.returncode, refusal in done.stderr) == (1 if refusal else 0, True)
+
+
+def test_a_machine_that_knows_no_repository_runs_nothing(tmp_path: Path):
+    done = hooked(tmp_path, "schedule", {})
+    assert done.returncode == 1
+    assert "write owner/name into it" in done.stderr
+
+
+def test_the_clock_commands_of_the_document_are_those_that_the_doctor_prints():
+    text = (actions.REPOSITORY / "docs" / "runner.md").read_text()
+    for command in doctor._lock_command(None).split("; "):
+        assert f"$ {command} " in text
