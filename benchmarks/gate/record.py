@@ -167,8 +167,9 @@ def _calibrate(
     Time is linear in the amount: an extra product has a call's cost of 5 us beside its rows' (on a
     CPU, measured), 0.05 % of a forward of ``tiny``.
     """
-    amount, size = 0.5, 0.0
     with recorder.launched(args.min_round_s) as (workers, _):
+        on_cpu = workers["baseline"].ready.machine.startswith("cpu")
+        amount, size = (0.5 if on_cpu else 1000.0), 0.0  # rows, or cycles, a token
         while size < 0.15:
             amount *= 2
             size = _ratio(recorder, workers, amount, args.rounds) - 1

@@ -160,14 +160,16 @@ class TorchEngine:
         try:
             with torch.inference_mode():
                 yield
-        except torch.OutOfMemoryError as error:
-            raise out_of_memory(self.device, what, error) from error
         except _COMPILE_ERRORS as error:
             first = str(error).strip().splitlines()[0]
             raise EngineError(
                 f"case '{self._model.case.id}': torch.compile failed on {what}: "
                 f"{first}; try engine.scope or engine.dynamic in the case's YAML"
             ) from error
+        except RuntimeError as error:
+            if not full(error):
+                raise
+            raise out_of_memory(self.device, what, error) from error
 
 
 def decoder_layers(stack: nn.Module) -> nn.ModuleList:
@@ -178,6 +180,11 @@ def decoder_layers(stack: nn.Module) -> nn.ModuleList:
             f"{type(stack).__name__} holds no list of decoder layers; expected a decoder-only LM"
         )
     return max(lists, key=len)
+
+
+def full(error: RuntimeError) -> bool:
+    """Whether it says that memory is full: on a CPU torch has no type of its own for that."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def out_of_memory(device: Device, what: str, error: BaseException) -> DeviceMemory:

@@ -139,6 +139,16 @@ def test_compiled_answers_are_the_same_from_one_graph_and_no_recompile(plain):
     loaded.close()
 
 
+def test_a_model_compiled_whole_answers_the_same(plain):
+    made, prompts = case(config=CONFIG), some_prompts()
+    whole = dataclasses.replace(made, engine=dataclasses.replace(made.engine, scope="model"))
+    loaded = hf.load(whole, current_device(), None)
+    runner = SharedPrefixRunner(loaded.engine("inductor"), ROOMY)
+    runner.warm_up(runner.plan(prompts))
+    assert_same(runner.run(prompts, runner.plan(prompts)).answers, plain)
+    loaded.close()
+
+
 def test_each_batch_is_handed_over_once_and_progress_counts_up(model, plain):
     prompts, batches, progress = some_prompts(), [], []
     runner = SharedPrefixRunner(model.engine("eager"), SMALL)
@@ -158,20 +168,24 @@ def test_each_batch_is_handed_over_once_and_progress_counts_up(model, plain):
     np.testing.assert_allclose(merged.letter_logits[order], plain.letter_logits, atol=1e-5)
 
 
-def out_of_memory_above(model, monkeypatch, tokens):
+CPU_FULL = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+
+def out_of_memory_above(model, monkeypatch, tokens, error=None):
     """The stack's forward, for no more than so many tokens at a time."""
     forward = model.module.base_model.forward
 
     def limited(**arguments):
         if arguments["input_ids"].numel() > tokens:
-            raise torch.OutOfMemoryError("Tried to allocate 20.00 GiB")
+            raise error or torch.OutOfMemoryError("Tried to allocate 20.00 GiB")
         return forward(**arguments)
 
     monkeypatch.setattr(model.module.base_model, "forward", limited)
 
 
-def test_out_of_memory_halves_the_limits_and_goes_on(model, plain, monkeypatch):
-    out_of_memory_above(model, monkeypatch, 60)
+@pytest.mark.parametrize("error", [None, CPU_FULL], ids=["device", "cpu"])
+def test_out_of_memory_halves_the_limits_and_goes_on(model, plain, monkeypatch, error):
+    out_of_memory_above(model, monkeypatch, 60, error)
     prompts, said, batches = some_prompts(), [], []
     runner = SharedPrefixRunner(model.engine("eager"), FULL, said.append)
     plan = runner.plan(prompts)

@@ -159,15 +159,11 @@ def _pids(request: Node) -> list[int]:
 @contextmanager
 def _memory_in_words(device: Device, what: str) -> Iterator[None]:
     """Outside of the engine's own forwards too, a full device is a DeviceMemory."""
-    import torch
-
-    from perfline.torch_engine import out_of_memory
+    from perfline.torch_engine import full, out_of_memory
 
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        raise out_of_memory(device, what, error) from error
     except RuntimeError as error:
-        if "DefaultCPUAllocator" not in str(error):
+        if not full(error):
             raise
         raise out_of_memory(device, what, error) from error
