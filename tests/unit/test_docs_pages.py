@@ -1,0 +1,107 @@
+"""Do the pages of the docs say of cases what is true, and do their links lead somewhere?"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import Literal, get_args, get_origin, get_type_hints
+
+import pytest
+import yaml
+
+from doc_pages import PAGES, REPOSITORY, commands, rows, yaml_blocks
+from perfline import case as cases
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_line_with_a_prompt_is_a_command_that_is_tested(page: str):
+    """What stands in another kind of block, tests/e2e/test_docs.py would not see."""
+    lines = (REPOSITORY / page).read_text().splitlines()
+    shown = [number for number, line in enumerate(lines, 1) if re.match(r"\s*\$ ", line)]
+    assert shown == [command.line for command in commands(page)]
+    assert shown
+
+
+def test_links_lead_somewhere():
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)\s]+)\)", (REPOSITORY / page).read_text()):
+            if "://" in target:
+                continue
+            path, _, anchor = target.partition("#")
+            file = (REPOSITORY / page).parent / path if path else REPOSITORY / page
+            assert file.exists(), f"{page}: {target}"
+            if anchor:
+                assert anchor in anchors(file), f"{page}: {target}"
+
+
+def anchors(file: Path) -> set[str]:
+    """The anchors that GitHub gives a page's headings."""
+    headings = re.findall(r"(?m)^#+ (.+)$", file.read_text())
+    return {re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-") for text in headings}
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/cases.md"])
+def test_case_files_shown_are_valid(page: str, tmp_path: Path):
+    shown = [text for text in yaml_blocks(page) if re.search(r"(?m)^case: ", text)]
+    assert shown
+    for text in shown:
+        path = tmp_path / f"{yaml.safe_load(text)['case']}.yaml"
+        path.write_text(text)
+        assert cases.load_case(path).id == path.stem
+
+
+def schema(cls: type, prefix: str = "", digest: bool = True) -> dict[str, tuple[str, ...]]:
+    """{key: (type, default, in the digest)} of every key that a case may have."""
+    hints, keys = get_type_hints(cls), {}
+    for field in dataclasses.fields(cls):
+        name = field.metadata.get("key", field.name)
+        counts = digest and field.metadata.get("digest", True)
+        if dataclasses.is_dataclass(hints[field.name]):
+            keys |= schema(hints[field.name], f"{prefix}{name}.", counts)
+        elif name is not None:
+            required = field.default is dataclasses.MISSING
+            default = "*required*" if required else plain(field.default)
+            kind = type_words(hints[field.name], field.metadata)
+            keys[f"{prefix}{name}"] = (kind, default, "yes" if counts else "no")
+    return keys
+
+
+def type_words(hint: object, meta: dict[str, object]) -> str:
+    names = {str: "text", int: "whole number", float: "number", type(None): "null"}
+    options = [hint] if get_origin(hint) in (Literal, None) else list(get_args(hint))
+    words: list[str] = []
+    for option in options:
+        if get_origin(option) is Literal:
+            words += [f"`{word}`" for word in get_args(option)]
+        elif option is bool:
+            words += ["`true`", "`false`"]
+        else:
+            words.append(names.get(option, "mapping"))
+    text = " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+    labels = {"gt": "above", "ge": "at least", "lt": "below"}
+    limits = [f"{label} {meta[key]}" for key, label in labels.items() if key in meta]
+    limits += ["relative path"] * bool(meta.get("relative"))
+    return f"{text} ({', '.join(limits)})" if limits else text
+
+
+def plain(value: object) -> str:
+    """A value as YAML has it; 64.0 and 64 are one."""
+    return json.dumps(float(value) if type(value) in (int, float) else value)
+
+
+def test_every_key_of_a_case_is_documented_as_it_is():
+    shown = {}
+    for key, kind, default, unit, digest, purpose in (
+        r for r in rows("docs/cases.md") if len(r) == 6
+    ):
+        if not key.startswith("`"):
+            continue
+        value = default if default.startswith("*") else plain(yaml.safe_load(default.strip("`")))
+        shown[key.strip("`")] = (kind, value, digest)
+        suffix = {"_fraction": "fraction", "_pp": "pp", "_s": "s", "_mib": "MiB"}
+        due = [words for end, words in suffix.items() if key.strip("`").endswith(end)]
+        assert due in ([], [unit]), key
+        assert purpose, key
+    assert shown == schema(cases.Case)
