@@ -5,6 +5,8 @@ and compiled anew as ``perfline compare`` does it, with the same code. At every 
 alternate A B | B A (the first after a switch is run and dropped), and B does extra work behind
 every forward (``slowdown.py``); level 0 is A/A. The levels' order moves on by one from launch to
 launch. The amounts of work are calibrated first, on launches of their own, which are not recorded.
+Finer is what ``--calibrate-from`` makes of an earlier, short recording: any extra product also
+costs the caches something, which a line through its levels shows.
 
 The file is rewritten after every pair: an interrupt costs one pair, ``--resume`` goes on::
 
@@ -27,8 +29,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import slowdown
-from _recording import SCHEMA
+from _recording import SCHEMA, read
 
 from perfline import environment, jsonfile
 from perfline.ab.launch import ProcessLauncher
@@ -109,7 +112,9 @@ def main() -> int:
             recorder = Recorder(launcher, sides, files["candidate"])
             data = _begin(args, levels)
             amounts: dict[str, float] = data.get("amounts") or (
-                json.loads(args.amounts) if args.amounts else _calibrate(recorder, args, levels)
+                _fitted(args.calibrate_from, levels)
+                if args.calibrate_from
+                else _calibrate(recorder, args, levels)
             )
             data["amounts"] = amounts
             print(f"amounts of extra work: {amounts}", flush=True)
@@ -130,7 +135,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--min-round-s", type=float, default=0.2)
     parser.add_argument("--levels", default="0.0,0.01,0.02,0.03,0.05")
     parser.add_argument("--calibrations", type=int, default=4, help="launch pairs")
-    parser.add_argument("--amounts", help="JSON of level: amount, instead of a calibration")
+    parser.add_argument("--calibrate-from", type=Path, help="an earlier recording")
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--dummy-weights", action="store_true")
     parser.add_argument("--resume", action="store_true", help="add to the file")
@@ -182,6 +187,20 @@ def _calibrate(
                 found.append(_ratio(recorder, workers, amount, args.rounds) / still - 1)
                 print(f"calibration: {amount:g} units of work cost {found[-1]:+.1%}", flush=True)
     return {str(level): level * amount / statistics.median(found) for level in levels}
+
+
+def _fitted(path: Path, levels: Sequence[float]) -> dict[str, float]:
+    """Amounts for the levels, from a line through the slow-downs that ``path`` has measured."""
+    data = json.loads(path.read_text(encoding="utf-8"))
+    amounts = {float(level): amount for level, amount in data["amounts"].items() if amount}
+    earlier = read(path)
+    still = earlier.log_ratios(0.0)
+    slowed = [math.expm1(np.median(earlier.log_ratios(level) - still)) for level in amounts]
+    slope, at_zero = np.polyfit(list(amounts.values()), slowed, 1)
+    print(f"from {path.name}: {at_zero:+.2%}, and {slope:.2%} a unit of work", flush=True)
+    return {
+        str(level): round(float((level - at_zero) / slope), 4) if level else 0.0 for level in levels
+    }
 
 
 def _ratio(recorder: Recorder, workers: dict[SideName, Worker], amount: float, turns: int) -> float:
