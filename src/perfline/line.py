@@ -7,7 +7,7 @@ the specification with: measure, then check.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ from perfline.device import Device
 from perfline.engine import Clock, EngineName
 from perfline.environment import Environment, peak_flops, today
 from perfline.errors import DataError, PerflineError, RecordError
+from perfline.hints import settling
+from perfline.jsonfile import Scalar
 from perfline.judge import Against
 from perfline.metrics import Metric
 from perfline.record import CaseRecord, Record
@@ -178,7 +180,7 @@ class Session:
             metrics={**old.metrics, **bench.metrics()},
             accuracy={**old.accuracy, **accuracy},
             verdicts=(*old.verdicts, *verdicts),
-            notes={**old.notes, **bench.notes()},
+            notes={**old.notes, **bench.notes(), **self._settling(case, verdicts, context)},
             facts=bench.opened.facts,
         )
         self._judged.add(nodeid)
@@ -238,6 +240,18 @@ class Session:
         context = {**self.environment.context, **bench.opened.facts}
         flags = self.options.update_flags, self.options.settle_flags
         return report.failure(verdicts, origin, context, case.id, *flags)
+
+    def _settling(
+        self, case: Case, verdicts: Sequence[Verdict], context: Mapping[str, Scalar]
+    ) -> dict[str, Scalar]:
+        """The note that says how to settle verdicts on time; none where there is nothing to."""
+        stored = self._against[case.id].stored
+        if stored is None:
+            return {}
+        newest = _newest(stored)
+        baseline = newest.commit, newest.context
+        command = settling(case.id, verdicts, baseline, context, self.options.settle_flags)
+        return {"settle_with": command} if command else {}
 
     def _empty(self, case: Case) -> CaseRecord:
         weights = self.options.weights

@@ -188,6 +188,8 @@ def session_lines(
         lines += flip_lines([flip for verdict in case.verdicts for flip in verdict.flips])
         lines += [line for error in case.errors for line in _paragraph(f"error: {error}")]
         lines += thrown_out_lines(case)
+        if "settle_with" in case.notes:
+            lines.append(f"  to settle it: {case.notes['settle_with']}")
         lines.append("")
     for name, why in skipped.items():
         lines += [*_paragraph(f"{name} was not measured: {why}", ""), ""]

@@ -70,8 +70,8 @@ def detectable_drop_pp(n: int, flip_rate: float, alpha: float = 0.01, power: flo
     """Return the drop in pp that McNemar's test at ``alpha`` sees with probability ``power``.
 
     Normal approximation (z_alpha + z_power) sqrt(psi / n), with psi the fraction of questions that
-    flip at all (Miettinen 1968, Connor 1987); a drop needs at least as many flips as it is large, so
-    psi is no smaller than the drop itself. At most 100 pp.
+    flip at all (Miettinen 1968, Connor 1987); a drop needs at least as many flips as it is large,
+    so psi is no smaller than the drop itself. At most 100 pp.
     """
     from scipy.special import ndtri
 

@@ -140,6 +140,17 @@ def test_a_spread_wider_than_the_margin_is_unsure(accepted):
     accepted.run("-m", "perf", "--strict").assert_outcomes(failed=2, deselected=4)
 
 
+def test_what_settles_it_stands_in_the_message_the_summary_and_the_record(accepted):
+    accepted.case("fake", "gates: {throughput_session_sd_fraction: 0.2}\n")
+    conftest = accepted.root / "conftest.py"
+    now = "return type(ENVIRONMENT)('fake-cpu', 'Fake CPU', 'cpu', {'commit': 'def5678'})"
+    conftest.write_text(conftest.read_text().replace("return ENVIRONMENT", now))
+    result = accepted.run("-m", "perf", "--strict")
+    command = "perfline compare fake --baseline-ref abc1234 --case-dir=cases"
+    result.stdout.fnmatch_lines([f"*hint: to settle it: {command}", f"  to settle it: {command}"])
+    assert accepted.record()["cases"]["fake"]["notes"]["settle_with"] == command
+
+
 def test_a_second_session_is_added(accepted):
     accepted.script(prompts=400, both={"token_s": 1.01e-4})
     accepted.run("-m", "perf")
