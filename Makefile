@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 comma := ,
 STAMP := $(VENV)/installed-$(subst $(comma),-,$(EXTRAS))
 
-.PHONY: test perf setup lint doctor report clean
+.PHONY: test test-browser test-otava perf setup lint doctor report clean
 .PHONY: baseline-source baseline baseline-pull-request
 setup: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
@@ -28,6 +28,19 @@ lint: setup
 test: lint
 	$(BIN)/pytest --cases tiny $(ARGS)
 
+# Beside `make test`: the page in a browser (google-chrome or chromium), and our exports and history
+# read by Apache Otava itself, which brings an older numpy and so has an environment of its own.
+test-browser:
+	$(MAKE) setup EXTRAS=test,browser
+	$(BIN)/pytest tests/browser $(ARGS)
+
+test-otava:
+	$(PYTHON) -m venv $(VENV)-otava
+	$(VENV)-otava/bin/pip install --quiet --disable-pip-version-check 'apache-otava>=0.8' pandas scipy \
+	  pyyaml tabulate pytest pytest-benchmark hypothesis
+	$(VENV)-otava/bin/pip install --quiet --disable-pip-version-check --no-deps -e .
+	$(VENV)-otava/bin/pytest tests/unit/test_exports.py tests/unit/test_history.py $(ARGS)
+
 perf: setup
 	@mkdir -p results
 	$(BIN)/pytest tests/accuracy tests/perf -m "perf or accuracy" --benchmark-json=results/benchmark.json $${CASES:+"--cases=$$CASES"} $(ARGS)
@@ -39,7 +52,7 @@ report: setup
 	$(BIN)/perfline report results/run.json -o results/report.html $(ARGS)
 
 clean:
-	rm -rf -- $(VENV) results .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf -- $(VENV) $(VENV)-otava results .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 # Of .github/workflows/baseline.yml: which run was it; accept its record; propose that to people.
 baseline-source:
