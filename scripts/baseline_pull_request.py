@@ -4,7 +4,7 @@ The two steps of ``.github/workflows/baseline.yml`` that talk to GitHub. Standar
 gh only, since the second one may push. What a step needs stands in its environment.
 
     make baseline-source         RUN_ID: must be a finished run of perf.yml of this repository, no
-                                 fork's; writes results/source.json
+                                 fork's; writes source.json
     make baseline-pull-request   REASON: takes the baselines in accepted/, and nothing else of it,
                                  commits them to a branch and opens a pull request
 """
@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 
 WORKFLOW = ".github/workflows/perf.yml"
-SOURCE = Path("results", "source.json")
+SOURCE = Path("source.json")  # not in results/: what a run uploaded is unpacked there
 ACCEPTED = Path("accepted")
 BASELINE = re.compile(r"baselines/(?!published/)[a-z0-9][a-z0-9._-]*/[a-z0-9][a-z0-9-]*\.json")
 FACTS = ("html_url", "event", "head_branch", "head_sha", "conclusion", "run_started_at")
@@ -56,7 +56,6 @@ def source() -> None:
     if problem := wrong_with(run, repository):
         raise RefusedError(f"run {run_id}: {problem}")
     facts = {"run_id": run_id, **{name: str(run.get(name)) for name in FACTS}}
-    SOURCE.parent.mkdir(exist_ok=True)
     SOURCE.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     print("\n".join(f"{name}: {text}" for name, text in facts.items()))
 
@@ -87,6 +86,9 @@ def propose() -> None:
     except OSError as problem:
         lost = f"{problem.filename} cannot be read ({problem.strerror})"
         raise RefusedError(f"{lost}; look at the job before this one") from problem
+    if not re.fullmatch("[0-9]{1,20}", str(facts["run_id"])):
+        raise RefusedError(f"{SOURCE}: run_id is not a number; look at the job before this one")
+    facts["html_url"] = address(facts["run_id"])
     paths = taken()
     status = output("git", "status", "--porcelain", "--untracked-files=all", "--", *paths)
     changed = [text[3:] for text in status.splitlines()]
@@ -107,6 +109,12 @@ def propose() -> None:
     if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
         with Path(summary).open("a", encoding="utf-8") as file:
             file.write(body.read_text(encoding="utf-8"))
+
+
+def address(run_id: str) -> str:
+    """Return the page of a run of this repository, whatever a file says of it."""
+    server = os.environ.get("GITHUB_SERVER_URL", "https://github.com")
+    return f"{server}/{needed('GITHUB_REPOSITORY')}/actions/runs/{run_id}"
 
 
 def taken() -> list[str]:

@@ -79,12 +79,12 @@ class Recording:
     def seconds_per_pair(self) -> float | None:
         """Seconds that a launch pair takes at one slow-down, or a comparison for one pair.
 
-        The median over pairs of both launches' starts, one after the other, and the share of one
-        slow-down in what is left until the next pair begins.
+        The median over pairs of the slower launch's start, both being started at once, and the
+        share of one slow-down in what is left until the next pair begins.
         """
         taken = []
         for pair, following in zip(self.pairs, self.pairs[1:], strict=False):
-            starts = sum(pair.launch_s)
+            starts = max(pair.launch_s)  # both start at once
             rest = max(0.0, following.start_s - pair.start_s - starts)
             taken.append(starts + rest / len(self.levels))
         return float(np.median(taken)) if taken else None

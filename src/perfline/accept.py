@@ -158,15 +158,20 @@ def problems(candidate: Candidate, terms: Terms) -> list[str]:
         *_measurement(candidate),
         *_judged(candidate, terms),
         *([] if terms.add or terms.accept_regression else _losses(candidate)),
+        *(_crept(candidate) if terms.add and not terms.accept_regression else []),
     ]
     return [f"{candidate.run}: case '{candidate.measured.case}': {line}" for line in found]
 
 
 def merged(candidate: Candidate, terms: Terms) -> Baseline:
     """Return what the file would hold; BaselineError where the two do not go together."""
-    moved = _moved(candidate, terms)
+    moved, new = _moved(candidate, terms), candidate.new
+    kept = set() if terms.accept_regression else _answers_kept(candidate)
+    accuracy = {name: each for name, each in new.accuracy.items() if name not in kept}
     try:
-        return baselines.merge(candidate.old, candidate.new, add=terms.add, moved=moved)
+        return baselines.merge(
+            candidate.old, dataclasses.replace(new, accuracy=accuracy), add=terms.add, moved=moved
+        )
     except BaselineError as problem:
         raise BaselineError(f"{candidate.path}: {problem}") from problem
 
@@ -274,6 +279,19 @@ def _moved(candidate: Candidate, terms: Terms) -> frozenset[str]:
         if words[metric.name] == "regressed" or replaces:
             moved.add(metric.name)
     return frozenset(moved)
+
+
+def _answers_kept(candidate: Candidate) -> set[str]:
+    """Return the engines whose answers are ``ok``: small losses would add up, were they stored."""
+    ok = {v.metric for v in current(candidate) if v.word == "ok" and v.gate == "baseline"}
+    old = {} if candidate.old is None else candidate.old.accuracy
+    return {
+        engine
+        for engine, answers in candidate.new.accuracy.items()
+        if ACCURACY.get(engine, engine) in ok
+        and engine in old
+        and len(answers.ids) == len(old[engine].ids)
+    }
 
 
 def _anchored(candidate: Candidate, result: Baseline) -> Iterator[str]:
@@ -404,6 +422,20 @@ def _judged(candidate: Candidate, terms: Terms) -> Iterator[str]:
         ):
             add = "gather sessions with --add, or " if verdict.unit == "tok/s" else ""
             yield f"{story}; {add}replace the baseline with --accept-regression"
+
+
+def _crept(candidate: Candidate) -> Iterator[str]:
+    """Yield what added sessions have lost, step by step, since the first of them."""
+    told = {verdict.metric for verdict in current(candidate) if verdict.word == "regressed"}
+    for metric in _comparable(candidate):
+        assert candidate.old is not None
+        first = candidate.old.values(metric.name)[:1]
+        verdict = _verdict(candidate, metric, gates.Held(first))
+        if verdict.word == "regressed" and metric.name not in told:
+            yield (
+                f"{verdict.headline} against the first session held: added steps add up; fix it, "
+                "or replace the baseline with --accept-regression"
+            )
 
 
 def _final(verdict: Verdict) -> bool:

@@ -35,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status; a user's mistake is one line on stderr."""
     args = _parser().parse_args(argv)
     run: _Command = args.run_command
+    status = 141  # of a reader that left before the end (SIGPIPE), as in any pipe: no pass
     try:
         status = run(args)
         sys.stdout.flush()
@@ -45,7 +46,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except BrokenPipeError:  # `perfline ... | head`: the reader has what it wanted
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return status
+    except OSError as error:  # a path too long, not permitted, on a full disk
+        what = f"{error.filename}: " if error.filename is not None else ""
+        print(f"perfline: error: {what[:300]}{error.strerror}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("perfline: interrupted", file=sys.stderr)
         return 130

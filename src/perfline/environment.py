@@ -6,6 +6,7 @@ shown beside a verdict, and never blocks one: finding what a new torch did is th
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import re
@@ -71,6 +72,12 @@ def git_commit(root: Path) -> str | None:
     return f"{commit}-dirty" if changed else commit
 
 
+def uncommitted(root: Path) -> str | None:
+    """A digest of what differs from the commit; None where nothing does, or without git."""
+    changes = _output("git", "-C", str(root), "diff", "HEAD")
+    return hashlib.sha256(changes.encode("utf-8", "replace")).hexdigest()[:12] if changes else None
+
+
 def _context(root: Path) -> dict[str, str]:
     import torch
 
@@ -85,6 +92,7 @@ def _context(root: Path) -> dict[str, str]:
     facts["hip"] = torch.version.hip
     facts["driver"] = _driver()
     facts["commit"] = git_commit(root)
+    facts["uncommitted"] = uncommitted(root)
     facts["threads"] = str(torch.get_num_threads())
     facts["runner"] = os.environ.get("RUNNER_NAME")
     return {key: value for key, value in facts.items() if value}

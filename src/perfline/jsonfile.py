@@ -1,17 +1,19 @@
 """How does JSON get into and out of a file without being torn, lost or misread?
 
 Reading: :func:`read` gives a :class:`Node`, whose typed look-ups raise one line that names the file
-and the key. Writing: :func:`write` replaces a file at once or not at all, and :func:`locked` holds
-the directory while a file is read, changed and written.
+and the key. Writing: :func:`write`, and :func:`write_text` for other text, replace a file at once
+or not at all, and :func:`locked` holds the directory while a file is read, changed and written.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
 import os
 import secrets
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +24,8 @@ from typing import NoReturn, cast
 from perfline.errors import PerflineError
 
 Scalar = str | int | float | bool | None
+
+_STREAMS = {"/dev/stdout": 1, "/dev/stderr": 2}  # may be a file: it is continued, not replaced
 
 
 @dataclass(frozen=True)
@@ -36,8 +40,7 @@ class Node:
 
     def fail(self, key: str, problem: str) -> NoReturn:
         """Raise the one line about ``key``."""
-        line = f"{self.file}: key '{self.where}{key}' {problem}; {self.fix}"
-        raise self.error("".join(sign if sign.isprintable() else "?" for sign in line))
+        raise self.error(printable(f"{self.file}: key '{self.where}{key}' {problem}; {self.fix}"))
 
     def text(self, key: str) -> str:
         """Return a string that is not empty."""
@@ -117,6 +120,7 @@ class Node:
 
 def read(path: Path, schema: int, error: type[PerflineError], fix: str) -> Node:
     """Read a JSON object with ``"schema": schema``; raise ``error`` for anything else."""
+    shown = printable(str(path))
     try:
         text = path.read_text(encoding="utf-8")
         data = json.loads(
@@ -125,29 +129,29 @@ def read(path: Path, schema: int, error: type[PerflineError], fix: str) -> Node:
         if "\\ud" in text.lower():  # half a surrogate pair is no text, and cannot be written
             json.dumps(data, ensure_ascii=False).encode()
     except FileNotFoundError as failure:
-        raise error(f"{path}: is not there; {fix}") from failure
+        raise error(f"{shown}: is not there; {fix}") from failure
     except OSError as failure:
-        raise error(f"{path}: cannot be read: {failure.strerror}") from failure
+        raise error(f"{shown}: cannot be read: {failure.strerror}") from failure
     except UnicodeDecodeError as failure:
-        raise error(f"{path}: is not UTF-8 text (byte {failure.start}); {fix}") from failure
+        raise error(f"{shown}: is not UTF-8 text (byte {failure.start}); {fix}") from failure
     except json.JSONDecodeError as failure:
         raise error(
-            f"{path}: is torn or not JSON at line {failure.lineno}, column {failure.colno}: "
+            f"{shown}: is torn or not JSON at line {failure.lineno}, column {failure.colno}: "
             f"{failure.msg}; {fix}"
         ) from failure
     except UnicodeEncodeError as failure:
         half = repr(failure.object[failure.start])
-        raise error(f"{path}: holds {half}, half a surrogate pair, in a text; {fix}") from failure
+        raise error(f"{shown}: holds {half}, half a surrogate pair, in a text; {fix}") from failure
     except RecursionError as failure:
-        raise error(f"{path}: is nested too deeply; {fix}") from failure
+        raise error(f"{shown}: is nested too deeply; {fix}") from failure
     except _NotANumber as failure:
-        raise error(f"{path}: holds {failure}; {fix}") from failure
+        raise error(f"{shown}: holds {failure}; {fix}") from failure
     if not isinstance(data, dict):
-        raise error(f"{path}: holds {_shown(data)} (expected a JSON object); {fix}")
+        raise error(f"{shown}: holds {_shown(data)} (expected a JSON object); {fix}")
     node = Node(path, data, error, fix)
     if node.number("schema") != schema:
         raise error(
-            f"{path}: has schema {data['schema']}, and this perfline reads schema {schema}; "
+            f"{shown}: has schema {data['schema']}, and this perfline reads schema {schema}; "
             "use the perfline that wrote it, or make it anew"
         )
     return node
@@ -159,38 +163,60 @@ def digest(data: object) -> str:
     return f"sha256:{hashlib.sha256(canonical.encode()).hexdigest()[:16]}"
 
 
+def printable(text: str) -> str:
+    """Return ``text`` on one line, ``?`` for each sign that a terminal obeys or cannot encode."""
+    return "".join(sign if sign.isprintable() else "?" for sign in text)
+
+
+def is_special(path: Path) -> bool:
+    """Whether ``path`` leads to a device, a FIFO or a socket: no file to replace or read again."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+
+
 def write(path: Path, data: Mapping[str, object], error: type[PerflineError]) -> None:
-    """Replace ``path`` by ``data``, one value a line, keys sorted: at once, or not at all.
+    """Replace ``path`` by ``data``, one value a line, keys sorted, as :func:`write_text` does."""
+    text = json.dumps(data, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+    write_text(path, text, error)
+
+
+def write_text(path: Path, text: str, error: type[PerflineError]) -> None:
+    """Replace ``path`` by ``text``: at once, or not at all; ``error``, one line, where that fails.
 
     A reader sees the old file or the new one. What a killed writer leaves behind is a hidden
-    ``.tmp`` file that nothing reads.
+    ``.tmp`` file that nothing reads. A link stays, and what it leads to is replaced; a device or a
+    FIFO, such as ``/dev/null``, stays and is written into.
     """
-    text = json.dumps(data, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("x", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        raw = text.encode()
+        if _continued(path):
+            _write_into(path, raw)
+        else:
+            _replace(_target(path), raw)
     except OSError as failure:
-        raise error(f"{path}: cannot be written: {failure.strerror}") from failure
+        raise _unwritable(path, str(failure.strerror), error) from failure
+    except UnicodeEncodeError as failure:
+        half = repr(failure.object[failure.start])
+        what = f"its text would hold {half}, which is no UTF-8"
+        raise _unwritable(path, what, error) from failure
 
 
 def check_writable(path: Path, error: type[PerflineError]) -> None:
     """Raise ``error`` if :func:`write` to ``path`` could not work; leave what is there alone."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
+        if _continued(path):
+            if not os.access(path, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            return
+        target = _target(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=target.parent):
             pass
     except OSError as failure:
-        raise error(f"{path}: cannot be written: {failure.strerror}") from failure
-    if path.is_dir():
-        raise error(f"{path}: cannot be written: it is a directory")
+        raise _unwritable(path, str(failure.strerror), error) from failure
 
 
 @contextmanager
@@ -202,16 +228,18 @@ def locked(path: Path, error: type[PerflineError]) -> Iterator[None]:
     """
     import fcntl  # POSIX only, and only writers need it
 
+    shown = printable(str(path.parent))
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        directory = os.open(path.parent, os.O_RDONLY)
+        place = _target(path).parent
+        place.mkdir(parents=True, exist_ok=True)
+        directory = os.open(place, os.O_RDONLY)
     except OSError as failure:
-        raise error(f"{path.parent}: cannot be locked: {failure.strerror}") from failure
+        raise error(f"{shown}: cannot be locked: {failure.strerror}") from failure
     try:
         try:
             fcntl.flock(directory, fcntl.LOCK_EX)
         except OSError as failure:  # some network file systems
-            raise error(f"{path.parent}: cannot be locked: {failure.strerror}") from failure
+            raise error(f"{shown}: cannot be locked: {failure.strerror}") from failure
         yield
     finally:
         os.close(directory)
@@ -239,4 +267,46 @@ def _finite(digits: str) -> float:
 
 
 def _shown(value: object) -> str:
-    return json.dumps(value)[:40]
+    try:
+        return json.dumps(value)[:40]
+    except RecursionError:
+        return "nested too deeply"
+
+
+def _continued(path: Path) -> bool:
+    return os.fspath(path) in _STREAMS or is_special(path)
+
+
+def _target(path: Path) -> Path:
+    """Where ``path`` leads to; OSError for a link to itself and for a directory."""
+    try:
+        target = path.resolve()
+    except RuntimeError as failure:
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP)) from failure
+    if target.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "it is a directory")
+    return target
+
+
+def _write_into(path: Path, raw: bytes) -> None:
+    stream = _STREAMS.get(os.fspath(path))
+    number = os.open(path, os.O_WRONLY) if stream is None else os.dup(stream)
+    with os.fdopen(number, "wb") as file:
+        file.write(raw)
+
+
+def _replace(target: Path, raw: bytes) -> None:
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with temporary.open("xb") as file:
+            file.write(raw)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _unwritable(path: Path, why: str, error: type[PerflineError]) -> PerflineError:
+    return error(printable(f"{path}: cannot be written: {why}"))

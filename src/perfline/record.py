@@ -7,6 +7,7 @@ as a baseline.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ from perfline.verdict import Flip, Gate, Verdict, Word
 
 SCHEMA = 1
 _FIX = "run pytest again"
+CASE_NAME = re.compile(r"[a-z0-9][a-z0-9-]*")  # it stands in paths, commands and tables
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,8 @@ def _case_json(case: CaseRecord) -> dict[str, object]:
 
 
 def _case(name: str, node: Node) -> CaseRecord:
+    if not CASE_NAME.fullmatch(name) or node.text("weights") not in ("real", "dummy"):
+        node.fail("weights", "or the case's name is none that perfline writes")
     metrics: dict[str, Metric] = {}
     for metric, child in node.child("metrics").children():
         try:

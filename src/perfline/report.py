@@ -226,7 +226,7 @@ def counts_line(record: Record) -> str:
 
 def context_change(before: Mapping[str, Scalar], after: Mapping[str, Scalar]) -> str:
     """What differs between two contexts: ``torch 2.9.1 -> 2.10.0; driver unchanged``."""
-    quiet = {"commit", "runner", "os"}
+    quiet = {"commit", "uncommitted", "runner", "os"}
     keys = [key for key in dict.fromkeys((*before, *after)) if key not in quiet]
     changed = [
         f"{key} {before.get(key, 'absent')} -> {after.get(key, 'absent')}"

@@ -90,6 +90,7 @@ def quoted(text: str, longest: int = _TEXT) -> str:
         line = f"{line[:longest]} ... (cut)"
     for sign, shown in (
         ("&", "&amp;"),
+        ("\\", "&#92;"),
         ("<", "&lt;"),
         ("|", "\\|"),
         ("*", "\\*"),
@@ -103,7 +104,8 @@ def quoted(text: str, longest: int = _TEXT) -> str:
 
 def _summary(case: CaseRecord, context: str) -> list[str]:
     """What a person must see of a case, one block a line: each may be left out by itself."""
-    title = f"### {quoted(case.case, 60)} ({quoted(case.dtype, 20)}, {case.weights} weights)\n"
+    kind = f"{quoted(case.dtype, 20)}, {quoted(case.weights, 20)} weights"
+    title = f"### {quoted(case.case, 60)} ({kind})\n"
     notable = [verdict for verdict in case.verdicts if verdict.word != "ok"]
     lines = [f"- **could not be measured**: {quoted(line)}" for line in case.errors]
     lines += [f"- **{quoted(v.headline)}**: {quoted(v.reason)}" for v in notable if v.change]

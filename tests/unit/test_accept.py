@@ -484,6 +484,16 @@ def test_adding_keeps_sessions_and_answers() -> None:
     assert result.accuracy["eager"] == answers(reason="first")
 
 
+def test_answers_that_are_ok_are_not_replaced_or_small_losses_would_add_up() -> None:
+    measured = case_record(accuracy={"eager": answers(wrong=[0]), "inductor": answers()})
+    chosen = candidate(measured, held(1000.0))
+    assert [v.word for v in accept.current(chosen) if v.metric == "acc_val"] == ["ok"]
+
+    assert accept.merged(chosen, PLAIN).accuracy["eager"] == answers(reason="first")
+    on_purpose = accept.merged(chosen, ACCEPT).accuracy["eager"]
+    assert on_purpose == answers(wrong=[0], reason="torch 2.13")
+
+
 def test_the_same_run_is_not_added_twice() -> None:
     with pytest.raises(BaselineError, match=f"^{PATH}: tiny: the session of 2026-11-22"):
         accept.merged(candidate(case_record(), candidate().new), ADD)

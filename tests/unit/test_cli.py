@@ -830,3 +830,35 @@ def test_prompt_with_a_broken_tokenizer_is_one_line(
 
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"perfline: error: {weights}: the tokenizer cannot be loaded: ")
+
+
+def test_a_reader_that_leaves_early_makes_no_pass_of_a_failure(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    code = (
+        "import sys\n"
+        "from perfline import cli\n"
+        "cli._check = lambda args: (print('wrong' * 99999), STATUS)[1]\n"
+        "sys.exit(cli.main(['baselines', 'check']))"
+    )
+    for status, seen in (("1", {1, 141}), ("0", {0, 141})):
+        done = subprocess.run(
+            f"{shlex.quote(sys.executable)} -c {shlex.quote(code.replace('STATUS', status))} | true"
+            "; exit ${PIPESTATUS[0]}",
+            shell=True,
+            executable="/bin/bash",
+            check=False,
+        )
+        assert done.returncode in seen
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_what_the_system_refuses_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(args: object) -> int:
+        raise PermissionError(13, "Permission denied", "/root/x.json")
+
+    monkeypatch.setattr("perfline.cli._check", refused)
+    assert run("baselines", "check") == 2
+    assert capsys.readouterr().err == "perfline: error: /root/x.json: Permission denied\n"

@@ -298,6 +298,30 @@ def test_a_side_that_changes_on_the_way_ends_it() -> None:
     assert found.problem.startswith("the baseline changed while it was compared")
 
 
+def test_code_that_is_edited_on_the_way_ends_it() -> None:
+    launcher = pair(1.0, 1.0)
+    steps = compare.run(plan(), launcher, print)
+    next(steps)
+    now = {"torch": "2.13.0", "commit": "abc1234-dirty", "uncommitted": "0123456789ab"}
+    launcher.candidate.ready = ready(context=now)
+
+    found = next(steps)
+
+    assert (found.word, found.ended) == ("incomparable", True)
+    assert found.problem.startswith("the candidate changed while it was compared")
+
+
+@pytest.mark.parametrize(
+    "key", ["gates.memory_fraction", "compare.margin_fraction", "throughput.rounds"]
+)
+def test_a_setting_that_would_have_no_effect_is_refused(key: str) -> None:
+    made = plan()
+    value = "3" if "rounds" in key else "0.5"
+    side = dataclasses.replace(made.sides["candidate"], settings=((key, value),))
+    with pytest.raises(CaseError, match=f"--set {key}: is no setting of a side"):
+        compare.begin(dataclasses.replace(made, sides={**made.sides, "candidate": side}))
+
+
 def test_settings_that_change_the_work_are_incomparable_before_any_launch() -> None:
     found = compare.begin(
         plan(sides=with_side("candidate", settings=(("throughput.sample", "32"),)))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from fake_workers import FakeLauncher, answers, pair
 from perfline import cli
 from perfline.ab import cli as compare_cli
 from perfline.ab import file as compare_file
-from perfline.errors import WorkerError
+from perfline.errors import RecordError, WorkerError
 
 
 class Started:
@@ -123,6 +124,44 @@ def test_ctrl_c_leaves_a_usable_record_and_the_story(
     assert "**Interrupted**" in Path("summary.md").read_text()
     assert started.launchers[0].live == set()
     assert started.ended == 1
+
+
+def test_a_cancelled_job_ends_as_ctrl_c_does(
+    started: Started, capsys: pytest.CaptureFixture[str]
+) -> None:
+    started.launchers = [pair(1.0, 1.25)]
+
+    before = signal.getsignal(signal.SIGTERM)
+    token_s = started.launchers[0].baseline.token_s
+    started.launchers[0].baseline.token_s = lambda launch, turn: (
+        signal.raise_signal(signal.SIGTERM) or 1.0 if launch == 3 else token_s(launch, turn)
+    )
+
+    assert run("tiny") == 130
+
+    assert "not decided" in capsys.readouterr().out
+    assert compare_file.load(Path("results/compare.json")).partial
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert started.ended == 1
+
+
+def test_a_full_disk_still_tells_what_was_measured(
+    started: Started, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    started.launchers = [pair(1.0, 1.25)]
+    save, saved = compare_file.save, []
+
+    def full(path: Path, comparison: object) -> None:
+        saved.append(path)
+        if len(saved) == 5:
+            raise RecordError(f"{path}: cannot be written (No space left on device)")
+        save(path, comparison)
+
+    monkeypatch.setattr(compare_file, "save", full)
+    assert run("tiny") == 2
+    shown = capsys.readouterr()
+    assert shown.out.startswith("tiny inductor not decided: +25.0 %")
+    assert "No space left on device" in shown.err
 
 
 def test_an_old_record_does_not_pass_for_this_one(started: Started) -> None:
@@ -238,6 +277,7 @@ def test_the_summary_goes_to_a_file_of_its_own_and_after_what_stands_in_github_s
         (("tiny", "--env", "A"), "expected KEY=VALUE"),
         (("tiny", "--out", "/proc/x/c.json"), "/proc/x/c.json: cannot be written"),
         (("tiny", "--markdown", "/proc/x/c.md"), "/proc/x/c.md: cannot be written"),
+        (("tiny", "-o", "x.json", "--markdown", "x.json"), "is named by --out and by --markdown"),
         (("llama3-8b", "--data-dir", "nowhere"), "get it with: hf download"),
     ],
 )

@@ -231,3 +231,70 @@ def test_sides_that_are_asked_for_stand_in_the_record() -> None:
     assert found.sides["baseline"].python == str(sides()["baseline"].python)
     assert found.sides["candidate"].machine == "fake-gpu"
     assert found.sides["candidate"].facts["weights"] == "sha256:w"
+
+
+def _in_all_rounds(side: str, **values: float) -> Callable[[Any], None]:
+    def change(data: Any) -> None:
+        for found in data["cases"]["tiny"]["pairs"]:
+            for measured in found[side]["rounds"]:
+                measured |= values
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_set("cases", "tiny", "verdicts", value=[]), "tiny.verdicts' is empty"),
+        (_set("cases", "tiny", "decision", "estimate", value=1e6), "decision.estimate' is 1e+06"),
+        (_set("cases", "tiny", "decision", "low", value=-51), "decision.low' is -51"),
+        (_set("cases", "tiny", "decision", "high", value=1e300), "decision.high' is 1e+300"),
+        (_set("cases", "tiny", "alpha", value=1), "tiny.alpha' is 1"),
+        (_set("cases", "tiny", "margin_fraction", value=1e-300), "margin_fraction' is 1e-300"),
+        (_set("cases", "tiny", "verdicts", 0, "change_fraction", value=1e308), "is 1e+308"),
+        (_in_all_rounds("candidate", core_s=1e300), "rounds.0.core_s' is 1e+300"),
+        (_in_all_rounds("baseline", core_s=1e-300), "rounds.0.core_s' is 1e-300"),
+        (_in_all_rounds("baseline", core_s=5e-324, tokens=10**15), "core_s' is 4.94066e-324"),
+        (_in_all_rounds("baseline", whole_s=5e-324), "whole_s' is 4.94066e-324"),
+        (_in_all_rounds("baseline", tokens=1e308), "tokens' is 1e+308"),
+        (_in_all_rounds("candidate", waited_fraction=1e308), "waited_fraction' is 1e+308"),
+        (_in_all_rounds("candidate", joules=-1.0), "joules' is -1"),
+    ],
+)
+def test_what_nobody_measured_is_refused_though_its_digest_fits(
+    tmp_path: Path, change: Callable[[Any], None], message: str
+) -> None:
+    path = tmp_path / "compare.json"
+    compare_file.save(path, whole())
+    data = json.loads(path.read_text())
+    change(data)
+    del data["digest"]
+    jsonfile.write(path, data | {"digest": jsonfile.digest(data)}, RecordError)
+
+    with pytest.raises(RecordError) as raised:
+        compare_file.load(path)
+
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
+    assert str(raised.value).endswith("; run perfline compare again")
+
+
+def test_no_energy_is_no_broken_record(tmp_path: Path) -> None:
+    comparison = whole(compared(FakeLauncher(Script(joules=0.0), Script(joules=0.0))))
+    compare_file.save(tmp_path / "compare.json", comparison)
+
+    assert compare_file.load(tmp_path / "compare.json") == comparison
+
+
+@pytest.mark.parametrize("keys", [("cases", "tiny"), ("unknown",)])
+def test_a_deep_record_is_one_line_at_any_depth(tmp_path: Path, keys: tuple[str, ...]) -> None:
+    path = tmp_path / "compare.json"
+    compare_file.save(path, whole())
+    data = json.loads(path.read_text())
+    _set(*keys, value="HERE")(data)
+    text = json.dumps(data)
+
+    for depth in (*range(850, 1000), 3000):  # it depends on Python and its stack what fails
+        path.write_text(text.replace('"HERE"', "[" * depth + "]" * depth))
+        with pytest.raises(RecordError, match=r"too deeply|cases\.tiny' is|edited by hand"):
+            compare_file.load(path)

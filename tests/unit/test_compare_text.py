@@ -164,7 +164,7 @@ def test_a_crash_shows_its_stderr_whole() -> None:
     text = terminal(last(launcher))
 
     assert text.splitlines()[0] == "tiny inductor invalid: candidate: crashed; first last"
-    assert "  candidate: crashed;\n    first\n    last\n" in text
+    assert "  | candidate: crashed;\n  |   first\n  |   last\n" in text
     assert text.endswith(f"next: once the cause above is gone: {COMMAND}")
 
 
@@ -285,3 +285,11 @@ def test_a_wandering_machine_does_not_show_a_difference_that_the_pairs_do_not() 
         "55.00",
         "+0.0",
     ]
+
+
+def test_no_line_of_a_problem_is_a_command_of_github_s() -> None:
+    text = terminal(slower(problem="candidate: crashed\n::error::a\n    b ##[error]c"))
+
+    shown = [line for line in text.splitlines() if line.startswith("  | ")]
+    assert shown == ["  | candidate: crashed", "  | ::error::a", "  |     b ## [error]c"]
+    assert not any(line.strip().startswith("::") for line in text.splitlines())

@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import math
+import os
 import re
 import tempfile
 import threading
@@ -736,3 +737,26 @@ def test_an_unknown_format_names_the_known_ones(tmp_path, capsys):
         perfline("run.json", "--format", "csv")
     error = capsys.readouterr().err
     assert all(name in error for name in FORMATS)
+
+
+def test_links_and_devices_stay_what_they_are(tmp_path, capsys):
+    run = saved(tmp_path, record())
+    link = tmp_path / "latest.json"
+    link.symlink_to(tmp_path / "out.json")
+    assert perfline(str(run), "--format", "bencher", "-o", str(link)) == 0
+    assert link.is_symlink()
+    assert json.loads((tmp_path / "out.json").read_text())
+    assert perfline(str(run), "--format", "bencher", "-o", "/dev/null") == 0
+    assert Path("/dev/null").is_char_device()
+
+
+def test_rows_are_not_appended_to_a_fifo(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(RecordError, match=r"fifo: is no regular file, and rows cannot"):
+        perfline(str(saved(tmp_path, record())), "--format", "otava", "-o", f"{tmp_path}/fifo")
+
+
+def test_a_file_s_name_that_is_no_utf_8_is_printed_all_the_same(tmp_path, capsys):
+    run = saved(tmp_path, record())
+    assert perfline(str(run), "--format", "bencher", "-o", f"{tmp_path}/\udcff.json") == 0
+    assert capsys.readouterr().out == f"written: {tmp_path}/?.json\n"

@@ -496,3 +496,14 @@ def test_a_run_that_the_device_spoilt_is_invalid_and_no_baseline(
 
     assert found.word == "invalid"
     assert found.reason.startswith("5 of 5 rounds were thrown out (at most 20 %, and 3 must be")
+
+
+def test_memory_does_not_creep_by_added_sessions(line: Line) -> None:
+    line.accept(1000.0)
+    assert line.run(1000.0, gib=8.07) == "ok"
+    line.update(add=True)
+
+    assert line.run(1000.0, gib=8.14) == "ok"  # within 1 % of the largest that is held
+    with pytest.raises(BaselineError, match="against the first session held: added steps add up"):
+        line.update(add=True)
+    line.update(add=True, accept_regression=True)

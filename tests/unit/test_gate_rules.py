@@ -225,7 +225,7 @@ def test_a_recording_gives_one_median_log_ratio_a_pair(recording: _recording.Rec
         math.log(1.05), abs=0.002
     )
     assert recording.spreads() == pytest.approx((0.017, 0.007), rel=0.3)
-    assert recording.seconds_per_pair == pytest.approx(12 + (60 - 12) / 4)
+    assert recording.seconds_per_pair == pytest.approx(7 + (60 - 7) / 4)
 
 
 @pytest.mark.parametrize(
@@ -304,7 +304,7 @@ def test_consecutive_comparisons_share_no_pair(evaluation: _table.Evaluation) ->
     assert cell.decisions >= 2
     assert cell.mean_pairs is not None
     assert cell.decisions * cell.mean_pairs <= 60
-    assert cell.mean_s == pytest.approx(cell.mean_pairs * 24)
+    assert cell.mean_s == pytest.approx(cell.mean_pairs * 20.25)
 
 
 def test_on_a_noisy_machine_the_pairs_see_what_thresholds_do_not(

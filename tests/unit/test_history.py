@@ -81,7 +81,8 @@ def test_folders_are_read_to_the_bottom_and_what_is_broken_is_named(tmp_path):
         str(tmp_path / "old.json"),
         str(tmp_path / "torn.json"),
     ]
-    assert f"broken, left out: {tmp_path}/torn.json: is torn or not JSON" in history.text(found)
+    told = "".join(history.text(found).split())  # wrapped
+    assert f"broken,leftout:{tmp_path}/torn.json:istornornotJSON" in told
 
 
 def test_comparisons_exports_and_copies_are_counted_and_left_out(tmp_path):
@@ -348,3 +349,49 @@ def test_otava_itself_finds_the_step_and_leaves_a_steady_series_alone(tmp_path):
     assert (change.metric, change.word) == ("p_infer_core", "worse")
     assert change.row.created == "2026-11-13T10:00:00Z"
     assert -0.035 < change.after / change.before - 1 < -0.025
+
+
+# What a record of somebody else's may hold
+
+HOSTILE = "a\x1b]0;x\x07\n::error::b\u202e"
+
+
+def test_only_printable_characters_reach_the_terminal(tmp_path, otava, capsys):
+    for day, speed_ in enumerate([1000.0] * 3 + [900.0] * 3, 1):
+        case = fast(speed_, dtype=f"fp32{HOSTILE}", digest=HOSTILE)
+        found = on(day, f"2.13{HOSTILE}", HOSTILE, case=case, machine=f"m{HOSTILE}")
+        saved(tmp_path, dataclasses.replace(found, created=f"2026-{HOSTILE}{day}"), f"{day}.json")
+    (tmp_path / f"z{HOSTILE}.json").write_text("{")
+    assert perfline(str(tmp_path), "--trend") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert all(line.isprintable() for line in lines)
+    assert not any(line.startswith("::") for line in lines)
+    assert any(line.startswith("tiny on ma?]0;x??::error::b? (fp32a?") for line in lines)
+    with pytest.raises(RecordError) as raised:
+        perfline(str(tmp_path), "--case", HOSTILE)
+    assert str(raised.value).isprintable()
+    with pytest.raises(RecordError) as raised:
+        perfline(str(tmp_path), "--metric", HOSTILE)
+    assert str(raised.value).isprintable()
+    with pytest.raises(RecordError) as raised:
+        perfline(str(tmp_path / HOSTILE))
+    assert str(raised.value).isprintable()
+
+
+def test_json_escapes_what_a_terminal_obeys(tmp_path, capsys):
+    saved(tmp_path, on(1, machine="m\x9b31m\u202e"), "\udcff.json")
+    assert perfline(str(tmp_path), "--json") == 0
+    printed = capsys.readouterr().out
+    assert printed.isascii()
+    (row,) = json.loads(printed)["rows"]
+    assert row["machine"] == "m\x9b31m\u202e"
+    assert row["file"] == str(tmp_path / "\udcff.json")
+
+
+def test_what_is_broken_is_told_in_80_columns(tmp_path):
+    (tmp_path / f"{'long' * 40}.json").write_text("{")
+    text = history.text(history.scan(tmp_path))
+    lines = text[text.index("broken, left out: ") :].splitlines()
+    assert max(map(len, lines)) <= WIDTH
+    assert all(line.startswith("  ") for line in lines[1:])
+    assert "long" * 40 in "".join(line.strip() for line in lines)

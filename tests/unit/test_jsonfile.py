@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +11,16 @@ from typing import Any
 import pytest
 
 from perfline.errors import RecordError
-from perfline.jsonfile import Node, digest, locked, read, write
+from perfline.jsonfile import (
+    Node,
+    check_writable,
+    digest,
+    is_special,
+    locked,
+    read,
+    write,
+    write_text,
+)
 
 FIX = "make it anew"
 
@@ -199,4 +210,120 @@ def test_scalars_are_finite_and_a_key_stays_on_the_line() -> None:
     assert str(raised.value) == (
         "f.json: key 'a??.b' is Infinity (expected text, a number, true, false or null); "
         "make it anew"
+    )
+
+
+def test_a_link_stays_and_what_it_leads_to_changes(tmp_path: Path) -> None:
+    target = tmp_path / "kept" / "run.json"
+    link = tmp_path / "latest.json"
+    link.symlink_to("kept/run.json")
+
+    check_writable(link, RecordError)
+    write_text(link, "one", RecordError)
+    write_text(link, "two", RecordError)
+
+    assert link.is_symlink()
+    assert target.read_text() == "two"
+    assert [path.name for path in target.parent.iterdir()] == ["run.json"]
+    with locked(link, RecordError):
+        holder = os.open(target.parent, os.O_RDONLY)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(holder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(holder)
+
+
+def test_a_link_to_itself_and_a_directory_are_one_line(tmp_path: Path) -> None:
+    loop = tmp_path / "loop.json"
+    loop.symlink_to(loop)
+
+    for writing in (
+        lambda p: write_text(p, "", RecordError),
+        lambda p: check_writable(p, RecordError),
+    ):
+        with pytest.raises(RecordError, match=r"loop\.json: cannot be written: Too many levels"):
+            writing(loop)
+        with pytest.raises(RecordError, match=r"cannot be written: it is a directory$"):
+            writing(tmp_path)
+    assert loop.is_symlink()
+
+
+def test_a_fifo_stays_one_and_is_written_into(tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+
+    check_writable(fifo, RecordError)
+    write_text(fifo, "é", RecordError)
+
+    assert os.read(reader, 10) == "é".encode()
+    os.close(reader)
+    assert is_special(fifo)
+    assert list(tmp_path.iterdir()) == [fifo]
+
+
+def test_the_null_device_is_left_alone() -> None:
+    before = os.stat("/dev/null")  # noqa: PTH116 - no file of ours
+
+    check_writable(Path("/dev/null"), RecordError)
+    write(Path("/dev/null"), {"schema": 1}, RecordError)
+
+    assert Path("/dev/null").stat().st_ino == before.st_ino
+    assert Path("/dev/null").is_char_device()
+
+
+def test_what_standard_output_is_sent_to_is_continued(tmp_path: Path) -> None:
+    out = tmp_path / "out.txt"
+    out.write_text("before\n")
+    code = (
+        "from pathlib import Path; from perfline.errors import RecordError; "
+        "from perfline.jsonfile import write_text; "
+        "write_text(Path('/dev/stdout'), 'text\\n', RecordError); print('after')"
+    )
+    with out.open("a") as file:
+        subprocess.run([sys.executable, "-c", code], stdout=file, check=True)
+
+    assert out.read_text() == "before\ntext\nafter\n"
+
+
+def test_half_a_surrogate_pair_is_one_line_and_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    write(path, {"schema": 1}, RecordError)
+
+    with pytest.raises(RecordError) as raised:
+        write(path, {"schema": 1, "env": "\udcff"}, RecordError)
+
+    what = "its text would hold '\\udcff', which is no UTF-8"
+    assert str(raised.value) == f"{path}: cannot be written: {what}"
+    assert read(path, 1, RecordError, FIX).data == {"schema": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_names_of_files_are_shown_in_printable_characters(tmp_path: Path) -> None:
+    path = tmp_path / "a\n\x1b[31m\udcff.json"
+    path.write_text("[")
+    shown = f"{tmp_path}/a??[31m?.json"
+
+    assert reading(path).startswith(f"{shown}: is torn or not JSON")
+    path.write_text("{}")
+    assert reading(path).startswith(f"{shown}: key 'schema' is missing")
+    path.unlink()
+    assert reading(path) == f"{shown}: is not there; {FIX}"
+    path.mkdir()
+    with pytest.raises(RecordError) as raised:
+        write_text(path, "", RecordError)
+    assert str(raised.value) == f"{shown}: cannot be written: it is a directory"
+
+
+def test_a_value_that_is_nested_too_deeply_to_be_shown_is_one_line() -> None:
+    deep: list[object] = []
+    for _ in range(100_000):
+        deep = [deep]
+    try:
+        with pytest.raises(RecordError) as raised:
+            Node(Path("f.json"), {"a": deep}, RecordError, FIX).child("a")
+    finally:
+        while deep:  # or its end would recurse
+            (deep,) = deep
+    assert str(raised.value) == (
+        f"f.json: key 'a' is nested too deeply (expected an object); {FIX}"
     )

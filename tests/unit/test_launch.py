@@ -415,3 +415,19 @@ def test_a_wrong_setting_is_told_without_loading_anything(place: Place):
         pytest.raises(WorkerError, match=r"^candidate: .*key 'engine.mod' is not known"),
     ):
         launching.start(side(settings=(("engine.mod", "x"),))).wait_ready()
+
+
+def test_a_refusal_holds_printable_characters_and_no_command_of_github_s(place: Place):
+    message = "\x1b[31ma\x1b]0;t\x07\n::error::b ##[error]c std::bad_alloc"
+    script = f"serve(round=lambda request: reply(error=dict(kind='E', message={message!r})))"
+    with launcher(place, script) as launching:
+        worker = ready(launching)
+        with pytest.raises(WorkerError) as caught:
+            worker.round(1)
+    assert str(caught.value) == "candidate: a ]0;t  : :error::b ## [error]c std::bad_alloc"
+
+
+def test_the_end_of_stderr_holds_no_command_of_github_s(place: Place):
+    script = "print('::error::a', '##[group]b', sep=chr(10), file=sys.stderr); sys.exit(3)"
+    lines = failing(launcher(place, script)).splitlines()
+    assert [line.strip() for line in lines[-2:]] == [": :error::a", "## [group]b"]

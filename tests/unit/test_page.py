@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import io
+import os
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -544,3 +546,57 @@ def test_any_number_of_a_record_makes_a_page(values):
     whole = samples.record(case)
     cases = {"tiny": page_inputs.CaseInputs(case, past=(past, past))}
     assert "unsure" in page.html(Inputs(Path("run.json"), whole, cases))
+
+
+@pytest.mark.parametrize("where", ["value", "samples"])
+def test_numbers_that_no_chart_takes_are_one_line(tmp_path, where):
+    found = samples.metrics()["p_infer_core"]
+    huge = -1e308 if where == "value" else (-1e308,) * 7
+    broken = dataclasses.replace(found, **{where: huge})
+    path = samples.saved(tmp_path, tiny_record(metrics={found.name: broken}))
+    with pytest.raises(PerflineError) as raised:
+        command(path, "-o", tmp_path / "report.html")
+    assert str(raised.value) == (
+        f"{path}: key 'cases.tiny.metrics.p_infer_core' holds -1e+308 (expected at most 1e+100); "
+        "run pytest again"
+    )
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_fifo_is_refused_at_once(tmp_path, place):
+    path, fifo = samples.saved(tmp_path, tiny_record()), tmp_path / "fifo"
+    os.mkfifo(fifo)
+    paths = [path]
+    paths.insert(place, fifo)
+    with pytest.raises(PerflineError, match=r"fifo: is no regular file; save it to one"):
+        command(*paths, "-o", tmp_path / "report.html")
+
+
+def test_the_page_goes_through_a_link_and_into_a_device(tmp_path, capsys):
+    path = samples.saved(tmp_path, tiny_record())
+    link = tmp_path / "latest.html"
+    link.symlink_to(tmp_path / "deep" / "report.html")
+    assert command(path, "-o", link) == 0
+    assert link.is_symlink()
+    assert (tmp_path / "deep" / "report.html").read_text("utf-8").startswith("<!doctype html>")
+    assert command(path, "-o", "/dev/null") == 0
+    assert Path("/dev/null").is_char_device()
+
+
+def test_names_of_files_that_are_no_utf_8_are_one_line(tmp_path, monkeypatch):
+    path = samples.saved(tmp_path, tiny_record(errors=("é",)), "\udcff.json")
+    with pytest.raises(
+        PerflineError, match=r"^the report would hold '.udcff', which utf-8 has not"
+    ):
+        command(path, "-o", tmp_path / "report.html")
+    assert not (tmp_path / "report.html").exists()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), "ascii"))
+    with pytest.raises(PerflineError, match=r"^the report would hold .*, which ascii has not"):
+        command(path, "--format", "markdown")
+
+
+def test_what_is_left_out_is_told_in_printable_characters(tmp_path, capsys):
+    path = samples.saved(tmp_path, tiny_record())
+    (tmp_path / "a\x1b]0;x\x07.json").write_text("{")
+    assert command(path, tmp_path / "a\x1b]0;x\x07.json", "-o", tmp_path / "report.html") == 0
+    assert f"left out of the history: {tmp_path}/a?]0;x?.json: is" in capsys.readouterr().err

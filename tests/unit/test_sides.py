@@ -377,3 +377,20 @@ def test_a_work_tree_is_recognised_by_its_place():
     assert found is not None
     assert found.group(1) == "12"
     assert not re.search(worktree._TREE, "/home/me/perfline-12/baseline/src")
+
+
+def test_bytes_that_are_no_utf_8_are_one_line():
+    with pytest.raises(WorkerError) as caught:
+        make_side("baseline", env=["X=\udcff"])
+    assert str(caught.value) == (
+        r"baseline: environment variable 'X=\udcff' is no UTF-8; expected text"
+    )
+    with pytest.raises(WorkerError, match=r"baseline: setting 'a=.udcff' is no UTF-8"):
+        make_side("baseline", settings=["a=\udcff"])
+    with pytest.raises(WorkerError, match=r"^baseline: interpreter '/v.udcff' is no UTF-8"):
+        find_python("/v\udcff", "baseline")
+
+
+def test_a_home_that_is_not_there_is_one_line():
+    with pytest.raises(WorkerError, match=r"^a: no interpreter ~nosuchuser/v: its ~ leads to no"):
+        find_python("~nosuchuser/v", "a")

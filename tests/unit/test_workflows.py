@@ -209,7 +209,7 @@ def test_the_source_of_a_record_is_written_down(tmp_path: Path):
     done = checked(tmp_path, RUN)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "asked").read_text() == f"api repos/{HERE}/actions/runs/17\n"
-    facts = json.loads((tmp_path / "results" / "source.json").read_text())
+    facts = json.loads((tmp_path / "source.json").read_text())
     assert (facts["run_id"], facts["conclusion"]) == ("17", "failure")
 
 
@@ -258,7 +258,7 @@ def accepted(tmp_path: Path) -> Path:
         "baselines/published/tiny.json": "{}",
         "baselines/gpu/notes.txt": "",
         ".github/workflows/own.yml": "on: push",
-        "results/source.json": json.dumps(facts),
+        "source.json": json.dumps(facts),
         "results/update.txt": "p_infer_core  9 -> 10  ```` @everyone",
     }
     for name, text in files.items():
@@ -279,6 +279,7 @@ def proposed(clone: Path, **variables: str) -> subprocess.CompletedProcess[str]:
         "REASON": "torch\n2.13",
         "GITHUB_REF_NAME": "main",
         "GITHUB_RUN_ID": "18",
+        "GITHUB_REPOSITORY": "owner/perfline",
         **variables,
     }
     return subprocess.run(
@@ -308,17 +309,28 @@ def test_the_table_stays_text_in_the_pull_request(accepted: Path):
     assert "`````text\np_infer_core  9 -> 10  ```` @everyone\n`````\n" in body
 
 
+def test_the_address_of_the_run_is_made_here_and_not_read(accepted: Path):
+    source = accepted / "accepted" / "source.json"
+    source.write_text(json.dumps({**json.loads(source.read_text()), "html_url": "x\n# closes #1"}))
+    assert proposed(accepted).returncode == 0
+    body = (accepted / "accepted" / "body.md").read_text()
+    assert "closes" not in body
+    assert body.startswith("Accepts what https://github.com/owner/perfline/actions/runs/17 has")
+
+
 @pytest.mark.parametrize(
     ("remove", "variables", "reason"),
     [
         ("baselines", {}, "accepted: holds no baseline"),
-        ("results", {}, "source.json cannot be read"),
+        ("results", {}, "update.txt cannot be read"),
+        ("source.json", {}, "source.json cannot be read"),
         (None, {"REASON": " "}, "REASON is not set"),
     ],
 )
 def test_what_cannot_be_proposed_is_one_line(accepted: Path, remove, variables, reason):
     if remove is not None:
-        shutil.rmtree(accepted / "accepted" / remove)
+        lost = accepted / "accepted" / remove
+        shutil.rmtree(lost) if lost.is_dir() else lost.unlink()
     done = proposed(accepted, **variables)
     assert done.returncode == 2
     assert reason in done.stderr

@@ -16,6 +16,7 @@ import argparse
 import math
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -147,19 +148,25 @@ def run(args: argparse.Namespace) -> int:
     from perfline.ab import text as compare_text
     from perfline.ab.record import Comparison
     from perfline.environment import today
+    from perfline.errors import RecordError
 
     sides, plans = _plans(args)
+    if args.markdown is not None and args.markdown.resolve() == args.out.resolve():
+        raise RecordError(f"{args.out}: is named by --out and by --markdown; name two files")
     compare_file.check_writable(args.out)
     if args.markdown is not None:
         compare_file.check_writable(args.markdown)
     comparison = Comparison(today(), True, command(args), {})
     try:
-        with launchers(sides, args.timeout) as launcher_of:
+        with _stopped_politely(), launchers(sides, args.timeout) as launcher_of:
             for so_far in _compared(plans, launcher_of, comparison):
                 comparison = so_far
                 compare_file.save(args.out, comparison)
     except KeyboardInterrupt:
         print("\nperfline: interrupted", file=sys.stderr)
+    except RecordError:  # a full disk, say: what was measured is told at least
+        print(compare_text.terminal(comparison, f"{args.out} (not written)"))
+        raise
     print(compare_text.terminal(comparison, str(args.out)))
     if args.markdown is not None:
         _write_markdown(args.markdown, compare_text.markdown(comparison))
@@ -167,6 +174,21 @@ def run(args: argparse.Namespace) -> int:
         return 130
     words = [found.word for found in comparison.cases.values()]
     return int(any(verdict.fails(word, args.strict) for word in words))
+
+
+@contextmanager
+def _stopped_politely() -> Iterator[None]:
+    """Let SIGTERM (a cancelled job) and SIGHUP (a closed terminal) end it as Ctrl-C does."""
+
+    def stop(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
@@ -298,8 +320,10 @@ def _write_markdown(path: Path, text: str) -> None:
     try:
         with path.open("a" if shared else "w", encoding="utf-8") as file:
             file.write(text)
-    except OSError as error:
-        raise RecordError(f"{path}: cannot be written: {error.strerror}") from error
+    except (OSError, UnicodeEncodeError) as error:
+        raise RecordError(
+            f"{path}: cannot be written: {getattr(error, 'strerror', error)}"
+        ) from error
 
 
 def _margin(text: str) -> float:

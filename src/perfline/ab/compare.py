@@ -21,7 +21,7 @@ from perfline.ab.pairs import Done, Task, interleaved, whole_launches
 from perfline.ab.record import CaseComparison, SideRecord
 from perfline.ab.sides import describe
 from perfline.case import Case, with_settings
-from perfline.errors import DeviceMemory, EngineError, WorkerError
+from perfline.errors import CaseError, DeviceMemory, EngineError, WorkerError
 from perfline.verdict import Verdict, Word
 
 FIRST_ROUNDS = 6  # kept rounds a side and launch, until the spreads are known
@@ -70,6 +70,13 @@ class _Incomparable(Exception):  # noqa: N818 - never leaves this module
 def begin(plan: Plan) -> CaseComparison:
     """The comparison before its first launch. CaseError where a side's settings are wrong."""
     cases = [with_settings(plan.case, plan.sides[name].settings) for name in SIDES]
+    for name in SIDES:
+        for key, _ in plan.sides[name].settings:
+            if key.startswith(("gates.", "compare.")) or key == "throughput.rounds":
+                raise CaseError(
+                    f"--set {key}: is no setting of a side; use --margin, --questions and --rounds "
+                    "here, and the case's file for its gates"
+                )
     found = CaseComparison(
         case=plan.case.id,
         title=plan.case.title,
@@ -156,10 +163,10 @@ def _check(found: CaseComparison, ready: Mapping[SideName, Ready]) -> None:
         raise _Incomparable(problem)
     for name in SIDES:
         first, now = found.sides[name], ready[name]
-        known = (first.digest, dict(first.facts), first.context.get("torch"))
-        if first.digest and known != (now.digest, dict(now.facts), now.context.get("torch")):
+        known = (first.digest, dict(first.facts), dict(first.context))
+        if first.digest and known != (now.digest, dict(now.facts), dict(now.context)):
             raise _Incomparable(
-                f"the {name} changed while it was compared (its case, data or torch): "
+                f"the {name} changed while it was compared (its case, data, code or versions): "
                 "leave them alone, and compare again"
             )
 
@@ -169,7 +176,8 @@ def _with_answers(
 ) -> tuple[CaseComparison, tuple[Verdict, ...]]:
     a, b = (done.answers[name] for name in SIDES)
     dtypes = (done.ready["baseline"].dtype, done.ready["candidate"].dtype)
-    record, answered = compare_gates.answers(plan.case, found.engine, a, b, dtypes)
+    case = with_settings(plan.case, plan.sides["baseline"].settings)
+    record, answered = compare_gates.answers(case, found.engine, a, b, dtypes)
     return replace(found, answers=record), answered
 
 

@@ -2,7 +2,7 @@
 
 The file is replaced, whole and at once, after every launch pair, and says ``partial`` until the
 comparison has ended by itself: what Ctrl-C or a kill leaves behind can be read. A pair's log ratio
-stands in it for people only: readers compute it from the rounds, as ``compare_record`` does.
+stands in it for people only: readers compute it from the rounds, as ``ab.record`` does.
 
 Schema 1: the first.
 """
@@ -26,10 +26,13 @@ from perfline.ab.record import (
 from perfline.ab.sequential import Decision
 from perfline.errors import RecordError
 from perfline.jsonfile import Node, Scalar
-from perfline.record import read_verdict
+from perfline.record import CASE_NAME, read_verdict
 
 SCHEMA = 1
 _FIX = "run perfline compare again"
+_LEAST, _MOST = 1e-12, 1e30  # no measurement lies beyond, and what follows from one stays finite
+_MOST_S = 1e12  # seconds: 30,000 years
+_MOST_LOG = 50.0  # a log ratio: B takes 5e21 times A's time
 
 
 def save(path: Path, comparison: Comparison) -> None:
@@ -51,10 +54,22 @@ def check_writable(path: Path) -> None:
 
 
 def load(path: Path) -> Comparison:
-    """Read a comparison's record; RecordError says which key of the file is wrong."""
+    """Read a comparison's record; RecordError says which key of the file is wrong.
+
+    A digest can be computed by anybody, so what no comparison can have measured is refused, too.
+    """
+    try:
+        return _load(path)
+    except RecursionError as failure:
+        shown = jsonfile.printable(str(path))
+        raise RecordError(f"{shown}: is nested too deeply; {_FIX}") from failure
+
+
+def _load(path: Path) -> Comparison:
     node = jsonfile.read(path, SCHEMA, RecordError, _FIX)
     if node.data.get("kind") != "compare":
         raise RecordError(f"{path}: is no record of perfline compare; name the file of its --out")
+    _check_numbers(node, node.data, "")
     comparison = Comparison(
         created=node.text("created"),
         partial=node.flag("partial"),
@@ -75,19 +90,34 @@ def _case_json(case: CaseComparison) -> dict[str, object]:
     return data
 
 
+def _check_numbers(node: Node, value: object, where: str) -> None:
+    """Refuse numbers in ``value``, at ``where`` in the file, that are no measurement."""
+    if isinstance(value, dict | list):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, item in items:
+            _check_numbers(node, item, f"{where}.{key}" if where else f"{key}")
+    elif isinstance(value, int | float) and abs(value) > _MOST:
+        node.fail(where, f"is {value:g} (expected at most {_MOST:g})")
+
+
 def _case(name: str, node: Node) -> CaseComparison:
+    if not CASE_NAME.fullmatch(name):
+        node.fail("title", f"is of a case named {name[:40]!r}, which perfline writes for none")
     sides = node.child("sides")
     answers = None if node.data.get("answers") is None else _answers(node.child("answers"))
     decision = None if node.data.get("decision") is None else _decision(node.child("decision"))
+    verdicts = tuple(map(read_verdict, node.items("verdicts")))
+    if not verdicts:
+        node.fail("verdicts", "is empty (expected at least the one on time)")
     return CaseComparison(
         case=name,
         title=node.text("title"),
         engine=node.text("engine"),
         weights=node.text("weights"),
         questions=_count(node, "questions"),
-        margin_fraction=_positive(node, "margin_fraction"),
+        margin_fraction=_positive(node, "margin_fraction", 1.0),
         looks=_looks(node),
-        alpha=_positive(node, "alpha"),
+        alpha=_positive(node, "alpha", 0.5),
         rounds=_count(node, "rounds"),
         rounds_reason=node.text("rounds_reason"),
         sides={side: _side(sides.child(side)) for side in SIDES},
@@ -96,7 +126,7 @@ def _case(name: str, node: Node) -> CaseComparison:
         pairs=tuple(map(_pair, node.items("pairs"))),
         answers=answers,
         decision=decision,
-        verdicts=tuple(map(read_verdict, node.items("verdicts"))),
+        verdicts=verdicts,
         notes=node.texts("notes"),
         problem=_text(node, "problem"),
         ended=node.flag("ended"),
@@ -159,10 +189,10 @@ def _round(node: Node) -> Round:
     return Round(
         start_s=node.number("start_s"),
         tokens=tokens,
-        core_s=_positive(node, "core_s"),
-        whole_s=_positive(node, "whole_s"),
+        core_s=_positive(node, "core_s", _MOST_S),
+        whole_s=_positive(node, "whole_s", _MOST_S),
         waited_fraction=node.optional_number("waited_fraction"),
-        joules=node.optional_number("joules"),
+        joules=node.optional_number("joules") and _positive(node, "joules", _MOST),
         faults=node.texts("faults"),
         health=node.scalars("health"),
     )
@@ -180,6 +210,9 @@ def _answers(node: Node) -> AnswersRecord:
 
 
 def _decision(node: Node) -> Decision:
+    for key in ("estimate", "low", "high"):
+        if abs(node.optional_number(key) or 0) > _MOST_LOG:
+            node.fail(key, f"is {node.number(key):g} (expected -{_MOST_LOG:g} to {_MOST_LOG:g})")
     word = node.optional_text("word")
     if word not in (None, "ok", "improved", "regressed", "unsure"):
         node.fail("word", f"is '{word}' (expected ok, improved, regressed, unsure or null)")
@@ -209,10 +242,10 @@ def _optional_count(node: Node, key: str) -> int | None:
     return None if node.optional_number(key) is None else _count(node, key)
 
 
-def _positive(node: Node, key: str) -> float:
+def _positive(node: Node, key: str, most: float) -> float:
     value = node.number(key)
-    if value <= 0:
-        node.fail(key, f"is {value:g} (expected a number above 0)")
+    if not _LEAST <= value <= most:
+        node.fail(key, f"is {value:g} (expected a number above 0: {_LEAST:g} to {most:g})")
     return value
 
 

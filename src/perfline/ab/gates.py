@@ -47,6 +47,7 @@ def other_work(a: Case, b: Case) -> str:
         "model.bos": (a.model.bos, b.model.bos),
         "throughput.sample": (a.throughput.sample, b.throughput.sample),
         "throughput.head": (a.throughput.head, b.throughput.head),
+        "throughput.min_round_s": (a.throughput.min_round_s, b.throughput.min_round_s),
     }
     for key, (old, new) in same_on_both.items():
         if old != new:

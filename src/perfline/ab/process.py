@@ -109,7 +109,8 @@ class Process:
         except WorkerError as error:
             self._fail(f"{error}; it was asked {self._asked}")
         self.end()
-        raise (DeviceMemory if kind == "DeviceMemory" else WorkerError)(f"{self.name}: {message}")
+        error_type = DeviceMemory if kind == "DeviceMemory" else WorkerError
+        raise error_type(f"{self.name}: {_harmless(_plain(message))}")
 
     def end(self) -> None:
         """Kill it, with all that it started, such as a compiler; safe to call twice."""
@@ -169,7 +170,7 @@ class Process:
         lines = _lines(self._stderr, max(0, size - _TAIL_BYTES), size)[-_TAIL_LINES:]
         self.end()
         said = "the end of its stderr:" if lines else "its stderr is empty"
-        raise WorkerError("\n    ".join([f"{message}; {said}", *lines]))
+        raise WorkerError(_harmless("\n    ".join([f"{message}; {said}", *lines])))
 
 
 def _size(file: IO[bytes]) -> int:
@@ -181,8 +182,20 @@ def _lines(file: IO[bytes], start: int, end: int) -> list[str]:
     raw = os.pread(file.fileno(), min(end - start, _TAIL_BYTES), start)
     text = _ESCAPE.sub("", raw.decode("utf-8", "replace"))
     shown = (line.rstrip().rpartition("\r")[2][:_LINE_LENGTH] for line in text.split("\n"))
-    plain = ("".join(c if c.isprintable() else " " for c in line) for line in shown)
-    return [line for line in plain if line.strip()]
+    return [line for line in map(_plain, shown) if line.strip()]
+
+
+def _plain(text: str) -> str:
+    """One line of printable characters."""
+    return "".join(c if c.isprintable() else " " for c in _ESCAPE.sub("", text))
+
+
+def _harmless(text: str) -> str:
+    """``text`` without what GitHub's runner obeys: ``::word::`` first on a line, ``##[`` anywhere.
+
+    A space goes before the second sign at the start of any word: who wraps it breaks lines there.
+    """
+    return re.sub(r"(?<!\S)::", ": :", text).replace("##[", "## [")
 
 
 def _ending(status: int | None) -> str:

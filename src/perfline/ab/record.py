@@ -17,7 +17,11 @@ from perfline.ab.sequential import Decision
 from perfline.verdict import Verdict, Word, worst
 
 # Names of environment variables whose values are not for a file.
-_SECRET = re.compile(r"token|secret|passw|credential|_key$|^key$", re.IGNORECASE)
+_SECRET = re.compile(
+    r"token|secret|pass|pwd|credential|cookie|auth|api_?key|_keys?$|^keys?$|(^|_)pat$",
+    re.IGNORECASE,
+)
+_LOGIN = re.compile(r"://[^/\s@]*:[^/\s@]*@")  # a password in an address
 
 Seconds = Literal["core_s", "whole_s"]
 
@@ -238,7 +242,10 @@ class Comparison:
 
 def shown_env(env: Mapping[str, str]) -> dict[str, str]:
     """Environment variables as a record may show them: without values that look secret."""
-    return {key: "(not recorded)" if _SECRET.search(key) else env[key] for key in env}
+    return {
+        key: "(not recorded)" if _SECRET.search(key) or _LOGIN.search(text) else text
+        for key, text in env.items()
+    }
 
 
 def per_token(measured: Round, seconds: Seconds = "core_s") -> float:

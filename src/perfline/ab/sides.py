@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from perfline.ab.nouns import Side, SideName
-from perfline.ab.worktree import GIT_PLACES, SCRATCH, git, work_tree
+from perfline.ab.worktree import GIT_PLACES, SCRATCH, git, sweep_scratch, work_tree
 from perfline.case import Case
 from perfline.environment import git_commit
 from perfline.errors import WorkerError
@@ -83,7 +83,14 @@ def find_python(given: str | None, name: str) -> Path:
     """
     if given is None:
         return Path(sys.executable)
-    path = Path(given).expanduser()
+    _check_text(given, "interpreter", name)
+    try:
+        path = Path(given).expanduser()
+    except RuntimeError as error:  # no such user
+        raise WorkerError(
+            f"{name}: no interpreter {given}: its ~ leads to no home; expected a Python, or a "
+            "virtual environment's directory"
+        ) from error
     if path.is_dir():
         inside = [path / "bin" / "python", path / "Scripts" / "python.exe"]
         found = next((python for python in inside if python.is_file()), None)
@@ -112,6 +119,7 @@ def places(sides: Sequence[Side], root: Path) -> Iterator[dict[SideName, Place]]
     ``root`` is the current directory. WorkerError, in one line, for a revision that git does not
     know.
     """
+    sweep_scratch()
     with ExitStack() as ends:
         scratch = Path(
             ends.enter_context(tempfile.TemporaryDirectory(prefix=SCRATCH.format(pid=os.getpid())))
@@ -197,6 +205,7 @@ def _setting(case: Case | None, key: str) -> str:
 def _pairs(given: Sequence[str], what: str, example: str, name: str) -> tuple[tuple[str, str], ...]:
     pairs: dict[str, str] = {}
     for text in given:
+        _check_text(text, what, name)
         key, sign, value = text.partition("=")
         if not sign or not key.strip() or "\0" in text:
             raise WorkerError(f"{name}: {what} {text!r}; expected KEY=VALUE, such as {example}")
@@ -204,6 +213,14 @@ def _pairs(given: Sequence[str], what: str, example: str, name: str) -> tuple[tu
             raise WorkerError(f"{name}: {what} '{key}' is given twice; expected it once")
         pairs[key] = value
     return tuple(pairs.items())
+
+
+def _check_text(text: str, what: str, name: str) -> None:
+    """Refuse bytes that are no UTF-8 (half surrogate pairs by now): no record could hold them."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise WorkerError(f"{name}: {what} {text!r} is no UTF-8; expected text") from error
 
 
 def _check_python(path: Path, name: str) -> None:

@@ -129,7 +129,8 @@ def _body(found: CaseComparison) -> list[str]:
     lines += reason_lines([v for v in _notable(found) if v.reason and not found.problem])
     lines += [f"  {line}" for line in _flips(found)]
     if found.problem:
-        lines += [f"  {line}" for line in found.problem.splitlines()]
+        problem = found.problem.replace("##[", "## [")  # GitHub's runner obeys it, as it does ::
+        lines += [f"  | {line}" for line in problem.splitlines()]
     return lines
 
 
@@ -205,10 +206,11 @@ def _rounds(found: CaseComparison) -> str:
 
 def _flips(found: CaseComparison) -> list[str]:
     lines = []
+    answered = found.questions if found.answers is None else found.answers.questions
     for verdict in found.verdicts:
         flips = verdict.flips
         if flips:
-            lines.append(f"answers that differ, of {found.questions}: {len(flips)}")
+            lines.append(f"answers that differ, of {answered}: {len(flips)}")
         for flip in flips[:FLIPS_SHOWN]:
             margin = "" if flip.margin is None else f"A's margin {flip.margin:.3g} logits"
             label = "" if verdict.metric == LOGITS else f"label {flip.label}"

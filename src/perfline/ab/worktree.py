@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,7 +60,7 @@ def _remove(root: Path, tree: Path) -> None:
     git(root, "worktree", "remove", "--force", str(tree))
     if tree.exists():  # git was stopped while it made it
         shutil.rmtree(tree, ignore_errors=True)
-        git(root, "worktree", "prune")
+    git(root, "worktree", "prune")
 
 
 def _sweep(root: Path) -> None:
@@ -67,9 +68,17 @@ def _sweep(root: Path) -> None:
     for line in git(root, "worktree", "list", "--porcelain").stdout.splitlines():
         tree = Path(line.removeprefix("worktree "))
         found = _TREE.search(str(tree)) if line.startswith("worktree ") else None
-        if found and tree.exists() and not _runs(int(found.group(1))):
-            _remove(root, tree)
+        if found and not _runs(int(found.group(1))):
+            _remove(root, tree)  # prunes, too: where the tree is gone, its entry may not be
             shutil.rmtree(tree.parent, ignore_errors=True)
+
+
+def sweep_scratch() -> None:
+    """Remove what runs that were killed left in the directory for temporary files."""
+    for left in Path(tempfile.gettempdir()).glob(SCRATCH.format(pid="*") + "*"):
+        found = re.match(r"perfline-(\d+)-", left.name)
+        if found and not _runs(int(found.group(1))):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _runs(pid: int) -> bool:

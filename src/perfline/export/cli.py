@@ -64,7 +64,7 @@ def add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def _run(args: argparse.Namespace) -> int:
-    from perfline import record
+    from perfline import jsonfile, record
     from perfline.errors import RecordError
     from perfline.export import exports
 
@@ -87,21 +87,22 @@ def _run(args: argparse.Namespace) -> int:
     if output is None:
         sys.stdout.write(text)
     else:
-        exports.write_text(output, text)
-        print(f"written: {output}")
+        jsonfile.write_text(output, text, RecordError)
+        print(jsonfile.printable(f"written: {output}"))
     return 0
 
 
 def _otava(path: Path, found: Sequence[Export], metrics: list[str], branch: str | None) -> int:
     from perfline.errors import RecordError
     from perfline.export import otava as export_otava
+    from perfline.jsonfile import printable
 
     if len(found) != 1:
         names = ", ".join(export.case.case for export in found)
         raise RecordError(f"an Otava CSV holds one case: name one of {names} with --case")
     new = export_otava.row(found[0], metrics, branch)
     rows = export_otava.append(path, new)
-    print(f"written: {path} ({rows} {'row' if rows == 1 else 'rows'})")
+    print(printable(f"written: {path} ({rows} {'row' if rows == 1 else 'rows'})"))
     if rows == 1:
         print(f"Otava reads it with this otava.yaml:\n\n{export_otava.config(path, new)}", end="")
     return 0
@@ -109,10 +110,11 @@ def _otava(path: Path, found: Sequence[Export], metrics: list[str], branch: str 
 
 def _lm_eval(directory: Path, found: Sequence[Export], case_dirs: Sequence[Path]) -> int:
     from perfline.export import lm_eval as export_lm_eval
+    from perfline.jsonfile import printable
 
     cases = _definitions((export.case.case for export in found), case_dirs)
     for path in export_lm_eval.write(directory, found, cases):
-        print(f"written: {path}")
+        print(printable(f"written: {path}"))
     return 0
 
 

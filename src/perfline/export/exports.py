@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
-import secrets
 import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -146,23 +144,6 @@ def key(metric: Metric) -> str:
 def slug(metric: Metric) -> str:
     """Return :func:`key` as a slug: ``p-infer-core-tok-per-s``."""
     return key(metric).replace("_", "-")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace ``path`` by ``text``: at once, or not at all; RecordError where that fails."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("x", encoding="utf-8", newline="") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as failure:
-        raise RecordError(f"{path}: cannot be written: {failure.strerror}") from failure
 
 
 def undisturbed(case: CaseRecord) -> dict[str, Metric]:

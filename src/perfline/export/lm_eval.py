@@ -23,7 +23,8 @@ from perfline import __version__
 from perfline.case import Case, WeightsKind
 from perfline.engine import EngineName
 from perfline.errors import RecordError
-from perfline.export.exports import Export, write_text
+from perfline.export.exports import Export
+from perfline.jsonfile import write_text
 from perfline.lengths import recorded_lengths
 from perfline.stored import StoredAnswers, question_key
 from perfline.throughput import PREFIX
@@ -70,10 +71,10 @@ def write(directory: Path, found: Sequence[Export], cases: Mapping[str, Case]) -
             date = export.created.replace(":", "-")
             for task in tasks:
                 lines = "".join(f"{_line(sample)}\n" for sample in _samples(task))
-                write_text(folder / f"samples_{task.name}_{date}.jsonl", lines)
+                write_text(folder / f"samples_{task.name}_{date}.jsonl", lines, RecordError)
             written.append(folder / f"results_{date}.json")
             text = json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False)
-            write_text(written[-1], text + "\n")
+            write_text(written[-1], text + "\n", RecordError)
     if not written:
         raise RecordError(
             "the record holds no answers (or they are invalid): run `pytest -m accuracy` first"

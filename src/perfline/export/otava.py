@@ -20,7 +20,7 @@ import yaml
 
 from perfline import jsonfile
 from perfline.errors import RecordError
-from perfline.export.exports import Export, key, write_text
+from perfline.export.exports import Export, key
 from perfline.metrics import Metric
 
 # What must not change within a file, or rows do not compare.
@@ -92,7 +92,7 @@ def append(path: Path, new: Row) -> int:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerows([new.header, *rows, new.cells])
-        write_text(path, text.getvalue())
+        jsonfile.write_text(path, text.getvalue(), RecordError)
     return len(rows) + 1
 
 
@@ -129,6 +129,9 @@ def _metric(export: Export, name: str) -> Metric:
 
 
 def _read(path: Path) -> tuple[list[str], list[list[str]]]:
+    if jsonfile.is_special(path):  # a FIFO would wait for its writer for ever
+        shown = jsonfile.printable(str(path))
+        raise RecordError(f"{shown}: is no regular file, and rows cannot be appended to it")
     try:
         with path.open(encoding="utf-8", newline="") as file:
             rows = list(csv.reader(file))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import secrets
 import shlex
 import sys
 from pathlib import Path
@@ -70,6 +69,18 @@ def add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(args: argparse.Namespace) -> int:
     """Write the report; 0, whatever it says: the verdict's exit status is pytest's."""
+    try:
+        return _report(args)
+    except UnicodeEncodeError as failure:  # a file's name that is no UTF-8, a terminal of ASCII
+        sign = repr(failure.object[failure.start])
+        raise PerflineError(
+            f"the report would hold {sign}, which {failure.encoding} has not: give files and "
+            "directories names in UTF-8, and write to a file (-o)"
+        ) from failure
+
+
+def _report(args: argparse.Namespace) -> int:
+    from perfline import jsonfile
     from perfline.page import inputs as page_inputs
 
     target: Path | None = args.output
@@ -81,7 +92,8 @@ def run(args: argparse.Namespace) -> int:
     places = page_inputs.Places(args.baselines, tuple(args.case_dir), args.data_dir)
     inputs = page_inputs.gather(args.records, places)
     for line in inputs.left_out:
-        print(f"perfline: left out of the history: {line}", file=sys.stderr)
+        shown = jsonfile.printable(f"perfline: left out of the history: {line}")
+        print(shown, file=sys.stderr)
     if args.format == "html":
         from perfline.page import page
 
@@ -93,24 +105,10 @@ def run(args: argparse.Namespace) -> int:
     if target is None:
         sys.stdout.write(text)
         return 0
-    _write(target, text)
-    print(f"written: {shlex.quote(os.fspath(target))}")
+    jsonfile.write_text(target, text, PerflineError)
+    print(jsonfile.printable(f"written: {shlex.quote(os.fspath(target))}"))
     return 0
 
 
 def _same(one: Path, other: Path) -> bool:
     return one.exists() and other.exists() and one.samefile(other)
-
-
-def _write(path: Path, text: str) -> None:
-    """Replace the file at once, or not at all."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_text(text, encoding="utf-8")
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as failure:
-        raise PerflineError(f"{path}: cannot be written: {failure.strerror}") from failure

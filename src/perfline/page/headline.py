@@ -83,6 +83,7 @@ def _compared(comparisons: Sequence[Comparison], strict: bool) -> tuple[Word, st
     word = worst(v for each in comparisons for case in each.cases.values() for v in case.verdicts)
     if any(each.partial for each in comparisons):
         return word, f"stopped before its end, {word}", 130
+    strict = strict or any("--strict" in each.command.split() for each in comparisons)
     return word, word, int(fails(word, strict))
 
 

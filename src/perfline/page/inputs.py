@@ -27,6 +27,7 @@ from perfline.verdict import WORST_FIRST, Verdict, Word
 
 _MOST_PAST = 400  # records in one history: more than a year of nights
 _FIX = "run pytest again"
+_LARGEST = 1e100  # no measurement is beyond it, and the charts' sums and squares stay finite
 
 
 @dataclass(frozen=True)
@@ -98,8 +99,13 @@ class Places:
 def gather(paths: Sequence[Path], places: Places) -> Inputs:
     """Read the first session's record, every comparison, and the rest as its history.
 
-    RecordError where the first file, or a comparison, cannot be read.
+    RecordError where the first file, or a comparison, cannot be read, and for any device or FIFO:
+    files are read twice, and from a FIFO it would wait for ever.
     """
+    for path in paths:
+        if jsonfile.is_special(path):
+            shown = jsonfile.printable(str(path))
+            raise RecordError(f"{shown}: is no regular file; save it to one, and name that")
     comparing = {path for path in paths if _is_comparison(path)}
     sessions = [path for path in paths if path not in comparing]
     known, why_unknown = _known_cases(places.case_dirs)
@@ -108,6 +114,7 @@ def gather(paths: Sequence[Path], places: Places) -> Inputs:
         return Inputs(None, None, {}, comparisons)
     path, others = sessions[0], sessions[1:]
     current = record.load(path)
+    _check_numbers(path, current)
     past, left_out = _past(others, current)
     cases = {
         name: _case_inputs(measured, current, known.get(name), why_unknown, places, past)
@@ -122,6 +129,19 @@ def _is_comparison(path: Path) -> bool:
         return jsonfile.read(path, record.SCHEMA, RecordError, _FIX).data.get("kind") == "compare"
     except RecordError:
         return False
+
+
+def _check_numbers(path: Path, current: Record) -> None:
+    """RecordError for numbers that nobody measured, and that no chart can take."""
+    for name, case in current.cases.items():
+        for metric in case.metrics.values():
+            for value in (metric.value, *metric.samples):
+                if abs(value) > _LARGEST:
+                    line = (
+                        f"{path}: key 'cases.{name}.metrics.{metric.name}' holds {value:g} "
+                        f"(expected at most {_LARGEST:g}); {_FIX}"
+                    )
+                    raise RecordError(jsonfile.printable(line))
 
 
 def _flags(path: Path, places: Places) -> str:

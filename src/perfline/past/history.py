@@ -9,6 +9,7 @@ session that lies there twice counts once.
 from __future__ import annotations
 
 import json
+import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from typing import Literal
 from perfline import record as records
 from perfline.errors import RecordError
 from perfline.export.exports import undisturbed
-from perfline.jsonfile import Scalar
+from perfline.jsonfile import Scalar, printable
 from perfline.metrics import Metric
 from perfline.record import CaseRecord, Record
 from perfline.report import WIDTH, number
@@ -88,7 +89,8 @@ class History:
 def scan(directory: Path) -> History:
     """Read every ``*.json`` below ``directory``; RecordError where that is no directory."""
     if not directory.is_dir():
-        raise RecordError(f"{directory}: is no directory of records; name one, or run pytest first")
+        shown = printable(str(directory))
+        raise RecordError(f"{shown}: is no directory of records; name one, or run pytest first")
     rows: dict[tuple[object, ...], Row] = {}
     broken: list[str] = []
     kinds = Counter[str]()
@@ -119,7 +121,7 @@ def only(history: History, cases: Sequence[str]) -> History:
     for name in cases:
         if name not in there:
             raise RecordError(
-                f"no record holds case '{name}' (there: {', '.join(there) or 'none'})"
+                printable(f"no record holds case '{name}' (there: {', '.join(there) or 'none'})")
             )
     chosen = tuple(row for row in history.rows if not cases or row.case.case in cases)
     return replace(history, rows=chosen)
@@ -130,7 +132,9 @@ def check_metrics(history: History, names: Iterable[str]) -> None:
     there = sorted({name for row in history.rows for name in row.case.metrics})
     for name in names:
         if history.rows and name not in there:
-            raise RecordError(f"no record holds metric '{name}' (there: {', '.join(there)})")
+            raise RecordError(
+                printable(f"no record holds metric '{name}' (there: {', '.join(there)})")
+            )
 
 
 def text(history: History, metrics: Sequence[str] = KEY_METRICS) -> str:
@@ -141,11 +145,12 @@ def text(history: History, metrics: Sequence[str] = KEY_METRICS) -> str:
         name, weights, machine, dtype, digest = group
         redefined = sum(other[:-1] == group[:-1] for other in groups) > 1
         heading = f"{name} on {machine} ({dtype}, {weights} weights)"
-        parts.append(heading + (f"\n  definition {digest}" if redefined else ""))
+        parts.append(printable(heading))
+        parts += [printable(f"  definition {digest}")] if redefined else []
         parts += [*_tables(rows, metrics), ""]
     if not history.rows:
         parts.append("no record here yet; pytest writes one, and --results=FILE says where")
-    parts += [f"broken, left out: {line}" for line in history.broken]
+    parts += [_wrapped(f"broken, left out: {line}") for line in history.broken]
     if history.comparisons:
         parts.append(f"{_count(history.comparisons, 'record')} of perfline compare left out")
     if history.others:
@@ -167,8 +172,8 @@ def as_json(history: History, metrics: Sequence[str] = ()) -> dict[str, object]:
 
 
 def dump(data: Mapping[str, object]) -> str:
-    """Return JSON text."""
-    return json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False)
+    """Return JSON text, in ASCII: what a terminal would obey is escaped."""
+    return json.dumps(data, indent=1, allow_nan=False)
 
 
 def moment(row: Row) -> str:
@@ -253,9 +258,18 @@ def _width(columns: Sequence[Sequence[str]]) -> int:
 
 
 def _table(columns: Sequence[Sequence[str]]) -> str:
-    padded = [[cell.ljust(max(map(len, column))) for cell in column] for column in columns]
+    padded = [
+        [printable(cell).ljust(max(map(len, column))) for cell in column] for column in columns
+    ]
     lines = [_GAP.join(cells).rstrip() for cells in zip(*padded, strict=True)]
     return "\n".join(line for line in lines if line)
+
+
+def _wrapped(line: str) -> str:
+    wrapped = textwrap.wrap(
+        printable(line), WIDTH, subsequent_indent="  ", break_on_hyphens=False
+    )  # long names are broken: --json has them whole
+    return "\n".join(wrapped)
 
 
 def _row_json(row: Row, metrics: Sequence[str]) -> dict[str, object]:

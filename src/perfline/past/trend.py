@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from perfline.errors import PerflineError
+from perfline.jsonfile import printable
 from perfline.metrics import Direction
 from perfline.past.history import History, Row, commit, moment
 from perfline.report import WIDTH, context_change, number
@@ -236,7 +237,7 @@ def _p_shown(p_value: float) -> str:
 
 def _wrapped(sentence: str, indent: str = "  ") -> list[str]:
     return textwrap.wrap(
-        sentence,
+        printable(sentence),
         WIDTH,
         initial_indent=indent,
         subsequent_indent=f"{indent}  " if indent else "",
