@@ -54,13 +54,16 @@ class Lead:
         self.group.alive()
 
     def prepare(self, case: str, engine: EngineName | None) -> None:
-        """Have the others load the case, and make the engine ready, in the meantime."""
+        """Have the others load the case, and make the engine ready, in the meantime.
+
+        RankError where a rank is lost: before a pass begins anew, and its journal with it.
+        """
+        self._check()
         self.group.post({"do": "prepare", "case": case, "engine": engine})
 
     def answer(self, run: AccuracyRun, prompts: Sequence[Prompt], keep: Keep | None) -> list[Part]:
         """Answer every prompt once; RankError names the rank that failed or is silent."""
-        if self.broken:
-            raise RankError(self.broken)
+        self._check()
         units = cut(prompts, self.ranks, run.cost)
         command = {
             "do": "answer",
@@ -80,6 +83,10 @@ class Lead:
         finally:
             self.group.close(number, len(units))
         return collected.parts
+
+    def _check(self) -> None:
+        if self.broken:
+            raise RankError(self.broken)
 
     def end(self, status: int, wait: bool) -> None:
         """Tell the others that it is over; ``wait`` until they are, RankError where one is not.

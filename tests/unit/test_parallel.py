@@ -196,6 +196,8 @@ def test_a_rank_that_took_questions_and_is_silent_is_named():
     thread.join(timeout=20)
     with pytest.raises(RankError, match="waited for rank 1"):  # at once: it is still stuck
         lead.answer(slow, asked, None)
+    with pytest.raises(RankError, match="waited for rank 1"):
+        lead.prepare("fake", "eager")
 
 
 def test_a_rank_that_took_questions_and_died_before_it_said_so_is_not_waited_for_forever():
