@@ -54,7 +54,6 @@ def join(timeout_s: float) -> Group:
 
     RankError where they are not reached, or where the device is not to be had.
     """
-    from torch.distributed import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
     environ, host = os.environ, socket.gethostname()
@@ -68,8 +67,7 @@ def join(timeout_s: float) -> Group:
             f"rank {rank} on {host} did not reach the store at {place} within {timeout_s:g} s "
             f"({first})"
         ) from error
-    if isinstance(store, PrefixStore):  # some versions of torch put one an attempt
-        store = store.underlying_store
+    store = getattr(store, "underlying_store", store)  # some versions of torch prefix an attempt
     group = Group(rank, ranks, host, store, timeout_s, attempt())
     group.join()
     _take_device(group, int(environ.get("LOCAL_RANK") or 0))

@@ -1,7 +1,7 @@
 """Two ranks on this machine's CPU, started by torchrun as a user starts them, on the real suite.
 
-A plugin that every rank loads makes rank 0 wait until rank 1 has work, or it would have answered the
-few questions asked here before rank 1 has loaded its model. tests/plugin has all faults.
+A plugin that every rank loads makes rank 0 wait until rank 1 has work, or it would have answered
+the few questions asked here before rank 1 has loaded its model. tests/plugin has all faults.
 """
 
 from __future__ import annotations
