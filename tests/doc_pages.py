@@ -14,7 +14,7 @@ MEASURE = "make perf"
 # Programs of others: what they are given is theirs, but for files of this repository.
 FOREIGN = {"apt-get", "cat", "cd", "chmod", "chown", "curl", "echo", "export", "gh", "git", "hf"}
 FOREIGN |= {"install", "nvidia-smi", "pip", "systemctl", "tar", "tee", "ubuntu-drivers", "useradd"}
-FOREIGN |= {"./config.sh"}
+FOREIGN |= {"./config.sh", "sbatch", "torchrun"}
 OURS = {"perfline", "pytest", "make", "python", "bash", "."}
 
 

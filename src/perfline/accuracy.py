@@ -8,21 +8,21 @@ plain way (``verify``), and a sequential run stops at the first look that makes 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-from perfline.answers import Answers, no_answers, subset
-from perfline.engine import Clock, CompileCounts, Engine, Progress, run_pass
+from perfline.answers import Answers, no_answers, subset, union
+from perfline.engine import Clock, CompileCounts, Engine, EngineName, Progress, run_pass
 from perfline.journal import Journal
 from perfline.mmlu import Prompt
+from perfline.part import Keep, Part, SharedRunner, plain_part, shared_part
 from perfline.tiers import tier_order
 
 # Shares of all questions at which a sequential run looks; fixed in advance, alpha is split evenly.
 LOOKS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
-
-KEEP_EVERY = 16  # plain answers that an interrupt may cost
 
 
 @dataclass(frozen=True)
@@ -46,52 +46,21 @@ class AccuracyOptions:
     journals: Path | None = None
 
 
-class SharedPass(Protocol):
-    """What a shared-prefix pass measures (``shared_prefix.SharedPass``)."""
+class Share(Protocol):
+    """What shares a pass among the ranks of a job (``parallel.Lead``); this process is rank 0."""
 
     @property
-    def answers(self) -> Answers:
-        """One row per prompt."""
+    def ranks(self) -> int:
+        """How many there are."""
 
-    @property
-    def computed_tokens(self) -> int:
-        """Tokens really run, padding left out."""
+    def prepare(self, case: str, engine: EngineName | None) -> None:
+        """Have the other ranks load the case, and make the engine ready, in the meantime."""
 
-    @property
-    def padded_tokens(self) -> int:
-        """Padding run beside them."""
+    def answer(self, run: AccuracyRun, prompts: Sequence[Prompt], keep: Keep | None) -> list[Part]:
+        """Answer every prompt once, here or elsewhere; every batch goes to ``keep``."""
 
-    @property
-    def core_s(self) -> float:
-        """Seconds in forwards."""
-
-    @property
-    def flops(self) -> float | None:
-        """Really executed; None where not known."""
-
-    @property
-    def halvings(self) -> int:
-        """How often memory ran out."""
-
-
-class SharedRunner(Protocol):
-    """What answers prompts by shared prefixes (``shared_prefix.SharedPrefixRunner``)."""
-
-    def plan(self, prompts: Sequence[Prompt]) -> Any:
-        """Plan the forwards."""
-
-    def warm_up(self, plan: Any) -> None:
-        """Compile what any plan needs."""
-
-    def run(
-        self,
-        prompts: Sequence[Prompt],
-        plan: Any,
-        clock: Clock,
-        progress: Progress | None,
-        on_batch: Callable[[Answers], None] | None,
-    ) -> SharedPass:
-        """Answer every prompt."""
+    def alive(self) -> None:
+        """Tell the other ranks that this one still works."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +78,8 @@ class AccuracyPass:
         flops: really executed, padding included; None where not known.
         counts: what was compiled after the warm-up; must be nothing.
         looks: among how many looks the error rates are split; 1 for a run that was not sequential.
+        ranks: among how many processes it was shared; ``core_s`` and ``flops`` are of all of them.
+        by_rank: how many questions each of them answered.
         reference: the plain answers to the verified questions; None where nothing was verified.
     """
 
@@ -126,6 +97,8 @@ class AccuracyPass:
     halvings: int = 0
     counts: CompileCounts = field(default_factory=CompileCounts)
     looks: int = 1
+    ranks: int = 1
+    by_rank: Mapping[int, int] = field(default_factory=dict)
     reference: Answers | None = None
 
 
@@ -138,6 +111,7 @@ class AccuracyRun:
         oracle: the engine that answers the verified questions, by the plain path.
         runner: answers by shared prefixes; None where there is no such path.
         identity: what the journal's answers belong to.
+        share: shares the questions with other ranks; None where this process is alone.
     """
 
     engine: Engine
@@ -147,6 +121,7 @@ class AccuracyRun:
     identity: Mapping[str, str]
     clock: Clock = time.perf_counter
     progress: Progress | None = None
+    share: Share | None = None
 
     @property
     def shared(self) -> bool:
@@ -173,14 +148,9 @@ class AccuracyRun:
             asked_of=len(prompts),
             path="shared-prefix" if self.shared else "plain",
             looks=len(stages),
+            ranks=1 if self.share is None else self.share.ranks,
         )
-        done = replace(done, resumed=len(done.answers.ids))
-        begin = self.clock()
-        if self.shared:
-            assert self.runner is not None
-            self.runner.warm_up(self.runner.plan(chosen))
-        done = replace(done, warmup_s=self.clock() - begin)
-        before = self.engine.compile_counts()
+        done = replace(done, resumed=len(done.answers.ids), warmup_s=self.warm_up(chosen))
         for stage in stages:
             have = set(done.answers.ids)
             todo = [prompt for prompt in chosen[:stage] if prompt.id not in have]
@@ -191,11 +161,8 @@ class AccuracyRun:
                 and certain(done.answers, len(stages), len(chosen))
             ):
                 break
-        done = replace(
-            done,
-            answers=_in_order(done.answers, [prompt.id for prompt in prompts]),
-            counts=self.engine.compile_counts() - before,
-        )
+        ordered = _in_order(done.answers, [prompt.id for prompt in prompts])
+        done = replace(done, answers=ordered)
         return self._verified(done, prompts) if self.shared else done
 
     def forget(self) -> None:
@@ -203,6 +170,31 @@ class AccuracyRun:
         journal = self._journal(resume=True)
         if journal is not None:
             journal.finish()
+
+    def warm_up(self, prompts: Sequence[Prompt]) -> float:
+        """Compile what a pass over ``prompts`` needs; seconds."""
+        begin = self.clock()
+        if self.shared:
+            assert self.runner is not None
+            self.runner.warm_up(self.runner.plan(prompts))
+        return self.clock() - begin
+
+    def cost(self, prompts: Sequence[Prompt]) -> int:
+        """Tokens that this process would run to answer ``prompts``, padding included."""
+        if self.shared:
+            assert self.runner is not None
+            plan = self.runner.plan(prompts)
+            return int(plan.computed_tokens + plan.padded_tokens)
+        return sum(len(prompt.ids) for prompt in prompts)
+
+    def part(
+        self, prompts: Sequence[Prompt], keep: Keep | None, progress: Progress | None = None
+    ) -> Part:
+        """Answer ``prompts`` in this process."""
+        if self.shared:
+            assert self.runner is not None
+            return shared_part(self.engine, self.runner, prompts, self.clock, progress, keep)
+        return plain_part(self.engine, prompts, self.clock, progress, keep)
 
     def _add(
         self, done: AccuracyPass, prompts: Sequence[Prompt], journal: Journal | None
@@ -212,44 +204,27 @@ class AccuracyRun:
             return done
         keep = journal.append if journal is not None else None
         begin = self.clock()
-        if self.shared:
-            assert self.runner is not None
-            plan = self.runner.plan(prompts)
-            shared = self.runner.run(prompts, plan, self.clock, self.progress, keep)
-            answers, core_s, flops = shared.answers, shared.core_s, shared.flops
-            computed, padded = shared.computed_tokens, shared.padded_tokens
-            halvings = shared.halvings
+        if self.share is not None:
+            parts = self.share.answer(self, prompts, keep)
         else:
-            answers, core_s = self._plain(prompts, keep)
-            computed, padded, halvings = sum(len(prompt.ids) for prompt in prompts), 0, 0
-            each = [self.engine.flops(len(prompt.ids), "last") for prompt in prompts]
-            flops = None if None in each else sum(f for f in each if f is not None)
+            parts = [self.part(prompts, keep, self.progress)]
+        flops = [done.flops, *(part.flops for part in parts)]
+        by_rank = Counter(done.by_rank)
+        for part in parts:
+            by_rank[part.rank] += len(part.answers.ids)
         return replace(
             done,
-            answers=done.answers.merge(answers) if done.answers.ids else answers,
-            served_tokens=done.served_tokens + sum(len(prompt.ids) for prompt in prompts),
-            computed_tokens=done.computed_tokens + computed,
-            padded_tokens=done.padded_tokens + padded,
-            core_s=done.core_s + core_s,
+            answers=union([done.answers, *(part.answers for part in parts)]),
+            served_tokens=done.served_tokens + sum(part.served_tokens for part in parts),
+            computed_tokens=done.computed_tokens + sum(part.computed_tokens for part in parts),
+            padded_tokens=done.padded_tokens + sum(part.padded_tokens for part in parts),
+            core_s=done.core_s + sum(part.core_s for part in parts),
             whole_s=done.whole_s + self.clock() - begin,
-            flops=None if flops is None or done.flops is None else done.flops + flops,
-            halvings=done.halvings + halvings,
+            flops=None if None in flops else sum(f for f in flops if f is not None),
+            halvings=done.halvings + sum(part.halvings for part in parts),
+            counts=sum((part.counts for part in parts), start=done.counts),
+            by_rank=dict(sorted(by_rank.items())),
         )
-
-    def _plain(
-        self, prompts: Sequence[Prompt], keep: Callable[[Answers], None] | None
-    ) -> tuple[Answers, float]:
-        """Answer one prompt a forward, kept batch by batch; and the seconds in forwards."""
-        answers, core_s = no_answers(), 0.0
-        for start in range(0, len(prompts), KEEP_EVERY):
-            batch = run_pass(self.engine, prompts[start : start + KEEP_EVERY], "last", self.clock)
-            if keep is not None:
-                keep(batch.answers)
-            answers = answers.merge(batch.answers) if answers.ids else batch.answers
-            core_s += batch.core_s
-            if self.progress is not None:
-                self.progress(len(answers.ids), len(prompts))
-        return answers, core_s
 
     def _verified(self, done: AccuracyPass, prompts: Sequence[Prompt]) -> AccuracyPass:
         """Answer some of the answered questions again, the plain way, spread over subjects."""
@@ -258,7 +233,10 @@ class AccuracyRun:
         sample = choose(candidates, min(self.options.verify, len(candidates)))
         if not sample:
             return done
-        return replace(done, reference=run_pass(self.oracle, sample, "last", self.clock).answers)
+        share = self.share
+        seen = None if share is None else lambda done, total: share.alive()
+        again = run_pass(self.oracle, sample, "last", self.clock, seen)
+        return replace(done, reference=again.answers)
 
     def _journal(self, resume: bool) -> Journal | None:
         folder = self.options.journals

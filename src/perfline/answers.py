@@ -61,16 +61,25 @@ class Answers:
 
     def merge(self, other: Answers) -> Answers:
         """Return both sets of answers; DataError where they share a question."""
-        if (self.labels is None) != (other.labels is None):
-            raise DataError("answers with labels do not merge with answers without")
-        return Answers(
-            ids=self.ids + other.ids,
-            letter_logits=np.concatenate([self.letter_logits, other.letter_logits]),
-            argmax=np.concatenate([self.argmax, other.argmax]),
-            argmax_letter=self.argmax_letter + other.argmax_letter,
-            labels=None if self.labels is None else self.labels + cast("str", other.labels),
-            shots=self.shots + other.shots,
-        )
+        return union([self, other])
+
+
+def union(parts: Sequence[Answers]) -> Answers:
+    """Return all answers, in the order of the parts; DataError where two share a question."""
+    some = [part for part in parts if part.ids]
+    if not some:
+        return no_answers()
+    labels = [part.labels for part in some]
+    if None in labels and any(label is not None for label in labels):
+        raise DataError("answers with labels do not merge with answers without")
+    return Answers(
+        ids=tuple(name for part in some for name in part.ids),
+        letter_logits=np.concatenate([part.letter_logits for part in some]),
+        argmax=np.concatenate([part.argmax for part in some]),
+        argmax_letter="".join(part.argmax_letter for part in some),
+        labels=None if None in labels else "".join(label for label in labels if label),
+        shots=tuple(shots for part in some for shots in part.shots),
+    )
 
 
 def full_vocab_letter(decoded: str) -> str:

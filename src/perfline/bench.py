@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Protocol
 
 from perfline import throughput
-from perfline.accuracy import AccuracyOptions, AccuracyPass, AccuracyRun, SharedRunner
+from perfline.accuracy import AccuracyOptions, AccuracyPass, AccuracyRun, Share, choose
 from perfline.answers import Answers, accuracy
 from perfline.case import Case, Scoring, WeightsKind
 from perfline.device import Device
 from perfline.engine import Clock, Engine, EngineName, Progress, run_pass
 from perfline.metrics import Metric
 from perfline.mmlu import Prompt, stratified_sample
+from perfline.part import SharedRunner
 from perfline.telemetry import watch
 from perfline.throughput import PREFIX, Ready, Stopwatch, Timings
 
@@ -115,6 +116,7 @@ class Bench:
         full_pass: throughput is timed over all questions, once, as published.
         say: takes lines for the user, such as that memory ran out and the run goes on with less.
         software: machine and versions, which a journal's answers belong to.
+        share: shares accuracy passes with other ranks; None where this process is alone.
     """
 
     case: Case
@@ -127,6 +129,7 @@ class Bench:
     say: Callable[[str], None] = lambda line: None
     options: AccuracyOptions = field(default_factory=AccuracyOptions)
     software: Mapping[str, str] = field(default_factory=dict)
+    share: Share | None = None
     _ready: dict[EngineName, Ready] = field(default_factory=dict)
     _runs: dict[EngineName, AccuracyRun] = field(default_factory=dict)
     _passes: dict[EngineName, AccuracyPass] = field(default_factory=dict)
@@ -173,10 +176,22 @@ class Bench:
                 self._passes[name] = AccuracyPass(answers, len(answers.ids), "plain")
             else:
                 run = self._runs[name] = self._accuracy_run(name)
+                if self.share is not None:
+                    self.share.prepare(self.case.id, name)
                 if not run.shared:
                     self.ready(name)
                 self._passes[name] = run.answer(self.opened.prompts, certain)
         return self._passes[name]
+
+    def helper(self, name: EngineName) -> AccuracyRun:
+        """What answers another rank's questions, compiled and warm; done once."""
+        if name not in self._runs:
+            run = self._accuracy_run(name)
+            if not run.shared:
+                self.ready(name)
+            run.warm_up(choose(self.opened.prompts, self.options.questions))
+            self._runs[name] = run
+        return self._runs[name]
 
     def forget_journals(self) -> None:
         """The answers are in a record: their journals have done their work."""
@@ -260,6 +275,10 @@ class Bench:
             notes[f"accuracy_path_{PREFIX[name]}"] = done.path
             if done.resumed:
                 notes[f"accuracy_resumed_{PREFIX[name]}"] = done.resumed
+            if done.ranks > 1:
+                notes[f"accuracy_ranks_{PREFIX[name]}"] = done.ranks
+                given = ", ".join(str(done.by_rank.get(rank, 0)) for rank in range(done.ranks))
+                notes[f"accuracy_questions_by_rank_{PREFIX[name]}"] = given
             if done.halvings:
                 notes[f"accuracy_halvings_{PREFIX[name]}"] = done.halvings
         for name, timings in self._timings.items():
@@ -290,6 +309,7 @@ class Bench:
             },
             clock=self.clock,
             progress=self._progress_of(f"{name} accuracy"),
+            share=self.share,
         )
 
     def _e2e_s(self) -> float:
@@ -345,7 +365,7 @@ def _cost(prefix: str, done: AccuracyPass, peak: float | None) -> list[Metric]:
         Metric(f"{prefix}_warmup_time", done.warmup_s, "s", "info"),
         Metric(f"{prefix}_time", done.whole_s, "s", "info"),
         Metric(f"{prefix}_questions_per_s", asked / done.whole_s, "questions/s", "info"),
-        Metric(f"{prefix}_core", done.core_s / done.whole_s, "fraction", "info"),
+        Metric(f"{prefix}_core", done.core_s / done.ranks / done.whole_s, "fraction", "info"),
     ]
     if peak is not None and done.flops:
         utilisation = done.flops / done.core_s / peak

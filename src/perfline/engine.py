@@ -50,6 +50,15 @@ class CompileCounts:
             self.cache_misses - earlier.cache_misses,
         )
 
+    def __add__(self, other: CompileCounts) -> CompileCounts:
+        """What happened in both."""
+        return CompileCounts(
+            self.graphs + other.graphs,
+            self.graph_breaks + other.graph_breaks,
+            self.cache_hits + other.cache_hits,
+            self.cache_misses + other.cache_misses,
+        )
+
     @property
     def cache(self) -> str | None:
         """``cold`` or ``warm``; None where nothing was compiled or no cache was asked."""

@@ -12,7 +12,8 @@ what was expected and what to do::
     │   └── DeviceMemory   ... because the device's memory is full
     ├── BaselineError      a baseline file is torn, hand-edited, or refused
     ├── RecordError        a results file is torn, partial, or of another schema
-    └── WorkerError        a process of one side of a comparison crashed, hung or refused
+    ├── WorkerError        a process of one side of a comparison crashed, hung or refused
+    └── RankError          a rank of a torchrun job failed, hung, or is of another kind
 """
 
 from __future__ import annotations
@@ -64,3 +65,7 @@ class WorkerError(PerflineError):
 
     The message names the side, what it was asked, how it ended, and the end of its stderr.
     """
+
+
+class RankError(PerflineError):
+    """A rank of a torchrun job failed, hung or does not match; the message names rank and host."""

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from perfline.answers import Answers
+from perfline.answers import Answers, union
 from perfline.errors import DataError, RecordError
 
 SCHEMA = 1
@@ -54,7 +54,7 @@ class Journal:
                     if data != self._header:
                         break
                 else:
-                    batch = _answers(data)
+                    batch = from_row(data)
                     if not seen.isdisjoint(batch.ids):
                         break
                     seen.update(batch.ids)
@@ -63,22 +63,12 @@ class Journal:
                 break
             good += len(line) + 1
         self._begin(good)
-        merged: Answers | None = None
-        for batch in batches:
-            merged = batch if merged is None else merged.merge(batch)
-        return merged
+        return union(batches) if batches else None
 
     def append(self, answers: Answers) -> None:
         """Add one batch; a kill of this process cannot lose it once this returns."""
-        row = {
-            "ids": answers.ids,
-            "letter_logits": [[float(x) for x in logits] for logits in answers.letter_logits],
-            "argmax": answers.argmax.tolist(),
-            "argmax_letter": answers.argmax_letter,
-            "labels": answers.labels,
-            "shots": answers.shots,
-        }
-        self._write(json.dumps(row, separators=(",", ":"), allow_nan=False).encode() + b"\n")
+        text = json.dumps(to_row(answers), separators=(",", ":"), allow_nan=False)
+        self._write(text.encode() + b"\n")
 
     def finish(self) -> None:
         """The pass is over and its record is written: the journal has done its work."""
@@ -104,7 +94,20 @@ class Journal:
             raise RecordError(f"{self.path}: cannot be written: {error.strerror}") from error
 
 
-def _answers(row: Mapping[str, object]) -> Answers:
+def to_row(answers: Answers) -> dict[str, object]:
+    """Answers as JSON; a float32 comes back as it went."""
+    return {
+        "ids": answers.ids,
+        "letter_logits": [[float(x) for x in logits] for logits in answers.letter_logits],
+        "argmax": answers.argmax.tolist(),
+        "argmax_letter": answers.argmax_letter,
+        "labels": answers.labels,
+        "shots": answers.shots,
+    }
+
+
+def from_row(row: Mapping[str, object]) -> Answers:
+    """What :func:`to_row` was given; ValueError, KeyError, TypeError or DataError otherwise."""
     ids, labels, shots = row["ids"], row["labels"], row["shots"]
     if not isinstance(ids, list) or not isinstance(shots, list):
         raise TypeError("ids and shots are lists")

@@ -16,7 +16,7 @@ import pytest
 
 from perfline import baseline as baselines
 from perfline import judge, record, report, report_markdown, verdict
-from perfline.accuracy import AccuracyOptions, AccuracyPass
+from perfline.accuracy import AccuracyOptions, AccuracyPass, Share
 from perfline.answers import Answers
 from perfline.baseline import Published
 from perfline.bench import Bench, Opened, ProgressOf
@@ -78,7 +78,11 @@ class Options:
 
 @dataclass(frozen=True)
 class Tools:
-    """What every case of a session is measured with."""
+    """What every case of a session is measured with.
+
+    Attributes:
+        share: shares accuracy passes with the other ranks of a torchrun job; None without.
+    """
 
     opener: Opener
     environment: Environment
@@ -86,6 +90,29 @@ class Tools:
     clock: Clock
     progress: ProgressOf | None
     say: Callable[[str], None]
+    share: Share | None = None
+
+    def bench(self, case: Case, opened: Opened, options: Options) -> Bench:
+        """What measures an opened case."""
+        environment = self.environment
+        return Bench(
+            case=case,
+            opened=opened,
+            device=self.device,
+            peak=peak_flops(environment.device, case.model.precision),
+            full_pass=options.full_pass,
+            clock=self.clock,
+            progress=self.progress,
+            say=self.say,
+            options=options.accuracy,
+            software={
+                key: environment.context[key]
+                for key in ("torch", "transformers", "commit")
+                if key in environment.context
+            }
+            | {"machine": environment.machine},
+            share=self.share,
+        )
 
 
 @dataclass
@@ -101,6 +128,7 @@ class Session:
     _benches: dict[str, Bench] = field(default_factory=dict)
     _judged: set[str] = field(default_factory=set)
     _notices: list[str] = field(default_factory=list)
+    _kept: list[Bench] = field(default_factory=list)
     _created: str = field(default_factory=today)
     _partial: bool = True
 
@@ -121,6 +149,8 @@ class Session:
         if against.published is not None:
             self._published[case.id] = against.published
         record.check_writable(options.results)
+        if tools.share is not None:
+            tools.share.prepare(case.id, None)
         try:
             opened = tools.opener(case, tools.device, options.data_dir, options.weights)
         except KeyboardInterrupt:
@@ -128,23 +158,7 @@ class Session:
             self._cases.setdefault(case.id, self._empty(case))
             self._write_quietly()
             raise
-        bench = Bench(
-            case=case,
-            opened=opened,
-            device=tools.device,
-            peak=peak_flops(environment.device, case.model.precision),
-            full_pass=options.full_pass,
-            clock=tools.clock,
-            progress=tools.progress,
-            say=tools.say,
-            options=options.accuracy,
-            software={
-                key: environment.context[key]
-                for key in ("torch", "transformers", "commit")
-                if key in environment.context
-            }
-            | {"machine": environment.machine},
-        )
+        bench = tools.bench(case, opened, options)
         self._benches[case.id] = bench
         self._cases.setdefault(case.id, self._empty(case))
         return bench
@@ -185,7 +199,10 @@ class Session:
         )
         self._judged.add(nodeid)
         self._write()
-        bench.forget_journals()
+        if bench.share is None:
+            bench.forget_journals()
+        else:  # torchrun may start the group again: what is answered need not be asked again
+            self._kept.append(bench)
 
     def judged(self, nodeid: str) -> bool:
         """Whether a test got as far as its verdicts."""
@@ -210,6 +227,8 @@ class Session:
         if self.measured:
             self._partial = partial
             self._write_quietly()
+        for bench in self._kept if not partial else ():
+            bench.forget_journals()
 
     def summary(self) -> list[str]:
         """The terminal section; empty where perfline had nothing to do."""
@@ -292,6 +311,11 @@ class Line:
 
     def time(self, engine: EngineName) -> Timings:
         """Time ``engine`` with pytest-benchmark's rounds; our numbers go to its ``extra_info``."""
+        if self.bench.share is not None:
+            raise PerflineError(
+                "throughput under torchrun is not measured yet: run pytest -m perf without "
+                "torchrun, on one device"
+            )
         used: list[Any] = []
 
         def repeat(timed_round: Callable[[], None], rounds: int) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from perfline import case as cases
+from perfline import ranks
 from perfline.accuracy import AccuracyOptions
 from perfline.case import Case
 from perfline.errors import MissingData, PerflineError
@@ -26,8 +27,11 @@ from perfline.line import Line, Options, Session
 SESSION = pytest.StashKey[Session]()
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """The command line."""
+def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
+    """The command line; and, beside other ranks, what each of them does."""
+    if ranks.launched():
+        pluginmanager.register(ranks.Joined())
+        pluginmanager.register(ranks.Serving(_options, _selected))
     group = parser.getgroup("perfline", "LLM inference: accuracy and throughput against baselines")
     group.addoption(
         "--cases", metavar="A,B", help="cases to measure, by id (default: all that are known)"
@@ -83,6 +87,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=32,
         metavar="N",
         help="give N answers of the shared-prefix path again the plain way (default: 32)",
+    )
+    group.addoption(
+        "--rank-timeout",
+        type=_positive,
+        default=600,
+        metavar="S",
+        help="under torchrun: seconds for which a rank that is waited for may be silent "
+        "(default: 600)",
     )
     group.addoption(
         "--dummy-weights",
@@ -161,6 +173,7 @@ def perfline_tools(
         clock=perfline_clock,
         progress=_progress(pytestconfig),
         say=_say(pytestconfig),
+        share=pytestconfig.stash.get(ranks.LEAD, None),
     )
 
 
@@ -274,6 +287,10 @@ def _options(config: pytest.Config) -> Options:
     results = Path(given("results") or config.rootpath / "results" / "run.json")
     if given("full_pass") and (given("questions") or given("sequential")):
         raise pytest.UsageError("--full-pass asks all: leave out --questions and --sequential")
+    if given("full_pass") and ranks.launched():
+        raise pytest.UsageError(
+            "--full-pass times: under torchrun nothing is timed yet; run it without torchrun"
+        )
     return Options(
         data_dir=Path(given("data_dir")) if given("data_dir") else None,
         baselines=Path(given("baselines") or config.rootpath / "baselines"),
@@ -287,7 +304,7 @@ def _options(config: pytest.Config) -> Options:
             verify=given("verify"),
             plain=given("plain"),
             sequential=given("sequential"),
-            resume=given("resume"),
+            resume=given("resume") or ranks.attempt() > 0,
             journals=results.parent / "journals",
         ),
         shown_from=config.invocation_params.dir,

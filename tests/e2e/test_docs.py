@@ -178,6 +178,9 @@ def problems(words: list[str], clone: Path, pytest_options: set[str]) -> list[st
             cases.with_settings(cases.load_cases([name])[0], pairs)
     elif program == "pytest":
         found += [f"{o}: unknown" for o in given_options(rest) if o not in pytest_options]
+    elif program == "torchrun":
+        options = given_options(rest[rest.index("pytest") :])
+        found += [f"{option}: unknown" for option in options if option not in pytest_options]
     elif program == "make":
         found += make_problems(rest, clone, pytest_options)
     elif program in ("python", "bash") and paths:
@@ -262,7 +265,9 @@ def test_pytest_commands_for_other_machines_find_their_tests(clone: Path):
                     done = shell(shlex.join([*words, "--collect-only", "-q"]), clone)
                     told = f"{command.page}:{command.line}: {done.stdout}{done.stderr}"
                     assert done.returncode == 0, told
-                    assert "test_throughput.py::test_throughput[" in done.stdout, told
+                    only_answers = words[1:3] == ["-m", "accuracy"]
+                    wanted = "mmlu.py::test_answers" if only_answers else "::test_throughput"
+                    assert wanted in done.stdout, told
                     tried += 1
     assert tried >= 2
 
@@ -270,6 +275,7 @@ def test_pytest_commands_for_other_machines_find_their_tests(clone: Path):
 @pytest.mark.parametrize("page", PAGES)
 def test_options_named_in_prose_exist(page: str, pytest_options):
     everywhere = set(pytest_options) | {"--label", "--labels", "--ephemeral", "--help"}
+    everywhere |= {"--max-restarts", "--nnodes", "--nproc-per-node"}  # torchrun's
     for name in ("doctor", "prompt", "compare", "export", "history", "report"):
         everywhere |= perfline_options([name])
     for name in ("update", "diff", "show", "check", "remove"):

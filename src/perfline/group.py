@@ -1,0 +1,186 @@
+"""How do the ranks of a torchrun job reach each other?
+
+Through the key-value store that torch's ranks meet at, and nothing else: no collective, so no rank
+waits for another to compute. Every wait ends by itself, and names the rank that was waited for.
+
+Keys, below one prefix an attempt: ``command/K``, what rank 0 asks; ``heard/K``, what the others
+say; ``taken/P``, how many units of pass P are taken; ``alive``, signs of life of rank 0;
+``joined/R``, ``host/R``, ``device/...``; ``let-go``. Above it: ``ended``, the job's exit status.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from perfline.errors import RankError
+
+POLL_S = 0.02
+
+
+class Store(Protocol):
+    """What is used of ``torch.distributed.Store``."""
+
+    def add(self, key: str, amount: int, /) -> int:
+        """Add to a counter; its new value."""
+
+    def set(self, key: str, value: str, /) -> None:
+        """Set a key."""
+
+    def get(self, key: str, /) -> bytes:
+        """A key's value; waits for it."""
+
+    def check(self, keys: list[str], /) -> bool:
+        """Whether all of the keys are set."""
+
+    def delete_key(self, key: str, /) -> bool:
+        """Forget a key."""
+
+
+@dataclass
+class Group:
+    """One rank's end of the store.
+
+    Attributes:
+        attempt: which of torchrun's restarts this is, from 0.
+        timeout_s: how long a rank that is waited for may be silent.
+    """
+
+    rank: int
+    ranks: int
+    host: str
+    store: Store
+    timeout_s: float = 600.0
+    attempt: int = 0
+    clock: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+    _read: int = 0  # commands, or messages, that this rank has read
+    _sent: int = 0  # commands that it has given
+    _alive: tuple[int, float] = (-1, 0.0)  # rank 0's signs of life, and when the last one was seen
+
+    def join(self) -> None:
+        """Say where this rank is. RankError where the store knows this rank of this attempt."""
+        with self._reached():
+            if self.store.add(self._key(f"joined/{self.rank}"), 1) != 1:
+                raise RankError(
+                    f"rank {self.rank} on {self.host}: the store knows this rank already: torchrun "
+                    "restarted the group without counting it (--nnodes=MIN:MAX is not supported); "
+                    "start it again with --resume"
+                )
+            self.store.set(self._key(f"host/{self.rank}"), self.host)
+
+    def claim(self, device: str) -> bool:
+        """Whether no other rank of this host has that device."""
+        with self._reached():
+            return self.store.add(self._key(f"device/{self.host}/{device}"), 1) == 1
+
+    def name(self, rank: int) -> str:
+        """``rank 3 on node-b``."""
+        key = self._key(f"host/{rank}")
+        with self._reached():
+            known = self.store.check([key])
+            return f"rank {rank} on {self.store.get(key).decode() if known else 'unknown host'}"
+
+    def ended(self) -> int | None:
+        """The exit status with which an earlier attempt came to its end; None where none did."""
+        with self._reached():
+            found = self.store.check(["ended"])
+            return int(self.store.get("ended")) if found else None
+
+    def end(self, status: int, final: bool) -> None:
+        """Let the other ranks go; ``final``: no later attempt is to repeat this one."""
+        with self._reached():
+            if final:
+                self.store.set("ended", str(status))
+            self.store.set(self._key("let-go"), "")
+
+    def leave(self) -> None:
+        """Tell rank 0 goodbye; wait until it lets go, lest torchrun takes an exit for a failure."""
+        self.tell("goodbye")
+        begin = self.clock()
+        with suppress(RankError), self._reached():  # rank 0 may host the store, and be gone
+            while not self.store.check([self._key("let-go")]):
+                if self.clock() - begin > self.timeout_s:
+                    return
+                self.sleep(POLL_S)
+
+    def post(self, command: Mapping[str, object]) -> int:
+        """Rank 0 asks; returns the command's number."""
+        number, self._sent = self._sent, self._sent + 1
+        with self._reached():
+            self.store.set(self._key(f"command/{number}"), json.dumps(command))
+        self.alive()
+        return number
+
+    def command(self) -> tuple[int, dict[str, Any]]:
+        """What rank 0 asks next, and its number; waits as long as rank 0 shows that it lives."""
+        key = self._key(f"command/{self._read}")
+        with self._reached():
+            while not self.store.check([key]):
+                beats, now = self.store.add(self._key("alive"), 0), self.clock()
+                if beats != self._alive[0]:
+                    self._alive = beats, now
+                elif now - self._alive[1] > self.timeout_s:
+                    raise RankError(
+                        f"rank {self.rank} on {self.host} waited for {self.name(0)}, which has "
+                        f"shown no sign of life for {self.timeout_s:g} s: it hangs, or its host is "
+                        "gone (--rank-timeout)"
+                    )
+                self.sleep(POLL_S)
+            self._alive = -1, 0.0
+            number, self._read = self._read, self._read + 1
+            return number, json.loads(self.store.get(key))
+
+    def alive(self) -> None:
+        """Rank 0 shows that it lives."""
+        with self._reached():
+            self.store.add(self._key("alive"), 1)
+
+    def tell(self, kind: str, **said: object) -> None:
+        """A rank tells rank 0 something."""
+        with self._reached():
+            number = self.store.add(self._key("said"), 1) - 1
+            message = {"kind": kind, "rank": self.rank, **said}
+            self.store.set(self._key(f"heard/{number}"), json.dumps(message))
+
+    def messages(self) -> Iterator[dict[str, Any]]:
+        """What the other ranks have said and rank 0 has not read yet."""
+        with self._reached():
+            while self.store.check([key := self._key(f"heard/{self._read}")]):
+                message: dict[str, Any] = json.loads(self.store.get(key))
+                self.store.delete_key(key)
+                self._read += 1
+                yield message
+
+    def take(self, number: int) -> int:
+        """The next unit of that pass, for this rank alone."""
+        with self._reached():
+            return self.store.add(self._key(f"taken/{number}"), 1) - 1
+
+    def is_over(self, number: int, units: int) -> bool:
+        """Whether no unit of that pass is left to take."""
+        with self._reached():
+            return self.store.add(self._key(f"taken/{number}"), 0) >= units
+
+    def close(self, number: int, units: int) -> None:
+        """Leave no unit of that pass to take."""
+        with self._reached():
+            self.store.add(self._key(f"taken/{number}"), units)
+
+    def _key(self, name: str) -> str:
+        return f"{self.attempt}/{name}"
+
+    @contextmanager
+    def _reached(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:  # torch's DistError, and what TCPStore throws beside it
+            first = (str(error) or type(error).__name__).splitlines()[0]
+            raise RankError(
+                f"rank {self.rank} on {self.host} does not reach the store of the group: rank 0's "
+                f"torchrun has ended, or the network is down ({first})"
+            ) from error

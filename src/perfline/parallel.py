@@ -1,0 +1,255 @@
+"""How do the ranks of a torchrun job share the questions of a pass?
+
+Rank 0 runs pytest; the others answer what it asks. It lists a pass's units (``units.cut``); whoever
+is free, rank 0 too, takes the next one off a shared counter and sends its answers batch by batch.
+They merge by question id, and only rank 0 keeps a journal and a record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from perfline.accuracy import AccuracyRun
+from perfline.answers import Answers, union
+from perfline.engine import CompileCounts, EngineName
+from perfline.errors import RankError
+from perfline.group import POLL_S, Group
+from perfline.journal import from_row, to_row
+from perfline.mmlu import Prompt
+from perfline.part import Keep, Part
+from perfline.units import Unit, cut
+
+Prompts = Mapping[str, Prompt]  # by id
+
+
+@dataclass
+class _Taken:
+    """A unit that a rank works on."""
+
+    rank: int
+    batches: list[Answers] = field(default_factory=list)
+
+
+@dataclass
+class Lead:
+    """Rank 0's side: asks, answers with the others, collects.
+
+    Attributes:
+        broken: why no further pass can be shared; empty where it can.
+    """
+
+    group: Group
+    broken: str = ""
+    _gone: set[int] = field(default_factory=set)  # ranks that said goodbye
+
+    @property
+    def ranks(self) -> int:
+        """How many there are, this one included."""
+        return self.group.ranks
+
+    def alive(self) -> None:
+        """Tell the others that rank 0 still works."""
+        self.group.alive()
+
+    def prepare(self, case: str, engine: EngineName | None) -> None:
+        """Have the others load the case, and make the engine ready, in the meantime.
+
+        RankError where a rank is lost: before a pass begins anew, and its journal with it.
+        """
+        self._check()
+        self.group.post({"do": "prepare", "case": case, "engine": engine})
+
+    def answer(self, run: AccuracyRun, prompts: Sequence[Prompt], keep: Keep | None) -> list[Part]:
+        """Answer every prompt once; RankError names the rank that failed or is silent."""
+        self._check()
+        units = cut(prompts, self.ranks, run.cost)
+        command = {
+            "do": "answer",
+            "case": run.identity["case"],
+            "engine": run.engine.name,
+            "identity": dict(run.identity),
+            "units": [unit.ids for unit in units],
+        }
+        number = self.group.post(command)
+        collected = _Collected(self, number, units, run, keep)
+        by_id = {prompt.id: prompt for prompt in prompts}
+        try:
+            while (mine := self.group.take(number)) < len(units):
+                here = [by_id[name] for name in units[mine].ids]
+                collected.add(mine, run.part(here, collected.keep))
+            collected.wait()
+        finally:
+            self.group.close(number, len(units))
+        return collected.parts
+
+    def _check(self) -> None:
+        if self.broken:
+            raise RankError(self.broken)
+
+    def end(self, status: int, wait: bool) -> None:
+        """Tell the others that it is over; ``wait`` until they are, RankError where one is not.
+
+        A status that all have agreed on is final: torchrun starts a failed group again, and a
+        verdict must not be asked for twice.
+        """
+        self.group.post({"do": "end", "status": status})
+        final = False
+        try:
+            if wait and not self.broken:
+                self._wait_for_goodbyes()
+                final = True
+        finally:
+            self.group.end(status, final)
+
+    def _wait_for_goodbyes(self) -> None:
+        group, others = self.group, set(range(1, self.ranks))
+        begin = group.clock()
+        while not others <= self._gone:
+            for message in group.messages():
+                self.hear(message)
+            if group.clock() - begin > group.timeout_s:
+                names = ", ".join(group.name(rank) for rank in sorted(others - self._gone))
+                raise RankError(
+                    f"waited {group.timeout_s:g} s for {names} to end: it hangs, or is gone, or "
+                    "--rank-timeout is too short"
+                )
+            group.sleep(POLL_S)
+
+    def hear(self, message: Mapping[str, Any]) -> None:
+        """Take in what concerns no pass: goodbyes, and that a rank has crashed."""
+        if message["kind"] == "goodbye":
+            self._gone.add(message["rank"])
+        elif message["kind"] == "crashed":
+            self.broken = f"{self.group.name(message['rank'])} crashed: {message['text']}"
+            raise RankError(self.broken)
+
+
+class _Collected:
+    """The parts of one pass, as they come in."""
+
+    def __init__(
+        self, lead: Lead, number: int, units: Sequence[Unit], run: AccuracyRun, keep: Keep | None
+    ) -> None:
+        self.parts: list[Part] = []
+        self._lead, self._group, self._number, self._units = lead, lead.group, number, units
+        self._run, self._journal = run, keep
+        self._done: set[int] = set()
+        self._taken: dict[int, _Taken] = {}
+        self._answered = 0
+        self._heard: dict[int, float] = {}  # when each rank last said something
+
+    def keep(self, answers: Answers) -> None:
+        """Take in a batch of any rank; then look what the other ranks have said."""
+        self._keep(answers)
+        self._group.alive()
+        self._listen()
+
+    def add(self, unit: int, part: Part) -> None:
+        """Take in a whole unit. RankError where it does not hold just its questions."""
+        if unit in self._done or sorted(part.answers.ids) != sorted(self._units[unit].ids):
+            raise RankError(
+                f"{self._group.name(part.rank)} gave {len(part.answers.ids)} answers to the "
+                f"{len(self._units[unit].ids)} questions of unit {unit}, or gave them twice"
+            )
+        self._done.add(unit)
+        self.parts.append(part)
+
+    def wait(self) -> None:
+        """Wait until every unit is there; this rank has none left to do."""
+        begin = self._group.clock()
+        while len(self._done) < len(self._units):
+            if not self._listen():
+                self._group.sleep(POLL_S)
+            self._group.alive()
+            unsaid = set(range(len(self._units))) - self._done - set(self._taken)
+            if unsaid and self._group.clock() - begin > self._group.timeout_s:
+                self._silent(min(unsaid), "a rank that took them and never said so")
+
+    def _keep(self, answers: Answers) -> None:
+        self._answered += len(answers.ids)
+        if self._journal is not None:
+            self._journal(answers)
+        if self._run.progress is not None:
+            self._run.progress(self._answered, sum(len(unit.ids) for unit in self._units))
+
+    def _listen(self) -> bool:
+        """Read what was said; whether there was anything."""
+        heard = False
+        for message in self._group.messages():
+            heard = True
+            self._heard[message["rank"]] = self._group.clock()
+            self._lead.hear(message)
+            if message.get("pass") == self._number:  # what is left of a failed pass is not counted
+                self._hear(message)
+        self._check_silence()
+        return heard
+
+    def _hear(self, message: Mapping[str, Any]) -> None:
+        kind, rank = message["kind"], message["rank"]
+        if kind == "failed":
+            raise RankError(f"{self._group.name(rank)}: {message['text']}")
+        unit = int(message["unit"])
+        if kind == "took":
+            self._taken[unit] = _Taken(rank)
+        elif kind == "batch":
+            answers = from_row(message["answers"])
+            self._taken[unit].batches.append(answers)
+            self._keep(answers)
+        elif kind == "did":
+            answers = union(self._taken[unit].batches)
+            counts = CompileCounts(**message["counts"])
+            self.add(unit, Part(answers, rank, counts=counts, **message["cost"]))
+
+    def _check_silence(self) -> None:
+        """RankError where a rank that has a unit has been silent for too long."""
+        now = self._group.clock()
+        for unit, taken in self._taken.items():
+            late = now - self._heard[taken.rank] > self._group.timeout_s
+            if late and unit not in self._done:
+                self._silent(unit, self._group.name(taken.rank))
+
+    def _silent(self, unit: int, who: str) -> None:
+        ids = self._units[unit].ids
+        taken = self._taken.get(unit)
+        given = sum(len(batch.ids) for batch in taken.batches) if taken is not None else 0
+        self._lead.broken = (
+            f"waited for {who} with {given} of {len(ids)} questions answered (first: {ids[0]}): "
+            f"silent for {self._group.timeout_s:g} s; it hangs, or --rank-timeout is too short"
+        )
+        raise RankError(self._lead.broken)
+
+
+def help_with(
+    group: Group, number: int, units: Sequence[Sequence[str]], run: AccuracyRun, prompts: Prompts
+) -> None:
+    """Another rank's side of :meth:`Lead.answer`: take units while there are any."""
+    while (unit := group.take(number)) < len(units):
+        said = {"pass": number, "unit": unit}
+        group.tell("took", **said)
+
+        def keep(answers: Answers, said: Mapping[str, int] = said) -> None:
+            group.tell("batch", answers=to_row(answers), **said)
+
+        part = run.part([prompts[name] for name in units[unit]], keep)
+        cost = {
+            "served_tokens": part.served_tokens,
+            "computed_tokens": part.computed_tokens,
+            "padded_tokens": part.padded_tokens,
+            "core_s": part.core_s,
+            "flops": part.flops,
+            "halvings": part.halvings,
+        }
+        group.tell("did", cost=cost, counts=asdict(part.counts), **said)
+
+
+def check_alike(first: Mapping[str, str], own: Mapping[str, str]) -> None:
+    """RankError where this rank would measure something else than rank 0."""
+    different = [key for key in {**first, **own} if first.get(key) != own.get(key)]
+    if different:
+        key = different[0]
+        raise RankError(
+            f"its {key} is {own.get(key, 'not known')}, rank 0's is {first.get(key, 'not known')}: "
+            "all ranks need the same machine, software, weights and questions"
+        )

@@ -1,0 +1,221 @@
+"""Two ranks under the real torchrun, with scripted engines: answers, faults, exit statuses.
+
+``damaged`` is what happens to rank 1 once it has taken questions; rank 0 waits until rank 1 has
+said something, or it would have answered all of them before. The real model is in tests/e2e.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HOST = socket.gethostname()
+RANKS = """
+
+# Below: what other ranks than the first open, and what happens to them.
+import os
+import signal
+import time
+
+from perfline import ranks
+from perfline.accuracy import AccuracyRun
+
+RANK, ATTEMPT = os.environ.get("RANK"), os.environ.get("TORCHELASTIC_RESTART_COUNT")
+JOURNAL = Path("results/journals/fake-eager.jsonl")
+ranks.open_case = opened
+ranks.collect = lambda root: ENVIRONMENT
+ranks.current_device = lambda: DEVICE
+part = AccuracyRun.part
+
+
+def until(what):
+    end = time.monotonic() + 60
+    while not what() and time.monotonic() < end:
+        time.sleep(0.01)
+
+
+def damaged():
+    pass
+
+
+def together(self, *arguments):
+    if RANK == "1":
+        damaged()
+    elif RANK == "0" and ATTEMPT == "0":
+        until(lambda: self.share.group.store.check(["0/said"]))
+    return part(self, *arguments)
+
+
+AccuracyRun.part = together
+"""
+
+
+@pytest.fixture
+def torchrun(suite, monkeypatch: pytest.MonkeyPatch):
+    """Run the suite on two ranks; ``damage`` is code."""
+    conftest = (suite.root / "conftest.py").read_text()
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    for name in [name for name in os.environ if name.startswith(("TORCHELASTIC", "MASTER_"))]:
+        monkeypatch.delenv(name)
+
+    def run(*arguments: str, damage: str = "", restarts: int = 0):
+        (suite.root / "conftest.py").write_text(conftest + RANKS + damage)
+        return subprocess.run(
+            [
+                *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+                *("--nproc-per-node=2", f"--max-restarts={restarts}", "-m", "pytest"),
+                *("-p", "no:cacheprovider", "--cases=fake", "--case-dir=cases", "-rs"),
+                *("-k", "stored and eager", *arguments),
+            ],
+            cwd=suite.root,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths())},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+
+    return run
+
+
+def paths() -> list[str]:
+    """Where this process finds perfline and the fakes."""
+    import perfline
+
+    return [os.environ["PYTHONPATH"], str(Path(perfline.__file__).parents[1])]
+
+
+def noted(suite) -> dict:
+    return suite.record()["cases"]["fake"]["notes"]
+
+
+def stored(suite) -> dict:
+    """The record's answers, but for the date."""
+    return suite.record()["cases"]["fake"]["accuracy"]["eager"]["subjects"]
+
+
+@pytest.fixture
+def alone(suite) -> dict:
+    """The answers of one process."""
+    suite.script(prompts=64)
+    suite.run("-k", "stored and eager").assert_outcomes(skipped=1, deselected=5)
+    return stored(suite)
+
+
+def test_two_ranks_answer_as_one_process_does_and_only_rank_0_prints(suite, torchrun, alone):
+    done = torchrun()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert stored(suite) == alone
+    given = [int(n) for n in noted(suite)["accuracy_questions_by_rank_val"].split(", ")]
+    assert (noted(suite)["accuracy_ranks_val"], sum(given)) == (2, 64)
+    assert min(given) > 0
+    assert done.stdout.count("test session starts") == 1
+    assert list((suite.root / "results" / "journals").iterdir()) == []
+
+
+KILLED = """
+
+def damaged():
+    if ATTEMPT == "0":
+        until(lambda: JOURNAL.exists() and len(JOURNAL.read_text().splitlines()) > 1)
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_killed_rank_comes_back_and_the_pass_goes_on_from_the_journal(suite, torchrun, alone):
+    done = torchrun(damage=KILLED, restarts=1)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert noted(suite)["accuracy_resumed_val"] >= 16
+    assert stored(suite) == alone
+    assert suite.record()["partial"] is False
+
+
+def test_without_restarts_a_killed_rank_leaves_a_journal_and_nothing_to_accept(
+    suite, torchrun, alone
+):
+    (suite.root / "results" / "run.json").unlink()
+    done = torchrun(damage=KILLED)
+    assert done.returncode != 0
+    assert suite.record()["partial"] is True
+    assert suite.update("--run=results/run.json") != 0
+    again = suite.run("-k", "stored and eager", "--resume")  # by hand, with one rank
+    again.assert_outcomes(skipped=1, deselected=5)
+    assert noted(suite)["accuracy_resumed_val"] >= 16
+    assert stored(suite) == alone
+
+
+HANGS = """
+
+def damaged():
+    time.sleep(100)
+
+
+if RANK == "1":  # rank 0 alone is to lose patience
+    join = ranks.join
+    ranks.join = lambda timeout_s: join(100)
+"""
+
+
+def test_a_rank_that_hangs_is_named_and_nothing_of_the_run_is_accepted(suite, torchrun):
+    suite.script(prompts=64)
+    done = torchrun("--rank-timeout=2", damage=HANGS)
+    assert done.returncode == 1
+    (error,) = suite.record()["cases"]["fake"]["errors"]
+    assert f"waited for rank 1 on {HOST} with 0 of" in error
+    assert f"waited for rank 1 on {HOST} with 0 of" in done.stdout
+    assert suite.update("--run=results/run.json") != 0
+
+
+CRASHES = """
+
+def damaged():
+    raise RuntimeError("the kernel is broken")
+"""
+
+
+def test_a_rank_that_crashes_is_named_in_terminal_and_record(suite, torchrun):
+    suite.script(prompts=64)
+    done = torchrun(damage=CRASHES)
+    assert done.returncode == 1
+    said = f"rank 1 on {HOST} crashed: RuntimeError: the kernel is broken"
+    (error,) = suite.record()["cases"]["fake"]["errors"]
+    assert said in error
+    assert said in done.stdout
+    assert "in damaged" in done.stderr  # the other rank's own traceback
+
+
+OTHER = """
+
+if RANK == "1":
+    other = ENVIRONMENT.__class__("fake-cpu", "Fake CPU", "cpu", {"torch": "9.8"})
+    ranks.collect = lambda root: other
+"""
+
+
+def test_a_rank_with_other_software_is_refused_by_name(suite, torchrun):
+    suite.script(prompts=64)
+    done = torchrun(damage=OTHER)
+    assert done.returncode == 1
+    (error,) = suite.record()["cases"]["fake"]["errors"]
+    assert f"rank 1 on {HOST}: its torch is 9.8, rank 0's is 9.9" in error
+
+
+def test_throughput_is_refused_and_a_verdict_is_not_asked_for_twice(suite, torchrun):
+    done = torchrun("-k", "test_throughput and eager", restarts=1)
+    assert done.returncode == 1
+    assert "throughput under torchrun is not measured yet" in done.stdout
+    assert done.stdout.count("test session starts") == 1
+    assert "the job ended with status 1 already; not done again" in done.stdout
+    assert "p_val_core" not in suite.record()["cases"]["fake"]["metrics"]
+
+
+def test_a_full_pass_is_refused_before_anything_is_opened(suite, torchrun):
+    done = torchrun("--full-pass")
+    assert done.returncode != 0
+    assert "--full-pass times: under torchrun nothing is timed yet" in done.stderr
+    assert not (suite.root / "opened.log").exists()
