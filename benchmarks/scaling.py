@@ -50,8 +50,10 @@ class Speed:
 
 def measured(path: Path, case: str, engine: EngineName) -> Speed:
     """The speed of a record of one process."""
-    metrics = record.load(path).cases[case].metrics
-    name = f"acc_{PREFIX[engine]}"
+    cases, name = record.load(path).cases, f"acc_{PREFIX[engine]}"
+    if case not in cases or f"{name}_computed_tokens" not in cases[case].metrics:
+        raise SystemExit(f"{path}: holds no accuracy pass of case '{case}' by the {engine} engine")
+    metrics = cases[case].metrics
     run = metrics[f"{name}_computed_tokens"].value + metrics[f"{name}_padded_tokens"].value
     start = metrics["load_time"].value + metrics[f"{name}_warmup_time"].value
     return Speed(run / metrics[f"{name}_time"].value, start)

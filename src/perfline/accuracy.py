@@ -69,7 +69,7 @@ class AccuracyPass:
 
     Attributes:
         answers: in the prompts' order.
-        asked_of: how many questions there are in all.
+        asked_of: how many questions were to be asked, had the run not been certain before.
         path: ``shared-prefix`` or ``plain``.
         resumed: how many answers came from the journal; times and tokens are of the others.
         served_tokens, computed_tokens, padded_tokens: of this session's forwards.
@@ -145,7 +145,7 @@ class AccuracyRun:
         stages = looks(len(chosen)) if sequential else (len(chosen),)
         done = AccuracyPass(
             answers=no_answers() if given is None else _keep(given, chosen),
-            asked_of=len(prompts),
+            asked_of=len(chosen),
             path="shared-prefix" if self.shared else "plain",
             looks=len(stages),
             ranks=1 if self.share is None else self.share.ranks,

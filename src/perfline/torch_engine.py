@@ -162,9 +162,11 @@ class TorchEngine:
                 yield
         except _COMPILE_ERRORS as error:
             first = str(error).strip().splitlines()[0]
+            hint = "try engine.scope or engine.dynamic in the case's YAML"
+            if "C++ compiler" in str(error):
+                hint = "install g++, or name a C++ compiler in the environment variable CXX"
             raise EngineError(
-                f"case '{self._model.case.id}': torch.compile failed on {what}: "
-                f"{first}; try engine.scope or engine.dynamic in the case's YAML"
+                f"case '{self._model.case.id}': torch.compile failed on {what}: {first}; {hint}"
             ) from error
         except RuntimeError as error:
             if not full(error):

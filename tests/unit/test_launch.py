@@ -331,10 +331,15 @@ def test_an_interrupt_while_waiting_ends_the_processes(place: Place):
     launching = launcher(place, "time.sleep(600)")
     pending = launching.start(side())
     interrupt = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+    # A job in the background of a shell, as CI's may be, ignores SIGINT from its start.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     interrupt.start()
-    with launching, pytest.raises(KeyboardInterrupt):
-        pending.wait_ready()
-    interrupt.join()
+    try:
+        with launching, pytest.raises(KeyboardInterrupt):
+            pending.wait_ready()
+    finally:
+        interrupt.join()
+        signal.signal(signal.SIGINT, before)
     assert gone(pending._process.pid)
 
 

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from perfline.ab.gates import LOGITS, TIME
 from perfline.ab.nouns import SIDES
 from perfline.ab.record import CaseComparison, Comparison, PairRecord, SideRecord
+from perfline.ab.sequential import LOOKS
 from perfline.ab.table import percent, table
 from perfline.report import FLIPS_SHOWN, WIDTH, reason_lines
 from perfline.report_markdown import quoted
@@ -108,6 +109,8 @@ def next_command(comparison: Comparison) -> str:
     if time != found.word or time != "unsure" or found.decision is None:
         return ""
     settle = found.decision.to_settle
+    if len(found.counted) < LOOKS[0]:
+        return _with_option(comparison.command, "--max-pairs", max(settle or 0, LOOKS[-1]))
     if settle is None or settle > MOST_PAIRS:
         return "too noisy for this margin: a machine left alone, or a wider --margin"
     return _with_option(comparison.command, "--max-pairs", settle)
