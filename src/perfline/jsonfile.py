@@ -230,7 +230,8 @@ def locked(path: Path, error: type[PerflineError]) -> Iterator[None]:
 
     shown = printable(str(path.parent))
     try:
-        place = _target(path).parent
+        # A directory in the file's place is for whoever reads or writes it to tell.
+        place = path.parent if path.is_dir() else _target(path).parent
         place.mkdir(parents=True, exist_ok=True)
         directory = os.open(place, os.O_RDONLY)
     except OSError as failure:
