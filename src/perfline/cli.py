@@ -9,7 +9,7 @@
     perfline history ...         what did past sessions measure, and when did it change?
 
 Exit status: 0 done, 1 ``check``, ``compare`` or ``doctor`` found something wrong, 2 refused or
-wrong input, 130 interrupted.
+wrong input, 130 interrupted, 141 the reader of its output left before there was a status.
 Measuring is pytest's: ``pytest -m "perf or accuracy"``.
 """
 
@@ -25,6 +25,7 @@ from perfline import __version__
 from perfline.ab.cli import add_compare
 from perfline.errors import PerflineError
 from perfline.export.cli import add_export
+from perfline.options import add_baselines, add_case_dir, add_data_dir
 from perfline.page.cli import add_report
 from perfline.past.cli import add_history
 
@@ -95,10 +96,10 @@ def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "say whether this machine is ready, and what to type where it is not",
         "perfline doctor --data-dir /data/models --cases llama3-8b,deepseek-7b",
     )
-    _data_dir(parser)
+    add_data_dir(parser)
     parser.add_argument("--cases", metavar="A,B", help="only these cases (default: all)")
-    _case_dir(parser)
-    _baselines(parser)
+    add_case_dir(parser)
+    add_baselines(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -113,11 +114,11 @@ def _add_prompt(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser.add_argument("case", metavar="CASE", type=str.strip)
     parser.add_argument("subject", metavar="SUBJECT", help="such as abstract_algebra")
     parser.add_argument("index", metavar="INDEX", type=int, help="row of the test CSV, from 0")
-    _data_dir(parser)
+    add_data_dir(parser)
     parser.add_argument(
         "--mmlu", metavar="DIR", type=Path, help="questions from here: holds dev/ and test/"
     )
-    _case_dir(parser)
+    add_case_dir(parser)
     parser.add_argument("--ids", action="store_true", help="print the token ids, not the text")
 
 
@@ -141,8 +142,8 @@ def _add_update(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         action="store_true",
         help="accept what regressed or is unsure; replace a baseline that is broken",
     )
-    _case_dir(parser)
-    _baselines(parser)
+    add_case_dir(parser)
+    add_baselines(parser)
 
 
 def _add_diff(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -155,8 +156,8 @@ def _add_diff(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     )
     parser.add_argument("case", metavar="CASE", type=str.strip)
     _run(parser)
-    _case_dir(parser)
-    _baselines(parser)
+    add_case_dir(parser)
+    add_baselines(parser)
 
 
 def _add_show(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -166,7 +167,7 @@ def _add_show(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     parser.add_argument(
         "cases", metavar="CASE", type=str.strip, nargs="*", help="only these (default: all)"
     )
-    _baselines(parser)
+    add_baselines(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -178,8 +179,8 @@ def _add_check(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "find broken, stale, unused and missing baselines from the files alone",
         "perfline baselines check --strict",
     )
-    _case_dir(parser)
-    _baselines(parser)
+    add_case_dir(parser)
+    add_baselines(parser)
     parser.add_argument("--strict", action="store_true", help="a missing baseline is wrong, too")
 
 
@@ -194,7 +195,7 @@ def _add_remove(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser.add_argument("case", metavar="CASE", type=str.strip)
     parser.add_argument("--machine", metavar="MACHINE", required=True, help="its directory's name")
     parser.add_argument("--dummy", action="store_true", help="the one of --dummy-weights")
-    _baselines(parser)
+    add_baselines(parser)
 
 
 def _command(
@@ -213,38 +214,6 @@ def _command(
     )
     parser.set_defaults(run_command=run)
     return parser
-
-
-def _data_dir(parser: argparse.ArgumentParser) -> None:
-    default = os.environ.get("PERFLINE_DATA_DIR")
-    parser.add_argument(
-        "--data-dir",
-        metavar="DIR",
-        type=Path,
-        default=Path(default) if default else None,
-        help="holds the cases' weights and questions (default: $PERFLINE_DATA_DIR)",
-    )
-
-
-def _case_dir(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--case-dir",
-        metavar="DIR",
-        type=Path,
-        action="append",
-        default=[],
-        help="holds YAML files of more cases; may be given again",
-    )
-
-
-def _baselines(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--baselines",
-        metavar="DIR",
-        type=Path,
-        default=Path("baselines"),
-        help="where baselines are kept (default: baselines)",
-    )
 
 
 def _run(parser: argparse.ArgumentParser) -> None:
@@ -278,12 +247,13 @@ def _update(args: argparse.Namespace) -> int:
     from perfline.accept import Terms
     from perfline.baselines_cli import update
     from perfline.errors import BaselineError
+    from perfline.jsonfile import printable
 
     if bool(args.cases) == args.all:
         raise BaselineError("name the cases to update, or --all for every case of the record")
     # One printable line, since it is read in tables: no newline, control character, lone surrogate.
-    reason = "".join(letter if letter.isprintable() else " " for letter in args.reason)
-    terms = Terms(" ".join(reason.split()), args.add, args.accept_regression)
+    reason = " ".join(printable(args.reason, " ").split())
+    terms = Terms(reason, args.add, args.accept_regression)
     return update(args.baselines, args.run, args.cases, args.case_dir, terms)
 
 

@@ -23,6 +23,7 @@ from typing import IO, cast
 
 from perfline.case import Case
 from perfline.errors import DataError, MissingData
+from perfline.jsonfile import printable
 
 PACKAGED_DATA = Path(__file__).parent / "data"
 MMLU_URL = "https://people.eecs.berkeley.edu/~hendrycks/data.tar"
@@ -192,8 +193,7 @@ def _check_end(archive: tarfile.TarFile) -> None:
 
 def _shown(text: object) -> str:
     """Return a foreign text as one printable line of at most 200 characters."""
-    words = " ".join(str(text).split())[:200]
-    return "".join(letter if letter.isprintable() else "?" for letter in words)
+    return printable(" ".join(str(text).split())[:200])
 
 
 def _shallowest(top: Path, names: Sequence[str]) -> Path | None:

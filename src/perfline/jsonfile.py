@@ -163,9 +163,9 @@ def digest(data: object) -> str:
     return f"sha256:{hashlib.sha256(canonical.encode()).hexdigest()[:16]}"
 
 
-def printable(text: str) -> str:
-    """Return ``text`` on one line, ``?`` for each sign that a terminal obeys or cannot encode."""
-    return "".join(sign if sign.isprintable() else "?" for sign in text)
+def printable(text: str, instead: str = "?") -> str:
+    """Return ``text`` on one line, ``instead`` for what a terminal obeys or cannot encode."""
+    return "".join(sign if sign.isprintable() else instead for sign in text)
 
 
 def is_special(path: Path) -> bool:

@@ -23,6 +23,8 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from perfline.options import add_case_dir, add_data_dir
+
 if TYPE_CHECKING:
     from perfline.ab.compare import Plan
     from perfline.ab.nouns import Launcher, Side, SideName, Workload
@@ -90,22 +92,8 @@ def add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         help="seconds a process may take to load, compile and warm up (default: 3600)",
     )
     add("--strict", action="store_true", help="unsure fails, too")
-    default = os.environ.get("PERFLINE_DATA_DIR")
-    add(
-        "--data-dir",
-        metavar="DIR",
-        type=Path,
-        default=Path(default) if default else None,
-        help="holds the cases' weights and questions (default: $PERFLINE_DATA_DIR)",
-    )
-    add(
-        "--case-dir",
-        metavar="DIR",
-        type=Path,
-        action="append",
-        default=[],
-        help="holds YAML files of more cases; may be given again",
-    )
+    add_data_dir(parser)
+    add_case_dir(parser)
     add("--dummy-weights", action="store_true", help="random weights; accuracy is not judged")
     add(
         "-o",

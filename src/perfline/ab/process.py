@@ -21,7 +21,7 @@ from typing import IO, NoReturn, TypeVar
 
 from perfline.ab import wire
 from perfline.errors import DeviceMemory, WorkerError
-from perfline.jsonfile import Node
+from perfline.jsonfile import Node, printable
 
 Answer = TypeVar("Answer")
 
@@ -187,7 +187,7 @@ def _lines(file: IO[bytes], start: int, end: int) -> list[str]:
 
 def _plain(text: str) -> str:
     """One line of printable characters."""
-    return "".join(c if c.isprintable() else " " for c in _ESCAPE.sub("", text))
+    return printable(_ESCAPE.sub("", text), " ")
 
 
 def _harmless(text: str) -> str:

@@ -16,7 +16,7 @@ import json
 from pathlib import Path
 
 from perfline.errors import WorkerError
-from perfline.jsonfile import Node
+from perfline.jsonfile import Node, printable
 
 PROTOCOL = 1
 
@@ -33,7 +33,7 @@ def parse(line: bytes, who: str) -> Node:
     try:
         data = json.loads(line)
     except (ValueError, RecursionError) as error:
-        shown = "".join(c if c.isprintable() else "?" for c in line[:80].decode("ascii", "replace"))
+        shown = printable(line[:80].decode("ascii", "replace"))
         raise WorkerError(f"{who}: sent what is no message: {shown!r}") from error
     message = node(data, who)
     if message.data.get("protocol") != PROTOCOL:

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from perfline.options import add_case_dir
+
 if TYPE_CHECKING:
     from perfline.case import Case
     from perfline.export.exports import Export
@@ -52,14 +54,7 @@ def add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--metric", metavar="A,B", help="otava: these columns (default: all judged metrics)"
     )
     parser.add_argument("--branch", metavar="NAME", help="otava: adds a column with the branch")
-    parser.add_argument(
-        "--case-dir",
-        metavar="DIR",
-        type=Path,
-        action="append",
-        default=[],
-        help="lm-eval: holds YAML files of more cases; may be given again",
-    )
+    add_case_dir(parser, only="lm-eval: ")
     parser.set_defaults(run_command=_run)
 
 

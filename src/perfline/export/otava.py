@@ -113,7 +113,7 @@ def config(path: Path, new: Row) -> str:
 
 
 def _one_line(text: str) -> str:
-    return "".join(sign if sign.isprintable() else " " for sign in text)
+    return jsonfile.printable(text, " ")
 
 
 def _metric(export: Export, name: str) -> Metric:

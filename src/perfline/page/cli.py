@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from perfline.errors import PerflineError
+from perfline.options import add_baselines, add_case_dir, add_data_dir
 
 _PAGE = Path("report.html")
 
@@ -36,29 +37,9 @@ def add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help=f"where to write (default: {_PAGE}; Markdown goes to the terminal)",
     )
     parser.add_argument("--format", choices=("html", "markdown"), default="html")
-    parser.add_argument(
-        "--baselines",
-        metavar="DIR",
-        type=Path,
-        default=Path("baselines"),
-        help="where baselines are kept (default: baselines)",
-    )
-    default = os.environ.get("PERFLINE_DATA_DIR")
-    parser.add_argument(
-        "--data-dir",
-        metavar="DIR",
-        type=Path,
-        default=Path(default) if default else None,
-        help="holds the questions, to show flipped ones (default: $PERFLINE_DATA_DIR)",
-    )
-    parser.add_argument(
-        "--case-dir",
-        metavar="DIR",
-        type=Path,
-        action="append",
-        default=[],
-        help="holds YAML files of more cases; may be given again",
-    )
+    add_baselines(parser)
+    add_data_dir(parser, "holds the questions, to show flipped ones")
+    add_case_dir(parser)
     parser.add_argument(
         "--strict",
         action="store_true",

@@ -1,0 +1,44 @@
+"""Which options do several commands of ``perfline`` share? Each says the same thing everywhere."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+
+def add_data_dir(
+    parser: argparse.ArgumentParser, holds: str = "holds the cases' weights and questions"
+) -> None:
+    """Add ``--data-dir``; the environment variable stands in for it."""
+    default = os.environ.get("PERFLINE_DATA_DIR")
+    parser.add_argument(
+        "--data-dir",
+        metavar="DIR",
+        type=Path,
+        default=Path(default) if default else None,
+        help=f"{holds} (default: $PERFLINE_DATA_DIR)",
+    )
+
+
+def add_case_dir(parser: argparse.ArgumentParser, only: str = "") -> None:
+    """Add ``--case-dir``, which may be given again; ``only`` says for what it is heeded."""
+    parser.add_argument(
+        "--case-dir",
+        metavar="DIR",
+        type=Path,
+        action="append",
+        default=[],
+        help=f"{only}holds YAML files of more cases; may be given again",
+    )
+
+
+def add_baselines(parser: argparse.ArgumentParser) -> None:
+    """Add ``--baselines``."""
+    parser.add_argument(
+        "--baselines",
+        metavar="DIR",
+        type=Path,
+        default=Path("baselines"),
+        help="where baselines are kept (default: baselines)",
+    )
