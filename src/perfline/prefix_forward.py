@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from perfline.attention import GROUPED, attending
 from perfline.errors import EngineError
 from perfline.torch_engine import TorchEngine
 
@@ -88,7 +89,7 @@ class PrefixForward:
 
     def __init__(self, engine: TorchEngine) -> None:
         """Raises EngineError for an attention that takes no explicit mask."""
-        config = engine.config
+        config = self._config = engine.config
         if config._attn_implementation not in ("sdpa", "eager"):
             raise EngineError(
                 f"shared prefixes need an attention that takes a mask; model.attention is "
@@ -103,8 +104,11 @@ class PrefixForward:
         weight = next(engine.layers.parameters())
         self._dtype, self._device = weight.dtype, weight.device
         self._fixed = {heads, kv_heads, size, config.hidden_size, len(engine.layers)}
-        # The fused kernels take no mask with grouped heads: transformers repeats the keys.
-        copies = kv_heads if kv_heads == heads else kv_heads + heads
+        self._attention = config._attn_implementation
+        if self._attention == "sdpa" and engine.device.kind == "cpu":
+            self._attention = GROUPED
+        repeated = kv_heads != heads and self._attention != GROUPED
+        copies = kv_heads + heads if repeated else kv_heads
         self.bytes_per_token = 2 * copies * size * self._dtype.itemsize
         with torch.inference_mode():  # as all prefixes are: torch.compile tells them apart
             zeros = torch.zeros((1, kv_heads, _FRONT, size), dtype=self._dtype, device=self._device)
@@ -169,7 +173,7 @@ class PrefixForward:
         zeros = 2 + -(2 + before + width) % _ALIGN
         skip = _FRONT - zeros
         cache = StackPrefix([LayerPrefix(k[:, :, skip:], v[:, :, skip:]) for k, v in above], keep)
-        with self._layers_see(cache):
+        with attending(self._config, self._attention), self._layers_see(cache):
             hidden: torch.Tensor = self._engine.stack(
                 input_ids=self._to_device(ids),
                 attention_mask=self._mask(zeros, before, width),

@@ -15,7 +15,7 @@ FILES = [path for path in SOURCE.rglob("*.py") if path.stem != "__init__"]
 LAYERS = (
     {"errors", "options", "device", "progress", "statistics", "tiers", "ab.sequential", "page.svg"},
     {"ab.cli", "export.cli", "page.cli", "past.cli"},  # parsers; they import their work when called
-    {"metrics", "jsonfile", "case", "environment", "telemetry", "ab.worktree", "group"},
+    {"attention", "metrics", "jsonfile", "case", "environment", "telemetry", "ab.worktree", "group"},
     {"answers", "stored", "verdict", "data", "ab.wire"},
     {"mmlu", "baseline", "gates", "accuracy_gates", "hints", "record", "journal"},
     {"page.plots", "ab.process", "ab.worker"},
@@ -33,7 +33,7 @@ LAYERS = (
         "ab.launch",
         "ab.pairs",
     },
-    {"parallel", "judge", "ab.serve", "ab.compare", "ab.table", "export.lm_eval", "export.otava"},
+    {"judge", "ab.serve", "ab.compare", "ab.table", "export.lm_eval", "export.otava"},
     {"line", "doctor", "baselines_text", "ab.text", "past.history"},
     {"page.inputs", "past.trend", "ranks"},
     {"page.accuracy", "page.headline"},
@@ -92,7 +92,7 @@ def test_only_the_real_engine_imports_torch_at_its_top():
         for path in FILES
         if {name.split(".")[0] for name in imports(path, top_level=True)} & HEAVY
     }
-    assert heavy == {"hf", "torch_engine", "prefix_forward", "shared_prefix"}
+    assert heavy == {"attention", "hf", "torch_engine", "prefix_forward", "shared_prefix"}
 
 
 def test_only_cli_writes_baselines():

@@ -14,6 +14,7 @@ from test_hf import CONFIG, case
 
 from perfline import hf
 from perfline.answers import LETTERS
+from perfline.attention import grouped_sdpa
 from perfline.device import Device, current_device
 from perfline.engine import run_pass
 from perfline.errors import DeviceMemory, EngineError
@@ -114,6 +115,31 @@ def test_transformers_own_eager_attention_takes_the_mask_too(model, plain, monke
     runner = SharedPrefixRunner(model.engine("eager"), ROOMY)
     prompts = some_prompts()
     assert_same(runner.run(prompts, runner.plan(prompts)).answers, plain)
+
+
+def test_on_a_cpu_keys_of_grouped_heads_are_not_repeated(model, plain, monkeypatch):
+    heads, sdpa = set(), torch.nn.functional.scaled_dot_product_attention
+
+    def seen(query, key, value, **settings):
+        heads.add((query.shape[1], key.shape[1], value.shape[1]))
+        return sdpa(query, key, value, **settings)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", seen)
+    runner, prompts = SharedPrefixRunner(model.engine("eager"), ROOMY), some_prompts()
+    assert_same(runner.run(prompts, runner.plan(prompts)).answers, plain)
+    assert heads == {(CONFIG["num_attention_heads"], *2 * (CONFIG["num_key_value_heads"],))}
+    assert model.module.config._attn_implementation == "sdpa"  # as it was before
+
+
+def test_what_grouped_attention_does_not_know_is_left_to_transformers():
+    torch.manual_seed(0)
+    query, key = torch.randn(2, 4, 5, 8), torch.randn(2, 2, 5, 8)
+    module = torch.nn.Module()
+    module.num_key_value_groups, module.is_causal = 2, True
+    found, _ = grouped_sdpa(module, query, key, key, None)
+    mask = torch.full((5, 5), -torch.inf).triu(1)[None, None]
+    expected, _ = grouped_sdpa(module, query, key, key, mask)
+    torch.testing.assert_close(found, expected)
 
 
 def test_compiled_answers_are_the_same_from_one_graph_and_no_recompile(plain):
