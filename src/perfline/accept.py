@@ -27,6 +27,7 @@ from perfline.errors import BaselineError
 from perfline.jsonfile import Scalar
 from perfline.metrics import Metric
 from perfline.record import CaseRecord, Record
+from perfline.stored import StoredAnswers
 from perfline.verdict import Verdict, signed, worst
 
 # Published names of what each engine answers and of the notes about its CPU.
@@ -36,6 +37,8 @@ _KEPT_INFO = (
     "compile_time",
     "sm_clock",
     "sm_clock_val",
+    "scaling_efficiency_infer",
+    "scaling_efficiency_val",
 )  # never judged, yet worth comparing by eye
 # What perfline writes of a metric, by the start of its name: anything else was edited in.
 _EXPECTED = {
@@ -46,6 +49,8 @@ _EXPECTED = {
     "compile_time": ("s", "info"),
     "sm_clock": ("MHz", "info"),
 }
+
+_BESIDE_THROUGHPUT = ("_core_per_device", "_whole_one_rank")  # of several ranks; not judged
 
 _AGAIN = "run pytest again"
 _SHOWN_CHANGE = 0.0005  # shows as 0.1 %
@@ -73,6 +78,7 @@ class Candidate:
         new: what the session measured, in a baseline's form.
         published: the case's published figures; None where there are none.
         broken: what is wrong with the baseline's file that is replaced; empty where nothing is.
+        one_rank: the baseline of one rank on this machine, where several were measured.
     """
 
     run: Path
@@ -83,6 +89,18 @@ class Candidate:
     new: Baseline
     published: Published | None = None
     broken: str = ""
+    one_rank: Baseline | None = None
+
+    @property
+    def stored_answers(self) -> dict[str, StoredAnswers]:
+        """What the answers are held to: those stored for this layout, else those of one rank."""
+        definition = self.new.case_digest, self.new.dtype
+        return {
+            engine: answers
+            for held in (self.one_rank, self.old)
+            if held is not None and (held.case_digest, held.dtype) == definition
+            for engine, answers in held.accuracy.items()
+        }
 
     @property
     def same_definition(self) -> bool:
@@ -222,20 +240,19 @@ def current(candidate: Candidate) -> list[Verdict]:
     runs that both found it missing, the second is compared with the first here.
     """
     old, new, limits = candidate.old, candidate.new, candidate.case.gates
-    if old is None or not candidate.same_definition:
-        return []
-    scoring = candidate.case.mmlu.scoring
+    scoring, stored = candidate.case.mmlu.scoring, candidate.stored_answers
     verdicts = [
         accuracy_gates.accuracy_baseline(
             ACCURACY.get(engine, engine),
-            old.accuracy[engine].scored(scoring),
+            stored[engine].scored(scoring),
             answers.scored(scoring),
             limits,
         )
         for engine, answers in new.accuracy.items()
-        if engine in old.accuracy
+        if engine in stored
     ]
     for metric in _comparable(candidate):
+        assert old is not None
         held = gates.Held(old.values(metric.name), *old.anchor(metric.name))
         verdicts.append(_verdict(candidate, metric, held))
     return verdicts
@@ -352,6 +369,8 @@ def _edited(metric: Metric) -> str:
     expected = next(
         (each for start, each in _EXPECTED.items() if metric.name.startswith(start)), None
     )
+    if metric.name.endswith(_BESIDE_THROUGHPUT):
+        expected = ("tok/s", "info")
     found = (metric.unit, metric.direction)
     if expected is not None and found != expected:
         return f"{metric.name} is {' '.join(found)} (expected {' '.join(expected)})"
@@ -416,7 +435,7 @@ def _judged(candidate: Candidate, terms: Terms) -> Iterator[str]:
             yield f"{story}; fix it, or accept it with --accept-regression"
         elif (
             grave == "unsure"
-            and candidate.old is not None
+            and (candidate.old or candidate.one_rank) is not None
             and not terms.accept_regression
             and not (terms.add and verdict.unit == "tok/s")
         ):
@@ -445,17 +464,17 @@ def _final(verdict: Verdict) -> bool:
 
 def _losses(candidate: Candidate) -> Iterator[str]:
     """Yield what the stored baseline guards and the new one would not."""
-    old, new = candidate.old, candidate.new
-    if old is None or not candidate.same_definition:
-        return
+    old, new, stored = candidate.old, candidate.new, candidate.stored_answers
     for engine, answers in new.accuracy.items():
-        before = len(old.accuracy[engine].ids) if engine in old.accuracy else 0
+        before = len(stored[engine].ids) if engine in stored else 0
         if len(answers.ids) < before:
+            own = old is not None and candidate.same_definition and engine in old.accuracy
+            holder = candidate.path if own else "the baseline of one rank"
             yield (
-                f"{engine} answered {len(answers.ids)} questions where {candidate.path} holds "
+                f"{engine} answered {len(answers.ids)} questions where {holder} holds "
                 f"{before}; ask all of them, or drop the others with --accept-regression"
             )
-    if candidate.same_workload:
+    if old is not None and candidate.same_workload:
         guarded = [name for session in old.sessions for name in _guarded(session.metrics)]
         lost = [name for name in dict.fromkeys(guarded) if name not in new.sessions[-1].metrics]
         if lost:

@@ -19,7 +19,9 @@ from perfline.engine import Clock, CompileCounts, Engine, EngineName, Progress, 
 from perfline.journal import Journal
 from perfline.mmlu import Prompt
 from perfline.part import Keep, Part, SharedRunner, plain_part, shared_part
+from perfline.rounds import Repeat, TimedRun
 from perfline.tiers import tier_order
+from perfline.together import Together
 
 # Shares of all questions at which a sequential run looks; fixed in advance, alpha is split evenly.
 LOOKS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
@@ -47,7 +49,7 @@ class AccuracyOptions:
 
 
 class Share(Protocol):
-    """What shares a pass among the ranks of a job (``parallel.Lead``); this process is rank 0."""
+    """What shares passes and rounds among a job's ranks (``parallel.Lead``); this one is rank 0."""
 
     @property
     def ranks(self) -> int:
@@ -58,6 +60,9 @@ class Share(Protocol):
 
     def answer(self, run: AccuracyRun, prompts: Sequence[Prompt], keep: Keep | None) -> list[Part]:
         """Answer every prompt once, here or elsewhere; every batch goes to ``keep``."""
+
+    def time(self, run: TimedRun, repeat: Repeat) -> Together:
+        """Time rounds of all ranks together."""
 
     def alive(self) -> None:
         """Tell the other ranks that this one still works."""

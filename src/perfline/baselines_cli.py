@@ -205,6 +205,10 @@ def _candidate(root: Path, run: Path, record: Record, case: Case, terms: Terms) 
                 f"{problem}; `update` replaces a broken file with --accept-regression (no --add)"
             ) from problem
         broken = str(problem)
+    one_rank = None
+    if (alone := record.environment.one_rank) != record.environment.machine:
+        beside = baseline.path(root, alone, case.id, measured.weights == "dummy")
+        one_rank = baseline.load(beside) if beside.exists() else None
     return Candidate(
         run=run,
         path=path,
@@ -214,6 +218,7 @@ def _candidate(root: Path, run: Path, record: Record, case: Case, terms: Terms) 
         new=accept.measured_baseline(record, measured, terms.reason),
         published=baseline.load_published(published) if published.exists() else None,
         broken=broken,
+        one_rank=one_rank,
     )
 
 

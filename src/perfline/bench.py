@@ -21,8 +21,10 @@ from perfline.engine import Clock, Engine, EngineName, Progress, run_pass
 from perfline.metrics import Metric
 from perfline.mmlu import Prompt, stratified_sample
 from perfline.part import SharedRunner
+from perfline.rounds import Repeat, TimedRun
 from perfline.telemetry import watch
 from perfline.throughput import PREFIX, Ready, Stopwatch, Timings
+from perfline.together import Together
 
 ProgressOf = Callable[[str], Progress]
 
@@ -116,7 +118,7 @@ class Bench:
         full_pass: throughput is timed over all questions, once, as published.
         say: takes lines for the user, such as that memory ran out and the run goes on with less.
         software: machine and versions, which a journal's answers belong to.
-        share: shares accuracy passes with other ranks; None where this process is alone.
+        share: shares passes and rounds with other ranks; None where this process is alone.
     """
 
     case: Case
@@ -134,6 +136,7 @@ class Bench:
     _runs: dict[EngineName, AccuracyRun] = field(default_factory=dict)
     _passes: dict[EngineName, AccuracyPass] = field(default_factory=dict)
     _timings: dict[EngineName, Timings] = field(default_factory=dict)
+    _together: dict[EngineName, Together] = field(default_factory=dict)
     _reference: Answers | None = None
 
     @property
@@ -203,13 +206,31 @@ class Bench:
         """How many rounds ``time`` will run."""
         return 1 if self.full_pass else self.case.throughput.rounds
 
-    def time(self, name: EngineName, repeat: Callable[[Callable[[], None], int], None]) -> Timings:
+    def timed_run(self, name: EngineName) -> TimedRun:
+        """What times this rank's rounds beside those of other ranks."""
+        return TimedRun(
+            case=self.case,
+            engine=self.opened.engine(name),
+            prompts=self.sample,
+            ready=lambda: self.ready(name),
+            device=self.device,
+            identity=self._identity(name),
+            clock=self.clock,
+        )
+
+    def time(self, name: EngineName, repeat: Repeat) -> Timings:
         """Time the engine: ``repeat(round, n)`` runs the rounds (pytest-benchmark does, say).
 
-        The device's health is read during every round; see ``telemetry``.
+        The device's health is read during every round; see ``telemetry``. Beside other ranks the
+        timings, and what getting ready took, are those of all.
         """
         if name in self._timings:
             return self._timings[name]
+        if self.share is not None:
+            together = self.share.time(self.timed_run(name), repeat)
+            self._together[name] = together
+            self._timings[name], self._ready[name] = together.timings, together.timings.ready
+            return together.timings
         ready = self.ready(name)
         prompts = list(self.opened.prompts) if self.full_pass else self.sample
         progress = self._progress_of(f"{name} full pass") if self.full_pass else None
@@ -247,7 +268,11 @@ class Bench:
         if self.opened.load_peak_gib is not None:
             found.append(Metric("load_peak", self.opened.load_peak_gib, "GiB", "info"))
         for timings in self._timings.values():
-            found += throughput.metrics(timings, self.case.model.nominal_parameters, self.peak)
+            together = self._together.get(timings.engine)
+            devices = 1 if together is None else together.devices
+            peak = None if self.peak is None else self.peak * devices
+            found += throughput.metrics(timings, self.case.model.nominal_parameters, peak)
+            found += [] if together is None else together.metrics()
         for name, ready in self._ready.items():
             if name == "inductor":
                 found += throughput.compile_metrics(ready)
@@ -291,26 +316,31 @@ class Bench:
             if timings.joules_error_fraction is not None:
                 error = round(timings.joules_error_fraction, 4)
                 notes[f"tokens_per_joule_error_fraction_{PREFIX[name]}"] = error
+        for together in self._together.values():
+            notes |= together.notes(self.case.gates)
         return notes
 
     def _accuracy_run(self, name: EngineName) -> AccuracyRun:
-        facts = {key: str(value) for key, value in self.opened.facts.items()}
         return AccuracyRun(
             engine=self.opened.engine(name),
             oracle=self.opened.engine("eager"),
             runner=None if self.options.plain else self.opened.shared(name, self.say),
             options=self.options,
-            identity={
-                **self.software,
-                **facts,
-                "case": self.case.id,
-                "digest": self.case.digest(),
-                "engine": name,
-            },
+            identity=self._identity(name),
             clock=self.clock,
             progress=self._progress_of(f"{name} accuracy"),
             share=self.share,
         )
+
+    def _identity(self, name: EngineName) -> dict[str, str]:
+        """What a journal's answers belong to, and what every rank has to have alike."""
+        return {
+            **self.software,
+            **{key: str(value) for key, value in self.opened.facts.items()},
+            "case": self.case.id,
+            "digest": self.case.digest(),
+            "engine": name,
+        }
 
     def _e2e_s(self) -> float:
         """Seconds of every phase that ran, from the start of the load on."""
@@ -373,6 +403,10 @@ def _cost(prefix: str, done: AccuracyPass, peak: float | None) -> list[Metric]:
     return found
 
 
-def _in_turn(timed_round: Callable[[], None], rounds: int) -> None:
+def _in_turn(
+    timed_round: Callable[[], None], rounds: int, before: Callable[[], None] | None = None, /
+) -> None:
     for _ in range(rounds):
+        if before is not None:
+            before()
         timed_round()

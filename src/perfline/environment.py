@@ -11,7 +11,8 @@ import os
 import platform
 import re
 import subprocess
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from importlib import metadata, resources
 from pathlib import Path
@@ -28,16 +29,30 @@ class Environment:
     """One machine and its software.
 
     Attributes:
-        machine: the folder under ``baselines/``, made of what decides speed.
+        machine: the folder under ``baselines/``, made of what decides speed; of several ranks
+            under torchrun the layout too.
         device: the device's name as torch reports it.
         kind: ``cuda``, ``xpu``, ``mps`` or ``cpu``.
         context: versions, driver, commit; name -> text. What is not known is not in it.
+        layout: how ``machine`` ends for several ranks, such as ``x8`` or ``2-nodes-x16``.
     """
 
     machine: str
     device: str
     kind: str
     context: dict[str, str] = field(default_factory=dict)
+    layout: str = ""
+
+    @property
+    def one_rank(self) -> str:
+        """``machine`` of a single rank, whose answers do as well: they depend on no layout."""
+        return self.machine.removesuffix(f"-{self.layout}") if self.layout else self.machine
+
+    def of_ranks(self, hosts: Sequence[str]) -> Environment:
+        """The environment of several ranks like this one; each on the host that is named."""
+        nodes = len(set(hosts))
+        layout = f"x{len(hosts)}" if nodes == 1 else f"{nodes}-nodes-x{len(hosts)}"
+        return replace(self, machine=f"{self.one_rank}-{layout}", layout=layout)
 
 
 def collect(root: Path) -> Environment:

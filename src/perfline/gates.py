@@ -172,6 +172,21 @@ def too_many_thrown_out(rounds: int, thrown_out: Sequence[str]) -> str:
     )
 
 
+def straggler(name: str, below_fraction: float, gates: GatesSpec) -> str:
+    """Say that a rank is slower than the others' median by more than the margin; empty: it is not.
+
+    A finding, no verdict: the same ranks' baseline may hold the slow device as well.
+    """
+    margin = gates.throughput_margin_fraction
+    if below_fraction <= margin:
+        return ""
+    return (
+        f"{name} is {100 * below_fraction:.1f} % slower than the median of the other ranks "
+        f"(margin {100 * margin:.1f} %), and all wait for it: look at its clocks, heat and "
+        "neighbours with `perfline doctor`"
+    )
+
+
 def against_sessions(metric: Metric, held: Held, gates: GatesSpec, run: Run) -> Verdict:
     """Judge a metric by a baseline: by its latest sessions and by its anchor.
 

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, Protocol
 
 from perfline.errors import RankError
@@ -39,6 +40,9 @@ class Store(Protocol):
 
     def delete_key(self, key: str, /) -> bool:
         """Forget a key."""
+
+    def wait(self, keys: list[str], timeout: timedelta, /) -> None:
+        """Wait for the keys inside the store; RuntimeError where they do not come."""
 
 
 @dataclass
@@ -85,6 +89,21 @@ class Group:
             known = self.store.check([key])
             return f"rank {rank} on {self.store.get(key).decode() if known else 'unknown host'}"
 
+    def hosts(self) -> list[str]:
+        """Every rank's host; waits for ranks that have not joined yet."""
+        keys = [self._key(f"host/{rank}") for rank in range(self.ranks)]
+        begin = self.clock()
+        with self._reached():
+            while not self.store.check(keys):
+                if self.clock() - begin > self.timeout_s:
+                    absent = [r for r, key in enumerate(keys) if not self.store.check([key])]
+                    raise RankError(
+                        f"waited {self.timeout_s:g} s for rank {', '.join(map(str, absent))} to "
+                        "join: it hangs, or was not started (--rank-timeout)"
+                    )
+                self.sleep(POLL_S)
+            return [self.store.get(key).decode() for key in keys]
+
     def ended(self) -> int | None:
         """The exit status with which an earlier attempt came to its end; None where none did."""
         with self._reached():
@@ -116,8 +135,12 @@ class Group:
         self.alive()
         return number
 
-    def command(self) -> tuple[int, dict[str, Any]]:
-        """What rank 0 asks next, and its number; waits as long as rank 0 shows that it lives."""
+    def command(self, *, quiet: bool = False) -> tuple[int, dict[str, Any]]:
+        """What rank 0 asks next, and its number; waits as long as rank 0 shows that it lives.
+
+        ``quiet``: wait inside the store, where a rank is timing: no traffic, and all that wait
+        hear a command within a millisecond or so.
+        """
         key = self._key(f"command/{self._read}")
         with self._reached():
             while not self.store.check([key]):
@@ -130,7 +153,11 @@ class Group:
                         f"shown no sign of life for {self.timeout_s:g} s: it hangs, or its host is "
                         "gone (--rank-timeout)"
                     )
-                self.sleep(POLL_S)
+                if not quiet:
+                    self.sleep(POLL_S)
+                    continue
+                with suppress(RuntimeError):  # not in that time; a lost store fails the next check
+                    self.store.wait([key], timedelta(seconds=self.timeout_s))
             self._alive = -1, 0.0
             number, self._read = self._read, self._read + 1
             return number, json.loads(self.store.get(key))

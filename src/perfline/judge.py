@@ -6,8 +6,8 @@ the gate for every judged metric. The comparisons themselves stand in ``gates``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from perfline import accuracy_gates, gates, verdict
@@ -42,6 +42,7 @@ class Against:
         published: the published figures; None where there are none.
         mismatch: why ``stored`` is not comparable; empty where it is.
         shown: ``path`` as messages show it.
+        one_rank: the same for one rank on this machine, where this is for several.
     """
 
     path: Path
@@ -49,11 +50,32 @@ class Against:
     published: Published | None
     mismatch: str = ""
     shown: str = ""
+    one_rank: Against | None = None
+
+    def of_answers(self, name: EngineName) -> Against:
+        """Where the stored answers of an engine are looked for.
+
+        They depend on no number of ranks: where none are stored for several, those of one do.
+        """
+        own = self.stored is not None and name in self.stored.accuracy
+        return self if own or self.one_rank is None else self.one_rank
+
+    def relative(self, shown: Callable[[Path], str]) -> Against:
+        """The same; ``shown`` says how messages show a path."""
+        one_rank = None if self.one_rank is None else self.one_rank.relative(shown)
+        return replace(self, shown=shown(self.path), one_rank=one_rank)
 
 
 def against(root: Path, environment: Environment, case: Case, weights: WeightsKind) -> Against:
     """Load what ``case`` is compared with on this machine. BaselineError where a file is broken."""
-    path = baselines.path(root, environment.machine, case.id, weights == "dummy")
+    found = _against(root, environment.machine, case, weights)
+    if environment.one_rank == environment.machine:
+        return found
+    return replace(found, one_rank=_against(root, environment.one_rank, case, weights))
+
+
+def _against(root: Path, machine: str, case: Case, weights: WeightsKind) -> Against:
+    path = baselines.path(root, machine, case.id, weights == "dummy")
     stored = baselines.load(path) if path.exists() else None
     published_path = root / baselines.PUBLISHED / f"{case.id}.json"
     published = baselines.load_published(published_path) if published_path.exists() else None
@@ -86,22 +108,23 @@ def accuracy_against_baseline(
     """Did answers get worse? Paired, question by question, against the stored ones."""
     if fault := _path_fault(case, metric, done):
         return [verdict.invalid(metric, fault)]
-    stored = _stored_answers(name, against)
-    if against.mismatch:
-        return [verdict.incomparable(metric, against.mismatch)]
+    holder = against.of_answers(name)
+    stored = _stored_answers(name, holder)
+    if against.mismatch or holder.mismatch:
+        return [verdict.incomparable(metric, against.mismatch or holder.mismatch)]
     if stored is None:
-        return [verdict.missing(metric, f"no stored answers in {against.shown}")]
+        places = dict.fromkeys((against.shown, holder.shown))
+        return [verdict.missing(metric, f"no stored answers in {' or '.join(places)}")]
     asked_of = min(done.asked_of, len(stored.ids)) if done.looks > 1 else None
-    return [
-        accuracy_gates.accuracy_baseline(
-            metric.name,
-            stored.scored(case.mmlu.scoring),
-            scored(case, done.answers),
-            case.gates,
-            done.looks,
-            asked_of,
-        )
-    ]
+    judged = accuracy_gates.accuracy_baseline(
+        metric.name,
+        stored.scored(case.mmlu.scoring),
+        scored(case, done.answers),
+        case.gates,
+        done.looks,
+        asked_of,
+    )
+    return [_from(judged, against, holder)]
 
 
 def _path_fault(case: Case, metric: Metric, done: AccuracyPass) -> str:
@@ -160,17 +183,25 @@ def same_answers(
         verdicts.append(
             accuracy_gates.same_answers(reference, timings.answers, case.model.precision)
         )
-    stored = _stored_answers(timings.engine, against)
-    if stored is not None and not against.mismatch and timings.answers.labels is not None:
-        verdicts.append(
-            accuracy_gates.accuracy_baseline(
-                f"acc_{PREFIX[timings.engine]}_timed",
-                stored.scored(case.mmlu.scoring),
-                scored(case, timings.answers),
-                case.gates,
-            )
+    holder = against.of_answers(timings.engine)
+    stored = _stored_answers(timings.engine, holder)
+    comparable = not (against.mismatch or holder.mismatch)
+    if stored is not None and comparable and timings.answers.labels is not None:
+        judged = accuracy_gates.accuracy_baseline(
+            f"acc_{PREFIX[timings.engine]}_timed",
+            stored.scored(case.mmlu.scoring),
+            scored(case, timings.answers),
+            case.gates,
         )
+        verdicts.append(_from(judged, against, holder))
     return verdicts
+
+
+def _from(judged: Verdict, against: Against, holder: Against) -> Verdict:
+    """The verdict, with the file that the answers are from, where it is not the layout's own."""
+    if holder is against:
+        return judged
+    return replace(judged, reason=f"{judged.reason}; stored answers of {holder.shown}")
 
 
 def scored(case: Case, answers: Answers) -> Scored:

@@ -81,7 +81,7 @@ class Tools:
     """What every case of a session is measured with.
 
     Attributes:
-        share: shares accuracy passes with the other ranks of a torchrun job; None without.
+        share: shares passes and rounds with the other ranks of a torchrun job; None without.
     """
 
     opener: Opener
@@ -110,7 +110,7 @@ class Tools:
                 for key in ("torch", "transformers", "commit")
                 if key in environment.context
             }
-            | {"machine": environment.machine},
+            | {"machine": environment.one_rank},  # any number of ranks goes on from a journal
             share=self.share,
         )
 
@@ -144,7 +144,7 @@ class Session:
         options = self.options
         self.environment = environment = tools.environment
         against = judge.against(options.baselines, environment, case, options.weights)
-        against = replace(against, shown=options.shown(against.path))
+        against = against.relative(options.shown)
         self._against[case.id] = against
         if against.published is not None:
             self._published[case.id] = against.published
@@ -251,7 +251,9 @@ class Session:
         """The message of a test that did not pass."""
         assert self.environment is not None
         against = self._against[case.id]
-        origin = report.Origin(self.options.shown(against.path))
+        if against.stored is None and against.one_rank is not None and _of_answers(verdicts):
+            against = against.one_rank
+        origin = report.Origin(against.shown)
         if against.stored is not None:
             newest = _newest(against.stored)
             origin = replace(origin, date=newest.date, commit=newest.commit, context=newest.context)
@@ -311,16 +313,18 @@ class Line:
 
     def time(self, engine: EngineName) -> Timings:
         """Time ``engine`` with pytest-benchmark's rounds; our numbers go to its ``extra_info``."""
-        if self.bench.share is not None:
-            raise PerflineError(
-                "throughput under torchrun is not measured yet: run pytest -m perf without "
-                "torchrun, on one device"
-            )
         used: list[Any] = []
 
-        def repeat(timed_round: Callable[[], None], rounds: int) -> None:
+        def repeat(
+            timed_round: Callable[[], None],
+            rounds: int,
+            before: Callable[[], None] | None = None,
+            /,
+        ) -> None:
             benchmark = self.benchmark()
-            benchmark.pedantic(timed_round, rounds=rounds, iterations=1, warmup_rounds=0)
+            benchmark.pedantic(
+                timed_round, setup=before, rounds=rounds, iterations=1, warmup_rounds=0
+            )
             used.append(benchmark)
 
         timings = self.bench.time(engine, repeat)
@@ -383,6 +387,11 @@ class Line:
     @property
     def _against(self) -> Against:
         return self.session.against(self.bench.case)
+
+
+def _of_answers(verdicts: Sequence[Verdict]) -> bool:
+    """Whether stored answers are all that was compared with."""
+    return all(each.metric.startswith("acc_") for each in verdicts)
 
 
 def _newest(stored: baselines.Baseline) -> Any:

@@ -19,6 +19,8 @@ from perfline.group import POLL_S, Group
 from perfline.journal import from_row, to_row
 from perfline.mmlu import Prompt
 from perfline.part import Keep, Part
+from perfline.rounds import Repeat, TimedRun, conduct
+from perfline.together import Together
 from perfline.units import Unit, cut
 
 Prompts = Mapping[str, Prompt]  # by id
@@ -48,6 +50,11 @@ class Lead:
     def ranks(self) -> int:
         """How many there are, this one included."""
         return self.group.ranks
+
+    @property
+    def replicas(self) -> Sequence[int]:
+        """The ranks that lead a replica of the model, this one first."""
+        return range(self.ranks)
 
     def alive(self) -> None:
         """Tell the others that rank 0 still works."""
@@ -83,6 +90,16 @@ class Lead:
         finally:
             self.group.close(number, len(units))
         return collected.parts
+
+    def time(self, run: TimedRun, repeat: Repeat) -> Together:
+        """Time rounds of all ranks together; RankError names the rank that failed or is silent."""
+        self._check()
+        return conduct(self, run, repeat)
+
+    def lost(self, text: str) -> RankError:
+        """No further pass can be shared; the error to raise."""
+        self.broken = text
+        return RankError(text)
 
     def _check(self) -> None:
         if self.broken:
@@ -214,11 +231,10 @@ class _Collected:
         ids = self._units[unit].ids
         taken = self._taken.get(unit)
         given = sum(len(batch.ids) for batch in taken.batches) if taken is not None else 0
-        self._lead.broken = (
+        raise self._lead.lost(
             f"waited for {who} with {given} of {len(ids)} questions answered (first: {ids[0]}): "
             f"silent for {self._group.timeout_s:g} s; it hangs, or --rank-timeout is too short"
         )
-        raise RankError(self._lead.broken)
 
 
 def help_with(

@@ -166,14 +166,16 @@ def perfline_tools(
     """What every case is measured with."""
     from perfline.line import Tools
 
+    lead = pytestconfig.stash.get(ranks.LEAD, None)
+    here = perfline_environment
     return Tools(
         opener=perfline_opener,
-        environment=perfline_environment,
+        environment=here if lead is None else here.of_ranks(lead.group.hosts()),
         device=perfline_device,
         clock=perfline_clock,
         progress=_progress(pytestconfig),
         say=_say(pytestconfig),
-        share=pytestconfig.stash.get(ranks.LEAD, None),
+        share=lead,
     )
 
 
@@ -289,7 +291,8 @@ def _options(config: pytest.Config) -> Options:
         raise pytest.UsageError("--full-pass asks all: leave out --questions and --sequential")
     if given("full_pass") and ranks.launched():
         raise pytest.UsageError(
-            "--full-pass times: under torchrun nothing is timed yet; run it without torchrun"
+            "--full-pass is for one device: under torchrun every rank would time all questions; "
+            "leave it out, or run it without torchrun"
         )
     return Options(
         data_dir=Path(given("data_dir")) if given("data_dir") else None,

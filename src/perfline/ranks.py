@@ -32,6 +32,7 @@ from perfline.group import Group
 from perfline.line import Options, Tools
 from perfline.mmlu import Prompt
 from perfline.parallel import Lead, check_alike, help_with
+from perfline.rounds import STEPS, serve
 
 GROUP = pytest.StashKey[Group]()
 LEAD = pytest.StashKey[Lead]()
@@ -176,11 +177,19 @@ class Helper:
 
     def obey(self, group: Group, number: int, command: Mapping[str, Any]) -> None:
         """Do what rank 0 asks."""
+        if command["do"] in STEPS:  # of rounds in which this rank has failed
+            return
         case, engine = command["case"], command["engine"]
         if command["do"] == "prepare":
             # What goes wrong is told where rank 0 needs this rank: it may fail in the same way.
             with suppress(PerflineError):
                 self.prepare(case, engine)
+        elif command["do"] == "time":
+            self.prepare(case, None)
+            assert self._bench is not None
+            timed = self._bench.timed_run(engine)
+            check_alike(command["identity"], timed.identity)
+            serve(group, number, timed)
         elif not group.is_over(number, len(command["units"])):
             run = self.prepare(case, engine)
             assert run is not None

@@ -71,7 +71,7 @@ def save(path: Path, record: Record) -> None:
         "schema": SCHEMA,
         "created": record.created,
         "partial": record.partial,
-        "environment": asdict(record.environment),
+        "environment": _environment_json(record.environment),
         "cases": {name: _case_json(case) for name, case in record.cases.items()},
     }
     jsonfile.write(path, data, RecordError)
@@ -91,6 +91,7 @@ def load(path: Path) -> Record:
         device=place.text("device"),
         kind=place.text("kind"),
         context={key: str(value) for key, value in place.scalars("context").items()},
+        layout=place.text("layout") if "layout" in place.data else "",
     )
     return Record(
         created=node.text("created"),
@@ -98,6 +99,13 @@ def load(path: Path) -> Record:
         environment=environment,
         cases={name: _case(name, child) for name, child in node.child("cases").children()},
     )
+
+
+def _environment_json(environment: Environment) -> dict[str, object]:
+    data = asdict(environment)
+    if not environment.layout:
+        del data["layout"]
+    return data
 
 
 def _case_json(case: CaseRecord) -> dict[str, object]:

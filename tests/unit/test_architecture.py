@@ -15,14 +15,24 @@ FILES = [path for path in SOURCE.rglob("*.py") if path.stem != "__init__"]
 LAYERS = (
     {"errors", "options", "device", "progress", "statistics", "tiers", "ab.sequential", "page.svg"},
     {"ab.cli", "export.cli", "page.cli", "past.cli"},  # parsers; they import their work when called
-    {"attention", "metrics", "jsonfile", "case", "environment", "telemetry", "ab.worktree", "group"},
+    {
+        "attention",
+        "metrics",
+        "jsonfile",
+        "case",
+        "environment",
+        "telemetry",
+        "ab.worktree",
+        "group",
+    },
     {"answers", "stored", "verdict", "data", "ab.wire"},
     {"mmlu", "baseline", "gates", "accuracy_gates", "hints", "record", "journal"},
     {"page.plots", "ab.process", "ab.worker"},
     {"engine", "lengths", "prefix", "prompt_cache", "report", "outcome", "units"},
     {"throughput", "part", "torch_engine", "report_markdown", "ab.nouns"},
-    {"hf", "prefix_forward", "ab.messages", "ab.record", "ab.sides"},
-    {"shared_prefix", "accuracy"},
+    {"hf", "prefix_forward", "together", "ab.messages", "ab.record", "ab.sides"},
+    {"shared_prefix", "rounds"},
+    {"accuracy"},
     {
         "bench",
         "parallel",
