@@ -47,6 +47,14 @@ class DictStore:
         self._reached()
         return all(key in self.values for key in keys)
 
+    def wait(self, keys, timeout):
+        end = time.monotonic() + timeout.total_seconds()
+        while not all(key in self.values for key in keys):
+            self._reached()
+            if time.monotonic() > end:
+                raise RuntimeError("wait timeout")
+            time.sleep(0.0005)
+
     def delete_key(self, key):
         with self.lock:
             return self.values.pop(key, None) is not None
@@ -274,6 +282,29 @@ def test_a_store_that_is_gone_is_one_line():
 def test_a_rank_with_other_software_is_refused():
     with pytest.raises(RankError, match=r"its torch is 9\.8, rank 0's is 9\.9"):
         check_alike(IDENTITY, {**IDENTITY, "torch": "9.8"})
+
+
+def test_hosts_are_those_of_all_ranks_and_one_that_does_not_join_is_named():
+    first, _ = groups(2)
+    assert first.hosts() == ["host-0", "host-1"]
+    first.ranks, first.timeout_s = 4, 0.05
+    with pytest.raises(RankError, match=r"^waited 0\.05 s for rank 2, 3 to join"):
+        first.hosts()
+
+
+def test_a_rank_that_waits_quietly_hears_a_command_a_silent_rank_0_and_a_store_that_is_gone():
+    store = DictStore()
+    first, other = groups(2, store, timeout_s=0.1)
+    timer = threading.Timer(0.15, lambda: first.post({"do": "end", "status": 0}))
+    beat = threading.Timer(0.05, first.alive)
+    beat.start()
+    timer.start()  # later than the timeout, but rank 0 has shown in between that it lives
+    assert other.command(quiet=True) == (0, {"do": "end", "status": 0})
+    with pytest.raises(RankError, match=r"no sign of life for 0\.1 s"):
+        other.command(quiet=True)
+    store.gone = True
+    with pytest.raises(RankError, match="does not reach the store"):
+        other.command(quiet=True)
 
 
 def test_a_device_is_claimed_once_a_host():
