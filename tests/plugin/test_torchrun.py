@@ -108,9 +108,12 @@ def alone(suite) -> dict:
 
 
 def test_two_ranks_answer_as_one_process_does_and_only_rank_0_prints(suite, torchrun, alone):
+    assert suite.update("--run=results/run.json") == 0  # accepted from one rank
     done = torchrun()
     assert done.returncode == 0, done.stdout + done.stderr
     assert stored(suite) == alone
+    assert suite.words() == {"acc_val.baseline": "ok"}  # compared on two
+    assert suite.record()["environment"]["machine"] == "fake-cpu-x2"
     given = [int(n) for n in noted(suite)["accuracy_questions_by_rank_val"].split(", ")]
     assert (noted(suite)["accuracy_ranks_val"], sum(given)) == (2, 64)
     assert min(given) > 0
@@ -205,17 +208,91 @@ def test_a_rank_with_other_software_is_refused_by_name(suite, torchrun):
     assert f"rank 1 on {HOST}: its torch is 9.8, rank 0's is 9.9" in error
 
 
-def test_throughput_is_refused_and_a_verdict_is_not_asked_for_twice(suite, torchrun):
-    done = torchrun("-k", "test_throughput and eager", restarts=1)
+TIMED = """
+
+from types import SimpleNamespace
+
+from perfline import throughput
+
+throughput.cpu_contention = lambda: None  # what else this machine does must not be seen
+ranks.time = SimpleNamespace(perf_counter=CLOCK)  # other ranks, too, are timed by a scripted clock
+
+
+def slower(case, device, data_dir, weights, factor={factor}):
+    made = opened(case, device, data_dir, weights)
+    if RANK == "1":
+        for engine in made.engines.values():
+            engine.token_s *= factor
+    return made
+
+
+ranks.open_case = slower
+"""
+
+
+def test_two_ranks_are_timed_together_and_the_straggler_is_named(suite, torchrun):
+    suite.run("-k", "throughput and eager").assert_outcomes(skipped=1, deselected=5)
+    one = suite.record()["cases"]["fake"]
+    assert suite.update("--run=results/run.json") == 0  # of one rank: of another machine
+    done = torchrun("-k", "test_throughput and eager", damage=TIMED.format(factor=1.25), restarts=1)
+    assert done.returncode == 0, done.stdout + done.stderr
+    two = suite.record()["cases"]["fake"]
+    rate = one["metrics"]["p_val_core"]["value"]
+    values = {name: metric["value"] for name, metric in two["metrics"].items()}
+    assert values["p_val_core"] == pytest.approx(rate * (1 + 1 / 1.25))
+    assert values["p_val_whole"] == pytest.approx(2 * rate / 1.25)
+    assert values["p_val_whole_one_rank"] == pytest.approx(rate)
+    assert values["scaling_efficiency_val"] == pytest.approx(0.8)
+    assert len(two["metrics"]["p_val_whole"]["samples"]) == 5
+    assert two["workload"] == one["workload"]
+    assert two["notes"]["throughput_ranks_val"] == 2
+    below = f"rank 1 on {HOST}: 20.0 % below the median of the others"
+    assert two["notes"]["slowest_rank_val"] == below
+    said = " ".join(done.stdout.split())
+    assert f"p_val: rank 1 on {HOST} is 20.0 % slower than the median of the other ranks" in said
+    assert "no stored value in baselines/fake-cpu-x2/fake.json" in said
+    assert suite.record()["environment"]["machine"] == "fake-cpu-x2"
+    assert suite.update("--run=results/run.json") == 0
+    assert (suite.root / "baselines" / "fake-cpu-x2" / "fake.json").exists()
+
+
+HANGS_IN_A_ROUND = (
+    TIMED.format(factor=1)
+    + """
+
+from perfline.throughput import Stopwatch
+
+timed = Stopwatch.round
+
+
+def hanging(self):
+    if RANK == "1" and len(self._rounds) == 2:
+        time.sleep(100)
+    return timed(self)
+
+
+Stopwatch.round = hanging
+if RANK == "1":  # rank 0 alone is to lose patience
+    join = ranks.join
+    ranks.join = lambda timeout_s: join(100)
+"""
+)
+
+
+def test_a_rank_that_hangs_in_a_round_is_named_and_nothing_is_accepted(suite, torchrun):
+    done = torchrun("-k", "test_throughput", "--rank-timeout=2", damage=HANGS_IN_A_ROUND)
     assert done.returncode == 1
-    assert "throughput under torchrun is not measured yet" in done.stdout
-    assert done.stdout.count("test session starts") == 1
-    assert "the job ended with status 1 already; not done again" in done.stdout
+    errors = suite.record()["cases"]["fake"]["errors"]
+    assert len(errors) == 2  # the other engine's test fails at once
+    for error in errors:
+        assert f"waited for rank 1 on {HOST} to end round 3: silent for 2 s" in error
+    assert f"waited for rank 1 on {HOST} to end round 3" in done.stdout
     assert "p_val_core" not in suite.record()["cases"]["fake"]["metrics"]
+    assert suite.update("--run=results/run.json") != 0
 
 
 def test_a_full_pass_is_refused_before_anything_is_opened(suite, torchrun):
     done = torchrun("--full-pass")
     assert done.returncode != 0
-    assert "--full-pass times: under torchrun nothing is timed yet" in done.stderr
+    assert "--full-pass is for one device: under torchrun every rank would time" in done.stderr
     assert not (suite.root / "opened.log").exists()
