@@ -44,6 +44,9 @@ BESIDE = (
     ("questions", "timed questions"),
     ("tokens", "tokens, all rounds"),
     ("tokens_per_joule", "tokens per joule"),
+    ("p_infer_core_per_device", "p_infer_core per device"),
+    ("scaling_efficiency_val", "scaling efficiency val"),
+    ("scaling_efficiency_infer", "scaling efficiency infer"),
 )
 
 

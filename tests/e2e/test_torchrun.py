@@ -125,8 +125,9 @@ def folder(tmp_path: Path, alone: Path) -> Path:
     return tmp_path
 
 
-def test_two_ranks_answer_as_one_process_does(folder: Path, alone: Path):
-    done = torchrun(folder)
+def test_two_ranks_answer_as_one_process_does_and_are_timed_together(folder: Path, alone: Path):
+    both = ("-m", "accuracy or perf", "-k", "not throughput or eager")
+    done = torchrun(folder, *both, str(REPOSITORY / "tests" / "perf"))
     assert done.returncode == 0, done.stdout + done.stderr
     for engine, kind in (("eager", "val"), ("inductor", "infer")):
         assert answers(folder, engine) == answers(alone, engine)
@@ -137,6 +138,12 @@ def test_two_ranks_answer_as_one_process_does(folder: Path, alone: Path):
         assert min(given) > 0
     assert done.stdout.count("test session starts") == 1  # the other rank prints nothing
     assert list((folder / "journals").iterdir()) == []
+    metrics, notes = measured(folder)["metrics"], measured(folder)["notes"]
+    rates = [float(rate) for rate in notes["tok_per_s_by_rank_val"].split(", ")]
+    assert notes["throughput_ranks_val"] == len(rates) == 2
+    assert min(rates) < metrics["p_val_whole"]["value"] <= sum(rates) * 1.5  # medians, one by one
+    assert len(metrics["scaling_efficiency_val"]["samples"]) == 7
+    assert json.loads((folder / "run.json").read_text())["environment"]["layout"] == "x2"
 
 
 def test_a_killed_rank_comes_back_and_the_pass_goes_on_from_the_journal(folder: Path, alone: Path):
