@@ -291,6 +291,33 @@ def test_a_rank_that_hangs_in_a_round_is_named_and_nothing_is_accepted(suite, to
     assert suite.update("--run=results/run.json") != 0
 
 
+KILLED_IN_A_ROUND = (
+    TIMED.format(factor=1)
+    + """
+
+from perfline.throughput import Stopwatch
+
+timed = Stopwatch.round
+
+
+def killed(self):
+    if RANK == "1" and len(self._rounds) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return timed(self)
+
+
+Stopwatch.round = killed
+"""
+)
+
+
+def test_a_rank_that_is_killed_in_a_round_leaves_nothing_to_accept(suite, torchrun):
+    done = torchrun("-k", "test_throughput and eager", damage=KILLED_IN_A_ROUND)
+    assert done.returncode != 0
+    assert suite.record()["partial"] is True
+    assert suite.update("--run=results/run.json") != 0
+
+
 def test_a_full_pass_is_refused_before_anything_is_opened(suite, torchrun):
     done = torchrun("--full-pass")
     assert done.returncode != 0
