@@ -190,7 +190,8 @@ def session_lines(
         lines += reason_lines(case.verdicts)
         lines += flip_lines([flip for verdict in case.verdicts for flip in verdict.flips])
         lines += [line for error in case.errors for line in _paragraph(f"error: {error}")]
-        lines += thrown_out_lines(case) + straggler_lines(case)
+        lines += thrown_out_lines(case)
+        lines += [line for text in stragglers(case) for line in _paragraph(text)]
         if "settle_with" in case.notes:
             lines.append(f"  to settle it: {case.notes['settle_with']}")
         lines.append("")
@@ -216,13 +217,12 @@ def thrown_out_lines(case: CaseRecord) -> list[str]:
     ]
 
 
-def straggler_lines(case: CaseRecord) -> list[str]:
+def stragglers(case: CaseRecord) -> list[str]:
     """Which rank of a torchrun job held the others up, by engine."""
     return [
-        line
+        f"p_{kind}: {finding}"
         for kind in ("val", "infer")
         if (finding := case.notes.get(f"straggler_{kind}"))
-        for line in _paragraph(f"p_{kind}: {finding}")
     ]
 
 

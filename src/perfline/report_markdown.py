@@ -112,6 +112,7 @@ def _summary(case: CaseRecord, context: str) -> list[str]:
     lines += [
         f"- **{quoted(word)}**: {quoted(reason)}" for word, reason in _without_change(notable)
     ]
+    lines += [f"- **straggler**: {quoted(line)}" for line in report.stragglers(case)]
     if context:
         lines.append(f"- context: {quoted(context)}")
     return [title, *lines]

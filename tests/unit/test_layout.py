@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from samples import MACHINE, WORKLOAD, answers, case_record, metrics, packaged, record, saved
+from samples import (
+    MACHINE,
+    WORKLOAD,
+    answers,
+    case_record,
+    metrics,
+    packaged,
+    record,
+    saved,
+    verdict,
+)
 
 from fakes import DEVICE
-from perfline import accept, baseline, cli, judge
+from perfline import accept, baseline, cli, judge, report, report_markdown
 from perfline import record as records
 from perfline.accept import Candidate, Terms
 from perfline.accuracy import AccuracyOptions, AccuracyPass
@@ -18,7 +29,7 @@ from perfline.answers import Answers
 from perfline.bench import Bench
 from perfline.environment import Environment
 from perfline.errors import EngineError
-from perfline.line import Options, Tools
+from perfline.line import Options, Session, Tools
 from perfline.metrics import Metric
 
 ONE = Environment(MACHINE, "Test CPU", "cpu", {"torch": "2.13.0"})
@@ -103,6 +114,21 @@ def test_answers_of_one_rank_to_another_definition_do_not_compare(tmp_path: Path
     assert "the case has changed since the baseline was accepted" in found.reason
 
 
+def test_a_failure_over_answers_shows_the_baseline_that_they_are_of(tmp_path: Path):
+    of_one = store(tmp_path, ONE)
+    options = Options(
+        None, tmp_path, tmp_path, False, False, "real", AccuracyOptions(), None, Path()
+    )
+    session = Session(options, EIGHT)
+    session._against["tiny"] = judge.against(tmp_path, EIGHT, packaged(), "real").relative(str)
+    session._benches["tiny"] = SimpleNamespace(opened=SimpleNamespace(facts={}))
+    lost = verdict_of(tmp_path, wrong=20)
+    assert f"  baseline  {of_one} (2026-11-22)" in session.failure(packaged(), [lost])
+    slower = verdict("p_infer_core", "missing")
+    of_eight = tmp_path / EIGHT.machine / "tiny.json"
+    assert f"none yet; it would be {of_eight}" in session.failure(packaged(), [slower, lost])
+
+
 def test_throughput_of_one_rank_is_no_baseline_for_eight(tmp_path: Path):
     store(tmp_path, ONE)
     against = judge.against(tmp_path, EIGHT, packaged(), "real")
@@ -145,6 +171,14 @@ def test_metrics_of_several_ranks_are_accepted_as_they_are_written():
     edited = dataclasses.replace(beside["p_infer_whole_one_rank"], direction="higher")
     found = candidate(None, metrics=metrics() | {edited.name: edited})
     assert "expected tok/s info" in accept.problems(found, PLAIN)[0]
+
+
+def test_a_straggler_is_told_in_the_terminal_and_in_markdown():
+    finding = "rank 3 on node-b is 6.2 % slower than the median of the other ranks"
+    whole = record(case_record(notes={"straggler_infer": finding}), environment=EIGHT)
+    assert f"  p_infer: {finding}" in report.session_lines(whole, {}, {}, "")
+    text = report_markdown.markdown(whole, {}, "", strict=False)
+    assert f"- **straggler**: p_infer: {finding}" in text.splitlines()
 
 
 def test_the_command_writes_the_layout_s_file_and_leaves_that_of_one_rank(
