@@ -14,13 +14,24 @@ FILES = [path for path in SOURCE.rglob("*.py") if path.stem != "__init__"]
 # Lower may not import higher; a module may import from the layers before its own.
 LAYERS = (
     {"errors", "options", "device", "progress", "statistics", "tiers", "ab.sequential", "page.svg"},
+    {"attention"},
     {"ab.cli", "export.cli", "page.cli", "past.cli"},  # parsers; they import their work when called
-    {"attention", "metrics", "jsonfile", "case", "environment", "telemetry", "ab.worktree", "group"},
+    {
+        "attention",
+        "metrics",
+        "jsonfile",
+        "case",
+        "environment",
+        "telemetry",
+        "ab.worktree",
+        "group",
+    },
     {"answers", "stored", "verdict", "data", "ab.wire"},
     {"mmlu", "baseline", "gates", "accuracy_gates", "hints", "record", "journal"},
     {"page.plots", "ab.process", "ab.worker"},
     {"engine", "lengths", "prefix", "prompt_cache", "report", "outcome", "units"},
-    {"throughput", "part", "torch_engine", "report_markdown", "ab.nouns"},
+    {"replica"},
+    {"throughput", "part", "tensor_parallel", "torch_engine", "report_markdown", "ab.nouns"},
     {"hf", "prefix_forward", "ab.messages", "ab.record", "ab.sides"},
     {"shared_prefix", "accuracy"},
     {
@@ -92,7 +103,8 @@ def test_only_the_real_engine_imports_torch_at_its_top():
         for path in FILES
         if {name.split(".")[0] for name in imports(path, top_level=True)} & HEAVY
     }
-    assert heavy == {"attention", "hf", "torch_engine", "prefix_forward", "shared_prefix"}
+    engine = {"hf", "torch_engine", "prefix_forward", "shared_prefix"}
+    assert heavy == {"attention", "tensor_parallel"} | engine
 
 
 def test_only_cli_writes_baselines():
