@@ -71,6 +71,9 @@ class FakeEngine:
     _forwards: int = 0
     _graphs: int = 0
 
+    def begin(self, prompts: Sequence[Prompt], head: Head) -> None:
+        self.log.append(f"told {len(prompts)} {head}")
+
     def prepare(self, prompt: Prompt) -> Prompt:
         self.log.append("prepare")
         return prompt

@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Protocol
 
 from perfline.answers import Answers, no_answers, subset, union
+from perfline.case import Case
 from perfline.engine import Clock, CompileCounts, Engine, EngineName, Progress, run_pass
 from perfline.journal import Journal
 from perfline.mmlu import Prompt
 from perfline.part import Keep, Part, SharedRunner, plain_part, shared_part
+from perfline.replica import Replica
 from perfline.rounds import Repeat, TimedRun
 from perfline.tiers import tier_order
 from perfline.together import Together
@@ -52,11 +54,14 @@ class Share(Protocol):
     """What shares passes and rounds among a job's ranks (``parallel.Lead``); this one is rank 0."""
 
     @property
-    def ranks(self) -> int:
-        """How many there are."""
+    def replicas(self) -> int:
+        """How many replicas of the model there are."""
 
-    def prepare(self, case: str, engine: EngineName | None) -> None:
-        """Have the other ranks load the case, and make the engine ready, in the meantime."""
+    def open(self, case: Case) -> Replica | None:
+        """Have the other ranks load the case too; this rank's replica where it is split."""
+
+    def prepare(self, case: str, engine: EngineName) -> None:
+        """Have the other ranks make the engine ready in the meantime."""
 
     def answer(self, run: AccuracyRun, prompts: Sequence[Prompt], keep: Keep | None) -> list[Part]:
         """Answer every prompt once, here or elsewhere; every batch goes to ``keep``."""
@@ -83,8 +88,8 @@ class AccuracyPass:
         flops: really executed, padding included; None where not known.
         counts: what was compiled after the warm-up; must be nothing.
         looks: among how many looks the error rates are split; 1 for a run that was not sequential.
-        ranks: among how many processes it was shared; ``core_s`` and ``flops`` are of all of them.
-        by_rank: how many questions each of them answered.
+        replicas: among how many of the model's it was shared; ``core_s`` and ``flops`` are of all.
+        by_replica: how many questions each of them answered.
         reference: the plain answers to the verified questions; None where nothing was verified.
     """
 
@@ -102,8 +107,8 @@ class AccuracyPass:
     halvings: int = 0
     counts: CompileCounts = field(default_factory=CompileCounts)
     looks: int = 1
-    ranks: int = 1
-    by_rank: Mapping[int, int] = field(default_factory=dict)
+    replicas: int = 1
+    by_replica: Mapping[int, int] = field(default_factory=dict)
     reference: Answers | None = None
 
 
@@ -153,7 +158,7 @@ class AccuracyRun:
             asked_of=len(chosen),
             path="shared-prefix" if self.shared else "plain",
             looks=len(stages),
-            ranks=1 if self.share is None else self.share.ranks,
+            replicas=1 if self.share is None else self.share.replicas,
         )
         done = replace(done, resumed=len(done.answers.ids), warmup_s=self.warm_up(chosen))
         for stage in stages:
@@ -214,9 +219,9 @@ class AccuracyRun:
         else:
             parts = [self.part(prompts, keep, self.progress)]
         flops = [done.flops, *(part.flops for part in parts)]
-        by_rank = Counter(done.by_rank)
+        by_replica = Counter(done.by_replica)
         for part in parts:
-            by_rank[part.rank] += len(part.answers.ids)
+            by_replica[part.replica] += len(part.answers.ids)
         return replace(
             done,
             answers=union([done.answers, *(part.answers for part in parts)]),
@@ -228,7 +233,7 @@ class AccuracyRun:
             flops=None if None in flops else sum(f for f in flops if f is not None),
             halvings=done.halvings + sum(part.halvings for part in parts),
             counts=sum((part.counts for part in parts), start=done.counts),
-            by_rank=dict(sorted(by_rank.items())),
+            by_replica=dict(sorted(by_replica.items())),
         )
 
     def _verified(self, done: AccuracyPass, prompts: Sequence[Prompt]) -> AccuracyPass:

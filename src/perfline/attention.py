@@ -30,9 +30,10 @@ def grouped_sdpa(
 ) -> tuple[torch.Tensor, None]:
     """As transformers' ``sdpa``: (rows, heads, tokens, size) -> (rows, tokens, heads, size)."""
     if attention_mask is None or kwargs.get("position_bias") is not None:
-        sdpa: Any = AttentionInterface()["sdpa"]
-        known = {"dropout": dropout, "scaling": scaling, **kwargs}
-        return sdpa(module, query, key, value, attention_mask, **known)  # type: ignore[no-any-return]
+        known: Any = AttentionInterface
+        rest = {"dropout": dropout, "scaling": scaling, **kwargs}
+        out, _ = known()["sdpa"](module, query, key, value, attention_mask, **rest)
+        return out, None
     out = functional.scaled_dot_product_attention(
         query,
         key,

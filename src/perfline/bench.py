@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from perfline import throughput
 from perfline.accuracy import AccuracyOptions, AccuracyPass, AccuracyRun, Share, choose
@@ -18,6 +19,7 @@ from perfline.answers import Answers, accuracy
 from perfline.case import Case, Scoring, WeightsKind
 from perfline.device import Device
 from perfline.engine import Clock, Engine, EngineName, Progress, run_pass
+from perfline.errors import MissingRanks
 from perfline.metrics import Metric
 from perfline.mmlu import Prompt, stratified_sample
 from perfline.part import SharedRunner
@@ -25,6 +27,9 @@ from perfline.rounds import Repeat, TimedRun
 from perfline.telemetry import watch
 from perfline.throughput import PREFIX, Ready, Stopwatch, Timings
 from perfline.together import Together
+
+if TYPE_CHECKING:
+    from perfline.replica import Replica
 
 ProgressOf = Callable[[str], Progress]
 
@@ -71,23 +76,37 @@ class OpenCase:
     close: Callable[[], None]
 
 
-def open_case(case: Case, device: Device, data_dir: Path | None, weights: WeightsKind) -> Opened:
+def open_case(
+    case: Case,
+    device: Device,
+    data_dir: Path | None,
+    weights: WeightsKind,
+    replica: Replica | None = None,
+) -> OpenCase:
     """Find weights and questions, load the model, tokenise the prompts.
 
-    Raises MissingData (with the command that gets them), DataError, EngineError.
+    ``replica``: the ranks that the model is split over; None for a model that is not. Raises
+    MissingData (with the command that gets them), MissingRanks, DataError, EngineError, RankError.
     """
     from perfline import data, hf, lengths, mmlu, prompt_cache
 
+    if replica is None and case.parallel.tensor > 1:
+        raise MissingRanks(
+            f"case '{case.id}' splits its model over {case.parallel.tensor} processes "
+            "(parallel.tensor); start it with: torchrun --standalone "
+            f"--nproc-per-node={case.parallel.tensor} -m pytest --cases={case.id}"
+        )
     if weights == "dummy":
-        model = hf.load(case, device, None)
+        model = hf.load(case, device, None, replica)
         facts: dict[str, str] = {}
         limit = min(case.mmlu.max_prompt_tokens, model.positions)
         prompts = lengths.dummy_prompts(model.vocabulary, limit)
     else:
-        located = data.locate(case, data_dir)
-        data.check_weights(located.weights)
-        subjects = mmlu.load_subjects(located.mmlu, case.mmlu.few_shots)
-        model = hf.load(case, device, located.weights)
+        with replica.agreeing() if replica is not None else nullcontext():
+            located = data.locate(case, data_dir)
+            data.check_weights(located.weights)
+            subjects = mmlu.load_subjects(located.mmlu, case.mmlu.few_shots)
+        model = hf.load(case, device, located.weights, replica)
         prompts = prompt_cache.cached_prompts(
             case,
             located.weights,
@@ -114,7 +133,8 @@ class Bench:
     """One case in one session.
 
     Attributes:
-        peak: the device's dense FLOP/s for the case's dtype; None where not known.
+        peak: dense FLOP/s for the case's dtype, of all devices that hold the model; None where
+            not known.
         full_pass: throughput is timed over all questions, once, as published.
         say: takes lines for the user, such as that memory ran out and the run goes on with less.
         software: machine and versions, which a journal's answers belong to.
@@ -269,8 +289,8 @@ class Bench:
             found.append(Metric("load_peak", self.opened.load_peak_gib, "GiB", "info"))
         for timings in self._timings.values():
             together = self._together.get(timings.engine)
-            devices = 1 if together is None else together.devices
-            peak = None if self.peak is None else self.peak * devices
+            replicas = 1 if together is None else len(together.names)
+            peak = None if self.peak is None else self.peak * replicas
             found += throughput.metrics(timings, self.case.model.nominal_parameters, peak)
             found += [] if together is None else together.metrics()
         for name, ready in self._ready.items():
@@ -300,10 +320,12 @@ class Bench:
             notes[f"accuracy_path_{PREFIX[name]}"] = done.path
             if done.resumed:
                 notes[f"accuracy_resumed_{PREFIX[name]}"] = done.resumed
-            if done.ranks > 1:
-                notes[f"accuracy_ranks_{PREFIX[name]}"] = done.ranks
-                given = ", ".join(str(done.by_rank.get(rank, 0)) for rank in range(done.ranks))
-                notes[f"accuracy_questions_by_rank_{PREFIX[name]}"] = given
+            if self.share is not None:
+                tensor, given = self.case.parallel.tensor, done.by_replica
+                notes[f"accuracy_ranks_{PREFIX[name]}"] = done.replicas * tensor
+                notes[
+                    f"accuracy_questions_by_{'rank' if tensor == 1 else 'replica'}_{PREFIX[name]}"
+                ] = ", ".join(str(given.get(each, 0)) for each in range(done.replicas))
             if done.halvings:
                 notes[f"accuracy_halvings_{PREFIX[name]}"] = done.halvings
         for name, timings in self._timings.items():
@@ -395,7 +417,7 @@ def _cost(prefix: str, done: AccuracyPass, peak: float | None) -> list[Metric]:
         Metric(f"{prefix}_warmup_time", done.warmup_s, "s", "info"),
         Metric(f"{prefix}_time", done.whole_s, "s", "info"),
         Metric(f"{prefix}_questions_per_s", asked / done.whole_s, "questions/s", "info"),
-        Metric(f"{prefix}_core", done.core_s / done.ranks / done.whole_s, "fraction", "info"),
+        Metric(f"{prefix}_core", done.core_s / done.replicas / done.whole_s, "fraction", "info"),
     ]
     if peak is not None and done.flops:
         utilisation = done.flops / done.core_s / peak

@@ -38,6 +38,7 @@ _FRACTION = {"gt": 0, "lt": 1}
 _PERCENTAGE_POINTS = {"gt": 0, "lt": 100}
 _DIRECTORY = {"relative": True, "digest": False}
 _NOT_IN_DIGEST = {"digest": False}
+_WHERE_CHANGED = {"digest": "where changed"}  # a later setting: older cases keep their digests
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +77,13 @@ class EngineSpec:
     scope: Literal["layer", "model"] = "layer"
     batch_size: Literal[1] = 1
     cpu_threads: int | None = field(default=None, metadata={"gt": 0})  # None: torch's own
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelSpec:
+    """Over how many devices one model is split; ``torchrun`` starts a process for each."""
+
+    tensor: int = field(default=1, metadata=_POSITIVE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +128,7 @@ class Case:
     model: ModelSpec
     mmlu: MmluSpec = field(default_factory=MmluSpec)
     engine: EngineSpec = field(default_factory=EngineSpec)
+    parallel: ParallelSpec = field(default_factory=ParallelSpec, metadata=_WHERE_CHANGED)
     throughput: ThroughputSpec = field(default_factory=ThroughputSpec)
     gates: GatesSpec = field(default_factory=GatesSpec, metadata=_NOT_IN_DIGEST)
     compare: CompareSpec = field(default_factory=CompareSpec, metadata=_NOT_IN_DIGEST)
@@ -431,7 +440,10 @@ def _expected(hint: Any) -> str:
 def _digested(section: Any) -> dict[str, object]:
     values: dict[str, object] = {}
     for spec in dataclasses.fields(section):
-        if spec.metadata.get("digest", True):
-            value = getattr(section, spec.name)
+        value, wanted = getattr(section, spec.name), spec.metadata.get("digest", True)
+        if spec.metadata.get("digest") == "where changed":
+            assert callable(spec.default_factory)
+            wanted = value != spec.default_factory()
+        if wanted:
             values[spec.name] = _digested(value) if dataclasses.is_dataclass(value) else value
     return values

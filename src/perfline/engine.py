@@ -72,6 +72,9 @@ class Engine(Protocol):
 
     name: EngineName
 
+    def begin(self, prompts: Sequence[Prompt], head: Head) -> None:
+        """Told before a pass: where a model is split, its other ranks run the pass too."""
+
     def prepare(self, prompt: Prompt) -> Any:
         """Copy a prompt's ids to the device; shape (1, tokens), int64."""
 
@@ -129,6 +132,7 @@ def run_pass(
     argmax = np.empty(len(prompts), dtype=np.int64)
     argmax_letters: list[str] = []
     core_s = 0.0
+    engine.begin(prompts, head)
     begin = clock()
     for row, prompt in enumerate(prompts):
         batch = engine.prepare(prompt)

@@ -7,6 +7,7 @@ what was expected and what to do::
     ├── CaseError          a case's YAML is wrong
     ├── DataError          weights, MMLU CSVs or data.tar are absent, broken or unsafe
     │   └── MissingData    ... absent, with the command that gets them
+    ├── MissingRanks       a case's model is split over more processes than there are
     ├── MetricError        a number that is no measurement (NaN, infinite)
     ├── EngineError        the model could not be loaded, compiled or run
     │   └── DeviceMemory   ... because the device's memory is full
@@ -38,6 +39,10 @@ class MissingData(DataError):  # noqa: N818 - reads as the state it reports
         """Keep ``command``, the one line to type to get the data."""
         super().__init__(f"{message}; get it with: {command}")
         self.command = command
+
+
+class MissingRanks(PerflineError):  # noqa: N818 - reads as the state it reports
+    """A case's model is split over more processes than there are: says how to start them."""
 
 
 class MetricError(PerflineError):

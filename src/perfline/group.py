@@ -64,7 +64,6 @@ class Group:
     sleep: Callable[[float], None] = time.sleep
     _read: int = 0  # commands, or messages, that this rank has read
     _sent: int = 0  # commands that it has given
-    _alive: tuple[int, float] = (-1, 0.0)  # rank 0's signs of life, and when the last one was seen
 
     def join(self) -> None:
         """Say where this rank is. RankError where the store knows this rank of this attempt."""
@@ -136,31 +135,44 @@ class Group:
         return number
 
     def command(self, *, quiet: bool = False) -> tuple[int, dict[str, Any]]:
-        """What rank 0 asks next, and its number; waits as long as rank 0 shows that it lives.
+        """What rank 0 asks next, and its number; waits as long as rank 0 shows that it lives."""
+        number, self._read = self._read, self._read + 1
+        text = self.wait_for(f"command/{number}", 0, while_alive=True, quiet=quiet)
+        return number, json.loads(text)
 
+    def put(self, name: str, text: str) -> None:
+        """Tell who waits for it."""
+        with self._reached():
+            self.store.set(self._key(name), text)
+
+    def wait_for(
+        self, name: str, who: int, *, while_alive: bool = False, quiet: bool = False
+    ) -> str:
+        """What rank ``who`` has put there; RankError where it is silent for too long.
+
+        ``while_alive``: rank 0's signs of life, if it is the one that is waited for, are enough.
         ``quiet``: wait inside the store, where a rank is timing: no traffic, and all that wait
-        hear a command within a millisecond or so.
+        hear of it within a millisecond or so.
         """
-        key = self._key(f"command/{self._read}")
+        key, begin, beats = self._key(name), self.clock(), -1
         with self._reached():
             while not self.store.check([key]):
-                beats, now = self.store.add(self._key("alive"), 0), self.clock()
-                if beats != self._alive[0]:
-                    self._alive = beats, now
-                elif now - self._alive[1] > self.timeout_s:
+                now = self.clock()
+                if while_alive and beats != (seen := self.store.add(self._key("alive"), 0)):
+                    beats, begin = seen, now
+                if now - begin > self.timeout_s:
+                    sign = "has shown no sign of life" if while_alive else "has said nothing"
                     raise RankError(
-                        f"rank {self.rank} on {self.host} waited for {self.name(0)}, which has "
-                        f"shown no sign of life for {self.timeout_s:g} s: it hangs, or its host is "
-                        "gone (--rank-timeout)"
+                        f"rank {self.rank} on {self.host} waited for {self.name(who)}, which "
+                        f"{sign} for {self.timeout_s:g} s: it hangs, or its host is gone "
+                        "(--rank-timeout)"
                     )
                 if not quiet:
                     self.sleep(POLL_S)
                     continue
                 with suppress(RuntimeError):  # not in that time; a lost store fails the next check
                     self.store.wait([key], timedelta(seconds=self.timeout_s))
-            self._alive = -1, 0.0
-            number, self._read = self._read, self._read + 1
-            return number, json.loads(self.store.get(key))
+            return self.store.get(key).decode()
 
     def alive(self) -> None:
         """Rank 0 shows that it lives."""

@@ -21,11 +21,12 @@ import torch
 import transformers
 from torch import nn
 
-from perfline import mmlu
+from perfline import mmlu, tensor_parallel
 from perfline.case import Case
 from perfline.device import Device
 from perfline.engine import EngineName
 from perfline.errors import CaseError, EngineError, PerflineError
+from perfline.replica import Replica
 from perfline.torch_engine import TorchEngine, out_of_memory
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -40,6 +41,7 @@ class Model:
         positions: the longest prompt that the model takes, in tokens.
         load_s: seconds from disk (or random initialisation) to the device.
         load_peak_gib: peak device memory of the load; None where the device does not count it.
+        replica: the ranks that hold the model between them; None where this process holds it.
     """
 
     case: Case
@@ -51,6 +53,7 @@ class Model:
     vocabulary: int
     load_s: float
     load_peak_gib: float | None
+    replica: Replica | None = None
     _engines: dict[EngineName, TorchEngine] = field(default_factory=dict)
     _active: EngineName = "eager"
     _settings: ExitStack = field(default_factory=ExitStack)
@@ -78,6 +81,8 @@ class Model:
 
     def close(self) -> None:
         """Free the model's memory: one model is resident at a time."""
+        if self.replica is not None:
+            self.replica.leave()
         self._settings.close()
         self._engines.clear()
         self.module = nn.Module()
@@ -87,11 +92,25 @@ class Model:
             torch.accelerator.empty_cache()
 
 
-def load(case: Case, device: Device, weights: Path | None) -> Model:
+def load(case: Case, device: Device, weights: Path | None, replica: Replica | None = None) -> Model:
     """Load the case's model onto ``device`` in its own dtype; ``weights=None`` means random ones.
 
-    Raises EngineError where transformers cannot load it, DeviceMemory where it does not fit.
+    Where a ``replica`` is given, this process loads its share of every tensor that the model's own
+    plan splits. Raises EngineError where transformers cannot load it, DeviceMemory where it does
+    not fit, RankError where another rank of the replica fails.
     """
+    if replica is not None:
+        replica.join(device.kind)
+        try:
+            with replica.agreeing():
+                return _load(case, device, weights, replica)
+        except PerflineError:
+            replica.end()
+            raise
+    return _load(case, device, weights, None)
+
+
+def _load(case: Case, device: Device, weights: Path | None, replica: Replica | None) -> Model:
     if case.engine.cpu_threads is not None and device.kind == "cpu":
         torch.set_num_threads(case.engine.cpu_threads)
     torch._dynamo.reset()
@@ -103,15 +122,19 @@ def load(case: Case, device: Device, weights: Path | None) -> Model:
     device.reset_peak_memory()
     start = time.perf_counter()
     with _loading(case, device, weights):
+        split = tensor_parallel.arguments(replica)
         if weights is None:
-            module, tokenizer = _random_model(case, device), None
+            module, tokenizer = _random_model(case, device, split), None
         else:
-            module, tokenizer = _checkpoint(case, weights), _tokenizer(weights)
+            module, tokenizer = _checkpoint(case, weights, split), _tokenizer(weights)
+        if not split:
             module = module.to(device.torch)
         module.eval().requires_grad_(False)
         device.synchronize()
     load_s = time.perf_counter() - start
     config = module.config.get_text_config()
+    if replica is not None:
+        tensor_parallel.check_split(case, module, replica.size)
     letters = None
     if tokenizer is not None:
         letters = mmlu.letter_tokens(mmlu.hf_encode(tokenizer, case.model.bos))
@@ -130,6 +153,7 @@ def load(case: Case, device: Device, weights: Path | None) -> Model:
         vocabulary=int(config.vocab_size),
         load_s=load_s,
         load_peak_gib=device.peak_memory_gib(),
+        replica=replica,
     )
     _check_head(model)
     # At its limit of recompiles dynamo would go on in eager mode without a word.
@@ -137,7 +161,7 @@ def load(case: Case, device: Device, weights: Path | None) -> Model:
     return model
 
 
-def _checkpoint(case: Case, weights: Path) -> Any:
+def _checkpoint(case: Case, weights: Path, split: dict[str, Any]) -> Any:
     """The checkpoint's model, every tensor of it from the file: nothing is initialised instead."""
     auto: Any = transformers.AutoModelForCausalLM
     module, found = auto.from_pretrained(
@@ -148,6 +172,7 @@ def _checkpoint(case: Case, weights: Path) -> Any:
         trust_remote_code=False,
         local_files_only=True,
         output_loading_info=True,
+        **split,
     )
     for problem in ("missing_keys", "mismatched_keys"):
         names = sorted(map(str, found[problem]))
@@ -171,7 +196,7 @@ def _tokenizer(weights: Path) -> Any:
     )
 
 
-def _random_model(case: Case, device: Device) -> Any:
+def _random_model(case: Case, device: Device, split: dict[str, Any]) -> Any:
     """Build on the device, in the target dtype: 8e9 parameters never pass through host fp32."""
     if case.model.config is None:
         raise CaseError(
@@ -180,14 +205,20 @@ def _random_model(case: Case, device: Device) -> Any:
     settings: dict[str, Any] = dict(case.model.config)
     auto: Any = transformers.AutoModelForCausalLM
     config = transformers.AutoConfig.for_model(settings.pop("model_type"), **settings)
-    torch.manual_seed(0)
-    with torch.device(device.torch):
-        return auto.from_config(
-            config,
-            dtype=DTYPES[case.model.precision],
-            attn_implementation=case.model.attention,
-            trust_remote_code=False,
-        )
+    made = {
+        "dtype": DTYPES[case.model.precision],
+        "attn_implementation": case.model.attention,
+        "trust_remote_code": False,
+    }
+    if split:
+        with torch.device("meta"):
+            kind: Any = type(auto.from_config(config, **made))
+        module = tensor_parallel.empty(kind, config, made["dtype"], case.model.attention, split)
+    else:
+        with torch.device(device.torch):
+            module = auto.from_config(config, **made)
+    tensor_parallel.fill(module, getattr(config, "initializer_range", 0.02))
+    return module
 
 
 @contextmanager

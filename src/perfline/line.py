@@ -30,11 +30,12 @@ from perfline.jsonfile import Scalar
 from perfline.judge import Against
 from perfline.metrics import Metric
 from perfline.record import CaseRecord, Record
+from perfline.replica import Replica
 from perfline.stored import StoredAnswers
 from perfline.throughput import PREFIX, Timings
 from perfline.verdict import Verdict
 
-Opener = Callable[[Case, Device, "Path | None", WeightsKind], Opened]
+Opener = Callable[..., Opened]  # as bench.open_case
 
 
 @dataclass(frozen=True)
@@ -92,14 +93,22 @@ class Tools:
     say: Callable[[str], None]
     share: Share | None = None
 
+    def open(self, case: Case, options: Options, replica: Replica | None = None) -> Opened:
+        """The case's model and prompts; ``replica``: the ranks that the model is split over."""
+        places = options.data_dir, options.weights
+        if replica is None:
+            return self.opener(case, self.device, *places)
+        return self.opener(case, self.device, *places, replica)
+
     def bench(self, case: Case, opened: Opened, options: Options) -> Bench:
         """What measures an opened case."""
         environment = self.environment
+        peak = peak_flops(environment.device, case.model.precision)
         return Bench(
             case=case,
             opened=opened,
             device=self.device,
-            peak=peak_flops(environment.device, case.model.precision),
+            peak=None if peak is None else peak * case.parallel.tensor,
             full_pass=options.full_pass,
             clock=self.clock,
             progress=self.progress,
@@ -149,10 +158,9 @@ class Session:
         if against.published is not None:
             self._published[case.id] = against.published
         record.check_writable(options.results)
-        if tools.share is not None:
-            tools.share.prepare(case.id, None)
+        replica = None if tools.share is None else tools.share.open(case)
         try:
-            opened = tools.opener(case, tools.device, options.data_dir, options.weights)
+            opened = tools.open(case, options, replica)
         except KeyboardInterrupt:
             # Or an older session's record would pass for this one's.
             self._cases.setdefault(case.id, self._empty(case))

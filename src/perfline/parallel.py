@@ -13,12 +13,14 @@ from typing import Any
 
 from perfline.accuracy import AccuracyRun
 from perfline.answers import Answers, union
+from perfline.case import Case
 from perfline.engine import CompileCounts, EngineName
-from perfline.errors import RankError
+from perfline.errors import MissingRanks, RankError
 from perfline.group import POLL_S, Group
 from perfline.journal import from_row, to_row
 from perfline.mmlu import Prompt
 from perfline.part import Keep, Part
+from perfline.replica import Replica
 from perfline.rounds import Repeat, TimedRun, conduct
 from perfline.together import Together
 from perfline.units import Unit, cut
@@ -45,41 +47,58 @@ class Lead:
     group: Group
     broken: str = ""
     _gone: set[int] = field(default_factory=set)  # ranks that said goodbye
+    _tensor: int = 1  # ranks that hold one model between them
+    _opened: int = 0
 
     @property
-    def ranks(self) -> int:
-        """How many there are, this one included."""
-        return self.group.ranks
+    def replicas(self) -> int:
+        """How many replicas of the model there are."""
+        return self.group.ranks // self._tensor
 
     @property
-    def replicas(self) -> Sequence[int]:
+    def leaders(self) -> Sequence[int]:
         """The ranks that lead a replica of the model, this one first."""
-        return range(self.ranks)
+        return range(0, self.group.ranks, self._tensor)
 
     def alive(self) -> None:
         """Tell the others that rank 0 still works."""
         self.group.alive()
 
-    def prepare(self, case: str, engine: EngineName | None) -> None:
-        """Have the others load the case, and make the engine ready, in the meantime.
+    def open(self, case: Case) -> Replica | None:
+        """Have the others load the case too; this rank's replica where the model is split.
+
+        MissingRanks where there are too few.
+        """
+        self._check()
+        tensor = case.parallel.tensor
+        if self.group.ranks % tensor:
+            raise MissingRanks(
+                f"case '{case.id}' splits its model over {tensor} processes (parallel.tensor), "
+                f"and torchrun has started {self.group.ranks}: expected a multiple of {tensor}"
+            )
+        self._tensor, self._opened = tensor, self._opened + 1
+        self.ask("open", case.id)
+        return None if tensor == 1 else Replica(self.group, tensor, self._opened)
+
+    def prepare(self, case: str, engine: EngineName) -> None:
+        """Have the others make the engine ready in the meantime.
 
         RankError where a rank is lost: before a pass begins anew, and its journal with it.
         """
         self._check()
-        self.group.post({"do": "prepare", "case": case, "engine": engine})
+        self.ask("prepare", case, engine=engine)
 
     def answer(self, run: AccuracyRun, prompts: Sequence[Prompt], keep: Keep | None) -> list[Part]:
         """Answer every prompt once; RankError names the rank that failed or is silent."""
         self._check()
-        units = cut(prompts, self.ranks, run.cost)
-        command = {
-            "do": "answer",
-            "case": run.identity["case"],
-            "engine": run.engine.name,
-            "identity": dict(run.identity),
-            "units": [unit.ids for unit in units],
-        }
-        number = self.group.post(command)
+        units = cut(prompts, self.replicas, run.cost)
+        number = self.ask(
+            "answer",
+            run.identity["case"],
+            engine=run.engine.name,
+            identity=dict(run.identity),
+            units=[unit.ids for unit in units],
+        )
         collected = _Collected(self, number, units, run, keep)
         by_id = {prompt.id: prompt for prompt in prompts}
         try:
@@ -90,6 +109,10 @@ class Lead:
         finally:
             self.group.close(number, len(units))
         return collected.parts
+
+    def replica_of(self, rank: int) -> int:
+        """Which replica a rank belongs to."""
+        return rank // self._tensor
 
     def time(self, run: TimedRun, repeat: Repeat) -> Together:
         """Time rounds of all ranks together; RankError names the rank that failed or is silent."""
@@ -104,6 +127,10 @@ class Lead:
     def _check(self) -> None:
         if self.broken:
             raise RankError(self.broken)
+
+    def ask(self, do: str, case: str, **more: object) -> int:
+        """Ask the other ranks; returns the command's number."""
+        return self.group.post({"do": do, "case": case, "opened": self._opened, **more})
 
     def end(self, status: int, wait: bool) -> None:
         """Tell the others that it is over; ``wait`` until they are, RankError where one is not.
@@ -121,7 +148,7 @@ class Lead:
             self.group.end(status, final)
 
     def _wait_for_goodbyes(self) -> None:
-        group, others = self.group, set(range(1, self.ranks))
+        group, others = self.group, set(range(1, self.group.ranks))
         begin = group.clock()
         while not others <= self._gone:
             for message in group.messages():
@@ -167,7 +194,7 @@ class _Collected:
         """Take in a whole unit. RankError where it does not hold just its questions."""
         if unit in self._done or sorted(part.answers.ids) != sorted(self._units[unit].ids):
             raise RankError(
-                f"{self._group.name(part.rank)} gave {len(part.answers.ids)} answers to the "
+                f"replica {part.replica} gave {len(part.answers.ids)} answers to the "
                 f"{len(self._units[unit].ids)} questions of unit {unit}, or gave them twice"
             )
         self._done.add(unit)
@@ -217,7 +244,8 @@ class _Collected:
         elif kind == "did":
             answers = union(self._taken[unit].batches)
             counts = CompileCounts(**message["counts"])
-            self.add(unit, Part(answers, rank, counts=counts, **message["cost"]))
+            replica = self._lead.replica_of(rank)
+            self.add(unit, Part(answers, replica, counts=counts, **message["cost"]))
 
     def _check_silence(self) -> None:
         """RankError where a rank that has a unit has been silent for too long."""

@@ -71,7 +71,7 @@ class Part:
     """The answers to some questions of a pass, and what they took.
 
     Attributes:
-        rank: of the process that answered.
+        replica: which of the model's replicas answered.
         served_tokens: prompt tokens, as if each prompt were run by itself.
         computed_tokens, padded_tokens: tokens really run, and padding run beside them.
         core_s: seconds in forwards.
@@ -81,7 +81,7 @@ class Part:
     """
 
     answers: Answers
-    rank: int = 0
+    replica: int = 0
     served_tokens: int = 0
     computed_tokens: int = 0
     padded_tokens: int = 0

@@ -21,7 +21,7 @@ from perfline import case as cases
 from perfline import ranks
 from perfline.accuracy import AccuracyOptions
 from perfline.case import Case
-from perfline.errors import MissingData, PerflineError
+from perfline.errors import MissingData, MissingRanks, PerflineError
 from perfline.line import Line, Options, Session
 
 SESSION = pytest.StashKey[Session]()
@@ -349,7 +349,8 @@ def _one_line_errors(item: pytest.Item) -> Generator[None, object, object]:
         problem = error
     # Outside of the handler, or pytest would show the error a second time as the context.
     case, session = _case_of(item), item.config.stash[SESSION]
-    if isinstance(problem, MissingData) and case is not None and not session.options.strict:
+    absent = isinstance(problem, MissingData | MissingRanks)
+    if absent and case is not None and not session.options.strict:
         session.add_skipped(case, str(problem))
         pytest.skip(str(problem))
     pytest.fail(str(problem), pytrace=False)

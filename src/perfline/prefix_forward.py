@@ -98,9 +98,10 @@ class PrefixForward:
         self._engine = engine
         self.least_rows = 2 if engine.compiled_forwards else 1
         self._overlap = engine.device.runs_behind
-        heads = config.num_attention_heads
-        size = getattr(config, "head_dim", None) or config.hidden_size // heads
-        kv_heads = getattr(config, "num_key_value_heads", None) or heads
+        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        heads = config.num_attention_heads // engine.ranks
+        kv_heads = getattr(config, "num_key_value_heads", None)
+        kv_heads = heads if kv_heads is None else kv_heads // engine.ranks
         weight = next(engine.layers.parameters())
         self._dtype, self._device = weight.dtype, weight.device
         self._fixed = {heads, kv_heads, size, config.hidden_size, len(engine.layers)}

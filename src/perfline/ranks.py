@@ -32,6 +32,7 @@ from perfline.group import Group
 from perfline.line import Options, Tools
 from perfline.mmlu import Prompt
 from perfline.parallel import Lead, check_alike, help_with
+from perfline.replica import Replica, follow
 from perfline.rounds import STEPS, serve
 
 GROUP = pytest.StashKey[Group]()
@@ -166,40 +167,72 @@ class Helper:
     root: Path
     _tools: Tools | None = None
     _bench: Bench | None = None
+    _opened: int = 0  # the last case that was opened, by rank 0's count
     _prompts: dict[str, Prompt] = field(default_factory=dict)
 
-    def prepare(self, case: str, engine: EngineName | None) -> AccuracyRun | None:
-        """The case opened, and the engine ready, where one is named."""
-        if self._bench is None or self._bench.case.id != case:
-            self._open(self.cases[case])
-        assert self._bench is not None
-        return None if engine is None else self._bench.helper(engine)
-
     def obey(self, group: Group, number: int, command: Mapping[str, Any]) -> None:
-        """Do what rank 0 asks."""
+        """Do what rank 0 asks; a rank that follows another does what that one tells meanwhile."""
         if command["do"] in STEPS:  # of rounds in which this rank has failed
             return
-        case, engine = command["case"], command["engine"]
-        if command["do"] == "prepare":
+        case, engine = self.cases[command["case"]], command.get("engine")
+        if group.rank % case.parallel.tensor:
+            if self._opened < command["opened"]:
+                self._follow(group, case, command["opened"])
+        elif command["do"] in ("open", "prepare"):
             # What goes wrong is told where rank 0 needs this rank: it may fail in the same way.
             with suppress(PerflineError):
-                self.prepare(case, engine)
+                self._prepare(group, case, engine, command["opened"])
         elif command["do"] == "time":
-            self.prepare(case, None)
+            self._prepare(group, case, None, command["opened"])
             assert self._bench is not None
-            timed = self._bench.timed_run(engine)
+            timed = self._bench.timed_run(command["engine"])
             check_alike(command["identity"], timed.identity)
             serve(group, number, timed)
         elif not group.is_over(number, len(command["units"])):
-            run = self.prepare(case, engine)
+            run = self._prepare(group, case, engine, command["opened"])
             assert run is not None
             check_alike(command["identity"], run.identity)
             help_with(group, number, command["units"], run, self._prompts)
 
-    def _open(self, case: Case) -> None:
+    def close(self) -> None:
+        """Free what is open."""
         if self._bench is not None:
             self._bench.opened.close()
             self._bench = None
+
+    def _prepare(
+        self, group: Group, case: Case, engine: EngineName | None, opened: int
+    ) -> AccuracyRun | None:
+        """The case opened, and the engine ready, where one is named."""
+        if self._bench is None or self._opened != opened:
+            self._open(group, case, opened)
+        assert self._bench is not None
+        return None if engine is None else self._bench.helper(engine)
+
+    def _open(self, group: Group, case: Case, opened: int) -> None:
+        self.close()
+        self._opened = opened
+        tensor, tools = case.parallel.tensor, self._get_tools()
+        replica = None if tensor == 1 else Replica(group, tensor, opened)
+        found = tools.open(case, self.options, replica)
+        self._bench = tools.bench(case, found, self.options)
+        self._prompts = {prompt.id: prompt for prompt in found.prompts}
+
+    def _follow(self, group: Group, case: Case, opened: int) -> None:
+        """Hold a share of the model, and run what the replica's first rank runs, to its close."""
+        self.close()
+        self._opened = opened
+        replica = Replica(group, case.parallel.tensor, opened)
+        try:
+            found: Any = self._get_tools().open(case, self.options, replica)
+        except PerflineError:
+            return  # the replica's first rank knows, and tells
+        try:
+            follow(replica, found)
+        finally:
+            found.close()
+
+    def _get_tools(self) -> Tools:
         if self._tools is None:
             self._tools = Tools(
                 opener=open_case,
@@ -209,10 +242,7 @@ class Helper:
                 progress=None,
                 say=lambda line: None,
             )
-        options, tools = self.options, self._tools
-        opened = tools.opener(case, tools.device, options.data_dir, options.weights)
-        self._bench = tools.bench(case, opened, options)
-        self._prompts = {prompt.id: prompt for prompt in opened.prompts}
+        return self._tools
 
 
 def _serve(group: Group, helper: Helper, seen: Callable[[str], None]) -> int:
@@ -225,6 +255,7 @@ def _serve(group: Group, helper: Helper, seen: Callable[[str], None]) -> int:
             except PerflineError as error:
                 group.tell("failed", **{"pass": number, "text": str(error)})
             number, command = group.command()
+        helper.close()
         group.leave()
         return int(command["status"])
     except KeyboardInterrupt:

@@ -30,7 +30,7 @@ from perfline.journal import from_row, to_row
 from perfline.mmlu import Prompt
 from perfline.telemetry import RoundHealth, watch
 from perfline.throughput import Ready, Round, Stopwatch, Timings
-from perfline.together import Replica, Together, aggregate
+from perfline.together import ReplicaTimings, Together, aggregate
 
 STEPS = ("begin", "round", "finish", "over")  # of a pass; one who failed in it may still hear them
 ALONE_ROUNDS = 5  # of one rank, before those of all
@@ -56,8 +56,11 @@ class Leader(Protocol):
     group: Group
 
     @property
-    def replicas(self) -> Sequence[int]:
+    def leaders(self) -> Sequence[int]:
         """The ranks that lead a replica, 0 first."""
+
+    def ask(self, do: str, case: str, **more: object) -> int:
+        """Ask the other ranks; returns the command's number."""
 
     def hear(self, message: Mapping[str, Any]) -> None:
         """Take in what concerns no pass. RankError where a rank has crashed."""
@@ -130,7 +133,7 @@ def conduct(lead: Leader, run: TimedRun, repeat: Repeat) -> Together:
             asked.step("over")
     group, rounds = lead.group, tuple(mine.values())
     counts, mem, waited = own.timed, own.peak_memory_gib, own.waited_fraction
-    replicas = [Replica(group.name(0), rounds, ready, counts, mem, waited, own.answers)]
+    replicas = [ReplicaTimings(group.name(0), rounds, ready, counts, mem, waited, own.answers)]
     for rank, end in sorted(ends.items()):
         rounds = tuple(_round(each[rank]) for each in told)
         replicas.append(_replica(group.name(rank), rounds, end))
@@ -161,14 +164,8 @@ class _Asked:
 
     def __init__(self, lead: Leader, run: TimedRun) -> None:
         self._lead, self._step = lead, 0
-        self._number = lead.group.post(
-            {
-                "do": "time",
-                "case": run.case.id,
-                "engine": run.engine.name,
-                "identity": dict(run.identity),
-            }
-        )
+        identity = dict(run.identity)
+        self._number = lead.ask("time", run.case.id, engine=run.engine.name, identity=identity)
 
     def step(self, do: str, **more: object) -> None:
         """Ask for the next step."""
@@ -178,7 +175,7 @@ class _Asked:
     def gather(self, what: str) -> dict[int, Mapping[str, Any]]:
         """What every other replica says to this step; RankError where one fails or is silent."""
         group = self._lead.group
-        begin, others = group.clock(), set(self._lead.replicas) - {0}
+        begin, others = group.clock(), set(self._lead.leaders) - {0}
         told: dict[int, Mapping[str, Any]] = {}
         while True:
             for message in group.messages():
@@ -212,10 +209,10 @@ def _end(ready: Ready, timings: Timings) -> dict[str, Any]:
     }
 
 
-def _replica(name: str, rounds: tuple[Round, ...], told: Mapping[str, Any]) -> Replica:
+def _replica(name: str, rounds: tuple[Round, ...], told: Mapping[str, Any]) -> ReplicaTimings:
     ready = dict(told["ready"])
     ready |= {key: CompileCounts(**ready[key]) for key in ("first", "later")}
-    return Replica(
+    return ReplicaTimings(
         name=name,
         rounds=rounds,
         ready=Ready(**ready),

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -248,18 +248,35 @@ class SharedPrefixRunner:
 
     def warm_up(self, plan: Plan) -> None:
         """Compile what any plan needs, and run this one's heaviest batch once."""
+        heaviest = max(plan.batches, key=lambda b: len(b.rows) * b.width, default=None)
+        rows, width, before = 0, 0, 0
+        if heaviest is not None:
+            rows, width, before = len(heaviest.rows), heaviest.width, heaviest.prefix
+        self.engine.tell(do="warm up", rows=rows, width=width, prefix=before)
+        self._warm_up(rows, width, before)
+
+    def follow(self, said: Mapping[str, Any], prompts: Sequence[Prompt]) -> None:
+        """Do what the runner of the replica's first rank does (``replica``)."""
+        if said["do"] == "warm up":
+            self._warm_up(said["rows"], said["width"], said["prefix"])
+        else:
+            tokens, kv_bytes = said["forward_tokens"], said["kv_bytes"]
+            self.limits = replace(self.limits, forward_tokens=tokens, kv_bytes=kv_bytes)
+            self.run(prompts, self.plan(prompts))
+
+    def _warm_up(self, rows: int, width: int, before: int) -> None:
+        """Compile, and run ``rows`` of ``width`` tokens after ``before``; none where 0."""
         forward = self.forward
         if self.engine.compiled_forwards:
             forward.compile()
-        heaviest = max(plan.batches, key=lambda b: len(b.rows) * b.width, default=None)
-        if heaviest is not None:
-            ids = np.zeros((len(heaviest.rows), heaviest.width), dtype=np.int64)
+        if rows:
             above = forward.empty
             with contextlib.suppress(DeviceMemory):  # ``run`` will meet it, and lower the limits
-                if heaviest.prefix:
-                    front = np.zeros((1, heaviest.prefix), dtype=np.int64)
-                    (above,) = forward.extend(above, front, np.array([heaviest.prefix]))
-                forward.answer(above, ids, np.full(len(ids), heaviest.width))
+                if before:
+                    front = np.zeros((1, before), dtype=np.int64)
+                    (above,) = forward.extend(above, front, np.array([before]))
+                ids = np.zeros((rows, width), dtype=np.int64)
+                forward.answer(above, ids, np.full(rows, width))
         self.engine.synchronize()
 
     def run(
@@ -277,6 +294,8 @@ class SharedPrefixRunner:
         attention does not reach back over the longest prompt.
         """
         self._check_reach(max((len(prompt.ids) for prompt in prompts), default=0))
+        limits = {"forward_tokens": self.limits.forward_tokens, "kv_bytes": self.limits.kv_bytes}
+        self.engine.tell(do="shared", prompts=[prompt.id for prompt in prompts], **limits)
         gathered, begin = _Gathered(prompts), clock()
 
         def landed(rows: list[int]) -> None:

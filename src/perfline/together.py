@@ -24,7 +24,7 @@ from perfline.throughput import PREFIX, Ready, Round, Timings
 
 
 @dataclass(frozen=True)
-class Replica:
+class ReplicaTimings:
     """What one replica measured.
 
     Attributes:
@@ -95,7 +95,11 @@ class Together:
 
 
 def aggregate(
-    replicas: Sequence[Replica], own: Timings, alone: Timings, devices: int, precision: Precision
+    replicas: Sequence[ReplicaTimings],
+    own: Timings,
+    alone: Timings,
+    devices: int,
+    precision: Precision,
 ) -> Together:
     """Sum up what every replica measured; the first is rank 0's, whose timings are ``own``."""
     names = [replica.name for replica in replicas]
@@ -163,7 +167,7 @@ def _worst(counts: Sequence[CompileCounts]) -> CompileCounts:
     )
 
 
-def _faults(replicas: Sequence[Replica], precision: Precision) -> tuple[str, ...]:
+def _faults(replicas: Sequence[ReplicaTimings], precision: Precision) -> tuple[str, ...]:
     """What makes the run invalid on any rank: foreign processes, and other answers than rank 0's.
 
     Every rank runs the same prompts: one that answers otherwise computes something else, and how

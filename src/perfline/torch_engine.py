@@ -7,7 +7,7 @@ positions, as published, or to the last one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
@@ -55,6 +55,20 @@ class TorchEngine:
                 target: torch.compile(target.forward, dynamic=spec.dynamic, mode=spec.mode)
                 for target in targets
             }
+
+    def begin(self, prompts: Sequence[Prompt], head: Head) -> None:
+        """Have the other ranks of the replica, if any, begin the same pass."""
+        self.tell(do="pass", head=head, prompts=[prompt.id for prompt in prompts])
+
+    def tell(self, **said: object) -> None:
+        """Tell the other ranks that hold this model what comes next."""
+        if self._model.replica is not None:
+            self._model.replica.tell(engine=self.name, **said)
+
+    @property
+    def ranks(self) -> int:
+        """Over how many ranks the model is split."""
+        return 1 if self._model.replica is None else self._model.replica.size
 
     def prepare(self, prompt: Prompt) -> torch.Tensor:
         """Copy the ids to the device; shape (1, tokens)."""
@@ -169,9 +183,12 @@ class TorchEngine:
                 f"case '{self._model.case.id}': torch.compile failed on {what}: {first}; {hint}"
             ) from error
         except RuntimeError as error:
-            if not full(error):
-                raise
-            raise out_of_memory(self.device, what, error) from error
+            if full(error):
+                raise out_of_memory(self.device, what, error) from error
+            replica = self._model.replica
+            if replica is not None and (lost := replica.lost(error)) is not None:
+                raise lost from error
+            raise
 
 
 def decoder_layers(stack: nn.Module) -> nn.ModuleList:

@@ -13,9 +13,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from perfline import hf
+from perfline.case import PACKAGED_CASES, load_case
+from perfline.device import current_device
+from perfline.engine import run_pass
+from perfline.lengths import dummy_prompts
+
 REPOSITORY = Path(__file__).parents[2]
+LAUNCHER = ("-m", "torch.distributed.run", "--standalone")
 QUESTIONS = 96
 TOGETHER = """
 import os
@@ -62,7 +70,11 @@ def damaged():
 
 
 def run(
-    folder: Path, *arguments: str, plugin: str = "", launcher: tuple[str, ...] = ()
+    folder: Path,
+    *arguments: str,
+    plugin: str = "",
+    launcher: tuple[str, ...] = (),
+    case: str = "tiny",
 ) -> subprocess.CompletedProcess[str]:
     """The accuracy tests of ``tiny``; under ``launcher`` where there is one."""
     (folder / "damage.py").write_text(plugin)
@@ -70,7 +82,7 @@ def run(
     return subprocess.run(
         [
             *(sys.executable, *launcher, "-m", "pytest", "-m", "accuracy"),
-            *("-p", "damage", "-p", "no:cacheprovider", "--cases=tiny", "--verify=2"),
+            *("-p", "damage", "-p", "no:cacheprovider", f"--cases={case}", "--verify=2"),
             *(f"--questions={QUESTIONS}", f"--results={folder / 'run.json'}"),
             *(f"--baselines={folder / 'baselines'}", *arguments),
             str(REPOSITORY / "tests" / "accuracy"),
@@ -87,22 +99,21 @@ def run(
 def torchrun(
     folder: Path, *arguments: str, damage: str = "", restarts: int = 0
 ) -> subprocess.CompletedProcess[str]:
-    command = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
     return run(
         folder,
         *arguments,
         plugin=TOGETHER + damage,
-        launcher=(*command, f"--max-restarts={restarts}"),
+        launcher=(*LAUNCHER, "--nproc-per-node=2", f"--max-restarts={restarts}"),
     )
 
 
-def measured(folder: Path) -> dict:
-    return json.loads((folder / "run.json").read_text())["cases"]["tiny"]
+def measured(folder: Path, case: str = "tiny") -> dict:
+    return json.loads((folder / "run.json").read_text())["cases"][case]
 
 
-def answers(folder: Path, engine: str) -> dict[str, dict[str, str]]:
+def answers(folder: Path, engine: str, case: str = "tiny") -> dict[str, dict[str, str]]:
     """What was answered; without margins, which depend in their last digit on the batches."""
-    subjects = measured(folder)["accuracy"][engine]["subjects"]
+    subjects = measured(folder, case)["accuracy"][engine]["subjects"]
     return {
         subject: {name: column for name, column in columns.items() if name != "margins"}
         for subject, columns in subjects.items()
@@ -151,4 +162,118 @@ def test_a_killed_rank_comes_back_and_the_pass_goes_on_from_the_journal(folder: 
     assert done.returncode == 0, done.stdout + done.stderr
     assert measured(folder)["notes"]["accuracy_resumed_val"] > 0
     assert answers(folder, "eager") == answers(alone, "eager")
+    assert json.loads((folder / "run.json").read_text())["partial"] is False
+
+
+# Another architecture than the embedded model's, with random weights.
+QWEN = """
+case: qwen
+model:
+  case_dir: none
+  weight_dir: none
+  precision: fp32
+  nominal_parameters: 1e6
+  config: {model_type: qwen3, vocab_size: 512, hidden_size: 64, intermediate_size: 160,
+    num_hidden_layers: 2, num_attention_heads: 4, num_key_value_heads: 2, head_dim: 24,
+    tie_word_embeddings: false}
+engine: {cpu_threads: 1}
+parallel: {tensor: TENSOR}
+"""
+SPLIT = """
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from perfline import hf, ranks
+from perfline.case import load_case
+from perfline.device import current_device
+from perfline.engine import run_pass
+from perfline.lengths import dummy_prompts
+from perfline.replica import Replica, follow
+
+here = Path(sys.argv[1])
+group = ranks.join(100.0)
+replica = Replica(group, 2, 1)
+model = hf.load(load_case(here / "qwen.yaml"), current_device(), None, replica)
+asked = dummy_prompts(model.vocabulary, 2048)[:6]
+if group.rank:
+    class Opened:
+        prompts, engine = asked, staticmethod(model.engine)
+    follow(replica, Opened)
+else:
+    found = {}
+    for name in ("eager", "inductor"):
+        found[name] = run_pass(model.engine(name), asked, "last").answers.letter_logits
+    counts = model.engine("inductor").compile_counts()
+    found["counts"] = np.array([counts.graphs, counts.graph_breaks])
+    np.savez(here / "split.npz", **found)
+model.close()
+"""
+
+
+def test_random_weights_of_a_real_architecture_answer_as_unsplit_ones(tmp_path: Path):
+    pytest.importorskip("accelerate", reason="transformers splits models with accelerate")
+    (tmp_path / "split.py").write_text(SPLIT)
+    (tmp_path / "qwen.yaml").write_text(QWEN.replace("TENSOR", "2"))
+    done = subprocess.run(
+        [sys.executable, *LAUNCHER, "--nproc-per-node=2", "split.py", str(tmp_path)],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "qwen.yaml").write_text(QWEN.replace("TENSOR", "1"))
+    model = hf.load(load_case(tmp_path / "qwen.yaml"), current_device(), None)
+    asked = dummy_prompts(model.vocabulary, 2048)[:6]
+    alone = run_pass(model.engine("eager"), asked, "last").answers.letter_logits
+    model.close()
+    with np.load(tmp_path / "split.npz") as split:
+        for name in ("eager", "inductor"):
+            np.testing.assert_allclose(split[name], alone, atol=1e-4)
+        assert split["counts"].tolist() == [1, 0]  # one graph, no graph break
+    assert np.ptp(alone) > 0.1
+
+
+FOLLOWER_KILLED = """
+from perfline.shared_prefix import SharedPrefixRunner
+
+follow = SharedPrefixRunner.follow
+
+
+def killed(self, said, prompts):
+    if RANK == "3" and ATTEMPT == "0" and said["do"] == "shared":
+        until(lambda: JOURNAL.exists() and len(JOURNAL.read_text().splitlines()) > 1)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return follow(self, said, prompts)
+
+
+SharedPrefixRunner.follow = killed
+"""
+
+
+def test_two_replicas_of_two_ranks_answer_as_one_process_even_after_a_kill(
+    folder: Path, alone: Path
+):
+    pytest.importorskip("accelerate", reason="transformers splits models with accelerate")
+    text = (PACKAGED_CASES / "tiny.yaml").read_text().replace("case: tiny", "case: split", 1)
+    (folder / "split.yaml").write_text(f"{text}\nparallel: {{tensor: 2}}\n")
+    plugin = TOGETHER.replace("tiny-eager", "split-eager").replace('RANK == "1"', 'RANK == "2"')
+    done = run(
+        folder,
+        *("-k", "eager", f"--case-dir={folder}"),
+        plugin=plugin + FOLLOWER_KILLED,
+        launcher=(*LAUNCHER, "--nproc-per-node=4", "--max-restarts=1"),
+        case="split",
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert answers(folder, "eager", "split") == answers(alone, "eager")
+    notes = measured(folder, "split")["notes"]
+    assert notes["accuracy_ranks_val"] == 4
+    assert notes["accuracy_resumed_val"] > 0
+    given = [int(n) for n in notes["accuracy_questions_by_replica_val"].split(", ")]
+    assert (len(given), sum(given)) == (2, QUESTIONS - notes["accuracy_resumed_val"])
     assert json.loads((folder / "run.json").read_text())["partial"] is False

@@ -22,8 +22,9 @@ def test_each_forward_is_synchronised_before_and_after():
     engine = FakeEngine("eager", FakeClock())
     run_pass(engine, prompts(2), "last", engine.clock)
     one = ["prepare", "synchronize", "forward even/0 last", "synchronize", "read"]
-    assert engine.log[:5] == one
-    assert engine.log[5:] == [entry.replace("even", "odd") for entry in one]
+    assert engine.log[0] == "told 2 last"
+    assert engine.log[1:6] == one
+    assert engine.log[6:] == [entry.replace("even", "odd") for entry in one]
 
 
 def test_answers_are_in_prompt_order_with_labels_and_shots():

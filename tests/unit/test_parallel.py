@@ -126,7 +126,7 @@ def test_ranks_answer_every_question_once_and_as_one_process_does(ranks, n):
     assert (done.answers.letter_logits == alone.answers.letter_logits).all()
     assert done.answers.labels == alone.answers.labels
     assert (done.served_tokens, done.flops) == (alone.served_tokens, alone.flops)
-    assert (done.ranks, sum(done.by_rank.values())) == (ranks, n)
+    assert (done.replicas, sum(done.by_replica.values())) == (ranks, n)
 
 
 def test_the_journal_holds_every_rank_s_answers_and_is_continued_by_any_number_of_ranks(tmp_path):

@@ -40,6 +40,9 @@ class Scripted:
         if self.error is not None:
             raise self.error
 
+    def close(self):
+        self.asked.append({"do": "close"})
+
 
 def served(helper, commands, status=0, shown=None):
     """A serving rank beside a rank 0 that asks ``commands``; what it showed, its status."""
@@ -63,13 +66,14 @@ def served(helper, commands, status=0, shown=None):
 def test_a_rank_exits_with_rank_0_s_status_and_shows_nothing():
     helper = Scripted()
     shown, found = served(helper, [{"do": "prepare", "case": "x", "engine": None}], status=1)
-    assert (shown, found, len(helper.asked)) == ([], [1], 1)
+    assert (shown, found, len(helper.asked)) == ([], [1], 2)
+    assert helper.asked[-1] == {"do": "close"}
 
 
 def test_an_error_for_users_is_told_to_rank_0_alone_and_the_rank_goes_on():
     helper = Scripted(EngineError("logits are not finite"))
     shown, found = served(helper, [{"do": "answer"}, {"do": "answer"}])
-    assert (shown, found, len(helper.asked)) == ([], [0], 2)
+    assert (shown, found, len(helper.asked)) == ([], [0], 3)
 
 
 def test_a_crash_is_shown_told_and_fails_the_job():
@@ -120,7 +124,8 @@ def test_torch_s_own_store_does_what_a_group_needs():
     assert list(first.messages()) == [{"kind": "took", "rank": 1, "unit": 0}]
     assert (list(first.messages()), first.name(1), other.ended()) == ([], "rank 1 on b", None)
     first.end(1, final=True)
-    assert other.ended() == 1
+    # A set is on its way when it returns; what the same client asks next comes after it.
+    assert [first.ended(), other.ended()] == [1, 1]
     with pytest.raises(RankError, match="knows this rank already"):
         other.join()
 

@@ -12,7 +12,7 @@ from perfline.case import GatesSpec, ThroughputSpec
 from perfline.engine import CompileCounts
 from perfline.telemetry import RoundHealth
 from perfline.throughput import Round, Stopwatch, make_ready
-from perfline.together import Replica, aggregate
+from perfline.together import ReplicaTimings, aggregate
 
 SPEC = ThroughputSpec(sample=4, rounds=3, min_round_s=0.001)
 TOKENS = 100 + 101 + 102 + 103
@@ -29,7 +29,7 @@ def timings(token_s=0.01, rounds=3, engine="inductor", wrong=()):
 
 
 def replica(rank, own, **changes):
-    made = Replica(
+    made = ReplicaTimings(
         f"rank {rank} on node-{'ab'[rank // 2]}",
         own.rounds,
         own.ready,

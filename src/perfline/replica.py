@@ -1,0 +1,200 @@
+"""Which ranks hold one model between them, and how do they run the same forwards?
+
+Every weight is split over the ranks of a replica (``parallel.tensor`` in a case's YAML), and they
+take every step of every forward together. The first of them leads: it does what a process by itself
+would do, and tells the others before each pass which one that is. They do nothing but ``follow``.
+What is told goes through the group's store, outside of anything timed; tensors go through the
+replica's own torch.distributed world.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Protocol
+
+from perfline.engine import Engine, EngineName, run_pass
+from perfline.errors import PerflineError, RankError
+from perfline.group import Group
+from perfline.mmlu import Prompt
+
+
+@dataclass
+class Replica:
+    """The ranks that hold one model between them, seen from one of them.
+
+    Attributes:
+        size: how many they are: ranks ``first`` to ``first + size - 1`` of the job.
+        opening: which of the session's opened cases this is for.
+    """
+
+    group: Group
+    size: int
+    opening: int
+    _told: int = 0  # or heard
+    _joined: bool = False
+    _broken: str = ""  # which collective has failed: none is to be waited for again
+
+    @property
+    def place(self) -> int:
+        """This rank's place in the replica; 0 leads."""
+        return self.group.rank % self.size
+
+    @property
+    def first(self) -> int:
+        """The rank that leads."""
+        return self.group.rank - self.place
+
+    @contextmanager
+    def agreeing(self) -> Iterator[None]:
+        """Go on only where all ranks of the replica come through what is within.
+
+        RankError names the first rank that did not; this rank's own error goes first.
+        """
+        step, self._told = self._told, self._told + 1
+        try:
+            yield
+        except PerflineError as error:
+            self.group.put(self._key(f"{step}/agreed/{self.place}"), str(error))
+            raise
+        self.group.put(self._key(f"{step}/agreed/{self.place}"), "")
+        for place in range(self.size):
+            who = self.first + place
+            if problem := self.group.wait_for(self._key(f"{step}/agreed/{place}"), who):
+                raise RankError(f"{self.group.name(who)}: {problem}")
+
+    def join(self, kind: str) -> None:
+        """Make the replica's torch.distributed world, for devices of that kind.
+
+        transformers splits a model over all ranks of the world: replicas have one each.
+        """
+        import torch
+
+        distributed: Any = torch.distributed
+        if torch.accelerator.is_available():  # transformers takes the device from here
+            os.environ["LOCAL_RANK"] = str(torch.accelerator.current_device_index())
+        store: Any = self.group.store
+        with self._in_words("did not meet"):
+            distributed.init_process_group(
+                distributed.get_default_backend_for_device(kind),
+                store=distributed.PrefixStore(self._key("world"), store),
+                rank=self.place,
+                world_size=self.size,
+                timeout=timedelta(seconds=self.group.timeout_s),
+            )
+        self._joined = True
+
+    def tell(self, **said: object) -> None:
+        """As leader, tell the others what comes next, and wait until they have heard.
+
+        Nothing happens on the others, which run the same code when they follow.
+        """
+        if self._broken:
+            raise RankError(self._broken)
+        if self.place == 0:
+            self.group.put(self._key(f"told/{self._told}"), json.dumps(said))
+            self._told += 1
+            self._meet()
+
+    def hear(self) -> dict[str, Any]:
+        """What the leader tells next."""
+        text = self.group.wait_for(self._key(f"told/{self._told}"), 0, while_alive=True)
+        self._told += 1
+        self._meet()
+        said: dict[str, Any] = json.loads(text)
+        return said
+
+    def leave(self) -> None:
+        """Let the others go, as leader, and end the replica's world."""
+        with suppress(RankError):  # they are gone already
+            self.tell(do="close")
+        self.end()
+
+    def end(self) -> None:
+        """End the replica's world, where there is one."""
+        from torch import distributed
+
+        if self._joined:
+            self._joined = False
+            distributed.destroy_process_group()
+
+    def lost(self, error: RuntimeError) -> RankError | None:
+        """What a failed collective means to a user; None for any other error."""
+        from torch import distributed
+
+        if self._broken:
+            return RankError(self._broken)
+        # gloo's errors are plain RuntimeErrors that name its source file.
+        if isinstance(error, distributed.DistError) or "gloo" in str(error):
+            return self._lost("did not go on together", error)
+        return None
+
+    def _meet(self) -> None:
+        from torch import distributed
+
+        if self._joined:
+            with self._in_words("did not go on together"):
+                distributed.barrier()
+
+    @contextmanager
+    def _in_words(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            raise self._lost(what, error) from error
+
+    def _lost(self, what: str, error: RuntimeError) -> RankError:
+        others = [self.group.name(self.first + place) for place in range(self.size)]
+        first = (str(error) or type(error).__name__).splitlines()[0]
+        self._broken = (
+            f"{' and '.join(others)}, which hold one model between them, {what}: {first}; one of "
+            "them hangs, has ended, or --rank-timeout is too short"
+        )
+        return RankError(self._broken)
+
+    def _key(self, name: str) -> str:
+        return f"replica/{self.opening}/{self.first}/{name}"
+
+
+class Runner(Protocol):
+    """What answers by shared prefixes, as its leader says (``shared_prefix``)."""
+
+    def follow(self, said: dict[str, Any], prompts: Sequence[Prompt]) -> None:
+        """Do what the leader's runner does."""
+
+
+class Followed(Protocol):
+    """An opened case (``bench.OpenCase``)."""
+
+    @property
+    def prompts(self) -> Sequence[Prompt]:
+        """Every question's prompt."""
+
+    def engine(self, name: EngineName) -> Engine:
+        """The engine of that name."""
+
+    def shared(self, name: EngineName, say: Any) -> Any:
+        """What answers by shared prefixes."""
+
+
+def follow(replica: Replica, opened: Followed) -> None:
+    """Run what the leader runs, until it closes the case.
+
+    What goes wrong on all ranks alike is told by the leader, who meets it too.
+    """
+    by_id = {prompt.id: prompt for prompt in opened.prompts}
+    runners: dict[EngineName, Runner] = {}
+    while (said := replica.hear())["do"] != "close":
+        name: EngineName = said["engine"]
+        prompts = [by_id[each] for each in said.get("prompts", ())]
+        with suppress(PerflineError):
+            if said["do"] == "pass":
+                run_pass(opened.engine(name), prompts, said["head"])
+            else:
+                if name not in runners:
+                    runners[name] = opened.shared(name, lambda line: None)
+                runners[name].follow(said, prompts)
