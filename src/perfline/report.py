@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from tabulate import tabulate
 
 from perfline.baseline import Published
-from perfline.hints import next_command, settling
+from perfline.hints import Refused, next_command, settling
 from perfline.jsonfile import Scalar
 from perfline.metrics import Metric
+from perfline.outcome import next_of
 from perfline.record import CaseRecord, Record
 from perfline.verdict import WORST_FIRST, Flip, Verdict, worst
 
@@ -64,10 +65,12 @@ def failure(
     case: str,
     flags: str,
     settle_flags: str = "",
+    refused: Refused = lambda terms: "",
 ) -> str:
     """The message of a test that did not pass: the first line is the whole story.
 
-    ``settle_flags`` are those with which ``perfline compare`` finds what pytest used.
+    ``settle_flags`` are those with which ``perfline compare`` finds what pytest used; ``refused``
+    says why ``perfline baselines update`` would refuse what was measured.
     """
     grave = worst(verdicts)
     story = next(v for v in verdicts if v.word == grave)
@@ -84,8 +87,8 @@ def failure(
         lines.append(f"  baseline  none yet; it would be {origin.path}")
     settle = settling(case, verdicts, (origin.commit, origin.context or {}), context, settle_flags)
     hints = [f"to settle it: {settle}"] if settle else []
-    hints += filter(None, [next_command(case, verdicts, flags)])
-    lines += [f"  hint: {hint}" for hint in hints]
+    hints += filter(None, [next_command(case, verdicts, flags, refused)])
+    lines += [line for hint in hints for line in _advice(f"  hint: {hint}")]
     return "\n".join(lines)
 
 
@@ -173,9 +176,13 @@ def case_table(
 
 
 def session_lines(
-    record: Record, published: Mapping[str, Published], skipped: Mapping[str, str], flags: str
+    record: Record,
+    published: Mapping[str, Published],
+    skipped: Mapping[str, str],
+    flags: str,
+    refused: Mapping[str, Refused],
 ) -> list[str]:
-    """The terminal section at the end of a session."""
+    """The terminal section at the end of a session; see ``outcome.next_of`` for ``refused``."""
     lines = []
     for name, case in record.cases.items():
         lines += [f"{name} ({case.dtype}, {case.weights} weights) on {record.environment.machine}"]
@@ -194,10 +201,8 @@ def session_lines(
     for name, why in skipped.items():
         lines += [*_paragraph(f"{name} was not measured: {why}", ""), ""]
     lines.append(counts_line(record))
-    commands = [next_command(n, case.verdicts, flags) for n, case in record.cases.items()]
-    wanted = [command for command in commands if command]
-    if wanted:
-        lines.append(f"next: {wanted[0]}")
+    if wanted := next_of(record, flags, refused):
+        lines += _advice(f"next: {wanted}")
     return lines
 
 
@@ -270,6 +275,11 @@ def unit_shown(unit: str) -> str:
 
 def _cache_known(name: str, case: CaseRecord) -> bool:
     return name == "compile_time" and "compile_cache" in case.notes
+
+
+def _advice(line: str) -> list[str]:
+    """A line that holds a command stays whole, to be pasted; a sentence is folded."""
+    return [line] if ": perfline " in line else _paragraph(line, "")
 
 
 def _paragraph(text: str, indent: str = "  ") -> list[str]:

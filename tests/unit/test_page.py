@@ -79,7 +79,7 @@ def test_page_and_markdown_say_the_verdict_and_the_exit_status(word, strict):
     whole = tiny_record(verdicts=(samples.verdict("p_infer_core", word, reason="because"),))
     text = page.html(inputs(whole), strict=strict)
     header = text[text.index("<header") : text.index("</header>")]
-    mark = markdown(whole, {}, "--run r.json", strict=strict)
+    mark = markdown(whole, {}, "--run r.json", {}, strict=strict)
     exits = f"pytest exits {int(fails(word, strict))}"
     assert Tags(header).text.split(" pytest")[0].split()[-1] == word
     assert exits in Tags(header).text
@@ -93,7 +93,7 @@ def test_what_could_not_be_measured_fails_whatever_the_verdicts_say():
     whole = tiny_record(verdicts=(samples.verdict("m", "ok"),), errors=("test_x: boom",))
     found = outcome(whole)
     assert (found.failed, found.title) == (True, "1 could not be measured, ok")
-    assert markdown(whole, {}, "").startswith("## perfline: 1 could not be measured, ok\n")
+    assert markdown(whole, {}, "", {}).startswith("## perfline: 1 could not be measured, ok\n")
     assert "test_x: boom" in shown(whole)
     assert "pytest exits 1" in shown(whole)
 
@@ -201,7 +201,7 @@ def test_markdown_never_exceeds_its_limit_and_says_what_it_cut(limit):
     cases = {
         f"case{i}": dataclasses.replace(whole.cases["tiny"], case=f"case{i}") for i in range(60)
     }
-    text = markdown(dataclasses.replace(whole, cases=cases), {}, "--run r.json", limit=limit)
+    text = markdown(dataclasses.replace(whole, cases=cases), {}, "--run r.json", {}, limit=limit)
     assert len(text) < limit
     assert text.startswith("## perfline: 540 could not be measured, regressed\n")
     assert "**Cut:**" in text
@@ -213,7 +213,7 @@ def test_markdown_never_exceeds_its_limit_and_says_what_it_cut(limit):
 def test_markdown_is_bounded_for_any_text(text, limit):
     odd = samples.verdict("p_infer_core", "unsure", reason=text)
     whole = samples.record(samples.case_record(verdicts=(odd,) * 9, errors=(text,) * 5))
-    assert len(markdown(whole, {}, "", limit=limit)) < limit
+    assert len(markdown(whole, {}, "", {}, limit=limit)) < limit
 
 
 @given(st.text(max_size=300))
@@ -226,7 +226,7 @@ def test_quoted_text_is_one_line_without_markup(text):
 
 
 def test_markdown_lists_verdicts_before_details():
-    text = markdown(many_flips(60), {}, "--run r.json")
+    text = markdown(many_flips(60), {}, "--run r.json", {})
     assert text.index("acc_a, acc_b regressed") < text.index("<details>")
     assert "- ... and 10 more, in the record" in text
 

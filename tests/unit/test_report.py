@@ -116,7 +116,7 @@ def record(*verdicts, errors=()):
 
 def test_markdown_leads_with_the_gravest_verdict_and_escapes_what_it_quotes():
     odd = Verdict("m", "unsure", "baseline", "tok/s", reason="a | b <script>")
-    text = report_markdown.markdown(record(OK, SLOW, odd), {}, "--run r.json")
+    text = report_markdown.markdown(record(OK, SLOW, odd), {}, "--run r.json", {})
     assert text.startswith("## perfline: regressed\n\nverdicts: 1 regressed, 1 unsure, 1 ok\n")
     assert "- **p_infer_core regressed -9.4 % (limit -2.0 %)**" in text
     assert "a \\| b &lt;script>" in text

@@ -11,15 +11,17 @@ import os
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from perfline import baseline as baselines
-from perfline import data, jsonfile, mmlu, record
+from perfline import data, jsonfile, mmlu, offer, record
 from perfline.ab.file import load as load_comparison
 from perfline.ab.record import Comparison
 from perfline.baseline import Baseline, Published
 from perfline.case import Case, load_cases
 from perfline.errors import PerflineError, RecordError
+from perfline.hints import Refused
 from perfline.jsonfile import Node, Scalar
 from perfline.mmlu import Question
 from perfline.record import CaseRecord, Record
@@ -76,6 +78,7 @@ class Inputs:
     Attributes:
         path, record: of the session that the page is about; None where only comparisons are shown.
         flags: with which ``perfline baselines update`` finds the same files.
+        refused: why it would refuse a case of the record, for the cases whose YAML is at hand.
         left_out: past records that could not be used, one line each.
     """
 
@@ -84,6 +87,7 @@ class Inputs:
     cases: Mapping[str, CaseInputs]
     comparisons: tuple[CompareInputs, ...] = ()
     flags: str = ""
+    refused: Mapping[str, Refused] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
 
 
@@ -120,7 +124,13 @@ def gather(paths: Sequence[Path], places: Places) -> Inputs:
         name: _case_inputs(measured, current, known.get(name), why_unknown, places, past)
         for name, measured in current.cases.items()
     }
-    return Inputs(path, current, cases, comparisons, _flags(path, places), tuple(left_out))
+    refused = {
+        name: partial(offer.refusal, places.baselines, path, current, known[name])
+        for name in current.cases
+        if name in known
+    }
+    flags = _flags(path, places)
+    return Inputs(path, current, cases, comparisons, flags, refused, tuple(left_out))
 
 
 def _is_comparison(path: Path) -> bool:
