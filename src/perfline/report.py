@@ -108,24 +108,32 @@ def reason_lines(verdicts: Sequence[Verdict]) -> list[str]:
 def verdict_table(
     verdicts: Iterable[Verdict], tablefmt: str = "plain", quote: Callable[[str], str] = str
 ) -> str:
-    """One row a verdict: what was stored, what was measured, the limit and the word.
+    """One row a verdict: what it is compared with, what was measured, the limit and the word.
 
-    ``quote`` makes text from a record safe for the format of the table.
+    What is compared with published figures has a table of its own, whose column says so: a metric
+    may stand in both. ``quote`` makes text from a record safe for the format of the table.
     """
-    rows = [
-        [
-            quote(verdict.metric),
-            quote(unit_shown(verdict.unit)),
-            number(verdict.baseline, verdict.unit, verdict.baseline_error),
-            number(verdict.measured, verdict.unit, verdict.measured_error),
-            verdict.change,
-            quote(verdict.limit),
-            verdict.word,
+    all_of_them = list(verdicts)
+    stored = [verdict for verdict in all_of_them if verdict.gate != "published"]
+    published = [verdict for verdict in all_of_them if verdict.gate == "published"]
+    tables = []
+    for against, some in (("baseline", stored), ("published", published)):
+        rows = [
+            [
+                quote(verdict.metric),
+                quote(unit_shown(verdict.unit)),
+                number(verdict.baseline, verdict.unit, verdict.baseline_error),
+                number(verdict.measured, verdict.unit, verdict.measured_error),
+                verdict.change,
+                quote(verdict.limit),
+                verdict.word,
+            ]
+            for verdict in some
         ]
-        for verdict in verdicts
-    ]
-    headers = ["metric", "unit", "baseline", "measured", "change", "limit", "verdict"]
-    return tabulate(rows, headers, tablefmt, disable_numparse=True)
+        headers = ["metric", "unit", against, "measured", "change", "limit", "verdict"]
+        if rows:
+            tables.append(tabulate(rows, headers, tablefmt, disable_numparse=True))
+    return "\n\n".join(tables)
 
 
 def flip_lines(flips: Sequence[Flip]) -> list[str]:

@@ -43,6 +43,25 @@ def test_a_failure_tells_the_whole_story_in_80_columns():
     assert lines[-1].startswith("  hint: to accept it: perfline baselines update x --run ")
 
 
+def test_a_metric_judged_by_both_says_which_row_is_against_which():
+    verdicts = [
+        Verdict("acc_val", "ok", gate, "fraction", before, None, 0.8167, 0.0139, change_pp=0.0)
+        for gate, before in (("published", 0.8167), ("baseline", 0.8125))
+    ]
+    stored, published = report.verdict_table(verdicts).split("\n\n")
+    assert [line.split()[:4] for line in stored.split("\n")] == [
+        ["metric", "unit", "baseline", "measured"],
+        ["acc_val", "%", "81.25", "81.67"],
+    ]
+    assert [line.split()[:4] for line in published.split("\n")] == [
+        ["metric", "unit", "published", "measured"],
+        ["acc_val", "%", "81.67", "81.67"],
+    ]
+    assert "| published   |" in report.verdict_table(verdicts, "github")
+    text = failure(verdicts[:1], ORIGIN, {}, "x", "")
+    assert text.split("\n")[2].split()[2] == "published"
+
+
 def test_flips_are_listed_up_to_ten_and_then_counted():
     flips = tuple(Flip(f"law/{i}", "A", "A", "B", 0.5) for i in range(13))
     lines = report.flip_lines(flips)
