@@ -484,6 +484,25 @@ def test_diff_counts_flips_and_context_and_writes_nothing(
     assert (Path("baselines") / MACHINE / "tiny.json").read_bytes() == before
 
 
+def test_diff_of_fewer_questions_compares_over_those_that_were_asked(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    last = range(300, 400)  # what is wrong among the stored answers is not asked again
+    assert (
+        accept(saved(Path("results"), record(case_record(accuracy={"eager": answers(last)})))) == 0
+    )
+    capsys.readouterr()
+    fewer = case_record(accuracy={"eager": answers([0], n=100)})
+    saved(Path("results"), record(fewer))
+
+    assert run("baselines", "diff", "tiny") == 0
+
+    printed = capsys.readouterr().out
+    assert rows(printed)["acc_val"] == ["%", "100.00", "99.00", "-1.00", "pp"]
+    assert "  acc_val: over the 100 of 400 stored questions that were asked\n" in printed
+    assert "  eager answers: 1 of 100 flipped (1 right -> wrong)\n" in printed
+
+
 def test_diff_without_a_baseline_says_where_it_would_be(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
