@@ -18,6 +18,7 @@ from pathlib import Path
 
 from perfline import baseline, data, environment, telemetry
 from perfline.case import Case, WeightsKind
+from perfline.compilers import Compiler, compiler
 from perfline.device import GIB, Device, cpu_contention, current_device
 from perfline.errors import DataError, MissingData, PerflineError
 from perfline.gates import MAX_CONTENTION_FRACTION
@@ -70,6 +71,7 @@ class Machine:
         reading: clocks, temperature, power, throttling, other processes; through NVML.
         clocks: how the clocks are set, as far as NVML tells.
         lock_clocks: the command with which an administrator keeps the clocks steady.
+        compiler: what torch.compile calls; None where it calls none.
     """
 
     name: str
@@ -81,6 +83,7 @@ class Machine:
     reading: Sample | None
     clocks: Clocks | None
     lock_clocks: str | None
+    compiler: Compiler | None
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,8 @@ def inspect(cases: Sequence[Case], data_dir: Path | None, baselines: Path) -> Re
         versions = {**_versions(environment.PACKAGES), **versions}
     else:
         machine = examine(device)
+        if machine.compiler is not None and machine.compiler.problem:
+            problems.append(machine.compiler.problem)
     if "transformers" not in versions:
         problems.append("transformers is not installed; install it: pip install transformers")
     states = tuple(_case_state(case, data_dir, baselines, machine) for case in cases)
@@ -139,6 +144,7 @@ def examine(device: Device) -> Machine:
         reading=reading,
         clocks=clocks,
         lock_clocks=_lock_command(clocks) if nvidia else None,
+        compiler=compiler(device.kind),
     )
 
 
@@ -173,6 +179,8 @@ def _machine_lines(machine: Machine) -> Iterator[str]:
         busy = waited > MAX_CONTENTION_FRACTION
         hint = ": others take it, timings will be unsure" if busy else ""
         yield f"cpu       {100 * waited:.0f} % of the time waiting for a core{hint}"
+    if (found := machine.compiler) is not None:
+        yield f"compiler  {found.path or 'missing'} ({found.language}, for {found.caller})"
     yield f"clocks    {_reading(machine)}"
     if machine.lock_clocks is not None:
         yield from _clock_lines(machine.clocks, machine.lock_clocks)

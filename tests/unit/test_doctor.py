@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import struct
 import sys
 from contextlib import contextmanager
@@ -46,6 +47,9 @@ def on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
         monkeypatch.setattr(environment, "collect", lambda _: collected)
         monkeypatch.setattr(device.Device, "free_memory_gib", lambda _: free_gib)
         monkeypatch.setattr(doctor, "_waited_fraction", lambda: 0.25)
+        monkeypatch.delenv("CXX", raising=False)
+        monkeypatch.delenv("CC", raising=False)
+        monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
 
     return stand
 
@@ -74,6 +78,59 @@ def questions(directory: Path) -> Path:
     return directory
 
 
+@pytest.mark.parametrize(
+    ("where", "there", "variables", "line", "problem"),
+    [
+        (CPU, {"g++"}, {}, "/bin/g++ (C++, for inductor)", ""),
+        (CPU, {"g++", "icpx"}, {"CXX": "icpx"}, "/bin/icpx (C++, for inductor)", ""),
+        (GPU, {"clang", "g++"}, {}, "/bin/clang (C, for Triton)", ""),
+        (
+            CPU,
+            {"gcc"},
+            {"CC": "gcc"},
+            "missing (C++, for inductor)",
+            "no C++ compiler for inductor: no g++ on PATH; sudo apt-get install g++, or name one "
+            "in $CXX",
+        ),
+        (
+            CPU,
+            {"g++"},
+            {"CXX": "g++-99"},
+            "missing (C++, for inductor)",
+            "no C++ compiler for inductor: $CXX is 'g++-99', which is no program; correct or "
+            "unset it",
+        ),
+        (
+            GPU,
+            set(),
+            {},
+            "missing (C, for Triton)",
+            "no C compiler for Triton: no gcc or clang on PATH; sudo apt-get install gcc, or name "
+            "one in $CC",
+        ),
+    ],
+)
+def test_the_compiler_that_torch_compile_calls(
+    on: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    where: Device,
+    there: set[str],
+    variables: dict[str, str],
+    line: str,
+    problem: str,
+) -> None:
+    on(where, 8.0)
+    monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}" if name in there else None)
+    monkeypatch.setattr(sys, "platform", "linux")
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+
+    found = doctor.inspect([], None, Path("baselines"))
+
+    assert f"compiler  {line}" in list(doctor.lines(found))
+    assert found.problems == ((problem,) if problem else ())
+
+
 def test_a_bare_machine_says_what_to_type(
     on: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -82,12 +139,13 @@ def test_a_bare_machine_says_what_to_type(
     assert cli.main(["doctor", "--cases", "llama3-8b", "--data-dir", "data"]) == 0
 
     printed = capsys.readouterr().out.splitlines()
-    assert printed[:10] == [
+    assert printed[:11] == [
         "device    NVIDIA H100 80GB HBM3 (cuda)",
         "machine   nvidia-h100-80gb-hbm3 (its baselines' directory)",
         "memory    78.0 GiB free",
         "peak      fp32 67, fp16 989, bf16 989 TFLOP/s dense",
         "cpu       25 % of the time waiting for a core: others take it, timings will be unsure",
+        "compiler  /usr/bin/gcc (C, for Triton)",
         "clocks    SM 1980 MHz, 41 C, 312 W, software thermal slowdown, other processes compute "
         "here: pid 77, 78",
         "  locked    not by the application clock 1980 of 1980 MHz; of `nvidia-smi -lgc` NVML "
@@ -95,9 +153,9 @@ def test_a_bare_machine_says_what_to_type(
         "  steady clocks (administrator): sudo nvidia-smi -i 3 -pm 1; sudo nvidia-smi -i 3 -lgc "
         "1575,1575",
         "  undo: sudo nvidia-smi -rgc",
-        printed[9],
+        printed[10],
     ]
-    assert printed[9].startswith("versions  torch 2.13.0, transformers 5.23.0, pytest ")
+    assert printed[10].startswith("versions  torch 2.13.0, transformers 5.23.0, pytest ")
     target = "data/llama3_8b_mmlu"
     assert printed[-7:] == [
         "case llama3-8b (fp16)",
