@@ -38,6 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     run: _Command = args.run_command
     status = 141  # of a reader that left before the end (SIGPIPE), as in any pipe: no pass
     try:
+        if "data_dir" in args:
+            from perfline import data
+
+            args.data_dir = data.directory(args.data_dir)
         status = run(args)
         sys.stdout.flush()
         return status

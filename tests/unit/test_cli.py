@@ -838,6 +838,30 @@ def test_prompt_without_weights_says_how_to_get_them(
     )
 
 
+@pytest.mark.parametrize(
+    "words",
+    [("prompt", "tiny", "x", "0"), ("doctor", "--cases=tiny"), ("report", "results/run.json")],
+)
+def test_a_data_directory_that_is_not_there_is_refused(
+    place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: tuple[str, ...],
+) -> None:
+    file = saved(Path("results"), record())
+    cure = "correct it, make that directory, or leave it out\n"
+
+    assert run(*words, "--data-dir", "/no/such") == 2
+    assert capsys.readouterr().err == (
+        f"perfline: error: --data-dir=/no/such, which is not there; {cure}"
+    )
+    monkeypatch.setenv("PERFLINE_DATA_DIR", str(file))
+    assert run(*words) == 2
+    assert capsys.readouterr().err == (
+        f"perfline: error: $PERFLINE_DATA_DIR is {file}, which is no directory; {cure}"
+    )
+
+
 def test_prompt_with_a_broken_tokenizer_is_one_line(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -135,6 +135,7 @@ def test_a_bare_machine_says_what_to_type(
     on: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     on(GPU, 78.0, READING, CLOCKS)
+    (tmp_path / "data").mkdir()
 
     assert cli.main(["doctor", "--cases", "llama3-8b", "--data-dir", "data"]) == 0
 
