@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import io
+import math
 import os
 import sys
 from html.parser import HTMLParser
@@ -344,6 +345,23 @@ def test_an_interval_of_another_baseline_is_not_drawn(tmp_path):
     figures, absent = page_plots.figures(found.cases["tiny"], found.record.created, True)
     assert "reach" not in figures["speed"][0].svg
     assert any("another baseline has been accepted" in line for line in absent)
+    assert figures["speed"][0].caption.endswith("drawn without the baseline that judged this run.")
+
+
+def test_a_run_that_was_added_still_shows_the_interval_it_was_judged_by(tmp_path):
+    held = stored(tmp_path, 1.0, 1.01, 0.9)  # the last of them is the run itself
+    before = held.values("p_infer_core")[:2]
+    mean = math.sqrt(before[0] * before[1])
+    judged = samples.verdict(
+        "p_infer_core", "unsure", baseline=mean, measured=900.0, change_fraction=900.0 / mean - 1
+    )
+    path = samples.saved(tmp_path, tiny_record(verdicts=(judged,)))
+    found = gather([path], Places(tmp_path))
+    figures, absent = page_plots.figures(found.cases["tiny"], found.record.created, True)
+    row = page_plots._interval(judged, judged.change_fraction, before, samples.packaged())
+    assert f"{row.low:+.1f}" in figures["speed"][0].svg
+    assert "accepted sessions" in dict(figures["speed"][0].keys).values()
+    assert absent == []
 
 
 def test_the_context_is_set_against_the_baseline(tmp_path):
