@@ -198,7 +198,12 @@ class Session:
             metrics={**old.metrics, **bench.metrics()},
             accuracy={**old.accuracy, **accuracy},
             verdicts=(*old.verdicts, *verdicts),
-            notes={**old.notes, **bench.notes(), **self._settling(case, verdicts, context)},
+            notes={
+                **old.notes,
+                **bench.notes(),
+                **({} if self.options.case_dir is None else {"case_dir": self.options.case_dir}),
+                **self._settling(case, verdicts, context),
+            },
             facts=bench.opened.facts,
         )
         self._judged.add(nodeid)

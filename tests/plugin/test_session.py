@@ -105,9 +105,10 @@ def test_an_interrupt_leaves_a_partial_record_that_no_update_accepts(suite, caps
     assert "partial" in capsys.readouterr().err
 
 
-def test_a_complete_session_is_not_partial(suite):
+def test_a_complete_session_is_not_partial_and_says_where_its_cases_are(suite):
     suite.run("-m", "perf")
     assert suite.record()["partial"] is False
+    assert suite.record()["cases"]["fake"]["notes"]["case_dir"] == "cases"
 
 
 def test_stopping_at_the_first_failure_is_partial(suite):

@@ -132,6 +132,18 @@ def test_one_next_command_that_can_be_pasted():
     assert "next, to accept it" in Tags(text).text
 
 
+@pytest.mark.parametrize(
+    ("given", "flag"), [((), "--case-dir='my cases'"), ((Path("here"),), "--case-dir=here")]
+)
+def test_the_next_command_finds_the_cases_that_pytest_was_given(tmp_path, given, flag):
+    (tmp_path / "here").mkdir()
+    missing = samples.verdict("p_infer_core", "missing")
+    whole = tiny_record(notes={"case_dir": "my cases"}, verdicts=(missing,))
+    found = gather([samples.saved(tmp_path, whole)], Places(tmp_path, given))
+    command = f" {flag} --baselines={tmp_path} --reason "
+    assert command in page_markdown.markdown(found)
+
+
 def test_a_hint_that_is_no_command_is_not_shown_as_one():
     bad = samples.verdict("p_infer_core", "invalid", reason="throttled")
     text = page.html(inputs(tiny_record(verdicts=(bad,))))

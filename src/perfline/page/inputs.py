@@ -129,7 +129,7 @@ def gather(paths: Sequence[Path], places: Places) -> Inputs:
         for name in current.cases
         if name in known
     }
-    flags = _flags(path, places)
+    flags = _flags(path, current, places)
     return Inputs(path, current, cases, comparisons, flags, refused, tuple(left_out))
 
 
@@ -154,9 +154,13 @@ def _check_numbers(path: Path, current: Record) -> None:
                     raise RecordError(jsonfile.printable(line))
 
 
-def _flags(path: Path, places: Places) -> str:
+def _flags(path: Path, current: Record, places: Places) -> str:
     flags = [f"--run {shlex.quote(os.fspath(path))}"]
-    flags += [f"--case-dir={shlex.quote(os.fspath(place))}" for place in places.case_dirs]
+    # Without it here, the directory that pytest was given.
+    noted = (case.notes.get("case_dir") for case in current.cases.values())
+    told = [jsonfile.printable(name) for name in noted if isinstance(name, str)]
+    directories = [os.fspath(place) for place in places.case_dirs] or list(dict.fromkeys(told))
+    flags += [f"--case-dir={shlex.quote(name)}" for name in directories]
     if places.baselines != Path("baselines"):
         flags.append(f"--baselines={shlex.quote(os.fspath(places.baselines))}")
     return " ".join(flags)
