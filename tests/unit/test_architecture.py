@@ -13,7 +13,7 @@ SOURCE = Path(perfline.__file__).parent
 FILES = [path for path in SOURCE.rglob("*.py") if path.stem != "__init__"]
 # Lower may not import higher; a module may import from the layers before its own.
 LAYERS = (
-    {"errors", "options", "device", "compilers", "progress", "statistics", "tiers"},
+    {"errors", "options", "device", "compilers", "kinds", "progress", "statistics", "tiers"},
     {"ab.sequential", "page.svg"},
     {"ab.cli", "export.cli", "page.cli", "past.cli"},  # parsers; they import their work when called
     {

@@ -541,6 +541,53 @@ def test_diff_of_an_unmeasured_case(place: Path, capsys: pytest.CaptureFixture[s
     )
 
 
+@pytest.mark.parametrize(
+    ("words", "file", "told"),
+    [
+        (
+            ("export", "--format=bencher"),
+            {"schema": 1, "kind": "compare", "cases": {}},
+            "is a record of perfline compare (expected the record of a pytest session); "
+            "`perfline report` takes it",
+        ),
+        (
+            ("report",),
+            {"schema": 2, "machine": MACHINE, "case_digest": "sha256:0"},
+            "is a baseline (expected the record of a pytest session); `perfline baselines show` "
+            "takes its case",
+        ),
+        (
+            ("baselines", "update", "tiny", "--reason=x", "--run"),
+            {"machine_info": {}, "benchmarks": []},
+            "is pytest-benchmark's JSON (expected the record of a pytest session); "
+            "`pytest-benchmark compare` takes it; perfline's own record is what --results names",
+        ),
+    ],
+)
+def test_another_kind_of_file_is_told_by_its_name(
+    place: Path,
+    capsys: pytest.CaptureFixture[str],
+    words: tuple[str, ...],
+    file: dict[str, object],
+    told: str,
+) -> None:
+    Path("x.json").write_text(json.dumps(file))
+
+    assert run(*words, "x.json") == 2
+
+    assert capsys.readouterr().err == f"perfline: error: x.json: {told}\n"
+
+
+def test_a_record_in_a_baseline_s_place_is_told_by_its_name(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved(Path("baselines") / MACHINE, record(), "tiny.json")
+
+    assert run("baselines", "show") == 2
+
+    assert "is the record of a pytest session (expected a baseline)" in capsys.readouterr().err
+
+
 # --- show
 
 

@@ -66,7 +66,7 @@ def load(path: Path) -> Comparison:
 
 
 def _load(path: Path) -> Comparison:
-    node = jsonfile.read(path, SCHEMA, RecordError, _FIX)
+    node = jsonfile.read(path, SCHEMA, RecordError, _FIX, "comparison")
     if node.data.get("kind") != "compare":
         raise RecordError(f"{path}: is no record of perfline compare; name the file of its --out")
     _check_numbers(node, node.data, "")

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from perfline import baseline as baselines
-from perfline import data, jsonfile, mmlu, offer, record
+from perfline import data, jsonfile, kinds, mmlu, offer, record
 from perfline.ab.file import load as load_comparison
 from perfline.ab.record import Comparison
 from perfline.baseline import Baseline, Published
@@ -136,9 +136,10 @@ def gather(paths: Sequence[Path], places: Places) -> Inputs:
 def _is_comparison(path: Path) -> bool:
     """Whether a file says so itself; what cannot be read is left to the reader of records."""
     try:
-        return jsonfile.read(path, record.SCHEMA, RecordError, _FIX).data.get("kind") == "compare"
+        found = jsonfile.read(path, record.SCHEMA, RecordError, _FIX)
     except RecordError:
         return False
+    return kinds.kind(found.data) == "comparison"
 
 
 def _check_numbers(path: Path, current: Record) -> None:
@@ -287,7 +288,7 @@ def _past(
     seen = {current.created}  # a copy of a record is no second measurement
     for path in paths:
         try:
-            node = jsonfile.read(path, record.SCHEMA, RecordError, _FIX)
+            node = jsonfile.read(path, record.SCHEMA, RecordError, _FIX, "record")
             created = node.text("created")
             if node.child("environment").text("machine") != current.environment.machine:
                 elsewhere += 1
