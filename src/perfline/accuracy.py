@@ -53,6 +53,10 @@ class Share(Protocol):
     def ranks(self) -> int:
         """How many there are."""
 
+    @property
+    def hosts(self) -> int:
+        """On how many hosts they are."""
+
     def prepare(self, case: str, engine: EngineName | None) -> None:
         """Have the other ranks load the case, and make the engine ready, in the meantime."""
 

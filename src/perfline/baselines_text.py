@@ -98,8 +98,9 @@ def _asked_some(candidate: Candidate) -> dict[str, tuple[float, str]]:
     for engine, answers in candidate.new.accuracy.items():
         name = ACCURACY.get(engine, engine)
         before = judged[name].baseline if name in judged else None
-        if before is not None and len(answers.ids) < len(stored[engine].ids):
-            found[name] = before, f"{len(answers.ids)} of {len(stored[engine].ids)}"
+        all_of_them = len(stored[engine].ids) if engine in stored else 0
+        if before is not None and len(answers.ids) < all_of_them:
+            found[name] = before, f"{len(answers.ids)} of {all_of_them}"
     return found
 
 

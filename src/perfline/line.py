@@ -202,6 +202,7 @@ class Session:
                 **old.notes,
                 **bench.notes(),
                 **({} if self.options.case_dir is None else {"case_dir": self.options.case_dir}),
+                **({} if bench.share is None else {"accuracy_hosts": bench.share.hosts}),
                 **self._settling(case, verdicts, context),
             },
             facts=bench.opened.facts,

@@ -49,6 +49,12 @@ class Lead:
         """How many there are, this one included."""
         return self.group.ranks
 
+    @property
+    def hosts(self) -> int:
+        """On how many hosts they are."""
+        names = (self.group.name(rank) for rank in range(self.ranks))  # rank R on HOST
+        return len({name.partition(" on ")[2] for name in names})
+
     def alive(self) -> None:
         """Tell the others that rank 0 still works."""
         self.group.alive()

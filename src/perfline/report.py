@@ -22,6 +22,7 @@ from perfline.verdict import WORST_FIRST, Flip, Verdict, worst
 
 WIDTH = 80
 FLIPS_SHOWN = 10
+_RANKS_SHOWN = 16
 
 # The published table in its order: name, what it is called.
 PUBLISHED_TABLE = (
@@ -203,6 +204,7 @@ def session_lines(
         lines += flip_lines([flip for verdict in case.verdicts for flip in verdict.flips])
         lines += [line for error in case.errors for line in _paragraph(f"error: {error}")]
         lines += thrown_out_lines(case)
+        lines += [line for text in rank_lines(case) for line in _paragraph(text)]
         if "settle_with" in case.notes:
             lines.append(f"  to settle it: {case.notes['settle_with']}")
         lines.append("")
@@ -224,6 +226,27 @@ def thrown_out_lines(case: CaseRecord) -> list[str]:
             f"p_{kind}: {count} rounds thrown out; {case.notes.get(f'thrown_out_{kind}')}"
         )
     ]
+
+
+def rank_lines(case: CaseRecord) -> list[str]:
+    """Who answered the questions of an accuracy pass that several ranks shared, by engine."""
+    lines = []
+    hosts = case.notes.get("accuracy_hosts")
+    on = f" on {hosts} host{'s' * (hosts != 1)}" if isinstance(hosts, int) else ""
+    for kind, engine in (("val", "eager"), ("infer", "inductor")):
+        given = str(case.notes.get(f"accuracy_questions_by_rank_{kind}", "")).split(", ")
+        if not all(map(str.isdecimal, given)):
+            continue  # one process, or a record that was edited
+        counts = list(map(int, given))
+        shown = ", ".join(f"{'rank ' * (not i)}{i}: {count}" for i, count in enumerate(counts))
+        if len(counts) > _RANKS_SHOWN:
+            few, many = min(counts), max(counts)
+            shown = f"{few} on rank {counts.index(few)} to {many} on rank {counts.index(many)}"
+        lines.append(
+            f"accuracy, {engine}: {len(counts)} ranks{on} answered {sum(counts)} questions "
+            f"({shown})"
+        )
+    return lines
 
 
 def counts_line(record: Record) -> str:

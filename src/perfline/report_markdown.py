@@ -116,6 +116,7 @@ def _summary(case: CaseRecord, context: str) -> list[str]:
     lines += [
         f"- **{quoted(word)}**: {quoted(reason)}" for word, reason in _without_change(notable)
     ]
+    lines += [f"- {quoted(line)}" for line in report.rank_lines(case)]
     if context:
         lines.append(f"- context: {quoted(context)}")
     return [title, *lines]

@@ -205,3 +205,33 @@ def test_a_failure_says_how_to_settle_it_and_how_to_accept_it():
     settle, accept = lines.splitlines()[-2:]
     assert settle == "  hint: to settle it: perfline compare x --baseline-ref abc --dummy-weights"
     assert accept.startswith("  hint: to accept it: perfline baselines update x --run r.json --acc")
+
+
+@pytest.mark.parametrize(
+    ("notes", "lines"),
+    [
+        ({}, []),
+        ({"accuracy_questions_by_rank_val": "1, edited"}, []),
+        (
+            {"accuracy_hosts": 2, "accuracy_questions_by_rank_infer": "201, 193, 190, 196"},
+            [
+                "accuracy, inductor: 4 ranks on 2 hosts answered 780 questions (rank 0: 201, "
+                "1: 193, 2: 190, 3: 196)"
+            ],
+        ),
+        (
+            {"accuracy_questions_by_rank_val": ", ".join(map(str, [*range(30, 50), 7]))},
+            [
+                "accuracy, eager: 21 ranks answered 797 questions (7 on rank 20 to 49 on rank 19)",
+            ],
+        ),
+    ],
+)
+def test_who_answered_is_told(notes, lines):
+    case = CaseRecord("x", "x", "d", "fp16", "real", notes=notes)
+    assert report.rank_lines(case) == lines
+    whole = Record("2026", False, Environment("gpu", "GPU", "cuda"), {"x": case})
+    told = "\n".join(report.session_lines(whole, {}, {}, "", {}))
+    assert all(line in " ".join(told.split()) for line in lines)
+    assert max(map(len, told.splitlines())) <= 80
+    assert all(f"- {line}" in report_markdown.markdown(whole, {}, "", {}) for line in lines)
