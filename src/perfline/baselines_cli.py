@@ -19,6 +19,7 @@ from perfline.baseline import Baseline
 from perfline.case import Case, load_cases
 from perfline.errors import BaselineError, PerflineError
 from perfline.record import load as load_record
+from perfline.report import paragraph
 
 
 def update(
@@ -47,7 +48,7 @@ def update(
     for candidate, result in results:
         print(baselines_text.comparison(candidate, result))
         for line in accept.notes(candidate, terms):
-            print(f"  {line}")
+            print("\n".join(paragraph(line)))
         print(f"  written: {candidate.path}\n")
     print(f"next: git add {shlex.join(str(candidate.path) for candidate, _ in results)}")
     return 0
@@ -64,9 +65,9 @@ def diff(root: Path, run: Path, name: str, directories: Sequence[Path]) -> int:
     candidate = offer.candidate(root, run, record, case, terms)
     print(baselines_text.comparison(candidate, accept.merged(candidate, terms)))
     for line in baselines_text.differences(candidate):
-        print(f"  {line}")
+        print("\n".join(paragraph(line)))
     for line in [*unknown, *accept.problems(candidate, terms)]:
-        print(f"  update would refuse: {line}")
+        print("\n".join(paragraph(f"update would refuse: {line}")))
     return 0
 
 
@@ -112,7 +113,7 @@ def check(root: Path, directories: Sequence[Path], strict: bool) -> int:
         if name not in there
     ]
     for line in wrong + missing:
-        print(line)
+        print("\n".join(paragraph(line, "")))
     print(
         f"{root}: {len(files)} {'baseline' if len(files) == 1 else 'baselines'} and "
         f"{len(published)} published checked: "

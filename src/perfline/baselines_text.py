@@ -172,7 +172,7 @@ def differences(candidate: Candidate) -> list[str]:
 def description(path: Path, held: Baseline) -> str:
     """Return one baseline for reading: its sessions, metrics and answers."""
     lines = [f"{held.case} ({held.dtype}, {kind_of(path)} weights) on {held.machine}"]
-    lines.append(f"  {path}, case {held.case_digest}")
+    lines += [f"  {path}", f"  case {held.case_digest}"]
     if held.sessions:
         rows = [
             [s.date[:10], s.commit or "-", s.context.get("torch", "-"), s.reason]

@@ -5,6 +5,7 @@ Nothing is compared here: words come from ``verdict``, numbers from the record.
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -83,7 +84,7 @@ def failure(
     elif origin.date is not None:
         commit = f", commit {origin.commit}" if origin.commit else ""
         lines.append(f"  baseline  {origin.path} ({origin.date[:10]}{commit})")
-        lines += _paragraph(f"context   {context_change(origin.context or {}, context)}")
+        lines += paragraph(f"context   {context_change(origin.context or {}, context)}")
     else:
         lines.append(f"  baseline  none yet; it would be {origin.path}")
     settle = settling(case, verdicts, (origin.commit, origin.context or {}), context, settle_flags)
@@ -102,7 +103,7 @@ def reason_lines(verdicts: Sequence[Verdict]) -> list[str]:
     return [
         line
         for (word, reason), names in shared.items()
-        for line in _paragraph(f"{', '.join(dict.fromkeys(names))} {word}: {reason}")
+        for line in paragraph(f"{', '.join(dict.fromkeys(names))} {word}: {reason}")
     ]
 
 
@@ -202,14 +203,14 @@ def session_lines(
             lines += [textwrap.indent(verdict_table(compared), "  "), ""]
         lines += reason_lines(case.verdicts)
         lines += flip_lines([flip for verdict in case.verdicts for flip in verdict.flips])
-        lines += [line for error in case.errors for line in _paragraph(f"error: {error}")]
+        lines += [line for error in case.errors for line in paragraph(f"error: {error}")]
         lines += thrown_out_lines(case)
-        lines += [line for text in rank_lines(case) for line in _paragraph(text)]
+        lines += [line for text in rank_lines(case) for line in paragraph(text)]
         if "settle_with" in case.notes:
             lines.append(f"  to settle it: {case.notes['settle_with']}")
         lines.append("")
     for name, why in skipped.items():
-        lines += [*_paragraph(f"{name} was not measured: {why}", ""), ""]
+        lines += [*paragraph(f"{name} was not measured: {why}", ""), ""]
     lines.append(counts_line(record))
     if wanted := next_of(record, flags, refused):
         lines += _advice(f"next: {wanted}")
@@ -222,7 +223,7 @@ def thrown_out_lines(case: CaseRecord) -> list[str]:
         line
         for kind in ("val", "infer")
         if (count := case.notes.get(f"rounds_thrown_out_{kind}"))
-        for line in _paragraph(
+        for line in paragraph(
             f"p_{kind}: {count} rounds thrown out; {case.notes.get(f'thrown_out_{kind}')}"
         )
     ]
@@ -310,15 +311,18 @@ def _cache_known(name: str, case: CaseRecord) -> bool:
 
 def _advice(line: str) -> list[str]:
     """A line that holds a command stays whole, to be pasted; a sentence is folded."""
-    return [line] if ": perfline " in line else _paragraph(line, "")
+    return [line] if ": perfline " in line else paragraph(line, "")
 
 
-def _paragraph(text: str, indent: str = "  ") -> list[str]:
-    return textwrap.wrap(
-        text,
+def paragraph(text: str, indent: str = "  ", hang: str = "  ") -> list[str]:
+    """Fold a sentence to the terminal's width; a path, or a command in backticks, stays whole."""
+    whole = re.sub(r"`[^`]*`", lambda found: found[0].replace(" ", "\0"), text)
+    lines = textwrap.wrap(
+        whole,
         WIDTH,
         initial_indent=indent,
-        subsequent_indent=indent + "  ",
+        subsequent_indent=indent + hang,
         break_long_words=False,
         break_on_hyphens=False,
     )
+    return [line.replace("\0", " ") for line in lines]

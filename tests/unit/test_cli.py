@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -414,7 +416,8 @@ def test_a_broken_baseline_is_replaced_when_it_is_asked_for(
         assert file.read_text() == edited
 
     assert accept(path, "--accept-regression") == 0
-    assert f"  replaced: the file was broken ({file}: was edited" in capsys.readouterr().out
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f" replaced: the file was broken ({file}: was edited" in printed
     assert stored().sessions[0].reason == "first"
 
 
@@ -605,7 +608,8 @@ def test_show_prints_sessions_metrics_and_answers(
     printed = capsys.readouterr().out
     assert printed.startswith(
         f"tiny (fp32, real weights) on {MACHINE}\n"
-        f"  baselines/{MACHINE}/tiny.json, case {packaged().digest()}\n\n"
+        f"  baselines/{MACHINE}/tiny.json\n"
+        f"  case {packaged().digest()}\n\n"
         "  session     commit        torch    reason\n"
         "  2026-11-22  abc123456789  2.13.0   first\n"
         "  2026-11-22  abc123456789  2.13.0   first\n\n"
@@ -651,7 +655,28 @@ def test_show_of_nothing_stored(place: Path, capsys: pytest.CaptureFixture[str])
     )
 
 
+# --- help
+
+
+def test_every_help_fits_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    parsers, told = [cli._parser()], 0
+    while parsers:
+        parser = parsers.pop()
+        assert max(map(len, parser.format_help().splitlines())) <= 80, parser.prog
+        told += 1
+        for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                parsers += action.choices.values()
+    assert told == 13
+
+
 # --- check
+
+
+def unfolded(text: str) -> str:
+    """Every message on one line, as it was before it was folded for the terminal."""
+    return re.sub(r"\n {2,}", " ", text)
 
 
 def test_check_of_good_files_lists_what_is_missing(
@@ -661,8 +686,9 @@ def test_check_of_good_files_lists_what_is_missing(
     capsys.readouterr()
 
     assert run("baselines", "check") == 0
-    printed = capsys.readouterr().out
-    assert printed == (
+    shown = capsys.readouterr().out
+    assert max(len(line) for line in shown.splitlines() if "`" not in line) <= 80
+    assert unfolded(shown) == (
         f"missing: {MACHINE} has no baseline of case 'deepseek-7b'; run pytest there, then "
         '`perfline baselines update deepseek-7b --run results/run.json --reason "..."`\n'
         f"missing: {MACHINE} has no baseline of case 'llama3-8b'; run pytest there, then "
@@ -690,7 +716,7 @@ def test_check_finds_stale_unused_and_broken_ones(
 
     assert run("baselines", "check") == 1
 
-    printed = capsys.readouterr().out.splitlines()
+    printed = unfolded(capsys.readouterr().out).splitlines()
     assert printed[0] == (
         f"unused: baselines/{MACHINE}/gone-dummy.json: there is no case 'gone'; `perfline "
         f"baselines remove gone --machine {MACHINE} --dummy`, or name its YAML's directory with "
@@ -733,7 +759,8 @@ def test_what_check_says_to_type_works_when_pasted(
 
     assert run("baselines", "check", "--case-dir", "my cases", "--baselines", "kept here") == 0
 
-    said = next(line for line in capsys.readouterr().out.splitlines() if "'mine'" in line)
+    shown = unfolded(capsys.readouterr().out)
+    said = next(line for line in shown.splitlines() if "'mine'" in line)
     command = said.split("`")[1]
     assert command == (
         'perfline baselines update mine --run results/run.json --reason "..." '

@@ -140,29 +140,32 @@ def test_a_bare_machine_says_what_to_type(
     assert cli.main(["doctor", "--cases", "llama3-8b", "--data-dir", "data"]) == 0
 
     printed = capsys.readouterr().out.splitlines()
-    assert printed[:11] == [
+    assert printed[:16] == [
         "device    NVIDIA H100 80GB HBM3 (cuda)",
         "machine   nvidia-h100-80gb-hbm3 (its baselines' directory)",
         "memory    78.0 GiB free",
         "peak      fp32 67, fp16 989, bf16 989 TFLOP/s dense",
-        "cpu       25 % of the time waiting for a core: others take it, timings will be unsure",
+        "cpu       25 % of the time waiting for a core: others take it, timings will be",
+        "          unsure",
         "compiler  /usr/bin/gcc (C, for Triton)",
-        "clocks    SM 1980 MHz, 41 C, 312 W, software thermal slowdown, other processes compute "
-        "here: pid 77, 78",
-        "  locked    not by the application clock 1980 of 1980 MHz; of `nvidia-smi -lgc` NVML "
-        "tells nothing",
-        "  steady clocks (administrator): sudo nvidia-smi -i 3 -pm 1; sudo nvidia-smi -i 3 -lgc "
-        "1575,1575",
+        "clocks    SM 1980 MHz, 41 C, 312 W, software thermal slowdown, other processes",
+        "          compute here: pid 77, 78",
+        "  locked    not by the application clock 1980 of 1980 MHz; of `nvidia-smi -lgc`",
+        "            NVML tells nothing",
+        "  steady clocks, by an administrator:",
+        "    sudo nvidia-smi -i 3 -pm 1",
+        "    sudo nvidia-smi -i 3 -lgc 1575,1575",
         "  undo: sudo nvidia-smi -rgc",
-        printed[10],
+        printed[15],
     ]
-    assert printed[10].startswith("versions  torch 2.13.0, transformers 5.23.0, pytest ")
+    assert printed[15].startswith("versions  torch 2.13.0, transformers 5.23.0, pytest ")
     target = "data/llama3_8b_mmlu"
-    assert printed[-7:] == [
+    assert printed[-9:] == [
         "case llama3-8b (fp16)",
-        "  weights   missing; get it with: hf download meta-llama/Meta-Llama-3-8B --local-dir "
-        f"{target}/llama3_8b_hf",
-        "  questions missing; get it with: curl -L --create-dirs "
+        "  weights   missing; get it with:",
+        f"    hf download meta-llama/Meta-Llama-3-8B --local-dir {target}/llama3_8b_hf",
+        "  questions missing; get it with:",
+        "    curl -L --create-dirs "
         f"https://people.eecs.berkeley.edu/~hendrycks/data.tar -o {target}/data.tar",
         "  baseline  missing; it would be baselines/nvidia-h100-80gb-hbm3/llama3-8b.json",
         "  memory    14.9 GiB of weights, 78.0 GiB free",
@@ -191,7 +194,9 @@ def test_a_gpu_without_nvml_says_what_would_tell(
     assert cli.main(["doctor", "--cases", "tiny"]) == 0
     assert (
         "clocks    not known on this device (NVML: pip install nvidia-ml-py)\n"
-        "  steady clocks (administrator): sudo nvidia-smi -pm 1; sudo nvidia-smi -lgc MHZ,MHZ\n"
+        "  steady clocks, by an administrator:\n"
+        "    sudo nvidia-smi -pm 1\n"
+        "    sudo nvidia-smi -lgc MHZ,MHZ\n"
         "  MHZ: one of `nvidia-smi -q -d SUPPORTED_CLOCKS`; undo: sudo nvidia-smi -rgc\n"
     ) in capsys.readouterr().out
 
@@ -269,9 +274,10 @@ def test_broken_weights_fail(on: Any, tmp_path: Path, capsys: pytest.CaptureFixt
 
     assert cli.main(["doctor", "--cases", "tiny", "--data-dir", str(tmp_path / "data")]) == 1
 
-    printed = capsys.readouterr().out.splitlines()
-    assert printed[-1].startswith(f"problem: case 'tiny': {weights}/model.safetensors: has 1000 b")
-    assert any(line.startswith("  weights   broken: ") for line in printed)
+    printed = capsys.readouterr().out
+    problem = printed[printed.index("problem: ") :].replace("\n  ", " ")
+    assert problem.startswith(f"problem: case 'tiny': {weights}/model.safetensors: has 1000 b")
+    assert "  weights   broken: see the problem below\n" in printed
 
 
 def test_weights_that_the_check_refuses_are_not_ready(
@@ -349,12 +355,13 @@ def test_without_torch_the_rest_is_still_said(
 
     assert cli.main(["doctor", "--cases", "tiny", "--data-dir", str(tmp_path)]) == 1
 
-    printed = capsys.readouterr().out.splitlines()
-    assert printed[0].startswith("versions  torch ")
-    assert f"  weights   {weights}" in printed
-    assert "  baseline  not known without torch" in printed
-    assert printed[-1].startswith("problem: torch cannot be imported (")
-    assert printed[-1].endswith("); install it: pip install torch")
+    printed = capsys.readouterr().out
+    assert printed.startswith("versions  torch ")
+    assert f"  weights   {weights}\n" in printed
+    assert "  baseline  not known without torch\n" in printed
+    problem = printed[printed.index("problem: ") :].replace("\n  ", " ")
+    assert problem.startswith("problem: torch cannot be imported (")
+    assert problem.endswith("); install it: pip install torch\n")
 
 
 def test_the_report_as_json(on: Any, capsys: pytest.CaptureFixture[str]) -> None:

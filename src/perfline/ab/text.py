@@ -16,7 +16,7 @@ from perfline.ab.nouns import SIDES
 from perfline.ab.record import CaseComparison, Comparison, PairRecord, SideRecord
 from perfline.ab.sequential import LOOKS
 from perfline.ab.table import percent, table
-from perfline.report import FLIPS_SHOWN, WIDTH, reason_lines
+from perfline.report import FLIPS_SHOWN, WIDTH, paragraph, reason_lines
 from perfline.report_markdown import quoted
 from perfline.verdict import WORST_FIRST, Verdict
 
@@ -129,7 +129,7 @@ def _body(found: CaseComparison) -> list[str]:
     measured = any(verdict.measured is not None for verdict in found.verdicts)
     lines = [textwrap.indent(table(found), "  "), ""] if measured else []
     for text in _facts(found):
-        lines += _paragraph(text)
+        lines += paragraph(text)
     lines += reason_lines([v for v in _notable(found) if v.reason and not found.problem])
     lines += [f"  {line}" for line in _flips(found)]
     if found.problem:
@@ -246,14 +246,3 @@ def counted_pairs(count: int, noun: str = "pair") -> str:
 
 def _minutes(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
-
-
-def _paragraph(text: str) -> list[str]:
-    return textwrap.wrap(
-        text,
-        WIDTH,
-        initial_indent="  ",
-        subsequent_indent="    ",
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
