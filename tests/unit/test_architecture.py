@@ -33,6 +33,7 @@ LAYERS = (
     {"outcome"},
     {"engine", "lengths", "prefix", "prompt_cache", "report", "units"},
     {"throughput", "part", "torch_engine", "report_markdown", "ab.nouns"},
+    {"ab.fields"},
     {"hf", "prefix_forward", "ab.messages", "ab.record", "ab.sides"},
     {"shared_prefix", "accuracy"},
     {
