@@ -60,6 +60,11 @@ class Lead:
         """The ranks that lead a replica of the model, this one first."""
         return range(0, self.group.ranks, self._tensor)
 
+    @property
+    def hosts(self) -> int:
+        """On how many hosts they are."""
+        return len(set(self.group.hosts()))
+
     def alive(self) -> None:
         """Tell the others that rank 0 still works."""
         self.group.alive()
