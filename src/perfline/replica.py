@@ -81,7 +81,8 @@ class Replica:
         with self._in_words("did not meet"):
             distributed.init_process_group(
                 distributed.get_default_backend_for_device(kind),
-                store=distributed.PrefixStore(self._key("world"), store),
+                # An earlier attempt's addresses would still stand below the same name.
+                store=distributed.PrefixStore(self.group.key(self._key("world")), store),
                 rank=self.place,
                 world_size=self.size,
                 timeout=timedelta(seconds=self.group.timeout_s),
