@@ -27,7 +27,7 @@ from perfline.case import Case
 from perfline.device import current_device
 from perfline.engine import EngineName
 from perfline.environment import collect
-from perfline.errors import PerflineError, RankError
+from perfline.errors import PerflineError, RankError, ReplicaLost
 from perfline.group import Group
 from perfline.line import Options, Tools
 from perfline.mmlu import Prompt
@@ -252,6 +252,8 @@ def _serve(group: Group, helper: Helper, seen: Callable[[str], None]) -> int:
         while command["do"] != "end":
             try:
                 helper.obey(group, number, command)
+            except ReplicaLost as error:
+                group.tell("lost", text=str(error))
             except PerflineError as error:
                 group.tell("failed", **{"pass": number, "text": str(error)})
             number, command = group.command()
