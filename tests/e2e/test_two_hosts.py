@@ -79,7 +79,7 @@ def _may() -> None:
     )
     if done.returncode:
         line = (done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1]
-        pytest.skip(f"no network namespaces for this user here: {line}")
+        pytest.skip(f"no namespaces for this user here (kernel, AppArmor or container): {line}")
 
 
 @dataclass(frozen=True)
