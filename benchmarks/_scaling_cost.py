@@ -17,6 +17,7 @@ from scipy.optimize import nnls
 from perfline.prefix import Plan
 
 TERMS = ("tokens", "forwards", "pairs", "units")
+REPEATS = 3  # the first fit's errors are relative to what was measured: slow outliers count little
 EARNED = 0.05  # of the error on units left out: a term that saves less is left out itself
 
 
@@ -105,7 +106,7 @@ def left_out_error(units: Sequence[Work], seconds: Sequence[float], terms: Seque
     for out in range(len(units)):
         others = [i for i in range(len(units)) if i != out]
         cost = Cost(_solve([units[i] for i in others], [seconds[i] for i in others], terms))
-        errors.append(cost.seconds(units[out]) / seconds[out] - 1)
+        errors.append(seconds[out] / cost.seconds(units[out]) - 1)
     return float(np.sqrt(np.mean(np.square(errors))))
 
 
@@ -113,7 +114,11 @@ def _solve(
     units: Sequence[Work], seconds: Sequence[float], terms: Sequence[str]
 ) -> dict[str, float]:
     amounts = np.array([[asdict(unit)[term] for term in terms] for unit in units], dtype=np.float64)
-    relative = amounts / np.array(seconds)[:, None]
-    scale = np.linalg.norm(relative, axis=0)
-    found, _ = nnls(relative / scale, np.ones(len(units)))
-    return {term: float(x) for term, x in zip(terms, found / scale, strict=True) if x > 0}
+    wanted = np.array(seconds)
+    expected, found = wanted, np.zeros(len(terms))
+    for _ in range(REPEATS):
+        relative = amounts / expected[:, None]
+        scale = np.linalg.norm(relative, axis=0)
+        found = nnls(relative / scale, wanted / expected)[0] / scale
+        expected = amounts @ found
+    return {term: float(x) for term, x in zip(terms, found, strict=True) if x > 0}
