@@ -276,7 +276,7 @@ def test_pytest_commands_for_other_machines_find_their_tests(clone: Path):
 @pytest.mark.parametrize("page", PAGES)
 def test_options_named_in_prose_exist(page: str, pytest_options):
     everywhere = set(pytest_options) | {"--label", "--labels", "--ephemeral", "--help"}
-    everywhere |= {"--max-restarts", "--nnodes", "--nproc-per-node"}  # torchrun's
+    everywhere |= {"--local-addr", "--max-restarts", "--nnodes", "--nproc-per-node"}  # torchrun's
     for name in ("doctor", "prompt", "compare", "export", "history", "report"):
         everywhere |= perfline_options([name])
     for name in ("update", "diff", "show", "check", "remove"):
