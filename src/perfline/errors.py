@@ -74,3 +74,11 @@ class WorkerError(PerflineError):
 
 class RankError(PerflineError):
     """A rank of a torchrun job failed, hung or does not match; the message names rank and host."""
+
+
+def told(kind: str | None, text: str) -> RankError | DeviceMemory:
+    """What another rank says that it met: of all kinds, one has to stay itself.
+
+    Where memory is full, less may be asked for.
+    """
+    return DeviceMemory(text) if kind == DeviceMemory.__name__ else RankError(text)

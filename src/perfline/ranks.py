@@ -253,7 +253,9 @@ def _serve(group: Group, helper: Helper, seen: Callable[[str], None]) -> int:
             try:
                 helper.obey(group, number, command)
             except PerflineError as error:
-                group.tell("failed", **{"pass": number, "text": str(error)})
+                group.tell(
+                    "failed", error=type(error).__name__, **{"pass": number, "text": str(error)}
+                )
             number, command = group.command()
         helper.close()
         group.leave()
