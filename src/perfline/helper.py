@@ -99,3 +99,19 @@ class Helper:
             follow(replica, found)
         finally:
             found.close()
+
+
+def obey_all(group: Group, helper: Helper) -> Mapping[str, Any]:
+    """Do what rank 0 asks until it says that it is over; its last command.
+
+    What goes wrong for a user is told to rank 0, and this rank goes on.
+    """
+    number, command = group.command()
+    while command["do"] != "end":
+        try:
+            helper.obey(group, number, command)
+        except PerflineError as error:
+            said = {"pass": number, "text": str(error), "error": type(error).__name__}
+            group.tell("failed", **said)
+        number, command = group.command()
+    return command

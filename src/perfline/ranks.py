@@ -22,9 +22,9 @@ from perfline.bench import open_case
 from perfline.case import Case
 from perfline.device import current_device
 from perfline.environment import collect
-from perfline.errors import PerflineError, RankError
+from perfline.errors import RankError
 from perfline.group import Group
-from perfline.helper import Helper
+from perfline.helper import Helper, obey_all
 from perfline.line import Options, Tools
 from perfline.parallel import Lead
 from perfline.rendezvous import join
@@ -118,15 +118,7 @@ def _helper(cases: Mapping[str, Case], options: Options, root: Path) -> Helper:
 def _serve(group: Group, helper: Helper, seen: Callable[[str], None]) -> int:
     """Answer until rank 0 ends; ``seen`` shows a text on the terminal. Returns its exit status."""
     try:
-        number, command = group.command()
-        while command["do"] != "end":
-            try:
-                helper.obey(group, number, command)
-            except PerflineError as error:
-                group.tell(
-                    "failed", error=type(error).__name__, **{"pass": number, "text": str(error)}
-                )
-            number, command = group.command()
+        command = obey_all(group, helper)
         helper.close()
         group.leave()
         return int(command["status"])

@@ -30,6 +30,7 @@ LAYERS = (
     {"answers", "stored", "verdict", "data", "ab.wire"},
     {"mmlu", "baseline", "gates", "accuracy_gates", "hints", "record", "journal"},
     {"page.plots", "ab.process", "ab.worker"},
+    {"ab.ranked"},
     {"engine", "lengths", "prefix", "prompt_cache", "report", "outcome", "units"},
     {"replica"},
     {"throughput", "part", "tensor_parallel", "torch_engine", "report_markdown", "ab.nouns"},

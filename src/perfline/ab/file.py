@@ -85,6 +85,8 @@ def _load(path: Path) -> Comparison:
 def _case_json(case: CaseComparison) -> dict[str, object]:
     data = asdict(case)
     del data["case"]
+    if case.ranks == 1:
+        del data["ranks"]  # as before there were ranks
     for shown, pair in zip(data["pairs"], case.pairs, strict=True):
         shown["log_ratio"] = pair.log_ratio()
     return data
@@ -130,6 +132,7 @@ def _case(name: str, node: Node) -> CaseComparison:
         notes=node.texts("notes"),
         problem=_text(node, "problem"),
         ended=node.flag("ended"),
+        ranks=_optional_count(node, "ranks") or 1,
     )
 
 

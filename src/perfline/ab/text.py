@@ -37,7 +37,7 @@ def progress_line(found: CaseComparison) -> str:
 
 def headline(found: CaseComparison) -> str:
     """The whole story of a case, in 80 columns where its name is short."""
-    name, time = f"{found.case} {found.engine}", found.verdicts[0]
+    name, time = f"{found.case} {found.engine}{found.on_ranks}", found.verdicts[0]
     grave = min(found.verdicts, key=lambda v: WORST_FIRST.index(v.word))
     pairs = f"{len(found.counted)} launch pair{'s' * (len(found.counted) != 1)}"
     if found.problem or grave.metric != TIME or not time.change:
@@ -55,7 +55,8 @@ def headline(found: CaseComparison) -> str:
 
 def opening_line(found: CaseComparison) -> str:
     """What will be compared, before the first launch."""
-    story = f"{found.case} {found.engine}, at most {found.looks[-1]} launch pairs; B against A: "
+    name = f"{found.case} {found.engine}{found.on_ranks}"
+    story = f"{name}, at most {found.looks[-1]} launch pairs; B against A: "
     return textwrap.shorten(story + found.difference, WIDTH, placeholder=" ...")
 
 
@@ -152,11 +153,17 @@ def _facts(found: CaseComparison) -> list[str]:
         f"A  {_side(a)}",
         f"B  {_side(b)}",
         f"B against A: {found.difference}",
-        *([f"on {a.device or a.machine}, both sides: {_context(a, b)}"] if a.machine else []),
+        *([f"on {_place(found)}, both sides: {_context(a, b)}"] if a.machine else []),
     ]
     if found.pairs:
         facts += [_validity(found), _rounds(found)]
     return [*facts, *found.notes]
+
+
+def _place(found: CaseComparison) -> str:
+    a = found.sides["baseline"]
+    place = a.device or a.machine
+    return f"{found.ranks} ranks of {place}" if found.ranks > 1 else place
 
 
 def _side(side: SideRecord) -> str:
