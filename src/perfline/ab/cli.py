@@ -40,7 +40,8 @@ _EXAMPLES = """example:
   perfline compare tiny --set engine.mode=max-autotune --markdown summary.md
 
 A is the baseline, B the candidate. Each launch pair starts one process of each (with --ranks
-several, by torchrun) and times them in turn; after 10, 14, 18, 24, 36 and 48 pairs it is decided, if it can be."""
+several, by torchrun) and times them in turn; after 10, 14, 18, 24, 36 and 48 pairs it is decided,
+if it can be."""
 
 
 def add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

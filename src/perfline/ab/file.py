@@ -132,8 +132,16 @@ def _case(name: str, node: Node) -> CaseComparison:
         notes=node.texts("notes"),
         problem=_text(node, "problem"),
         ended=node.flag("ended"),
-        ranks=_optional_count(node, "ranks") or 1,
+        ranks=_ranks(node),
     )
+
+
+def _ranks(node: Node) -> int:
+    if "ranks" not in node.data:
+        return 1
+    if not _count(node, "ranks"):
+        node.fail("ranks", "is 0 (expected a whole number above 0)")
+    return _count(node, "ranks")
 
 
 def _side(node: Node) -> SideRecord:
