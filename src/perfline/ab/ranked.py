@@ -73,14 +73,17 @@ class RankedProcess(Process):
         self._scratch.cleanup()
 
     def _kill(self) -> None:
+        # What dies already has no environment any more, but may still hold a device.
+        alive, known = self._alive(), (self.pid, *self.others)
         super()._kill()
         deadline = time.monotonic() + KILL_S
-        while (alive := self._alive()) and time.monotonic() < deadline:
+        while alive and time.monotonic() < deadline:
             for pid in alive:
                 with suppress(OSError):
                     os.kill(pid, signal.SIGKILL)
-            while any(map(_runs, alive)) and time.monotonic() < deadline:
+            while any(map(_runs, (*alive, *known))) and time.monotonic() < deadline:
                 time.sleep(0.01)
+            alive = self._alive()
 
     def _alive(self) -> list[int]:
         """All processes of this launch: those with its mark. None where there is no ``/proc``."""
