@@ -2,6 +2,7 @@
 # Which throughput, memory and MFU does this GPU reach on the two published architectures?
 #
 #   bash benchmarks/gpu_session.sh OUT [CASES]
+#   RANKS=1 bash benchmarks/gpu_session.sh OUT2     the same under torchrun; RANKS=gpu: on all GPUs
 #
 # One session (one process) of the perf suite at full size with random weights, from the source tree:
 # nothing is installed or fetched. Writes OUT/run.json (accept it with
@@ -17,8 +18,12 @@ plugin=()
 if ! python3 -c 'import importlib.metadata as m; m.distribution("perfline")' 2>/dev/null; then
   plugin=(-p perfline.plugin)
 fi
+launcher=(-m pytest)
+if [ -n "${RANKS:-}" ]; then
+  launcher=(-m torch.distributed.run --standalone "--nproc-per-node=$RANKS" -m pytest)
+fi
 set +e
-PYTHONUNBUFFERED=1 PYTHONPATH=src${PYTHONPATH:+:$PYTHONPATH} python3 -m pytest \
+PYTHONUNBUFFERED=1 PYTHONPATH=src${PYTHONPATH:+:$PYTHONPATH} python3 "${launcher[@]}" \
   "${plugin[@]}" -m perf --cases "$cases" --dummy-weights \
   --results="$out/run.json" --benchmark-json="$out/benchmark.json" tests/perf 2>&1 | tee "$out/log"
 exit "${PIPESTATUS[0]}"

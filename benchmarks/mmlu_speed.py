@@ -1,7 +1,7 @@
 """How much faster does perfline answer MMLU than the published loop and lm-evaluation-harness do?
 
-Runs, in this order and in one process, on one random-weight Llama in fp32 and the same prompts
-(5 shots, two spaces after "about", nothing stripped, shots dropped above 2048 tokens):
+Runs, in one process, on one random-weight Llama in fp32 and the same prompts (5 shots, two spaces
+after "about", nothing stripped, shots dropped above 2048 tokens):
 
     a      the published loop: one prompt a forward, head at all positions (perfline's plain path)
     b      lm-evaluation-harness' ``hf`` backend on a local task of the same questions, with batch
@@ -9,8 +9,12 @@ Runs, in this order and in one process, on one random-weight Llama in fp32 and t
            not counted
     c, d   perfline's shared prefixes, eager and compiled by inductor
 
-Each is warmed up on two prompts and then runs once; its seconds hold everything from the questions'
-texts to the answers: prompts, tokenisation, planning, forwards. Compilation is reported apart. The
+a and every b run once, with a turn of c and d before the first and after each: a ratio is one
+pass' seconds over the mean of the turns on either side of it, so that a machine that gets slower or
+faster meanwhile does not decide it. Each is warmed up on two prompts; its seconds hold everything
+from the questions' texts to the answers: prompts, tokenisation, planning, forwards. Compilation is
+reported apart. The model is wide and shallow so that attention is as small a part of the published
+loop's work as in a model of 8e9 parameters, about 4 %; ``--hidden 768 --layers 14`` has 8 %. The
 tokenizer is a byte-level BPE of 8,000 tokens trained on MMLU, unless ``--tokenizer`` names one. The
 default questions are such that sharing saves what it saves on all 14,042: the script stops if
 served over computed tokens is not within 10 % of 6.3, both by whole subjects and as planned.
@@ -28,11 +32,13 @@ import importlib.util
 import json
 import os
 import shlex
+import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from importlib import metadata
 from itertools import groupby
 from pathlib import Path
@@ -52,7 +58,7 @@ if TYPE_CHECKING:
     from perfline.shared_prefix import SharedPrefixRunner
 
 ROOT = Path(__file__).parents[1]
-QUESTIONS = "high_school_us_history:10,elementary_mathematics:70,moral_scenarios:70"
+QUESTIONS = "high_school_us_history:8,elementary_mathematics:60,moral_scenarios:60"
 REUSE, REUSE_TOLERANCE = 6.3, 0.1
 LEAST_SPEEDUP, MOST_MEMORY = 6.0, 1.5  # what the project promises
 BATCH_SIZES = ("1", "8", "auto")
@@ -63,7 +69,8 @@ class Measured:
     """One pass.
 
     Attributes:
-        wall_s, cpu_s: of the pass, without what is named in ``apart``.
+        wall_s, cpu_s: of the pass, without what is named in ``apart``; of several, the median.
+        turns: (wall_s, cpu_s) of each, where it ran several times.
         waited_s: seconds that threads were ready but had no core; None where not known.
         before_gib, peak_gib: resident memory at the pass' start, and its peak.
         apart: seconds that are not counted: ``compile_s``, ``batch_size_search_s``.
@@ -79,6 +86,7 @@ class Measured:
     padded_tokens: int = 0
     before_gib: float | None = None
     peak_gib: float | None = None
+    turns: list[tuple[float, float]] = field(default_factory=list)
     apart: dict[str, float] = field(default_factory=dict)
     notes: dict[str, object] = field(default_factory=dict)
 
@@ -105,11 +113,20 @@ def main() -> int:
     bench, about = _prepare(args)
     import lm_eval  # noqa: F401 - its libraries are resident in every pass, not in the later ones
 
-    passes = [_plain(bench)]
     harness = Harness(bench, args.out / "harness", args.auto_max)
-    passes += [harness.run(batch_size) for batch_size in BATCH_SIZES]
-    passes += [_shared(bench, "eager"), _shared(bench, "inductor")]
-    report = {**about, **_compare(bench, passes)}
+    runs: list[Callable[[], Measured]] = [
+        partial(_plain, bench),
+        *(partial(harness.run, size) for size in BATCH_SIZES),
+    ]
+    ours = [Shared(bench, "eager"), Shared(bench, "inductor")]
+    peers = []
+    for shared in ours:
+        shared.turn()
+    for run in runs:
+        peers.append(run())
+        for shared in ours:
+            shared.turn()
+    report = {**about, **_compare(bench, peers, [shared.all_turns() for shared in ours])}
     (args.out / "mmlu_speed.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     _show(report)
     return 0
@@ -123,8 +140,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--questions", type=int, help="at most so many of each subject")
     parser.add_argument("--no-ratio-check", action="store_true", help="accept any token ratio")
     parser.add_argument("--tokenizer", type=Path, help="folder with tokenizer.json")
-    parser.add_argument("--hidden", type=int, default=768, help="of the model; a multiple of 64")
-    parser.add_argument("--layers", type=int, default=14)
+    parser.add_argument("--hidden", type=int, default=1536, help="of the model; a multiple of 64")
+    parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument(
         "--auto-max",
@@ -205,7 +222,7 @@ def _about() -> dict[str, object]:
     found = environment.collect(ROOT)
     versions = {name: metadata.version(name) for name in ("lm_eval", "datasets", "accelerate")}
     return {
-        "schema": 1,
+        "schema": 2,
         "date": environment.today(),
         "command": shlex.join(["python", *sys.argv]),
         "machine": found.machine,
@@ -243,24 +260,52 @@ def _plain(bench: Bench) -> Measured:
     return measured
 
 
-def _shared(bench: Bench, name: Any) -> Measured:
-    from perfline.shared_prefix import SharedPrefixRunner
+class Shared:
+    """perfline's shared prefixes on one engine, turn by turn."""
 
-    runner = SharedPrefixRunner(bench.model.engine(name))
-    measured = Measured("d" if name == "inductor" else "c", f"perfline, shared prefixes, {name}")
-    if name == "inductor":
-        start = time.perf_counter()
-        runner.warm_up(runner.plan(bench.prompts))
-        measured.apart["compile_s"] = time.perf_counter() - start
-        measured.notes["inductor_cache"] = runner.engine.compile_counts().cache
-    _run_shared(runner, bench.prompts[:2])
-    before = runner.engine.compile_counts().graphs
-    with _measuring(bench.model, measured):
-        done = _run_shared(runner, bench.build())
-    measured.answers = done.answers
-    measured.computed_tokens, measured.padded_tokens = done.computed_tokens, done.padded_tokens
-    measured.notes["recompiles"] = runner.engine.compile_counts().graphs - before
-    return measured
+    def __init__(self, bench: Bench, name: Any) -> None:
+        """Compile and warm up."""
+        from perfline.shared_prefix import SharedPrefixRunner
+
+        self._bench = bench
+        self._runner = runner = SharedPrefixRunner(bench.model.engine(name))
+        letter = "d" if name == "inductor" else "c"
+        self._first = Measured(letter, f"perfline, shared prefixes, {name}")
+        self._turns: list[Measured] = []
+        if name == "inductor":
+            start = time.perf_counter()
+            runner.warm_up(runner.plan(bench.prompts))
+            self._first.apart["compile_s"] = time.perf_counter() - start
+            self._first.notes["inductor_cache"] = runner.engine.compile_counts().cache
+        _run_shared(runner, bench.prompts[:2])
+        self._graphs = runner.engine.compile_counts().graphs
+
+    def turn(self) -> None:
+        """One pass over all questions."""
+        measured = Measured(self._first.name, self._first.what)
+        with _measuring(self._bench.model, measured):
+            done = _run_shared(self._runner, self._bench.build())
+        self._bench.model.activate("eager")  # the harness runs the modules as they are
+        measured.answers = done.answers
+        measured.computed_tokens, measured.padded_tokens = done.computed_tokens, done.padded_tokens
+        self._turns.append(measured)
+
+    def all_turns(self) -> Measured:
+        """All of them as one: medians of the seconds, the highest peak."""
+        turns = self._turns
+        waited = [turn.waited_s for turn in turns if turn.waited_s is not None]
+        peaks = [turn.peak_gib for turn in turns if turn.peak_gib is not None]
+        recompiles = self._runner.engine.compile_counts().graphs - self._graphs
+        return replace(
+            turns[-1],
+            wall_s=statistics.median(turn.wall_s for turn in turns),
+            cpu_s=statistics.median(turn.cpu_s for turn in turns),
+            waited_s=max(waited, default=None),
+            peak_gib=max(peaks, default=None),
+            turns=[(turn.wall_s, turn.cpu_s) for turn in turns],
+            apart=self._first.apart,
+            notes={**self._first.notes, "recompiles": recompiles},
+        )
 
 
 def _run_shared(runner: SharedPrefixRunner, prompts: Sequence[Prompt]) -> Any:
@@ -422,33 +467,38 @@ def _task(name: str, description: str, shots: int, files: dict[str, str]) -> dic
     }
 
 
-def _compare(bench: Bench, passes: Sequence[Measured]) -> dict[str, Any]:
-    """Every pass against (a), and perfline's against the best of the harness."""
-    plain, n = passes[0], len(bench.prompts)
+def _compare(bench: Bench, peers: Sequence[Measured], ours: Sequence[Measured]) -> dict[str, Any]:
+    """Each of ``ours`` against the peers, beside which its turns ran."""
+    plain, n = peers[0], len(bench.prompts)
     rows: dict[str, dict[str, Any]] = {}
-    for one in passes:
+    for one in (*peers, *ours):
         row = asdict(replace(one, answers=None))
         del row["answers"]
         row["questions_per_s"] = n / one.wall_s
-        row["wall_ratio"], row["cpu_ratio"] = plain.wall_s / one.wall_s, plain.cpu_s / one.cpu_s
         if one.peak_gib is not None and plain.peak_gib is not None:
             row["peak_ratio"] = one.peak_gib / plain.peak_gib
         rows[one.name] = row | _flips(plain, one)
-    best = min((row for name, row in rows.items() if name[0] == "b"), key=lambda r: r["wall_s"])
     promises = {}
-    for name in ("c", "d"):
-        row = rows[name]
-        row["wall_ratio_to_harness"] = best["wall_s"] / row["wall_s"]
-        row["cpu_ratio_to_harness"] = best["cpu_s"] / row["cpu_s"]
-        promises[name] = {
-            f"{LEAST_SPEEDUP:g}x over a": row["wall_ratio"] >= LEAST_SPEEDUP,
-            f"{LEAST_SPEEDUP:g}x over {best['name']}": row["wall_ratio_to_harness"]
-            >= LEAST_SPEEDUP,
+    for one in ours:
+        row = rows[one.name]
+        row["over"] = over = {
+            peer.name: {
+                "wall": peer.wall_s / statistics.fmean(wall for wall, _ in one.turns[i : i + 2]),
+                "cpu": peer.cpu_s / statistics.fmean(cpu for _, cpu in one.turns[i : i + 2]),
+            }
+            for i, peer in enumerate(peers)
+        }
+        best = min((name for name in over if name[0] == "b"), key=lambda name: over[name]["wall"])
+        row["best_of_harness"] = best
+        promises[one.name] = {
+            f"{LEAST_SPEEDUP:g}x over a": over["a"]["wall"] >= LEAST_SPEEDUP,
+            f"{LEAST_SPEEDUP:g}x over {best}": over[best]["wall"] >= LEAST_SPEEDUP,
             "no flips but ties": row["flips"] == row["ties"],
         }
         if "peak_ratio" in row:
-            promises[name][f"memory within {MOST_MEMORY:g}x"] = row["peak_ratio"] <= MOST_MEMORY
-    return {"passes": list(rows.values()), "best_of_harness": best["name"], "promises": promises}
+            met = row["peak_ratio"] <= MOST_MEMORY
+            promises[one.name][f"memory within {MOST_MEMORY:g}x"] = met
+    return {"passes": list(rows.values()), "promises": promises}
 
 
 def _flips(plain: Measured, one: Measured) -> dict[str, object]:
@@ -476,8 +526,6 @@ def _show(report: dict[str, Any]) -> None:
         "questions_per_s": ("questions/s", ".2f"),
         "computed_tokens": ("computed tok", ",d"),
         "padded_tokens": ("padding tok", ",d"),
-        "wall_ratio": ("wall x", ".2f"),
-        "cpu_ratio": ("CPU x", ".2f"),
         "flips": ("flips", "d"),
         "ties": ("of them ties", "d"),
         "max_letter_logit_difference": ("max Δlogit", ".1e"),
@@ -489,7 +537,7 @@ def _show(report: dict[str, Any]) -> None:
         [format(row[key], spec) if row.get(key) is not None else "" for key, (_, spec) in items]
         for row in report["passes"]
     ]
-    asked, best = report["asked"], report["best_of_harness"]
+    asked = report["asked"]
     print(f"\n{asked['questions']} questions, {asked['served_tokens']:,} prompt tokens served")
     print(tabulate(table, headers=heads, tablefmt="github", disable_numparse=True))
     for row in report["passes"]:
@@ -498,11 +546,11 @@ def _show(report: dict[str, Any]) -> None:
             print(f"{row['name']}: not counted {apart}, {row['notes']}")
     for name, met in report["promises"].items():
         row = next(row for row in report["passes"] if row["name"] == name)
-        words = ", ".join(f"{what}: {'met' if ok else 'MISSED'}" for what, ok in met.items())
-        print(
-            f"{name}: {row['wall_ratio_to_harness']:.2f}x over {best} by wall, "
-            f"{row['cpu_ratio_to_harness']:.2f}x by CPU; {words}"
-        )
+        walls = ", ".join(f"{wall:.1f}" for wall, _ in row["turns"])
+        print(f"{name}: turns of {walls} s")
+        for peer, ratio in row["over"].items():
+            print(f"  over {peer}: {ratio['wall']:.2f}x by wall, {ratio['cpu']:.2f}x by CPU")
+        print("  " + ", ".join(f"{what}: {'met' if ok else 'MISSED'}" for what, ok in met.items()))
 
 
 class _Raw(argparse.RawDescriptionHelpFormatter):

@@ -173,7 +173,7 @@ def record_problems(run: Path, record: Record, names: Iterable[str], reason: str
 def problems(candidate: Candidate, terms: Terms) -> list[str]:
     """Say, one line each, why a case's measurement may not be stored; empty where it may."""
     found = [
-        *_measurement(candidate),
+        *spoilt(candidate),
         *_judged(candidate, terms),
         *([] if terms.add or terms.accept_regression else _losses(candidate)),
         *(_crept(candidate) if terms.add and not terms.accept_regression else []),
@@ -381,7 +381,7 @@ def _edited(metric: Metric) -> str:
     return ""
 
 
-def _measurement(candidate: Candidate) -> Iterator[str]:
+def spoilt(candidate: Candidate) -> Iterator[str]:
     """Yield what is wrong with the measurement itself; nothing overrides that."""
     measured, case = candidate.measured, candidate.case
     for line in measured.errors:
@@ -397,10 +397,12 @@ def _measurement(candidate: Candidate) -> Iterator[str]:
     for metric in measured.metrics.values():
         if edited := _edited(metric):
             yield f"{edited}: the record was edited; {_AGAIN}"
-    for note, waited in _contended(candidate).items():
+    if contended := _contended(candidate):
+        taken = [f"{100 * waited:.0f} % ({note})" for note, waited in contended.items()]
         yield (
-            f"another process took {100 * waited:.0f} % of the CPU during the timed rounds "
-            f"({note}); run again on an idle machine"
+            f"other processes took {' and '.join(taken)} of the CPU during the timed rounds "
+            f"(at most {100 * gates.MAX_CONTENTION_FRACTION:.0f} % may be); "
+            "run again on an idle machine"
         )
     for session in candidate.new.sessions:
         for metric in session.metrics.values():

@@ -57,6 +57,10 @@ class Share(Protocol):
     def replicas(self) -> int:
         """How many replicas of the model there are."""
 
+    @property
+    def hosts(self) -> int:
+        """On how many hosts they are."""
+
     def open(self, case: Case) -> Replica | None:
         """Have the other ranks load the case too; this rank's replica where it is split."""
 

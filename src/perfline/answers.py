@@ -94,25 +94,11 @@ def full_vocab_letter(decoded: str) -> str:
 
 def accuracy(answers: Answers, scoring: Scoring) -> tuple[int, int]:
     """Return (correct, asked); their ratio is the micro average."""
-    right = _right(answers, scoring)
-    return sum(right), len(right)
-
-
-def per_subject(answers: Answers, scoring: Scoring) -> dict[str, tuple[int, int]]:
-    """Return {subject: (correct, asked)}, in the answers' order."""
-    table: dict[str, tuple[int, int]] = {}
-    for name, right in zip(answers.ids, _right(answers, scoring), strict=True):
-        subject = name.rpartition("/")[0]
-        correct, asked = table.get(subject, (0, 0))
-        table[subject] = (correct + right, asked + 1)
-    return table
-
-
-def _right(answers: Answers, scoring: Scoring) -> list[bool]:
     if answers.labels is None:
         raise DataError("answers without labels (--dummy-weights) have no accuracy")
     given = answers.letters() if scoring == "letters" else answers.argmax_letter
-    return [letter == label for letter, label in zip(given, answers.labels, strict=True)]
+    right = sum(a == b for a, b in zip(given, answers.labels, strict=True))
+    return right, len(answers.ids)
 
 
 def subset(answers: Answers, ids: Sequence[str]) -> Answers:

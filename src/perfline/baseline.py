@@ -140,7 +140,7 @@ def path(root: Path, machine: str, case: str, dummy: bool) -> Path:
 
 def load(path: Path) -> Baseline:
     """Read a baseline; BaselineError says what is wrong with the file, where, and what to do."""
-    node = jsonfile.read(path, SCHEMA, BaselineError, _FIX)
+    node = jsonfile.read(path, SCHEMA, BaselineError, _FIX, "baseline")
     baseline = Baseline(
         case=node.text("case"),
         machine=node.text("machine"),
@@ -227,7 +227,8 @@ def merge(
 
 def load_published(path: Path) -> Published:
     """Read ``baselines/published/<case>.json``; BaselineError as for :func:`load`."""
-    node = jsonfile.read(path, PUBLISHED_SCHEMA, BaselineError, "restore it with `git restore`")
+    fix = "restore it with `git restore`"
+    node = jsonfile.read(path, PUBLISHED_SCHEMA, BaselineError, fix, "published")
     figures: dict[str, Figure] = {}
     for name, child in node.child("metrics").children():
         if (value := child.number("value")) <= 0:

@@ -13,13 +13,13 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from perfline import accept, baseline, baselines_text
-from perfline.accept import Candidate, Terms
+from perfline import accept, baseline, baselines_text, offer
+from perfline.accept import Terms
 from perfline.baseline import Baseline
 from perfline.case import Case, load_cases
 from perfline.errors import BaselineError, PerflineError
-from perfline.record import Record
 from perfline.record import load as load_record
+from perfline.report import paragraph
 
 
 def update(
@@ -40,17 +40,17 @@ def update(
     if not names:
         raise BaselineError(f"{run}: holds no case; run pytest again")
     cases = {case.id: case for case in load_cases(names, directories)}
-    with baseline.locked(_path(root, record, names[0])):  # one machine: one directory, one lock
-        candidates = [_candidate(root, run, record, cases[name], terms) for name in names]
-        _refuse([line for each in candidates for line in accept.problems(each, terms)])
-        results = [accept.merged(each, terms) for each in candidates]
-        _save_all({each.path: new for each, new in zip(candidates, results, strict=True)})
-    for candidate, result in zip(candidates, results, strict=True):
+    with baseline.locked(
+        offer.place(root, record, names[0])
+    ):  # one machine: one directory, one lock
+        results = offer.results(root, run, record, [cases[name] for name in names], terms)
+        _save_all({candidate.path: new for candidate, new in results})
+    for candidate, result in results:
         print(baselines_text.comparison(candidate, result))
         for line in accept.notes(candidate, terms):
-            print(f"  {line}")
+            print("\n".join(paragraph(line)))
         print(f"  written: {candidate.path}\n")
-    print(f"next: git add {shlex.join(str(candidate.path) for candidate in candidates)}")
+    print(f"next: git add {shlex.join(str(candidate.path) for candidate, _ in results)}")
     return 0
 
 
@@ -62,12 +62,12 @@ def diff(root: Path, run: Path, name: str, directories: Sequence[Path]) -> int:
     if name not in record.cases:
         _refuse(unknown[-1:])
     (case,) = load_cases([name], directories)
-    candidate = _candidate(root, run, record, case, terms)
+    candidate = offer.candidate(root, run, record, case, terms)
     print(baselines_text.comparison(candidate, accept.merged(candidate, terms)))
     for line in baselines_text.differences(candidate):
-        print(f"  {line}")
+        print("\n".join(paragraph(line)))
     for line in [*unknown, *accept.problems(candidate, terms)]:
-        print(f"  update would refuse: {line}")
+        print("\n".join(paragraph(f"update would refuse: {line}")))
     return 0
 
 
@@ -113,7 +113,7 @@ def check(root: Path, directories: Sequence[Path], strict: bool) -> int:
         if name not in there
     ]
     for line in wrong + missing:
-        print(line)
+        print("\n".join(paragraph(line, "")))
     print(
         f"{root}: {len(files)} {'baseline' if len(files) == 1 else 'baselines'} and "
         f"{len(published)} published checked: "
@@ -185,41 +185,6 @@ def _put_back(path: Path, old: bytes | None) -> bool:
             spare.unlink()
         return False
     return True
-
-
-def _path(root: Path, record: Record, name: str) -> Path:
-    dummy = record.cases[name].weights == "dummy"
-    return baseline.path(root, record.environment.machine, name, dummy)
-
-
-def _candidate(root: Path, run: Path, record: Record, case: Case, terms: Terms) -> Candidate:
-    path = _path(root, record, case.id)
-    measured = record.cases[case.id]
-    published = root / baseline.PUBLISHED / f"{case.id}.json"
-    old, broken = None, ""
-    try:
-        old = baseline.load(path) if path.exists() else None
-    except BaselineError as problem:
-        if terms.add or not terms.accept_regression:
-            raise BaselineError(
-                f"{problem}; `update` replaces a broken file with --accept-regression (no --add)"
-            ) from problem
-        broken = str(problem)
-    one_rank = None
-    if (alone := record.environment.one_rank) != record.environment.machine:
-        beside = baseline.path(root, alone, case.id, measured.weights == "dummy")
-        one_rank = baseline.load(beside) if beside.exists() else None
-    return Candidate(
-        run=run,
-        path=path,
-        measured=measured,
-        case=case,
-        old=old,
-        new=accept.measured_baseline(record, measured, terms.reason),
-        published=baseline.load_published(published) if published.exists() else None,
-        broken=broken,
-        one_rank=one_rank,
-    )
 
 
 def _files(root: Path) -> list[Path]:

@@ -54,6 +54,8 @@ def comparison(candidate: Candidate, result: Baseline) -> str:
     scoring = candidate.case.mmlu.scoring
     old = {} if candidate.old is None else _numbers(candidate.old, scoring)
     new = _numbers(candidate.new, scoring)
+    some = _asked_some(candidate)
+    old |= {name: (fraction, "fraction") for name, (fraction, _) in some.items()}
     kept = (old.keys() - new.keys()) & _numbers(result, scoring).keys()
     names = (old.keys() | new.keys()) - kept
     rows = []
@@ -79,7 +81,27 @@ def comparison(candidate: Candidate, result: Baseline) -> str:
         lines.append("  throughput: kept")
     if kept:
         lines.append(f"  {', '.join(sorted(kept))}: kept")
+    for asked in dict.fromkeys(asked for _, asked in some.values()):
+        these = ", ".join(name for name, (_, other) in sorted(some.items()) if other == asked)
+        lines.append(f"  {these}: over the {asked} stored questions that were asked")
     return "\n".join(lines)
+
+
+def _asked_some(candidate: Candidate) -> dict[str, tuple[float, str]]:
+    """Return {metric: (stored fraction, "n of all")} where fewer questions were asked than stored.
+
+    The fraction is that of the very questions asked: others are easier or harder.
+    """
+    stored = {} if candidate.old is None else candidate.old.accuracy
+    judged = {verdict.metric: verdict for verdict in accept.current(candidate)}
+    found = {}
+    for engine, answers in candidate.new.accuracy.items():
+        name = ACCURACY.get(engine, engine)
+        before = judged[name].baseline if name in judged else None
+        all_of_them = len(stored[engine].ids) if engine in stored else 0
+        if before is not None and len(answers.ids) < all_of_them:
+            found[name] = before, f"{len(answers.ids)} of {all_of_them}"
+    return found
 
 
 def _label(name: str, candidate: Candidate) -> str:
@@ -150,7 +172,7 @@ def differences(candidate: Candidate) -> list[str]:
 def description(path: Path, held: Baseline) -> str:
     """Return one baseline for reading: its sessions, metrics and answers."""
     lines = [f"{held.case} ({held.dtype}, {kind_of(path)} weights) on {held.machine}"]
-    lines.append(f"  {path}, case {held.case_digest}")
+    lines += [f"  {path}", f"  case {held.case_digest}"]
     if held.sessions:
         rows = [
             [s.date[:10], s.commit or "-", s.context.get("torch", "-"), s.reason]

@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -38,6 +39,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     run: _Command = args.run_command
     status = 141  # of a reader that left before the end (SIGPIPE), as in any pipe: no pass
     try:
+        if "data_dir" in args:
+            from perfline import data
+
+            args.data_dir = data.directory(args.data_dir)
         status = run(args)
         sys.stdout.flush()
         return status
@@ -60,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="perfline",
-        description="Hold the line on LLM inference. pytest measures; this command looks after "
+        description="Hold the line on LLM inference. pytest measures; this command looks after\n"
         "the baselines.",
         epilog="example:\n  perfline doctor --data-dir /data/models",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -109,7 +114,7 @@ def _add_prompt(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "prompt",
         _prompt,
         "print the exact prompt of one question; its shots, tokens and label go to stderr",
-        "perfline prompt llama3-8b abstract_algebra 0 --data-dir /data/models > prompt.txt",
+        "perfline prompt llama3-8b abstract_algebra 0 --data-dir /data > prompt.txt",
     )
     parser.add_argument("case", metavar="CASE", type=str.strip)
     parser.add_argument("subject", metavar="SUBJECT", help="such as abstract_algebra")
@@ -208,7 +213,7 @@ def _command(
     parser = commands.add_parser(
         name,
         help=purpose,
-        description=f"{purpose[0].upper()}{purpose[1:]}.",
+        description=textwrap.fill(f"{purpose[0].upper()}{purpose[1:]}.", 80),
         epilog=f"example:\n  {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

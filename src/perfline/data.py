@@ -27,6 +27,7 @@ from perfline.jsonfile import printable
 
 PACKAGED_DATA = Path(__file__).parent / "data"
 MMLU_URL = "https://people.eecs.berkeley.edu/~hendrycks/data.tar"
+VARIABLE = "PERFLINE_DATA_DIR"
 _SPLITS = ("dev", "test")
 _INDEX = "model.safetensors.index.json"
 _ATTENTION = ("eager", "sdpa", "flash_attention_2", "flex_attention")
@@ -41,6 +42,26 @@ class Located:
 
     weights: Path  # a Hugging Face checkpoint
     mmlu: Path  # holds dev/ and test/
+
+
+def directory(given: str | Path | None) -> Path | None:
+    """Return ``--data-dir`` as ``given``, else ``$PERFLINE_DATA_DIR``; None where neither is.
+
+    DataError where it is no directory: the package's data, or a download into a mistyped place,
+    would stand in for it without a word.
+    """
+    path = named(given)
+    if path is None or path.is_dir():
+        return path
+    told = f"--data-dir={path}" if given else f"${VARIABLE} is {path}"
+    why = "which is no directory" if path.exists() else "which is not there"
+    raise DataError(printable(f"{told}, {why}; correct it, make that directory, or leave it out"))
+
+
+def named(given: str | Path | None) -> Path | None:
+    """Return the same, whether it is there or not."""
+    name = given or os.environ.get(VARIABLE)
+    return Path(name) if name else None
 
 
 def locate(case: Case, data_dir: Path | None, mmlu: Path | None = None) -> Located:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -18,9 +17,11 @@ from pathlib import Path
 
 from perfline import baseline, data, environment, telemetry
 from perfline.case import Case, WeightsKind
+from perfline.compilers import Compiler, compiler
 from perfline.device import GIB, Device, cpu_contention, current_device
 from perfline.errors import DataError, MissingData, PerflineError
 from perfline.gates import MAX_CONTENTION_FRACTION
+from perfline.report import paragraph
 from perfline.telemetry import Clocks, Sample
 
 _PACKAGES = ("pytest", "pytest-benchmark", "nvidia-ml-py")
@@ -70,6 +71,7 @@ class Machine:
         reading: clocks, temperature, power, throttling, other processes; through NVML.
         clocks: how the clocks are set, as far as NVML tells.
         lock_clocks: the command with which an administrator keeps the clocks steady.
+        compiler: what torch.compile calls; None where it calls none.
     """
 
     name: str
@@ -81,6 +83,7 @@ class Machine:
     reading: Sample | None
     clocks: Clocks | None
     lock_clocks: str | None
+    compiler: Compiler | None
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,8 @@ def inspect(cases: Sequence[Case], data_dir: Path | None, baselines: Path) -> Re
         versions = {**_versions(environment.PACKAGES), **versions}
     else:
         machine = examine(device)
+        if machine.compiler is not None and machine.compiler.problem:
+            problems.append(machine.compiler.problem)
     if "transformers" not in versions:
         problems.append("transformers is not installed; install it: pip install transformers")
     states = tuple(_case_state(case, data_dir, baselines, machine) for case in cases)
@@ -139,21 +144,23 @@ def examine(device: Device) -> Machine:
         reading=reading,
         clocks=clocks,
         lock_clocks=_lock_command(clocks) if nvidia else None,
+        compiler=compiler(device.kind),
     )
 
 
 def lines(report: Report) -> Iterator[str]:
     """Yield the report for reading."""
-    if report.machine is not None:
-        yield from _machine_lines(report.machine)
     versions = ", ".join(f"{name} {text}" for name, text in report.versions.items())
-    yield from textwrap.wrap(f"versions  {versions}", 80, subsequent_indent=" " * 10)
+    machine = [] if report.machine is None else _machine_lines(report.machine)
+    for line in (*machine, f"versions  {versions}"):
+        text = line.lstrip()
+        yield from paragraph(text, " " * (len(line) - len(text)), " " * 10)
     for state in report.cases:
         yield ""
         yield from _case_lines(state, report.machine)
     yield ""
     for problem in report.problems:
-        yield f"problem: {problem}"
+        yield from paragraph(f"problem: {problem}", "")
     if not report.problems:
         absent = [s for s in report.cases if s.weights.path is None or s.questions.path is None]
         yield f"ready: {len(report.cases) - len(absent)} of {len(report.cases)} cases"
@@ -173,6 +180,8 @@ def _machine_lines(machine: Machine) -> Iterator[str]:
         busy = waited > MAX_CONTENTION_FRACTION
         hint = ": others take it, timings will be unsure" if busy else ""
         yield f"cpu       {100 * waited:.0f} % of the time waiting for a core{hint}"
+    if (found := machine.compiler) is not None:
+        yield f"compiler  {found.path or 'missing'} ({found.language}, for {found.caller})"
     yield f"clocks    {_reading(machine)}"
     if machine.lock_clocks is not None:
         yield from _clock_lines(machine.clocks, machine.lock_clocks)
@@ -194,7 +203,8 @@ def _clock_lines(clocks: Clocks | None, command: str) -> Iterator[str]:
             yield f"  locked    not by the {mhz}; of `nvidia-smi -lgc` NVML tells nothing"
     elif clocks is not None:
         yield "  locked    not known: NVML tells nothing of it on this board"
-    yield f"  steady clocks (administrator): {command}"
+    yield "  steady clocks, by an administrator:"
+    yield from (f"    {each}" for each in command.split("; "))
     choice = "MHZ: one of `nvidia-smi -q -d SUPPORTED_CLOCKS`; " if "MHZ" in command else ""
     yield f"  {choice}undo: sudo nvidia-smi -rgc"
 
@@ -223,6 +233,8 @@ def _case_lines(state: CaseState, machine: Machine | None) -> Iterator[str]:
     yield f"case {state.case} ({state.precision})"
     for name, found in (("weights", state.weights), ("questions", state.questions)):
         yield f"  {name:<10}{_place(found)}"
+        if found.path is None and found.command is not None:
+            yield f"    {found.command}"
     yield f"  {'baseline':<10}{_baseline(state)}"
     size = f"{state.weights_gib:.3g} GiB of weights"
     free = machine.free_memory_gib if machine is not None else None
@@ -236,13 +248,13 @@ def _case_lines(state: CaseState, machine: Machine | None) -> Iterator[str]:
 
 def _place(found: Found) -> str:
     if found.problem is not None:
-        return f"broken: {found.problem}"
-    return found.path if found.path is not None else f"missing; get it with: {found.command}"
+        return "broken: see the problem below"
+    return found.path if found.path is not None else "missing; get it with:"
 
 
 def _baseline(state: CaseState) -> str:
     if state.baseline.problem is not None:
-        return f"broken: {state.baseline.problem}"
+        return "broken: see the problem below"
     if state.baseline.path is None:
         return "not known without torch"
     if state.sessions is None:

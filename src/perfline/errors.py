@@ -15,6 +15,7 @@ what was expected and what to do::
     ├── RecordError        a results file is torn, partial, or of another schema
     ├── WorkerError        a process of one side of a comparison crashed, hung or refused
     └── RankError          a rank of a torchrun job failed, hung, or is of another kind
+        └── ReplicaLost    ... and with it the model that it held with others
 """
 
 from __future__ import annotations
@@ -74,6 +75,10 @@ class WorkerError(PerflineError):
 
 class RankError(PerflineError):
     """A rank of a torchrun job failed, hung or does not match; the message names rank and host."""
+
+
+class ReplicaLost(RankError):  # noqa: N818
+    """Ranks that hold one model between them did not go on together: none of them can go on."""
 
 
 def told(kind: str | None, text: str) -> RankError | DeviceMemory:

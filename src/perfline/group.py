@@ -68,29 +68,29 @@ class Group:
     def join(self) -> None:
         """Say where this rank is. RankError where the store knows this rank of this attempt."""
         with self._reached():
-            if self.store.add(self._key(f"joined/{self.rank}"), 1) != 1:
+            if self.store.add(self.key(f"joined/{self.rank}"), 1) != 1:
                 raise RankError(
                     f"rank {self.rank} on {self.host}: the store knows this rank already: torchrun "
                     "restarted the group without counting it (--nnodes=MIN:MAX is not supported); "
                     "start it again with --resume"
                 )
-            self.store.set(self._key(f"host/{self.rank}"), self.host)
+            self.store.set(self.key(f"host/{self.rank}"), self.host)
 
     def claim(self, device: str) -> bool:
         """Whether no other rank of this host has that device."""
         with self._reached():
-            return self.store.add(self._key(f"device/{self.host}/{device}"), 1) == 1
+            return self.store.add(self.key(f"device/{self.host}/{device}"), 1) == 1
 
     def name(self, rank: int) -> str:
         """``rank 3 on node-b``."""
-        key = self._key(f"host/{rank}")
+        key = self.key(f"host/{rank}")
         with self._reached():
             known = self.store.check([key])
             return f"rank {rank} on {self.store.get(key).decode() if known else 'unknown host'}"
 
     def hosts(self) -> list[str]:
         """Every rank's host; waits for ranks that have not joined yet."""
-        keys = [self._key(f"host/{rank}") for rank in range(self.ranks)]
+        keys = [self.key(f"host/{rank}") for rank in range(self.ranks)]
         begin = self.clock()
         with self._reached():
             while not self.store.check(keys):
@@ -114,14 +114,14 @@ class Group:
         with self._reached():
             if final:
                 self.store.set("ended", str(status))
-            self.store.set(self._key("let-go"), "")
+            self.store.set(self.key("let-go"), "")
 
     def leave(self) -> None:
         """Tell rank 0 goodbye; wait until it lets go, lest torchrun takes an exit for a failure."""
         self.tell("goodbye")
         begin = self.clock()
         with suppress(RankError), self._reached():  # rank 0 may host the store, and be gone
-            while not self.store.check([self._key("let-go")]):
+            while not self.store.check([self.key("let-go")]):
                 if self.clock() - begin > self.timeout_s:
                     return
                 self.sleep(POLL_S)
@@ -130,7 +130,7 @@ class Group:
         """Rank 0 asks; returns the command's number."""
         number, self._sent = self._sent, self._sent + 1
         with self._reached():
-            self.store.set(self._key(f"command/{number}"), json.dumps(command))
+            self.store.set(self.key(f"command/{number}"), json.dumps(command))
         self.alive()
         return number
 
@@ -143,7 +143,7 @@ class Group:
     def put(self, name: str, text: str) -> None:
         """Tell who waits for it."""
         with self._reached():
-            self.store.set(self._key(name), text)
+            self.store.set(self.key(name), text)
 
     def wait_for(
         self, name: str, who: int, *, while_alive: bool = False, quiet: bool = False
@@ -154,11 +154,11 @@ class Group:
         ``quiet``: wait inside the store, where a rank is timing: no traffic, and all that wait
         hear of it within a millisecond or so.
         """
-        key, begin, beats = self._key(name), self.clock(), -1
+        key, begin, beats = self.key(name), self.clock(), -1
         with self._reached():
             while not self.store.check([key]):
                 now = self.clock()
-                if while_alive and beats != (seen := self.store.add(self._key("alive"), 0)):
+                if while_alive and beats != (seen := self.store.add(self.key("alive"), 0)):
                     beats, begin = seen, now
                 if now - begin > self.timeout_s:
                     sign = "has shown no sign of life" if while_alive else "has said nothing"
@@ -177,19 +177,19 @@ class Group:
     def alive(self) -> None:
         """Rank 0 shows that it lives."""
         with self._reached():
-            self.store.add(self._key("alive"), 1)
+            self.store.add(self.key("alive"), 1)
 
     def tell(self, kind: str, **said: object) -> None:
         """A rank tells rank 0 something."""
         with self._reached():
-            number = self.store.add(self._key("said"), 1) - 1
+            number = self.store.add(self.key("said"), 1) - 1
             message = {"kind": kind, "rank": self.rank, **said}
-            self.store.set(self._key(f"heard/{number}"), json.dumps(message))
+            self.store.set(self.key(f"heard/{number}"), json.dumps(message))
 
     def messages(self) -> Iterator[dict[str, Any]]:
         """What the other ranks have said and rank 0 has not read yet."""
         with self._reached():
-            while self.store.check([key := self._key(f"heard/{self._read}")]):
+            while self.store.check([key := self.key(f"heard/{self._read}")]):
                 message: dict[str, Any] = json.loads(self.store.get(key))
                 self.store.delete_key(key)
                 self._read += 1
@@ -198,19 +198,20 @@ class Group:
     def take(self, number: int) -> int:
         """The next unit of that pass, for this rank alone."""
         with self._reached():
-            return self.store.add(self._key(f"taken/{number}"), 1) - 1
+            return self.store.add(self.key(f"taken/{number}"), 1) - 1
 
     def is_over(self, number: int, units: int) -> bool:
         """Whether no unit of that pass is left to take."""
         with self._reached():
-            return self.store.add(self._key(f"taken/{number}"), 0) >= units
+            return self.store.add(self.key(f"taken/{number}"), 0) >= units
 
     def close(self, number: int, units: int) -> None:
         """Leave no unit of that pass to take."""
         with self._reached():
-            self.store.add(self._key(f"taken/{number}"), units)
+            self.store.add(self.key(f"taken/{number}"), units)
 
-    def _key(self, name: str) -> str:
+    def key(self, name: str) -> str:
+        """That key of this attempt."""
         return f"{self.attempt}/{name}"
 
     @contextmanager

@@ -15,7 +15,7 @@ from perfline.accuracy import AccuracyRun
 from perfline.bench import Bench, Opened
 from perfline.case import Case
 from perfline.engine import EngineName
-from perfline.errors import PerflineError
+from perfline.errors import PerflineError, ReplicaLost
 from perfline.group import Group
 from perfline.mmlu import Prompt
 from perfline.parallel import check_alike, help_with
@@ -110,6 +110,8 @@ def obey_all(group: Group, helper: Helper) -> Mapping[str, Any]:
     while command["do"] != "end":
         try:
             helper.obey(group, number, command)
+        except ReplicaLost as error:
+            group.tell("lost", text=str(error))
         except PerflineError as error:
             said = {"pass": number, "text": str(error), "error": type(error).__name__}
             group.tell("failed", **said)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+from perfline.accept import Terms
 from perfline.jsonfile import Scalar
 from perfline.verdict import Verdict
+
+Refused = Callable[[Terms], str]  # why an update with these terms is refused; empty where not
 
 
 def settling(
@@ -35,26 +38,41 @@ def settling(
     return f"perfline compare {case} {side}{engine} {flags}".strip()
 
 
-def next_command(case: str, verdicts: Sequence[Verdict], flags: str) -> str:
+def next_command(
+    case: str, verdicts: Sequence[Verdict], flags: str, refused: Refused = lambda terms: ""
+) -> str:
     """The one command that comes next for a case; empty where there is nothing to do.
 
-    ``flags`` are those that ``perfline baselines update`` needs to find what pytest used.
+    ``flags`` are those that ``perfline baselines update`` needs to find what pytest used. Where it
+    would be ``refused``, its cure comes next, and what it is the cure of.
     """
-    words = {v.word for v in verdicts}
-    update = f"perfline baselines update {case} {flags}"
-    if "invalid" in words:
+    if any(v.word == "invalid" for v in verdicts):
         return "run again once the cause above is gone"
+    offer = _offer(verdicts)
+    if offer is None:
+        return ""
+    said, terms = offer
+    if line := refused(terms):
+        cause, _, cure = line.rpartition("; ")
+        return f"{cure}: {cause}" if cause else cure
+    options = ["--add"] if terms.add else []
+    options += ["--accept-regression"] if terms.accept_regression else []
+    words = [f"perfline baselines update {case} {flags}", *options, f'--reason "{terms.reason}"']
+    return said + " ".join(words)
+
+
+def _offer(verdicts: Sequence[Verdict]) -> tuple[str, Terms] | None:
+    """What accepts these verdicts, and what is said before it; None where nothing does."""
+    words = {v.word for v in verdicts}
     wrong = [v for v in verdicts if v.word == "regressed" and v.gate != "baseline"]
     if any(v.unit != "tok/s" for v in wrong):
-        return ""  # wrong answers are never a baseline
+        return None  # wrong answers are never a baseline
     if "regressed" in words:
-        return f'to accept it: {update} --accept-regression --reason "..."'
+        return "to accept it: ", Terms("...", accept_regression=True)
     if "incomparable" in words:
-        return f'to accept it anew: {update} --reason "..."'
+        return "to accept it anew: ", Terms("...")
     if any(v.word == "unsure" and v.unit == "tok/s" for v in verdicts):
-        return f'to widen the baseline: {update} --add --reason "..."'
+        return "to widen the baseline: ", Terms("...", add=True)
     if "missing" in words:
-        return f'{update} --reason "first baseline"'
-    if "improved" in words:
-        return f'{update} --reason "..."'
-    return ""
+        return "", Terms("first baseline")
+    return ("", Terms("...")) if "improved" in words else None

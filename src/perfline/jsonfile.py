@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import NoReturn, cast
 
 from perfline.errors import PerflineError
+from perfline.kinds import Kind, mistaken
 
 Scalar = str | int | float | bool | None
 
@@ -118,8 +119,13 @@ class Node:
         self.fail(key, f"is {_shown(value)} (expected {expected})")
 
 
-def read(path: Path, schema: int, error: type[PerflineError], fix: str) -> Node:
-    """Read a JSON object with ``"schema": schema``; raise ``error`` for anything else."""
+def read(
+    path: Path, schema: int, error: type[PerflineError], fix: str, wanted: Kind | None = None
+) -> Node:
+    """Read a JSON object with ``"schema": schema``; raise ``error`` for anything else.
+
+    Another kind of file than ``wanted`` is told by its name.
+    """
     shown = printable(str(path))
     try:
         text = path.read_text(encoding="utf-8")
@@ -148,6 +154,8 @@ def read(path: Path, schema: int, error: type[PerflineError], fix: str) -> Node:
         raise error(f"{shown}: holds {failure}; {fix}") from failure
     if not isinstance(data, dict):
         raise error(f"{shown}: holds {_shown(data)} (expected a JSON object); {fix}")
+    if wanted is not None and (other := mistaken(data, wanted)):
+        raise error(f"{shown}: {other}")
     node = Node(path, data, error, fix)
     if node.number("schema") != schema:
         raise error(

@@ -9,13 +9,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from perfline import accept, judge, offer, record, report, report_markdown, verdict
 from perfline import baseline as baselines
-from perfline import judge, record, report, report_markdown, verdict
+from perfline.accept import Terms
 from perfline.accuracy import AccuracyOptions, AccuracyPass, Share
 from perfline.answers import Answers
 from perfline.baseline import Published
@@ -25,7 +27,7 @@ from perfline.device import Device
 from perfline.engine import Clock, EngineName
 from perfline.environment import Environment, peak_flops, today
 from perfline.errors import DataError, PerflineError, RecordError
-from perfline.hints import settling
+from perfline.hints import Refused, settling
 from perfline.jsonfile import Scalar
 from perfline.judge import Against
 from perfline.metrics import Metric
@@ -133,6 +135,7 @@ class Session:
 
     options: Options
     environment: Environment | None = None
+    _known: dict[str, Case] = field(default_factory=dict)
     _cases: dict[str, CaseRecord] = field(default_factory=dict)
     _skipped: dict[str, str] = field(default_factory=dict)
     _published: dict[str, Published] = field(default_factory=dict)
@@ -154,6 +157,7 @@ class Session:
         if "PYTEST_XDIST_WORKER" in os.environ:
             raise PerflineError("one model at a time: run the perfline tests without pytest-xdist")
         options = self.options
+        self._known[case.id] = case
         self.environment = environment = tools.environment
         against = judge.against(options.baselines, environment, case, options.weights)
         against = against.relative(options.shown)
@@ -205,7 +209,13 @@ class Session:
             metrics={**old.metrics, **bench.metrics()},
             accuracy={**old.accuracy, **accuracy},
             verdicts=(*old.verdicts, *verdicts),
-            notes={**old.notes, **bench.notes(), **self._settling(case, verdicts, context)},
+            notes={
+                **old.notes,
+                **bench.notes(),
+                **({} if self.options.case_dir is None else {"case_dir": self.options.case_dir}),
+                **({} if bench.share is None else {"accuracy_hosts": bench.share.hosts}),
+                **self._settling(case, verdicts, context),
+            },
             facts=bench.opened.facts,
         )
         self._judged.add(nodeid)
@@ -248,14 +258,20 @@ class Session:
         if self.environment is None:
             return [f"{name} was not measured: {why}" for name, why in self._skipped.items()]
         flags = self.options.update_flags
-        lines = report.session_lines(self._record(), self._published, self._skipped, flags)
+        lines = report.session_lines(
+            self._record(), self._published, self._skipped, flags, self._refused()
+        )
         return lines + self._notices
 
     def markdown(self) -> str:
         """The step summary."""
         options = self.options
         return report_markdown.markdown(
-            self._record(), self._published, options.update_flags, strict=options.strict
+            self._record(),
+            self._published,
+            options.update_flags,
+            self._refused(),
+            strict=options.strict,
         )
 
     def failure(self, case: Case, verdicts: Sequence[Verdict]) -> str:
@@ -271,7 +287,24 @@ class Session:
         bench = self._benches[case.id]
         context = {**self.environment.context, **bench.opened.facts}
         flags = self.options.update_flags, self.options.settle_flags
-        return report.failure(verdicts, origin, context, case.id, *flags)
+        return report.failure(
+            verdicts, origin, context, case.id, *flags, lambda terms: self._spoilt(case, terms)
+        )
+
+    def _refused(self) -> dict[str, Refused]:
+        """Why ``perfline baselines update`` would refuse what was measured, by case."""
+        root, run, whole = self.options.baselines, self.options.results, self._record()
+        return {
+            name: partial(offer.refusal, root, run, whole, case)
+            for name, case in self._known.items()
+            if name in whole.cases
+        }
+
+    def _spoilt(self, case: Case, terms: Terms) -> str:
+        """The same of what is known before the session's end: other tests may be to come."""
+        root, run = self.options.baselines, self.options.results
+        found = offer.candidate(root, run, self._record(), case, terms)
+        return next(accept.spoilt(found), "")
 
     def _settling(
         self, case: Case, verdicts: Sequence[Verdict], context: Mapping[str, Scalar]

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 
 def add_data_dir(
     parser: argparse.ArgumentParser, holds: str = "holds the cases' weights and questions"
 ) -> None:
-    """Add ``--data-dir``; the environment variable stands in for it."""
-    default = os.environ.get("PERFLINE_DATA_DIR")
+    """Add ``--data-dir``; ``data.directory`` says what stands in for it."""
     parser.add_argument(
         "--data-dir",
         metavar="DIR",
         type=Path,
-        default=Path(default) if default else None,
         help=f"{holds} (default: $PERFLINE_DATA_DIR)",
     )
 

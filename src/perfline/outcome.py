@@ -5,9 +5,10 @@ The page and the Markdown both ask here, so that neither can say another thing t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from perfline.hints import next_command
+from perfline.hints import Refused, next_command
 from perfline.record import CaseRecord, Record
 from perfline.verdict import WORST_FIRST, Word, fails, skips, worst
 
@@ -68,7 +69,13 @@ def gravest_first(record: Record) -> list[CaseRecord]:
     )
 
 
-def next_of(record: Record, flags: str) -> str:
-    """The one next command of a session: that of the gravest case which has one."""
-    commands = (next_command(c.case, c.verdicts, flags) for c in gravest_first(record))
+def next_of(record: Record, flags: str, refused: Mapping[str, Refused]) -> str:
+    """The one next command of a session: that of the gravest case which has one.
+
+    ``refused`` says, by case, why ``perfline baselines update`` would refuse what it would be.
+    """
+    commands = (
+        next_command(c.case, c.verdicts, flags, refused.get(c.case, lambda terms: ""))
+        for c in gravest_first(record)
+    )
     return next((command for command in commands if command), "")

@@ -49,6 +49,7 @@ class Lead:
     _gone: set[int] = field(default_factory=set)  # ranks that said goodbye
     _tensor: int = 1  # ranks that hold one model between them
     _opened: int = 0
+    _replica: Replica | None = None  # that this rank leads
 
     @property
     def replicas(self) -> int:
@@ -59,6 +60,11 @@ class Lead:
     def leaders(self) -> Sequence[int]:
         """The ranks that lead a replica of the model, this one first."""
         return range(0, self.group.ranks, self._tensor)
+
+    @property
+    def hosts(self) -> int:
+        """On how many hosts they are."""
+        return len(set(self.group.hosts()))
 
     def alive(self) -> None:
         """Tell the others that rank 0 still works."""
@@ -78,7 +84,8 @@ class Lead:
             )
         self._tensor, self._opened = tensor, self._opened + 1
         self.ask("open", case.id)
-        return None if tensor == 1 else Replica(self.group, tensor, self._opened)
+        self._replica = None if tensor == 1 else Replica(self.group, tensor, self._opened)
+        return self._replica
 
     def prepare(self, case: str, engine: EngineName) -> None:
         """Have the others make the engine ready in the meantime.
@@ -125,6 +132,8 @@ class Lead:
         return RankError(text)
 
     def _check(self) -> None:
+        if self._replica is not None and self._replica.broken:
+            self.broken = self._replica.broken
         if self.broken:
             raise RankError(self.broken)
 
@@ -162,12 +171,13 @@ class Lead:
             group.sleep(POLL_S)
 
     def hear(self, message: Mapping[str, Any]) -> None:
-        """Take in what concerns no pass: goodbyes, and that a rank has crashed."""
+        """Take in what concerns no pass: goodbyes, and that a rank or a replica is lost."""
         if message["kind"] == "goodbye":
             self._gone.add(message["rank"])
         elif message["kind"] == "crashed":
-            self.broken = f"{self.group.name(message['rank'])} crashed: {message['text']}"
-            raise RankError(self.broken)
+            raise self.lost(f"{self.group.name(message['rank'])} crashed: {message['text']}")
+        elif message["kind"] == "lost":
+            raise self.lost(message["text"])
 
 
 class _Collected:

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from perfline import case as cases
-from perfline import ranks, rendezvous
+from perfline import data, ranks, rendezvous
 from perfline.accuracy import AccuracyOptions
 from perfline.case import Case
 from perfline.errors import MissingData, MissingRanks, PerflineError
@@ -42,7 +42,6 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
     group.addoption(
         "--data-dir",
         metavar="DIR",
-        default=os.environ.get("PERFLINE_DATA_DIR"),
         help="weights and MMLU, laid out as published (default: $PERFLINE_DATA_DIR)",
     )
     group.addoption("--baselines", metavar="DIR", help="stored baselines (default: baselines/)")
@@ -109,8 +108,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "accuracy: measures MMLU accuracy")
     _check_root(config)
     config.stash[SESSION] = Session(_options(config))
-    if config.getoption("cases") or config.getoption("case_dir"):
-        _selected(config)  # a mistyped id is told before anything is collected
+    if any(map(config.getoption, ("cases", "case_dir", "data_dir"))):
+        _selected(config)  # a mistyped id, or place, is told before anything is collected
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -295,7 +294,7 @@ def _options(config: pytest.Config) -> Options:
             "leave it out, or run it without torchrun"
         )
     return Options(
-        data_dir=Path(given("data_dir")) if given("data_dir") else None,
+        data_dir=data.named(given("data_dir")),
         baselines=Path(given("baselines") or config.rootpath / "baselines"),
         results=results,
         strict=given("strict_verdicts") or _pytest_is_strict(config),
@@ -331,6 +330,7 @@ def _natural(text: str) -> int:
 def _selected(config: pytest.Config) -> list[Case]:
     names, directory = config.getoption("cases"), config.getoption("case_dir")
     try:
+        data.directory(config.getoption("data_dir"))
         return cases.load_cases(
             names.split(",") if names else None, (Path(directory),) if directory else ()
         )

@@ -84,7 +84,7 @@ def check_writable(path: Path) -> None:
 
 def load(path: Path) -> Record:
     """Read a record; RecordError says which key of the file is wrong."""
-    node = jsonfile.read(path, SCHEMA, RecordError, _FIX)
+    node = jsonfile.read(path, SCHEMA, RecordError, _FIX, "record")
     place = node.child("environment")
     environment = Environment(
         machine=place.text("machine"),

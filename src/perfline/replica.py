@@ -18,7 +18,7 @@ from datetime import timedelta
 from typing import Any, Protocol
 
 from perfline.engine import Engine, EngineName, run_pass
-from perfline.errors import PerflineError, RankError, told
+from perfline.errors import PerflineError, RankError, ReplicaLost, told
 from perfline.group import Group
 from perfline.mmlu import Prompt
 
@@ -30,14 +30,15 @@ class Replica:
     Attributes:
         size: how many they are: ranks ``first`` to ``first + size - 1`` of the job.
         opening: which of the session's opened cases this is for.
+        broken: which collective has failed; none is to be waited for again.
     """
 
     group: Group
     size: int
     opening: int
+    broken: str = ""
     _told: int = 0  # or heard
     _joined: bool = False
-    _broken: str = ""  # which collective has failed: none is to be waited for again
 
     @property
     def place(self) -> int:
@@ -84,7 +85,8 @@ class Replica:
         with self._in_words("did not meet"):
             distributed.init_process_group(
                 distributed.get_default_backend_for_device(kind),
-                store=distributed.PrefixStore(self._key("world"), store),
+                # An earlier attempt's addresses would still stand below the same name.
+                store=distributed.PrefixStore(self.group.key(self._key("world")), store),
                 rank=self.place,
                 world_size=self.size,
                 timeout=timedelta(seconds=self.group.timeout_s),
@@ -96,8 +98,8 @@ class Replica:
 
         Nothing happens on the others, which run the same code when they follow.
         """
-        if self._broken:
-            raise RankError(self._broken)
+        if self.broken:
+            raise ReplicaLost(self.broken)
         if self.place == 0:
             self.group.put(self._key(f"told/{self._told}"), json.dumps(said))
             self._told += 1
@@ -125,12 +127,12 @@ class Replica:
             self._joined = False
             distributed.destroy_process_group()
 
-    def lost(self, error: RuntimeError) -> RankError | None:
+    def lost(self, error: RuntimeError) -> ReplicaLost | None:
         """What a failed collective means to a user; None for any other error."""
         from torch import distributed
 
-        if self._broken:
-            return RankError(self._broken)
+        if self.broken:
+            return ReplicaLost(self.broken)
         # gloo's errors are plain RuntimeErrors that name its source file.
         if isinstance(error, distributed.DistError) or "gloo" in str(error):
             return self._lost("did not go on together", error)
@@ -150,14 +152,14 @@ class Replica:
         except RuntimeError as error:
             raise self._lost(what, error) from error
 
-    def _lost(self, what: str, error: RuntimeError) -> RankError:
+    def _lost(self, what: str, error: RuntimeError) -> ReplicaLost:
         others = [self.group.name(self.first + place) for place in range(self.size)]
         first = (str(error) or type(error).__name__).splitlines()[0]
-        self._broken = (
+        self.broken = (
             f"{' and '.join(others)}, which hold one model between them, {what}: {first}; one of "
             "them hangs, has ended, or --rank-timeout is too short"
         )
-        return RankError(self._broken)
+        return ReplicaLost(self.broken)
 
     def _key(self, name: str) -> str:
         return f"replica/{self.opening}/{self.first}/{name}"

@@ -5,6 +5,7 @@ Nothing is compared here: words come from ``verdict``, numbers from the record.
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,14 +14,16 @@ from dataclasses import dataclass
 from tabulate import tabulate
 
 from perfline.baseline import Published
-from perfline.hints import next_command, settling
+from perfline.hints import Refused, next_command, settling
 from perfline.jsonfile import Scalar
 from perfline.metrics import Metric
+from perfline.outcome import next_of
 from perfline.record import CaseRecord, Record
 from perfline.verdict import WORST_FIRST, Flip, Verdict, worst
 
 WIDTH = 80
 FLIPS_SHOWN = 10
+_RANKS_SHOWN = 16
 
 # The published table in its order: name, what it is called.
 PUBLISHED_TABLE = (
@@ -67,10 +70,12 @@ def failure(
     case: str,
     flags: str,
     settle_flags: str = "",
+    refused: Refused = lambda terms: "",
 ) -> str:
     """The message of a test that did not pass: the first line is the whole story.
 
-    ``settle_flags`` are those with which ``perfline compare`` finds what pytest used.
+    ``settle_flags`` are those with which ``perfline compare`` finds what pytest used; ``refused``
+    says why ``perfline baselines update`` would refuse what was measured.
     """
     grave = worst(verdicts)
     story = next(v for v in verdicts if v.word == grave)
@@ -82,13 +87,13 @@ def failure(
     elif origin.date is not None:
         commit = f", commit {origin.commit}" if origin.commit else ""
         lines.append(f"  baseline  {origin.path} ({origin.date[:10]}{commit})")
-        lines += _paragraph(f"context   {context_change(origin.context or {}, context)}")
+        lines += paragraph(f"context   {context_change(origin.context or {}, context)}")
     else:
         lines.append(f"  baseline  none yet; it would be {origin.path}")
     settle = settling(case, verdicts, (origin.commit, origin.context or {}), context, settle_flags)
     hints = [f"to settle it: {settle}"] if settle else []
-    hints += filter(None, [next_command(case, verdicts, flags)])
-    lines += [f"  hint: {hint}" for hint in hints]
+    hints += filter(None, [next_command(case, verdicts, flags, refused)])
+    lines += [line for hint in hints for line in _advice(f"  hint: {hint}")]
     return "\n".join(lines)
 
 
@@ -101,31 +106,39 @@ def reason_lines(verdicts: Sequence[Verdict]) -> list[str]:
     return [
         line
         for (word, reason), names in shared.items()
-        for line in _paragraph(f"{', '.join(dict.fromkeys(names))} {word}: {reason}")
+        for line in paragraph(f"{', '.join(dict.fromkeys(names))} {word}: {reason}")
     ]
 
 
 def verdict_table(
     verdicts: Iterable[Verdict], tablefmt: str = "plain", quote: Callable[[str], str] = str
 ) -> str:
-    """One row a verdict: what was stored, what was measured, the limit and the word.
+    """One row a verdict: what it is compared with, what was measured, the limit and the word.
 
-    ``quote`` makes text from a record safe for the format of the table.
+    What is compared with published figures has a table of its own, whose column says so: a metric
+    may stand in both. ``quote`` makes text from a record safe for the format of the table.
     """
-    rows = [
-        [
-            quote(verdict.metric),
-            quote(unit_shown(verdict.unit)),
-            number(verdict.baseline, verdict.unit, verdict.baseline_error),
-            number(verdict.measured, verdict.unit, verdict.measured_error),
-            verdict.change,
-            quote(verdict.limit),
-            verdict.word,
+    all_of_them = list(verdicts)
+    stored = [verdict for verdict in all_of_them if verdict.gate != "published"]
+    published = [verdict for verdict in all_of_them if verdict.gate == "published"]
+    tables = []
+    for against, some in (("baseline", stored), ("published", published)):
+        rows = [
+            [
+                quote(verdict.metric),
+                quote(unit_shown(verdict.unit)),
+                number(verdict.baseline, verdict.unit, verdict.baseline_error),
+                number(verdict.measured, verdict.unit, verdict.measured_error),
+                verdict.change,
+                quote(verdict.limit),
+                verdict.word,
+            ]
+            for verdict in some
         ]
-        for verdict in verdicts
-    ]
-    headers = ["metric", "unit", "baseline", "measured", "change", "limit", "verdict"]
-    return tabulate(rows, headers, tablefmt, disable_numparse=True)
+        headers = ["metric", "unit", against, "measured", "change", "limit", "verdict"]
+        if rows:
+            tables.append(tabulate(rows, headers, tablefmt, disable_numparse=True))
+    return "\n\n".join(tables)
 
 
 def flip_lines(flips: Sequence[Flip]) -> list[str]:
@@ -176,9 +189,13 @@ def case_table(
 
 
 def session_lines(
-    record: Record, published: Mapping[str, Published], skipped: Mapping[str, str], flags: str
+    record: Record,
+    published: Mapping[str, Published],
+    skipped: Mapping[str, str],
+    flags: str,
+    refused: Mapping[str, Refused],
 ) -> list[str]:
-    """The terminal section at the end of a session."""
+    """The terminal section at the end of a session; see ``outcome.next_of`` for ``refused``."""
     lines = []
     for name, case in record.cases.items():
         lines += [f"{name} ({case.dtype}, {case.weights} weights) on {record.environment.machine}"]
@@ -189,19 +206,18 @@ def session_lines(
             lines += [textwrap.indent(verdict_table(compared), "  "), ""]
         lines += reason_lines(case.verdicts)
         lines += flip_lines([flip for verdict in case.verdicts for flip in verdict.flips])
-        lines += [line for error in case.errors for line in _paragraph(f"error: {error}")]
+        lines += [line for error in case.errors for line in paragraph(f"error: {error}")]
         lines += thrown_out_lines(case)
-        lines += [line for text in stragglers(case) for line in _paragraph(text)]
+        lines += [line for text in rank_lines(case) for line in paragraph(text)]
+        lines += [line for text in stragglers(case) for line in paragraph(text)]
         if "settle_with" in case.notes:
             lines.append(f"  to settle it: {case.notes['settle_with']}")
         lines.append("")
     for name, why in skipped.items():
-        lines += [*_paragraph(f"{name} was not measured: {why}", ""), ""]
+        lines += [*paragraph(f"{name} was not measured: {why}", ""), ""]
     lines.append(counts_line(record))
-    commands = [next_command(n, case.verdicts, flags) for n, case in record.cases.items()]
-    wanted = [command for command in commands if command]
-    if wanted:
-        lines.append(f"next: {wanted[0]}")
+    if wanted := next_of(record, flags, refused):
+        lines += _advice(f"next: {wanted}")
     return lines
 
 
@@ -211,7 +227,7 @@ def thrown_out_lines(case: CaseRecord) -> list[str]:
         line
         for kind in ("val", "infer")
         if (count := case.notes.get(f"rounds_thrown_out_{kind}"))
-        for line in _paragraph(
+        for line in paragraph(
             f"p_{kind}: {count} rounds thrown out; {case.notes.get(f'thrown_out_{kind}')}"
         )
     ]
@@ -224,6 +240,28 @@ def stragglers(case: CaseRecord) -> list[str]:
         for kind in ("val", "infer")
         if (finding := case.notes.get(f"straggler_{kind}"))
     ]
+
+
+def rank_lines(case: CaseRecord) -> list[str]:
+    """Who answered the questions of an accuracy pass that several ranks shared, by engine."""
+    lines = []
+    hosts = case.notes.get("accuracy_hosts")
+    on = f" on {hosts} host{'s' * (hosts != 1)}" if isinstance(hosts, int) else ""
+    for kind, engine in (("val", "eager"), ("infer", "inductor")):
+        by = "rank" if f"accuracy_questions_by_rank_{kind}" in case.notes else "replica"
+        given = str(case.notes.get(f"accuracy_questions_by_{by}_{kind}", "")).split(", ")
+        if not all(map(str.isdecimal, given)):
+            continue  # one process, or a record that was edited
+        counts = list(map(int, given))
+        ranks = case.notes.get(f"accuracy_ranks_{kind}", len(counts))
+        shown = ", ".join(f"{f'{by} ' * (not i)}{i}: {count}" for i, count in enumerate(counts))
+        if len(counts) > _RANKS_SHOWN:
+            few, many = min(counts), max(counts)
+            shown = f"{few} on {by} {counts.index(few)} to {many} on {by} {counts.index(many)}"
+        lines.append(
+            f"accuracy, {engine}: {ranks} ranks{on} answered {sum(counts)} questions ({shown})"
+        )
+    return lines
 
 
 def counts_line(record: Record) -> str:
@@ -285,12 +323,20 @@ def _cache_known(name: str, case: CaseRecord) -> bool:
     return name == "compile_time" and "compile_cache" in case.notes
 
 
-def _paragraph(text: str, indent: str = "  ") -> list[str]:
-    return textwrap.wrap(
-        text,
+def _advice(line: str) -> list[str]:
+    """A line that holds a command stays whole, to be pasted; a sentence is folded."""
+    return [line] if ": perfline " in line else paragraph(line, "")
+
+
+def paragraph(text: str, indent: str = "  ", hang: str = "  ") -> list[str]:
+    """Fold a sentence to the terminal's width; a path, or a command in backticks, stays whole."""
+    whole = re.sub(r"`[^`]*`", lambda found: found[0].replace(" ", "\0"), text)
+    lines = textwrap.wrap(
+        whole,
         WIDTH,
         initial_indent=indent,
-        subsequent_indent=indent + "  ",
+        subsequent_indent=indent + hang,
         break_long_words=False,
         break_on_hyphens=False,
     )
+    return [line.replace("\0", " ") for line in lines]

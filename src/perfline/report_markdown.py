@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from perfline import report
 from perfline.baseline import Published
+from perfline.hints import Refused
 from perfline.outcome import gravest_first, next_of, outcome
 from perfline.record import CaseRecord, Record
 from perfline.verdict import Flip, Verdict
@@ -26,15 +27,18 @@ def markdown(
     record: Record,
     published: Mapping[str, Published],
     flags: str,
+    refused: Mapping[str, Refused],
     *,
     strict: bool = False,
     limit: int = LIMIT,
 ) -> str:
-    """Return the summary of a session, under ``limit`` characters."""
+    """Return the summary of a session, under ``limit`` characters.
+
+    See :func:`~perfline.outcome.next_of` for ``refused``.
+    """
     found = outcome(record, strict)
-    first = heading(
-        found.title, report.counts_line(record), found.exit_line, next_of(record, flags)
-    )
+    command = next_of(record, flags, refused)
+    first = heading(found.title, report.counts_line(record), found.exit_line, command)
     summaries, details = session_blocks(record, published, {})
     return fitted([*first, *summaries, *details], last_line(record), limit)
 
@@ -112,6 +116,7 @@ def _summary(case: CaseRecord, context: str) -> list[str]:
     lines += [
         f"- **{quoted(word)}**: {quoted(reason)}" for word, reason in _without_change(notable)
     ]
+    lines += [f"- {quoted(line)}" for line in report.rank_lines(case)]
     lines += [f"- **straggler**: {quoted(line)}" for line in report.stragglers(case)]
     if context:
         lines.append(f"- context: {quoted(context)}")

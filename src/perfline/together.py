@@ -66,11 +66,15 @@ class Together:
         """What there is beside the metrics of ``timings``."""
         name, rounds = PREFIX[self.timings.engine], self.timings.rounds
         core = tuple(r.tokens / r.core_s / self.devices for r in rounds)
+        per_device = f"p_{name}_core_per_device"
+        found = [Metric(per_device, statistics.median(core), "tok/s", "info", core)]
+        if len(self.names) == 1:
+            return found  # one model over all ranks: nothing to scale against
         one = tuple(r.tokens / r.whole_s for r in self.alone.rounds)
         ideal = len(self.names) * statistics.median(one)
         share = tuple(r.tokens / r.whole_s / ideal for r in rounds)
         return [
-            Metric(f"p_{name}_core_per_device", statistics.median(core), "tok/s", "info", core),
+            *found,
             Metric(f"p_{name}_whole_one_rank", statistics.median(one), "tok/s", "info", one),
             Metric(
                 f"scaling_efficiency_{name}", statistics.median(share), "fraction", "info", share
@@ -80,6 +84,8 @@ class Together:
     def notes(self, limits: GatesSpec) -> dict[str, Scalar]:
         """How many ranks there were, how fast each was, and which was the slowest."""
         name = PREFIX[self.timings.engine]
+        if len(self.names) == 1:
+            return {f"throughput_ranks_{name}": self.devices}
         slowest = min(range(len(self.rates)), key=self.rates.__getitem__)
         others = statistics.median(r for i, r in enumerate(self.rates) if i != slowest)
         below = 1 - self.rates[slowest] / others
@@ -102,7 +108,7 @@ def aggregate(
     precision: Precision,
 ) -> Together:
     """Sum up what every replica measured; the first is rank 0's, whose timings are ``own``."""
-    whole = combine(replicas, own, precision)
+    whole = combine(replicas, own, devices, precision)
     counted = [i for i, done in enumerate(whole.rounds) if not done.health.throttled]
     thrown_out = tuple(d.health.throttled for d in whole.rounds if d.health.throttled)
     spoilt = gates.too_many_thrown_out(len(whole.rounds), thrown_out)
@@ -122,12 +128,16 @@ def aggregate(
     return Together(timings, alone, devices, tuple(r.name for r in replicas), rates)
 
 
-def combine(replicas: Sequence[ReplicaTimings], own: Timings, precision: Precision) -> Timings:
+def combine(
+    replicas: Sequence[ReplicaTimings], own: Timings, devices: int, precision: Precision
+) -> Timings:
     """What every replica measured, as if they were one device, with all of their rounds.
 
     The first is rank 0's, whose timings are ``own``.
     """
     names = [replica.name for replica in replicas]
+    if devices > len(replicas):  # of a split model one device is read: no sum of all is known
+        replicas = [_without_energy(replica) for replica in replicas]
     rounds = [_round(names, each) for each in zip(*(r.rounds for r in replicas), strict=True)]
     return replace(
         own,
@@ -152,6 +162,14 @@ def worst_ready(readies: Sequence[Ready]) -> Ready:
         later=_worst([ready.later for ready in readies]),
         repeats=readies[0].repeats,
     )
+
+
+def _without_energy(replica: ReplicaTimings) -> ReplicaTimings:
+    rounds = [
+        replace(done, health=replace(done.health, joules=None, power_w=None))
+        for done in replica.rounds
+    ]
+    return replace(replica, rounds=tuple(rounds))
 
 
 def _round(names: Sequence[str], rounds: Sequence[Round]) -> Round:

@@ -262,7 +262,8 @@ def test_pytest_commands_for_other_machines_find_their_tests(clone: Path):
             )
             for words in [[program, *rest], *recipes(planned, rest)]:
                 if words[0] == "pytest" and rest != ["test"]:  # all tests: few are in this copy
-                    done = shell(shlex.join([*words, "--collect-only", "-q"]), clone)
+                    here = [word.replace("--data-dir=/data", "--data-dir=.") for word in words]
+                    done = shell(shlex.join([*here, "--collect-only", "-q"]), clone)
                     told = f"{command.page}:{command.line}: {done.stdout}{done.stderr}"
                     assert done.returncode == 0, told
                     only_answers = words[1:3] == ["-m", "accuracy"]
@@ -275,7 +276,7 @@ def test_pytest_commands_for_other_machines_find_their_tests(clone: Path):
 @pytest.mark.parametrize("page", PAGES)
 def test_options_named_in_prose_exist(page: str, pytest_options):
     everywhere = set(pytest_options) | {"--label", "--labels", "--ephemeral", "--help"}
-    everywhere |= {"--max-restarts", "--nnodes", "--nproc-per-node"}  # torchrun's
+    everywhere |= {"--local-addr", "--max-restarts", "--nnodes", "--nproc-per-node"}  # torchrun's
     for name in ("doctor", "prompt", "compare", "export", "history", "report"):
         everywhere |= perfline_options([name])
     for name in ("update", "diff", "show", "check", "remove"):

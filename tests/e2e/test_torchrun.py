@@ -1,7 +1,6 @@
 """Two ranks on this machine's CPU, started by torchrun as a user starts them, on the real suite.
 
-A plugin that every rank loads makes rank 0 wait until rank 1 has work, or it would have answered
-the few questions asked here before rank 1 has loaded its model. tests/plugin has all faults.
+tests/plugin has all faults.
 """
 
 from __future__ import annotations
@@ -21,46 +20,11 @@ from perfline.case import PACKAGED_CASES, load_case
 from perfline.device import current_device
 from perfline.engine import run_pass
 from perfline.lengths import dummy_prompts
+from together import TOGETHER
 
 REPOSITORY = Path(__file__).parents[2]
 LAUNCHER = ("-m", "torch.distributed.run", "--standalone")
 QUESTIONS = 96
-TOGETHER = """
-import os
-import signal
-import time
-from pathlib import Path
-
-from perfline.accuracy import AccuracyRun
-
-HERE = Path(__file__).parent
-RANK, ATTEMPT = os.environ["RANK"], os.environ["TORCHELASTIC_RESTART_COUNT"]
-JOURNAL = HERE / "journals" / "tiny-eager.jsonl"
-part = AccuracyRun.part
-
-
-def until(what):
-    end = time.monotonic() + 150
-    while not what() and time.monotonic() < end:
-        time.sleep(0.01)
-
-
-def damaged():
-    pass
-
-
-def together(self, *arguments):
-    took = HERE / f"took-{self.engine.name}"
-    if RANK == "1":
-        took.touch()
-        damaged()
-    elif ATTEMPT == "0":
-        until(took.exists)
-    return part(self, *arguments)
-
-
-AccuracyRun.part = together
-"""
 KILLED = """
 def damaged():
     if ATTEMPT == "0":

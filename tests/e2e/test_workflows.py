@@ -97,6 +97,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> actions.Machine:
     (folder / "plugins" / "quiet.py").write_text(QUIET)
     github_cli(folder / "bin")
     (folder / "jobs").mkdir()
+    (folder / "weights").mkdir()
     github = {
         "event_name": "schedule",
         "event": {"repository": {"default_branch": "main"}},
@@ -106,6 +107,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> actions.Machine:
         "actor": "someone",
         "token": "a-token",
     }
+    variables = {"PERFLINE_CASES": "tiny", "PERFLINE_DATA_DIR": str(folder / "weights")}
     return actions.Machine(
         folder=folder / "jobs",
         origin=committed(folder / "origin"),
@@ -119,7 +121,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> actions.Machine:
             "PYTEST_ADDOPTS": ADDOPTS,
             "VENV": str(folder / "venv"),
         },
-        contexts={"github": github, "inputs": {}, "vars": {"PERFLINE_CASES": "tiny"}},
+        contexts={"github": github, "inputs": {}, "vars": variables},
     )
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 import scipy.special  # noqa: F401 - pytester would import it, and numpy, a second time
+
+import perfline
 
 REPOSITORY = Path(__file__).parents[2]
 CONFTEST = """
@@ -123,7 +126,9 @@ class Suite:
 
 @pytest.fixture
 def suite(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Suite:
-    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY / "tests"))  # for runs in a subprocess
+    # For runs in a subprocess: this very perfline, and the scripted engine.
+    paths = (Path(perfline.__file__).parents[1], REPOSITORY / "tests")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, paths)))
     # Engine and clock are scripted: what else this machine does must not be seen.
     monkeypatch.setattr("perfline.throughput.cpu_contention", lambda: None)
     return Suite(pytester)

@@ -35,6 +35,38 @@ def test_missing_skips_with_the_numbers_and_fails_under_strict(suite):
     suite.run("--strict-verdicts").assert_outcomes(failed=4, skipped=2)
 
 
+@pytest.mark.parametrize("before", ["nothing", "a baseline"])
+def test_no_update_is_offered_that_would_be_refused(suite, monkeypatch, capsys, before):
+    if before == "a baseline":
+        suite.run()
+        assert suite.update() == 0
+        suite.script(inductor={"token_s": 1.1e-4})
+    ticks = iter(range(10**6))
+    # Of every two seconds that are wanted, one is waited for.
+    monkeypatch.setattr("perfline.throughput.cpu_contention", lambda: (next(ticks),) * 2)
+    result = suite.run("-m", "perf")
+    shown = " ".join(result.stdout.str().split())
+    assert (
+        "next: run again on an idle machine: other processes took 50 % (cpu_waited_fraction_val) "
+        "and 50 % (cpu_waited_fraction_infer) of the CPU during the timed rounds (at most 10 % may "
+        "be)" in shown
+    )
+    assert "perfline baselines update" not in shown.replace("`perfline baselines update CASE", "")
+    capsys.readouterr()
+    assert suite.update() == 2
+    told = capsys.readouterr().err
+    assert told.rstrip().endswith("(at most 10 % may be); run again on an idle machine")
+    markdown = suite.root / "summary.md"
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(markdown))
+    suite.run("-m", "perf")
+    assert "Next:\n\n~~~~\nrun again on an idle machine: other" in markdown.read_text()
+
+
+def test_a_stopped_session_offers_no_update(suite):
+    result = suite.run("-m", "perf", "--strict-verdicts", "-x")
+    result.stdout.fnmatch_lines(["next: run pytest again to the end: is partial: *"])
+
+
 def test_strict_is_heeded_wherever_it_is_set(suite, monkeypatch):
     monkeypatch.setenv("PYTEST_ADDOPTS", "--strict")
     suite.run("-m", "perf").assert_outcomes(failed=2, deselected=4)

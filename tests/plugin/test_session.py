@@ -105,9 +105,10 @@ def test_an_interrupt_leaves_a_partial_record_that_no_update_accepts(suite, caps
     assert "partial" in capsys.readouterr().err
 
 
-def test_a_complete_session_is_not_partial(suite):
+def test_a_complete_session_is_not_partial_and_says_where_its_cases_are(suite):
     suite.run("-m", "perf")
     assert suite.record()["partial"] is False
+    assert suite.record()["cases"]["fake"]["notes"]["case_dir"] == "cases"
 
 
 def test_stopping_at_the_first_failure_is_partial(suite):
@@ -209,6 +210,21 @@ def test_a_path_option_behind_a_blank_that_misleads_pytest_is_told(suite, tmp_pa
     result = suite.pytester.runpytest_inprocess("--cases=fake", "--data-dir", elsewhere)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines([f"ERROR: write --data-dir={elsewhere}, with '=': *"])
+
+
+def test_a_data_directory_that_is_not_there_is_told_before_anything_is_opened(suite, monkeypatch):
+    result = suite.run("--data-dir=/no/such")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    told = "which is not there; correct it, make that directory, or leave it out"
+    result.stderr.fnmatch_lines([f"ERROR: --data-dir=/no/such, {told}"])
+    monkeypatch.setenv("PERFLINE_DATA_DIR", "/nor/this")
+    result = suite.run()
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([f"ERROR: $PERFLINE_DATA_DIR is /nor/this, {told}"])
+    assert not (suite.root / "opened.log").exists()
+    # What does not measure is left alone by a variable.
+    other = suite.pytester.makepyfile(test_other="def test_other(): pass")
+    suite.pytester.runpytest_inprocess("-p", "no:cacheprovider", other).assert_outcomes(passed=1)
 
 
 def test_xdist_is_refused(suite, monkeypatch):

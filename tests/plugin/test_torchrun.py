@@ -116,6 +116,8 @@ def test_two_ranks_answer_as_one_process_does_and_only_rank_0_prints(suite, torc
     assert suite.record()["environment"]["machine"] == "fake-cpu-x2"
     given = [int(n) for n in noted(suite)["accuracy_questions_by_rank_val"].split(", ")]
     assert (noted(suite)["accuracy_ranks_val"], sum(given)) == (2, 64)
+    line = f"2 ranks on 1 host answered 64 questions (rank 0: {given[0]}, 1: {given[1]})"
+    assert f"accuracy, eager: {line}" in " ".join(done.stdout.split())
     assert min(given) > 0
     assert done.stdout.count("test session starts") == 1
     assert list((suite.root / "results" / "journals").iterdir()) == []

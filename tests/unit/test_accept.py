@@ -350,8 +350,8 @@ def test_a_speed_that_was_timed_beside_others_is_refused_whatever_is_said(
     timed = metrics(1000.0) | {"p_infer_core": metrics(speed)["p_infer_core"]}
 
     assert only_problem(case_record(metrics=timed, notes=notes), old, terms) == (
-        "another process took 40 % of the CPU during the timed rounds "
-        "(cpu_waited_fraction_infer); run again on an idle machine"
+        "other processes took 40 % (cpu_waited_fraction_infer) of the CPU during the timed rounds "
+        "(at most 10 % may be); run again on an idle machine"
     )
 
 

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -414,7 +416,8 @@ def test_a_broken_baseline_is_replaced_when_it_is_asked_for(
         assert file.read_text() == edited
 
     assert accept(path, "--accept-regression") == 0
-    assert f"  replaced: the file was broken ({file}: was edited" in capsys.readouterr().out
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f" replaced: the file was broken ({file}: was edited" in printed
     assert stored().sessions[0].reason == "first"
 
 
@@ -484,6 +487,25 @@ def test_diff_counts_flips_and_context_and_writes_nothing(
     assert (Path("baselines") / MACHINE / "tiny.json").read_bytes() == before
 
 
+def test_diff_of_fewer_questions_compares_over_those_that_were_asked(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    last = range(300, 400)  # what is wrong among the stored answers is not asked again
+    assert (
+        accept(saved(Path("results"), record(case_record(accuracy={"eager": answers(last)})))) == 0
+    )
+    capsys.readouterr()
+    fewer = case_record(accuracy={"eager": answers([0], n=100)})
+    saved(Path("results"), record(fewer))
+
+    assert run("baselines", "diff", "tiny") == 0
+
+    printed = capsys.readouterr().out
+    assert rows(printed)["acc_val"] == ["%", "100.00", "99.00", "-1.00", "pp"]
+    assert "  acc_val: over the 100 of 400 stored questions that were asked\n" in printed
+    assert "  eager answers: 1 of 100 flipped (1 right -> wrong)\n" in printed
+
+
 def test_diff_without_a_baseline_says_where_it_would_be(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -522,6 +544,53 @@ def test_diff_of_an_unmeasured_case(place: Path, capsys: pytest.CaptureFixture[s
     )
 
 
+@pytest.mark.parametrize(
+    ("words", "file", "told"),
+    [
+        (
+            ("export", "--format=bencher"),
+            {"schema": 1, "kind": "compare", "cases": {}},
+            "is a record of perfline compare (expected the record of a pytest session); "
+            "`perfline report` takes it",
+        ),
+        (
+            ("report",),
+            {"schema": 2, "machine": MACHINE, "case_digest": "sha256:0"},
+            "is a baseline (expected the record of a pytest session); `perfline baselines show` "
+            "takes its case",
+        ),
+        (
+            ("baselines", "update", "tiny", "--reason=x", "--run"),
+            {"machine_info": {}, "benchmarks": []},
+            "is pytest-benchmark's JSON (expected the record of a pytest session); "
+            "`pytest-benchmark compare` takes it; perfline's own record is what --results names",
+        ),
+    ],
+)
+def test_another_kind_of_file_is_told_by_its_name(
+    place: Path,
+    capsys: pytest.CaptureFixture[str],
+    words: tuple[str, ...],
+    file: dict[str, object],
+    told: str,
+) -> None:
+    Path("x.json").write_text(json.dumps(file))
+
+    assert run(*words, "x.json") == 2
+
+    assert capsys.readouterr().err == f"perfline: error: x.json: {told}\n"
+
+
+def test_a_record_in_a_baseline_s_place_is_told_by_its_name(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved(Path("baselines") / MACHINE, record(), "tiny.json")
+
+    assert run("baselines", "show") == 2
+
+    assert "is the record of a pytest session (expected a baseline)" in capsys.readouterr().err
+
+
 # --- show
 
 
@@ -539,7 +608,8 @@ def test_show_prints_sessions_metrics_and_answers(
     printed = capsys.readouterr().out
     assert printed.startswith(
         f"tiny (fp32, real weights) on {MACHINE}\n"
-        f"  baselines/{MACHINE}/tiny.json, case {packaged().digest()}\n\n"
+        f"  baselines/{MACHINE}/tiny.json\n"
+        f"  case {packaged().digest()}\n\n"
         "  session     commit        torch    reason\n"
         "  2026-11-22  abc123456789  2.13.0   first\n"
         "  2026-11-22  abc123456789  2.13.0   first\n\n"
@@ -585,7 +655,28 @@ def test_show_of_nothing_stored(place: Path, capsys: pytest.CaptureFixture[str])
     )
 
 
+# --- help
+
+
+def test_every_help_fits_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    parsers, told = [cli._parser()], 0
+    while parsers:
+        parser = parsers.pop()
+        assert max(map(len, parser.format_help().splitlines())) <= 80, parser.prog
+        told += 1
+        for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                parsers += action.choices.values()
+    assert told == 13
+
+
 # --- check
+
+
+def unfolded(text: str) -> str:
+    """Every message on one line, as it was before it was folded for the terminal."""
+    return re.sub(r"\n {2,}", " ", text)
 
 
 def test_check_of_good_files_lists_what_is_missing(
@@ -595,8 +686,9 @@ def test_check_of_good_files_lists_what_is_missing(
     capsys.readouterr()
 
     assert run("baselines", "check") == 0
-    printed = capsys.readouterr().out
-    assert printed == (
+    shown = capsys.readouterr().out
+    assert max(len(line) for line in shown.splitlines() if "`" not in line) <= 80
+    assert unfolded(shown) == (
         f"missing: {MACHINE} has no baseline of case 'deepseek-7b'; run pytest there, then "
         '`perfline baselines update deepseek-7b --run results/run.json --reason "..."`\n'
         f"missing: {MACHINE} has no baseline of case 'llama3-8b'; run pytest there, then "
@@ -624,7 +716,7 @@ def test_check_finds_stale_unused_and_broken_ones(
 
     assert run("baselines", "check") == 1
 
-    printed = capsys.readouterr().out.splitlines()
+    printed = unfolded(capsys.readouterr().out).splitlines()
     assert printed[0] == (
         f"unused: baselines/{MACHINE}/gone-dummy.json: there is no case 'gone'; `perfline "
         f"baselines remove gone --machine {MACHINE} --dummy`, or name its YAML's directory with "
@@ -667,7 +759,8 @@ def test_what_check_says_to_type_works_when_pasted(
 
     assert run("baselines", "check", "--case-dir", "my cases", "--baselines", "kept here") == 0
 
-    said = next(line for line in capsys.readouterr().out.splitlines() if "'mine'" in line)
+    shown = unfolded(capsys.readouterr().out)
+    said = next(line for line in shown.splitlines() if "'mine'" in line)
     command = said.split("`")[1]
     assert command == (
         'perfline baselines update mine --run results/run.json --reason "..." '
@@ -816,6 +909,30 @@ def test_prompt_without_weights_says_how_to_get_them(
     assert capsys.readouterr().err == (
         f"perfline: error: case llama3-8b: no weights at {target}; get it with: hf download "
         f"meta-llama/Meta-Llama-3-8B --local-dir {target}\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("prompt", "tiny", "x", "0"), ("doctor", "--cases=tiny"), ("report", "results/run.json")],
+)
+def test_a_data_directory_that_is_not_there_is_refused(
+    place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: tuple[str, ...],
+) -> None:
+    file = saved(Path("results"), record())
+    cure = "correct it, make that directory, or leave it out\n"
+
+    assert run(*words, "--data-dir", "/no/such") == 2
+    assert capsys.readouterr().err == (
+        f"perfline: error: --data-dir=/no/such, which is not there; {cure}"
+    )
+    monkeypatch.setenv("PERFLINE_DATA_DIR", str(file))
+    assert run(*words) == 2
+    assert capsys.readouterr().err == (
+        f"perfline: error: $PERFLINE_DATA_DIR is {file}, which is no directory; {cure}"
     )
 
 

@@ -179,6 +179,7 @@ def test_an_old_record_does_not_pass_for_this_one(started: Started) -> None:
 
 def test_every_option_reaches_its_place(started: Started) -> None:
     started.launchers = [pair(1.0, 1.0)]
+    Path("data").mkdir()
     words = [
         *("--baseline-python", sys.executable, "--candidate-ref", "v2"),
         *("--baseline-env", "A=1", "--env", "B=2", "--env", "C=x y"),
@@ -213,6 +214,7 @@ def test_every_option_reaches_its_place(started: Started) -> None:
 
 def test_the_command_in_the_record_does_the_same_again(started: Started) -> None:
     started.launchers = [pair(1.0, 1.0), pair(1.0, 1.0)]
+    Path("data dir").mkdir()
     words = [
         "tiny",
         *("--baseline-ref", "main", "--candidate-python", sys.executable),
@@ -278,7 +280,8 @@ def test_the_summary_goes_to_a_file_of_its_own_and_after_what_stands_in_github_s
         (("tiny", "--out", "/proc/x/c.json"), "/proc/x/c.json: cannot be written"),
         (("tiny", "--markdown", "/proc/x/c.md"), "/proc/x/c.md: cannot be written"),
         (("tiny", "-o", "x.json", "--markdown", "x.json"), "is named by --out and by --markdown"),
-        (("llama3-8b", "--data-dir", "nowhere"), "get it with: hf download"),
+        (("llama3-8b", "--data-dir", "."), "get it with: hf download"),
+        (("tiny", "--data-dir", "nowhere"), "--data-dir=nowhere, which is not there; correct it"),
     ],
 )
 def test_wrong_input_is_one_line_before_any_process(

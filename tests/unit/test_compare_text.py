@@ -71,8 +71,15 @@ def test_no_line_of_text_is_longer_than_80_columns(partial: bool) -> None:
 def test_the_sign_is_explained() -> None:
     flat = " ".join(terminal(slower()).split())
 
-    assert "+ is slower: B's seconds a token against A's" in flat
-    assert "98 % interval" in flat
+    assert "change is B's seconds a token against A's (+ is slower): the Hodges-Lehmann" in flat
+    assert "98 % interval; column B shows A's times changed by it" in flat
+
+
+def test_one_pair_is_not_a_plural() -> None:
+    one = last(pair(1.0, 1.0), plan(max_pairs=1))
+    assert "at most 1 launch pair; B" in compare_text.opening_line(one)
+    assert "1 of 1 launch pair counted; " in terminal(one)
+    assert "after 1 launch pair " in compare_text.headline(dataclasses.replace(one, ended=False))
 
 
 def row(text: str, name: str) -> list[str]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import struct
 import sys
 from contextlib import contextmanager
@@ -46,6 +47,9 @@ def on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
         monkeypatch.setattr(environment, "collect", lambda _: collected)
         monkeypatch.setattr(device.Device, "free_memory_gib", lambda _: free_gib)
         monkeypatch.setattr(doctor, "_waited_fraction", lambda: 0.25)
+        monkeypatch.delenv("CXX", raising=False)
+        monkeypatch.delenv("CC", raising=False)
+        monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
 
     return stand
 
@@ -74,36 +78,94 @@ def questions(directory: Path) -> Path:
     return directory
 
 
+@pytest.mark.parametrize(
+    ("where", "there", "variables", "line", "problem"),
+    [
+        (CPU, {"g++"}, {}, "/bin/g++ (C++, for inductor)", ""),
+        (CPU, {"g++", "icpx"}, {"CXX": "icpx"}, "/bin/icpx (C++, for inductor)", ""),
+        (GPU, {"clang", "g++"}, {}, "/bin/clang (C, for Triton)", ""),
+        (
+            CPU,
+            {"gcc"},
+            {"CC": "gcc"},
+            "missing (C++, for inductor)",
+            "no C++ compiler for inductor: no g++ on PATH; sudo apt-get install g++, or name one "
+            "in $CXX",
+        ),
+        (
+            CPU,
+            {"g++"},
+            {"CXX": "g++-99"},
+            "missing (C++, for inductor)",
+            "no C++ compiler for inductor: $CXX is 'g++-99', which is no program; correct or "
+            "unset it",
+        ),
+        (
+            GPU,
+            set(),
+            {},
+            "missing (C, for Triton)",
+            "no C compiler for Triton: no gcc or clang on PATH; sudo apt-get install gcc, or name "
+            "one in $CC",
+        ),
+    ],
+)
+def test_the_compiler_that_torch_compile_calls(
+    on: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    where: Device,
+    there: set[str],
+    variables: dict[str, str],
+    line: str,
+    problem: str,
+) -> None:
+    on(where, 8.0)
+    monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}" if name in there else None)
+    monkeypatch.setattr(sys, "platform", "linux")
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+
+    found = doctor.inspect([], None, Path("baselines"))
+
+    assert f"compiler  {line}" in list(doctor.lines(found))
+    assert found.problems == ((problem,) if problem else ())
+
+
 def test_a_bare_machine_says_what_to_type(
     on: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     on(GPU, 78.0, READING, CLOCKS)
+    (tmp_path / "data").mkdir()
 
     assert cli.main(["doctor", "--cases", "llama3-8b", "--data-dir", "data"]) == 0
 
     printed = capsys.readouterr().out.splitlines()
-    assert printed[:10] == [
+    assert printed[:16] == [
         "device    NVIDIA H100 80GB HBM3 (cuda)",
         "machine   nvidia-h100-80gb-hbm3 (its baselines' directory)",
         "memory    78.0 GiB free",
         "peak      fp32 67, fp16 989, bf16 989 TFLOP/s dense",
-        "cpu       25 % of the time waiting for a core: others take it, timings will be unsure",
-        "clocks    SM 1980 MHz, 41 C, 312 W, software thermal slowdown, other processes compute "
-        "here: pid 77, 78",
-        "  locked    not by the application clock 1980 of 1980 MHz; of `nvidia-smi -lgc` NVML "
-        "tells nothing",
-        "  steady clocks (administrator): sudo nvidia-smi -i 3 -pm 1; sudo nvidia-smi -i 3 -lgc "
-        "1575,1575",
+        "cpu       25 % of the time waiting for a core: others take it, timings will be",
+        "          unsure",
+        "compiler  /usr/bin/gcc (C, for Triton)",
+        "clocks    SM 1980 MHz, 41 C, 312 W, software thermal slowdown, other processes",
+        "          compute here: pid 77, 78",
+        "  locked    not by the application clock 1980 of 1980 MHz; of `nvidia-smi -lgc`",
+        "            NVML tells nothing",
+        "  steady clocks, by an administrator:",
+        "    sudo nvidia-smi -i 3 -pm 1",
+        "    sudo nvidia-smi -i 3 -lgc 1575,1575",
         "  undo: sudo nvidia-smi -rgc",
-        printed[9],
+        printed[15],
     ]
-    assert printed[9].startswith("versions  torch 2.13.0, transformers 5.23.0, pytest ")
+    assert printed[15].startswith("versions  torch 2.13.0, transformers 5.23.0, pytest ")
     target = "data/llama3_8b_mmlu"
-    assert printed[-7:] == [
+    assert printed[-9:] == [
         "case llama3-8b (fp16)",
-        "  weights   missing; get it with: hf download meta-llama/Meta-Llama-3-8B --local-dir "
-        f"{target}/llama3_8b_hf",
-        "  questions missing; get it with: curl -L --create-dirs "
+        "  weights   missing; get it with:",
+        f"    hf download meta-llama/Meta-Llama-3-8B --local-dir {target}/llama3_8b_hf",
+        "  questions missing; get it with:",
+        "    curl -L --create-dirs "
         f"https://people.eecs.berkeley.edu/~hendrycks/data.tar -o {target}/data.tar",
         "  baseline  missing; it would be baselines/nvidia-h100-80gb-hbm3/llama3-8b.json",
         "  memory    14.9 GiB of weights, 78.0 GiB free",
@@ -132,7 +194,9 @@ def test_a_gpu_without_nvml_says_what_would_tell(
     assert cli.main(["doctor", "--cases", "tiny"]) == 0
     assert (
         "clocks    not known on this device (NVML: pip install nvidia-ml-py)\n"
-        "  steady clocks (administrator): sudo nvidia-smi -pm 1; sudo nvidia-smi -lgc MHZ,MHZ\n"
+        "  steady clocks, by an administrator:\n"
+        "    sudo nvidia-smi -pm 1\n"
+        "    sudo nvidia-smi -lgc MHZ,MHZ\n"
         "  MHZ: one of `nvidia-smi -q -d SUPPORTED_CLOCKS`; undo: sudo nvidia-smi -rgc\n"
     ) in capsys.readouterr().out
 
@@ -210,9 +274,10 @@ def test_broken_weights_fail(on: Any, tmp_path: Path, capsys: pytest.CaptureFixt
 
     assert cli.main(["doctor", "--cases", "tiny", "--data-dir", str(tmp_path / "data")]) == 1
 
-    printed = capsys.readouterr().out.splitlines()
-    assert printed[-1].startswith(f"problem: case 'tiny': {weights}/model.safetensors: has 1000 b")
-    assert any(line.startswith("  weights   broken: ") for line in printed)
+    printed = capsys.readouterr().out
+    problem = printed[printed.index("problem: ") :].replace("\n  ", " ")
+    assert problem.startswith(f"problem: case 'tiny': {weights}/model.safetensors: has 1000 b")
+    assert "  weights   broken: see the problem below\n" in printed
 
 
 def test_weights_that_the_check_refuses_are_not_ready(
@@ -290,12 +355,13 @@ def test_without_torch_the_rest_is_still_said(
 
     assert cli.main(["doctor", "--cases", "tiny", "--data-dir", str(tmp_path)]) == 1
 
-    printed = capsys.readouterr().out.splitlines()
-    assert printed[0].startswith("versions  torch ")
-    assert f"  weights   {weights}" in printed
-    assert "  baseline  not known without torch" in printed
-    assert printed[-1].startswith("problem: torch cannot be imported (")
-    assert printed[-1].endswith("); install it: pip install torch")
+    printed = capsys.readouterr().out
+    assert printed.startswith("versions  torch ")
+    assert f"  weights   {weights}\n" in printed
+    assert "  baseline  not known without torch\n" in printed
+    problem = printed[printed.index("problem: ") :].replace("\n  ", " ")
+    assert problem.startswith("problem: torch cannot be imported (")
+    assert problem.endswith("); install it: pip install torch\n")
 
 
 def test_the_report_as_json(on: Any, capsys: pytest.CaptureFixture[str]) -> None:

@@ -122,6 +122,7 @@ def test_a_failure_over_answers_shows_the_baseline_that_they_are_of(tmp_path: Pa
     session = Session(options, EIGHT)
     session._against["tiny"] = judge.against(tmp_path, EIGHT, packaged(), "real").relative(str)
     session._benches["tiny"] = SimpleNamespace(opened=SimpleNamespace(facts={}))
+    session._cases["tiny"] = case_record()
     lost = verdict_of(tmp_path, wrong=20)
     assert f"  baseline  {of_one} (2026-11-22)" in session.failure(packaged(), [lost])
     slower = verdict("p_infer_core", "missing")
@@ -176,8 +177,8 @@ def test_metrics_of_several_ranks_are_accepted_as_they_are_written():
 def test_a_straggler_is_told_in_the_terminal_and_in_markdown():
     finding = "rank 3 on node-b is 6.2 % slower than the median of the other ranks"
     whole = record(case_record(notes={"straggler_infer": finding}), environment=EIGHT)
-    assert f"  p_infer: {finding}" in report.session_lines(whole, {}, {}, "")
-    text = report_markdown.markdown(whole, {}, "", strict=False)
+    assert f"  p_infer: {finding}" in report.session_lines(whole, {}, {}, "", {})
+    text = report_markdown.markdown(whole, {}, "", {}, strict=False)
     assert f"- **straggler**: p_infer: {finding}" in text.splitlines()
 
 

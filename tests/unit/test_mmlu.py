@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from perfline.answers import Answers, accuracy, full_vocab_letter, per_subject
+from perfline.answers import Answers, accuracy, full_vocab_letter
 from perfline.case import MmluSpec
 from perfline.errors import DataError
 from perfline.mmlu import (
@@ -293,7 +293,6 @@ def test_both_scorings_come_from_one_pass() -> None:
 
     assert accuracy(mixed, "letters") == (4, 6)
     assert accuracy(mixed, "full-vocab") == (3, 6)
-    assert per_subject(mixed, "letters") == {"s": (3, 4), "t": (1, 2)}
     assert mixed.labels == "ABCAAB"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import io
+import math
 import os
 import sys
 from html.parser import HTMLParser
@@ -79,7 +80,7 @@ def test_page_and_markdown_say_the_verdict_and_the_exit_status(word, strict):
     whole = tiny_record(verdicts=(samples.verdict("p_infer_core", word, reason="because"),))
     text = page.html(inputs(whole), strict=strict)
     header = text[text.index("<header") : text.index("</header>")]
-    mark = markdown(whole, {}, "--run r.json", strict=strict)
+    mark = markdown(whole, {}, "--run r.json", {}, strict=strict)
     exits = f"pytest exits {int(fails(word, strict))}"
     assert Tags(header).text.split(" pytest")[0].split()[-1] == word
     assert exits in Tags(header).text
@@ -93,7 +94,7 @@ def test_what_could_not_be_measured_fails_whatever_the_verdicts_say():
     whole = tiny_record(verdicts=(samples.verdict("m", "ok"),), errors=("test_x: boom",))
     found = outcome(whole)
     assert (found.failed, found.title) == (True, "1 could not be measured, ok")
-    assert markdown(whole, {}, "").startswith("## perfline: 1 could not be measured, ok\n")
+    assert markdown(whole, {}, "", {}).startswith("## perfline: 1 could not be measured, ok\n")
     assert "test_x: boom" in shown(whole)
     assert "pytest exits 1" in shown(whole)
 
@@ -129,6 +130,18 @@ def test_one_next_command_that_can_be_pasted():
         'perfline baselines update tiny --run run.json --accept-regression --reason "..."'
     )
     assert "next, to accept it" in Tags(text).text
+
+
+@pytest.mark.parametrize(
+    ("given", "flag"), [((), "--case-dir='my cases'"), ((Path("here"),), "--case-dir=here")]
+)
+def test_the_next_command_finds_the_cases_that_pytest_was_given(tmp_path, given, flag):
+    (tmp_path / "here").mkdir()
+    missing = samples.verdict("p_infer_core", "missing")
+    whole = tiny_record(notes={"case_dir": "my cases"}, verdicts=(missing,))
+    found = gather([samples.saved(tmp_path, whole)], Places(tmp_path, given))
+    command = f" {flag} --baselines={tmp_path} --reason "
+    assert command in page_markdown.markdown(found)
 
 
 def test_a_hint_that_is_no_command_is_not_shown_as_one():
@@ -201,7 +214,7 @@ def test_markdown_never_exceeds_its_limit_and_says_what_it_cut(limit):
     cases = {
         f"case{i}": dataclasses.replace(whole.cases["tiny"], case=f"case{i}") for i in range(60)
     }
-    text = markdown(dataclasses.replace(whole, cases=cases), {}, "--run r.json", limit=limit)
+    text = markdown(dataclasses.replace(whole, cases=cases), {}, "--run r.json", {}, limit=limit)
     assert len(text) < limit
     assert text.startswith("## perfline: 540 could not be measured, regressed\n")
     assert "**Cut:**" in text
@@ -213,7 +226,7 @@ def test_markdown_never_exceeds_its_limit_and_says_what_it_cut(limit):
 def test_markdown_is_bounded_for_any_text(text, limit):
     odd = samples.verdict("p_infer_core", "unsure", reason=text)
     whole = samples.record(samples.case_record(verdicts=(odd,) * 9, errors=(text,) * 5))
-    assert len(markdown(whole, {}, "", limit=limit)) < limit
+    assert len(markdown(whole, {}, "", {}, limit=limit)) < limit
 
 
 @given(st.text(max_size=300))
@@ -226,7 +239,7 @@ def test_quoted_text_is_one_line_without_markup(text):
 
 
 def test_markdown_lists_verdicts_before_details():
-    text = markdown(many_flips(60), {}, "--run r.json")
+    text = markdown(many_flips(60), {}, "--run r.json", {})
     assert text.index("acc_a, acc_b regressed") < text.index("<details>")
     assert "- ... and 10 more, in the record" in text
 
@@ -344,6 +357,23 @@ def test_an_interval_of_another_baseline_is_not_drawn(tmp_path):
     figures, absent = page_plots.figures(found.cases["tiny"], found.record.created, True)
     assert "reach" not in figures["speed"][0].svg
     assert any("another baseline has been accepted" in line for line in absent)
+    assert figures["speed"][0].caption.endswith("drawn without the baseline that judged this run.")
+
+
+def test_a_run_that_was_added_still_shows_the_interval_it_was_judged_by(tmp_path):
+    held = stored(tmp_path, 1.0, 1.01, 0.9)  # the last of them is the run itself
+    before = held.values("p_infer_core")[:2]
+    mean = math.sqrt(before[0] * before[1])
+    judged = samples.verdict(
+        "p_infer_core", "unsure", baseline=mean, measured=900.0, change_fraction=900.0 / mean - 1
+    )
+    path = samples.saved(tmp_path, tiny_record(verdicts=(judged,)))
+    found = gather([path], Places(tmp_path))
+    figures, absent = page_plots.figures(found.cases["tiny"], found.record.created, True)
+    row = page_plots._interval(judged, judged.change_fraction, before, samples.packaged())
+    assert f"{row.low:+.1f}" in figures["speed"][0].svg
+    assert "accepted sessions" in dict(figures["speed"][0].keys).values()
+    assert absent == []
 
 
 def test_the_context_is_set_against_the_baseline(tmp_path):

@@ -118,6 +118,29 @@ def test_a_failed_collective_is_told_once_with_the_ranks_that_took_part():
     assert str(lead.lost(RuntimeError("pair closure"))) == str(found)
 
 
+def test_no_pass_begins_with_a_replica_that_is_lost():
+    first, *_ = groups(2)
+    lead = Lead(first)
+    replica = lead.open(split(2))
+    replica.lost(RuntimeError("gloo: Connection closed"))
+    with pytest.raises(RankError, match="did not go on together"):
+        lead.prepare("tiny", "eager")  # or the pass would begin anew, and its journal with it
+    with pytest.raises(RankError, match="did not go on together"):
+        lead.open(TINY)
+
+
+def test_a_replica_that_is_lost_elsewhere_ends_all_passes():
+    first, other = groups(2)
+    lead = Lead(first)
+    other.tell("lost", text="rank 2 on a and rank 3 on a did not go on together")
+    (message,) = first.messages()
+    for _ in range(2):
+        with pytest.raises(RankError, match="rank 2 on a and rank 3"):
+            lead.hear(message)
+    with pytest.raises(RankError, match="rank 2 on a and rank 3"):
+        lead.prepare("tiny", "eager")
+
+
 def test_a_case_that_is_split_needs_that_many_processes():
     with pytest.raises(MissingRanks, match=r"'tiny' splits its model over 2 .*--nproc-per-node=2"):
         open_case(split(2), current_device(), None, "dummy")

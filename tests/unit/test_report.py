@@ -43,6 +43,25 @@ def test_a_failure_tells_the_whole_story_in_80_columns():
     assert lines[-1].startswith("  hint: to accept it: perfline baselines update x --run ")
 
 
+def test_a_metric_judged_by_both_says_which_row_is_against_which():
+    verdicts = [
+        Verdict("acc_val", "ok", gate, "fraction", before, None, 0.8167, 0.0139, change_pp=0.0)
+        for gate, before in (("published", 0.8167), ("baseline", 0.8125))
+    ]
+    stored, published = report.verdict_table(verdicts).split("\n\n")
+    assert [line.split()[:4] for line in stored.split("\n")] == [
+        ["metric", "unit", "baseline", "measured"],
+        ["acc_val", "%", "81.25", "81.67"],
+    ]
+    assert [line.split()[:4] for line in published.split("\n")] == [
+        ["metric", "unit", "published", "measured"],
+        ["acc_val", "%", "81.67", "81.67"],
+    ]
+    assert "| published   |" in report.verdict_table(verdicts, "github")
+    text = failure(verdicts[:1], ORIGIN, {}, "x", "")
+    assert text.split("\n")[2].split()[2] == "published"
+
+
 def test_flips_are_listed_up_to_ten_and_then_counted():
     flips = tuple(Flip(f"law/{i}", "A", "A", "B", 0.5) for i in range(13))
     lines = report.flip_lines(flips)
@@ -116,7 +135,7 @@ def record(*verdicts, errors=()):
 
 def test_markdown_leads_with_the_gravest_verdict_and_escapes_what_it_quotes():
     odd = Verdict("m", "unsure", "baseline", "tok/s", reason="a | b <script>")
-    text = report_markdown.markdown(record(OK, SLOW, odd), {}, "--run r.json")
+    text = report_markdown.markdown(record(OK, SLOW, odd), {}, "--run r.json", {})
     assert text.startswith("## perfline: regressed\n\nverdicts: 1 regressed, 1 unsure, 1 ok\n")
     assert "- **p_infer_core regressed -9.4 % (limit -2.0 %)**" in text
     assert "a \\| b &lt;script>" in text
@@ -186,3 +205,33 @@ def test_a_failure_says_how_to_settle_it_and_how_to_accept_it():
     settle, accept = lines.splitlines()[-2:]
     assert settle == "  hint: to settle it: perfline compare x --baseline-ref abc --dummy-weights"
     assert accept.startswith("  hint: to accept it: perfline baselines update x --run r.json --acc")
+
+
+@pytest.mark.parametrize(
+    ("notes", "lines"),
+    [
+        ({}, []),
+        ({"accuracy_questions_by_rank_val": "1, edited"}, []),
+        (
+            {"accuracy_hosts": 2, "accuracy_questions_by_rank_infer": "201, 193, 190, 196"},
+            [
+                "accuracy, inductor: 4 ranks on 2 hosts answered 780 questions (rank 0: 201, "
+                "1: 193, 2: 190, 3: 196)"
+            ],
+        ),
+        (
+            {"accuracy_questions_by_rank_val": ", ".join(map(str, [*range(30, 50), 7]))},
+            [
+                "accuracy, eager: 21 ranks answered 797 questions (7 on rank 20 to 49 on rank 19)",
+            ],
+        ),
+    ],
+)
+def test_who_answered_is_told(notes, lines):
+    case = CaseRecord("x", "x", "d", "fp16", "real", notes=notes)
+    assert report.rank_lines(case) == lines
+    whole = Record("2026", False, Environment("gpu", "GPU", "cuda"), {"x": case})
+    told = "\n".join(report.session_lines(whole, {}, {}, "", {}))
+    assert all(line in " ".join(told.split()) for line in lines)
+    assert max(map(len, told.splitlines())) <= 80
+    assert all(f"- {line}" in report_markdown.markdown(whole, {}, "", {}) for line in lines)

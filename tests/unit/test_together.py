@@ -72,6 +72,13 @@ def test_efficiency_is_against_the_replicas_and_per_device_against_the_devices()
     assert metrics["p_infer_core_per_device"].value == pytest.approx(200 / 4)
 
 
+def test_one_model_over_all_ranks_has_nothing_to_scale_against():
+    found = together(replica(0, timings()), devices=2)
+    assert [metric.name for metric in found.metrics()] == ["p_infer_core_per_device"]
+    assert found.metrics()[0].value == pytest.approx(50.0)
+    assert found.notes(GatesSpec()) == {"throughput_ranks_infer": 2}
+
+
 def test_mfu_is_over_the_peak_of_all_devices():
     one = timings()
     found = named(together(*(replica(r, one) for r in range(4))), peak=4e9)
@@ -119,6 +126,9 @@ def test_energy_and_power_are_sums_and_absent_where_a_rank_does_not_know_them():
     assert metrics["tokens_per_joule"].value == pytest.approx(2 * TOKENS / 160)
     assert metrics["power"].value == 100.0
     assert (metrics["sm_clock"].value, metrics["temperature"].value) == (900, 50)
+    split = named(together(*both, devices=4))  # two devices of four are read
+    assert {"tokens_per_joule", "power"}.isdisjoint(split)
+    assert split["sm_clock"].value == 900
     unknown = named(together(both[0], replica(1, own)))
     assert {"tokens_per_joule", "power", "sm_clock"}.isdisjoint(unknown)
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from fakes import DEVICE, ENVIRONMENT, FakeClock, FakeEngine, FakeOpened, prompts
-from perfline.ab import messages, wire, worker
+from perfline.ab import fields, messages, wire, worker
 from perfline.ab.nouns import Round, Workload
 from perfline.ab.serve import Launch, prompts_digest
 from perfline.bench import Bench
@@ -172,7 +172,7 @@ def test_nouns_survive_the_wire():
     given.letter_logits[0] = [0.1, -1e-30, 3e38, 1 / 3]
     for sent, write, read in (
         (ready, messages.ready_json, messages.ready),
-        (done, messages.round_json, messages.round_),
+        (done, messages.round_json, fields.round_),
         (replace(WORKLOAD, data_dir=Path("/d")), messages.workload_json, messages.workload),
     ):
         assert read(request(**{"ask": "x", **write(sent)})) == sent
@@ -190,9 +190,12 @@ def test_nouns_survive_the_wire():
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"core_s": 0}, "key 'core_s' is 0.0"),
-        ({"core_s": -1.0}, "key 'core_s' is -1.0"),
+        ({"core_s": 0}, "key 'core_s' is 0 "),
+        ({"core_s": -1.0}, "key 'core_s' is -1 "),
+        ({"whole_s": 1e13}, "key 'whole_s' is 1e\\+13 "),
         ({"tokens": True}, "key 'tokens' is"),
+        ({"tokens": 0}, "key 'tokens' is 0 \\(expected a whole number, at least 1\\)"),
+        ({"tokens": 1.5}, "key 'tokens' is 1.5 "),
         ({"waited_fraction": "much"}, "key 'waited_fraction' is"),
         ({"faults": "none"}, "key 'faults' is"),
     ],
@@ -200,7 +203,7 @@ def test_nouns_survive_the_wire():
 def test_a_round_that_is_none_is_refused(change: dict[str, object], problem: str):
     sent = messages.round_json(Round(1.0, 10, 0.5, 0.6)) | change
     with pytest.raises(WorkerError, match=problem):
-        messages.round_(request(**sent))
+        fields.round_(request(**sent))
 
 
 def test_answers_that_do_not_match_are_refused():

@@ -39,9 +39,9 @@ _EXAMPLES = """example:
   perfline compare llama3-8b --dummy-weights --baseline-python /venvs/torch-2.12
   perfline compare tiny --set engine.mode=max-autotune --markdown summary.md
 
-A is the baseline, B the candidate. Each launch pair starts one process of each (with --ranks
-several, by torchrun) and times them in turn; after 10, 14, 18, 24, 36 and 48 pairs it is decided,
-if it can be."""
+A is the baseline, B the candidate. Each launch pair starts one process of each
+(with --ranks several, by torchrun) and times them in turn; after 10, 14, 18,
+24, 36 and 48 pairs it is decided, if it can be."""
 
 
 def add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -49,8 +49,8 @@ def add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser = commands.add_parser(
         "compare",
         help="settle whether B is slower, faster, the same, or wrong against A",
-        description="Settle whether B is slower, faster, the same, or wrong against A: both run at "
-        "the same time, in turn.",
+        description="Settle whether B is slower, faster, the same, or wrong against A: both run\n"
+        "at the same time, in turn.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

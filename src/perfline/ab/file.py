@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Literal, cast, get_args
 
 from perfline import jsonfile
-from perfline.ab.nouns import SIDES, Round, SideName
+from perfline.ab.fields import MOST, count, optional_count, positive, round_
+from perfline.ab.nouns import SIDES, SideName
 from perfline.ab.record import (
     AnswersRecord,
     CaseComparison,
@@ -30,8 +31,6 @@ from perfline.record import CASE_NAME, read_verdict
 
 SCHEMA = 1
 _FIX = "run perfline compare again"
-_LEAST, _MOST = 1e-12, 1e30  # no measurement lies beyond, and what follows from one stays finite
-_MOST_S = 1e12  # seconds: 30,000 years
 _MOST_LOG = 50.0  # a log ratio: B takes 5e21 times A's time
 
 
@@ -66,7 +65,7 @@ def load(path: Path) -> Comparison:
 
 
 def _load(path: Path) -> Comparison:
-    node = jsonfile.read(path, SCHEMA, RecordError, _FIX)
+    node = jsonfile.read(path, SCHEMA, RecordError, _FIX, "comparison")
     if node.data.get("kind") != "compare":
         raise RecordError(f"{path}: is no record of perfline compare; name the file of its --out")
     _check_numbers(node, node.data, "")
@@ -98,8 +97,8 @@ def _check_numbers(node: Node, value: object, where: str) -> None:
         items = value.items() if isinstance(value, dict) else enumerate(value)
         for key, item in items:
             _check_numbers(node, item, f"{where}.{key}" if where else f"{key}")
-    elif isinstance(value, int | float) and abs(value) > _MOST:
-        node.fail(where, f"is {value:g} (expected at most {_MOST:g})")
+    elif isinstance(value, int | float) and abs(value) > MOST:
+        node.fail(where, f"is {value:g} (expected at most {MOST:g})")
 
 
 def _case(name: str, node: Node) -> CaseComparison:
@@ -116,15 +115,15 @@ def _case(name: str, node: Node) -> CaseComparison:
         title=node.text("title"),
         engine=node.text("engine"),
         weights=node.text("weights"),
-        questions=_count(node, "questions"),
-        margin_fraction=_positive(node, "margin_fraction", 1.0),
+        questions=count(node, "questions"),
+        margin_fraction=positive(node, "margin_fraction", 1.0),
         looks=_looks(node),
-        alpha=_positive(node, "alpha", 0.5),
-        rounds=_count(node, "rounds"),
+        alpha=positive(node, "alpha", 0.5),
+        rounds=count(node, "rounds"),
         rounds_reason=node.text("rounds_reason"),
         sides={side: _side(sides.child(side)) for side in SIDES},
         difference=node.text("difference"),
-        repeats=_optional_count(node, "repeats"),
+        repeats=optional_count(node, "repeats"),
         pairs=tuple(map(_pair, node.items("pairs"))),
         answers=answers,
         decision=decision,
@@ -139,9 +138,9 @@ def _case(name: str, node: Node) -> CaseComparison:
 def _ranks(node: Node) -> int:
     if "ranks" not in node.data:
         return 1
-    if not _count(node, "ranks"):
+    if not count(node, "ranks"):
         node.fail("ranks", "is 0 (expected a whole number above 0)")
-    return _count(node, "ranks")
+    return count(node, "ranks")
 
 
 def _side(node: Node) -> SideRecord:
@@ -184,36 +183,20 @@ def _launch(node: Node) -> LaunchRecord:
     return LaunchRecord(
         **{key: node.number(key) for key in ("launch_s", "load_s", "compile_s")},
         **{key: node.number(key) for key in ("warmup_s", "pass_s")},
-        graphs=_count(node, "graphs"),
-        graph_breaks=_count(node, "graph_breaks"),
-        recompiles=_count(node, "recompiles"),
+        graphs=count(node, "graphs"),
+        graph_breaks=count(node, "graph_breaks"),
+        recompiles=count(node, "recompiles"),
         peak_memory_gib=node.optional_number("peak_memory_gib"),
-        rounds=tuple(map(_round, node.items("rounds"))),
-        dropped=tuple(map(_round, node.items("dropped"))),
-    )
-
-
-def _round(node: Node) -> Round:
-    tokens = _count(node, "tokens")
-    if not tokens:
-        node.fail("tokens", "is 0 (expected a whole number above 0)")
-    return Round(
-        start_s=node.number("start_s"),
-        tokens=tokens,
-        core_s=_positive(node, "core_s", _MOST_S),
-        whole_s=_positive(node, "whole_s", _MOST_S),
-        waited_fraction=node.optional_number("waited_fraction"),
-        joules=node.optional_number("joules") and _positive(node, "joules", _MOST),
-        faults=node.texts("faults"),
-        health=node.scalars("health"),
+        rounds=tuple(map(round_, node.items("rounds"))),
+        dropped=tuple(map(round_, node.items("dropped"))),
     )
 
 
 def _answers(node: Node) -> AnswersRecord:
     return AnswersRecord(
-        questions=_count(node, "questions"),
-        baseline_correct=_optional_count(node, "baseline_correct"),
-        candidate_correct=_optional_count(node, "candidate_correct"),
+        questions=count(node, "questions"),
+        baseline_correct=optional_count(node, "baseline_correct"),
+        candidate_correct=optional_count(node, "candidate_correct"),
         largest_difference=node.number("largest_difference"),
         share=node.number("share"),
         tolerance=node.number("tolerance"),
@@ -229,7 +212,7 @@ def _decision(node: Node) -> Decision:
         node.fail("word", f"is '{word}' (expected ok, improved, regressed, unsure or null)")
     return Decision(
         word=cast("Literal['ok', 'improved', 'regressed', 'unsure'] | None", word),
-        pairs=_count(node, "pairs"),
+        pairs=count(node, "pairs"),
         estimate=node.optional_number("estimate"),
         low=node.optional_number("low"),
         high=node.optional_number("high"),
@@ -238,26 +221,8 @@ def _decision(node: Node) -> Decision:
         p_faster=node.number("p_faster"),
         p_margin=node.number("p_margin"),
         alpha=node.number("alpha"),
-        to_settle=_optional_count(node, "to_settle"),
+        to_settle=optional_count(node, "to_settle"),
     )
-
-
-def _count(node: Node, key: str) -> int:
-    value = node.number(key)
-    if value < 0 or value != int(value):
-        node.fail(key, f"is {value:g} (expected a whole number, at least 0)")
-    return int(value)
-
-
-def _optional_count(node: Node, key: str) -> int | None:
-    return None if node.optional_number(key) is None else _count(node, key)
-
-
-def _positive(node: Node, key: str, most: float) -> float:
-    value = node.number(key)
-    if not _LEAST <= value <= most:
-        node.fail(key, f"is {value:g} (expected a number above 0: {_LEAST:g} to {most:g})")
-    return value
 
 
 def _text(node: Node, key: str) -> str:

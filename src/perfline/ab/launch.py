@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 
 from perfline.ab import messages
+from perfline.ab.fields import round_
 from perfline.ab.nouns import Ready, Round, Side, SideName, Workload
 from perfline.ab.process import Process
 from perfline.ab.ranked import RankedProcess
@@ -140,7 +141,7 @@ class LaunchedWorker:
         peers = [str(pid) for pid in self._launcher.peers(self._process)]
         what = f"for a round of {repeats} passes"
         self._process.send(what, ask="round", repeats=repeats, peers=peers)
-        return self._process.receive(self._limit_s(repeats), messages.round_)
+        return self._process.receive(self._limit_s(repeats), round_)
 
     def answers(self) -> Answers:
         """Answer the workload's questions."""

@@ -12,6 +12,7 @@ from typing import Any, cast, get_args
 
 import numpy as np
 
+from perfline.ab.fields import count
 from perfline.ab.nouns import Ready, Round, Workload
 from perfline.answers import Answers
 from perfline.case import WeightsKind
@@ -38,8 +39,8 @@ def workload(found: Node) -> Workload:
         data_dir=Path(data_dir) if data_dir else None,
         weights=cast("WeightsKind", _one_of(found, "weights", get_args(WeightsKind))),
         engine=cast("EngineName", _one_of(found, "engine", get_args(EngineName))),
-        questions=int(found.number("questions")),
-        ranks=int(found.optional_number("ranks") or 1),
+        questions=count(found, "questions"),
+        ranks=count(found, "ranks") if "ranks" in found.data else 1,
     )
 
 
@@ -55,7 +56,7 @@ def ready(found: Node) -> Ready:
     counts = ("pid", "tokens", "graphs", "graph_breaks", "recompiles")
     values: dict[str, Any] = {name: found.text(name) for name in texts}
     values |= {name: found.number(name) for name in seconds}
-    values |= {name: int(found.number(name)) for name in counts}
+    values |= {name: count(found, name) for name in counts}
     for name in ("context", "facts"):
         values[name] = {key: found.child(name).text(key) for key in found.child(name).data}
     # A ref of a project that brings its own, older perfline says nothing of other ranks.
@@ -66,23 +67,6 @@ def ready(found: Node) -> Ready:
 def round_json(done: Round) -> dict[str, object]:
     """``done`` as it is sent."""
     return dataclasses.asdict(done)
-
-
-def round_(found: Node) -> Round:
-    """The inverse of ``round_json``; seconds that are not positive are no measurement."""
-    for name in ("tokens", "core_s", "whole_s"):
-        if found.number(name) <= 0:
-            found.fail(name, f"is {found.number(name)} (expected a number above 0)")
-    return Round(
-        start_s=found.number("start_s"),
-        tokens=int(found.number("tokens")),
-        core_s=found.number("core_s"),
-        whole_s=found.number("whole_s"),
-        waited_fraction=found.optional_number("waited_fraction"),
-        joules=found.optional_number("joules"),
-        faults=found.texts("faults"),
-        health=found.scalars("health"),
-    )
 
 
 def answers_json(answers: Answers) -> dict[str, object]:

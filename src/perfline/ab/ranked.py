@@ -102,7 +102,10 @@ class RankedProcess(Process):
         self._ended_with(status, f"torchrun {ending(status)}", self._said())
 
     def _refusal(self, kind: str, message: str) -> DeviceMemory | WorkerError:
-        if kind == "RankError":  # of a rank that has ended, it may be: its own words say more
+        if kind in (
+            "RankError",
+            "ReplicaLost",
+        ):  # of a rank that has ended, it may be: its own words say more
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(_NEWS_S)
             self._tell_of_rank()

@@ -76,16 +76,14 @@ def decide(
     looks: Sequence[int] = LOOKS,
     alpha: float = ALPHA,
     ok_alpha: float = OK_ALPHA,
-    last: bool = False,
 ) -> Decision:
     """Judge one d per launch pair, in any order; ``margin_log`` is log(1 + margin).
 
     A word falls at a look only: between looks ``word`` is None, however clear the case, or the
-    error would not be bounded. At the last look, beyond it, or when told that this is the
-    ``last`` call (a comparison cut short), what is not settled is ``unsure``. ``regressed`` goes
-    before ``ok``: a sure slowdown of more than half the margin is told. With several cases,
-    ``alpha`` comes from :func:`shared_alpha`. ValueError for a margin that is not above 0 and for
-    values that are not finite.
+    error would not be bounded. At the last look and beyond it, what is not settled is ``unsure``.
+    ``regressed`` goes before ``ok``: a sure slowdown of more than half the margin is told. With
+    several cases, ``alpha`` comes from :func:`shared_alpha`. ValueError for a margin that is not
+    above 0 and for values that are not finite.
     """
     if not margin_log > 0:
         raise ValueError(f"margin_log is {margin_log}; expected a number above 0")
@@ -106,7 +104,7 @@ def decide(
         elif p_margin <= ok_alpha:
             word = "ok"
     to_settle = None if word else _to_settle(values, margin_log, alpha, ok_alpha)
-    if word is None and (last or count >= max(looks)):
+    if word is None and count >= max(looks):
         word = "unsure"
     return Decision(
         word=word,
@@ -183,12 +181,6 @@ def shared_alpha(p_values: Sequence[float], alpha: float) -> tuple[float, ...]:
             failed = p_values[index] > limit
         limits[index] = limit
     return tuple(limits)
-
-
-def holm(p_values: Sequence[float], alpha: float) -> tuple[bool, ...]:
-    """Return which hypotheses fall at ``alpha`` over all of them; see :func:`shared_alpha`."""
-    limits = shared_alpha(p_values, alpha)
-    return tuple(p <= limit for p, limit in zip(p_values, limits, strict=True))
 
 
 def rounds_per_launch(

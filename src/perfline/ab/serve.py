@@ -155,7 +155,8 @@ class Launch:
             self._rounds.before()
             self._rounds.round()
             own, replicas = self._rounds.finish()
-            return combine(replicas, own, bench.case.model.precision)
+            devices = self.workload.ranks
+            return combine(replicas, own, devices, bench.case.model.precision)
         self.health.friends = peers
         ready = replace(bench.ready(name), repeats=repeats)
         stopwatch = bench.timed_run(name).stopwatch(ready, self.health)

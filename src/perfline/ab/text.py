@@ -16,7 +16,7 @@ from perfline.ab.nouns import SIDES
 from perfline.ab.record import CaseComparison, Comparison, PairRecord, SideRecord
 from perfline.ab.sequential import LOOKS
 from perfline.ab.table import percent, table
-from perfline.report import FLIPS_SHOWN, WIDTH, reason_lines
+from perfline.report import FLIPS_SHOWN, WIDTH, paragraph, reason_lines
 from perfline.report_markdown import quoted
 from perfline.verdict import WORST_FIRST, Verdict
 
@@ -31,7 +31,7 @@ def progress_line(found: CaseComparison) -> str:
         return textwrap.shorten(f"pair {count}: void, {last.void}", WIDTH, placeholder=" ...")
     left = max(0, found.looks[-1] - len(found.counted))
     seconds = left * statistics.median(pair.wall_s for pair in found.pairs[-_PAIRS_TIMED:])
-    more = f"at most {left} pair{'s' * (left != 1)} left, about {_minutes(seconds)}"
+    more = f"at most {counted_pairs(left)} left, about {_minutes(seconds)}"
     return f"pair {count}: B {_change(found)}, {'decided' if found.ended else more}"
 
 
@@ -39,7 +39,7 @@ def headline(found: CaseComparison) -> str:
     """The whole story of a case, in 80 columns where its name is short."""
     name, time = f"{found.case} {found.engine}{found.on_ranks}", found.verdicts[0]
     grave = min(found.verdicts, key=lambda v: WORST_FIRST.index(v.word))
-    pairs = f"{len(found.counted)} launch pair{'s' * (len(found.counted) != 1)}"
+    pairs = counted_pairs(len(found.counted), "launch pair")
     if found.problem or grave.metric != TIME or not time.change:
         why = f"{grave.metric} {grave.change} (limit {grave.limit})"
         story = (
@@ -56,7 +56,8 @@ def headline(found: CaseComparison) -> str:
 def opening_line(found: CaseComparison) -> str:
     """What will be compared, before the first launch."""
     name = f"{found.case} {found.engine}{found.on_ranks}"
-    story = f"{name}, at most {found.looks[-1]} launch pairs; B against A: "
+    most = counted_pairs(found.looks[-1], "launch pair")
+    story = f"{name}, at most {most}; B against A: "
     return textwrap.shorten(story + found.difference, WIDTH, placeholder=" ...")
 
 
@@ -129,7 +130,7 @@ def _body(found: CaseComparison) -> list[str]:
     measured = any(verdict.measured is not None for verdict in found.verdicts)
     lines = [textwrap.indent(table(found), "  "), ""] if measured else []
     for text in _facts(found):
-        lines += _paragraph(text)
+        lines += paragraph(text)
     lines += reason_lines([v for v in _notable(found) if v.reason and not found.problem])
     lines += [f"  {line}" for line in _flips(found)]
     if found.problem:
@@ -145,11 +146,14 @@ def _notable(found: CaseComparison) -> list[Verdict]:
 def _facts(found: CaseComparison) -> list[str]:
     """What was compared, and how far it can be trusted."""
     a, b = (found.sides[name] for name in SIDES)
-    meaning = "+ is slower: B's seconds a token against A's, by Hodges-Lehmann over launch pairs"
+    meaning = (
+        "change is B's seconds a token against A's (+ is slower): the Hodges-Lehmann estimate over "
+        "launch pairs"
+    )
     if found.decision is not None and found.decision.low is not None:
         meaning += f", with its {100 * found.decision.confidence:g} % interval"
     facts = [
-        *([f"{meaning}; B's times are A's times that"] if found.counted else []),
+        *([f"{meaning}; column B shows A's times changed by it"] if found.counted else []),
         f"A  {_side(a)}",
         f"B  {_side(b)}",
         f"B against A: {found.difference}",
@@ -186,7 +190,7 @@ def _validity(found: CaseComparison) -> str:
     asked = sum(len(pair.baseline.rounds) for pair in pairs)
     thrown = asked - sum(len(pair.kept) for pair in pairs)
     text = (
-        f"{len(found.counted)} of {len(pairs)} launch pairs count; "
+        f"{len(found.counted)} of {counted_pairs(len(pairs), 'launch pair')} counted; "
         f"{thrown} of {asked} round pairs were thrown out"
     )
     faults = list(dict.fromkeys(fault for pair in pairs for fault in pair.faults))
@@ -242,16 +246,10 @@ def _change(found: CaseComparison) -> str:
     return f"{percent(decision.estimate)} [{low}, {high}]"
 
 
+def counted_pairs(count: int, noun: str = "pair") -> str:
+    """``1 pair``, ``2 pairs``."""
+    return f"{count} {noun}{'s' * (count != 1)}"
+
+
 def _minutes(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
-
-
-def _paragraph(text: str) -> list[str]:
-    return textwrap.wrap(
-        text,
-        WIDTH,
-        initial_indent="  ",
-        subsequent_indent="    ",
-        break_long_words=False,
-        break_on_hyphens=False,
-    )

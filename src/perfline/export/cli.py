@@ -23,7 +23,7 @@ formats:
   customBiggerIsBetter   github-action-benchmark: throughput, accuracy
   customSmallerIsBetter  github-action-benchmark: memory, graphs, graph breaks
   bencher                Bencher Metric Format (bencher run --adapter json)
-  otava                  Apache Otava: one row is appended to the CSV named by -o
+  otava                  Apache Otava: a row is appended to the CSV named by -o
   lm-eval                lm-evaluation-harness: results and samples below -o
 
 example:

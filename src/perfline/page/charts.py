@@ -91,12 +91,15 @@ def _intervals(inputs: CaseInputs, absent: list[str]) -> list[Figure]:
         )
     if not rows:
         return []
-    caption = (
-        "The bar is where the change may lie, given the spread between sessions. It is ok when "
-        "the whole bar lies right of the margin, and regressed when it lies left of 0 without that."
-        if any(row.low is not None for row in rows)
-        else "The interval of decision cannot be drawn without the baseline and the case's YAML."
-    )
+    if any(row.low is not None for row in rows):
+        caption = (
+            "The bar is where the change may lie, given the spread between sessions. It is ok when "
+            "the whole bar lies right of the margin, and regressed when it lies left of 0 without "
+            "that."
+        )
+    else:
+        lacking = "baseline that judged this run" if moved else "baseline and the case's YAML"
+        caption = f"The interval of decision cannot be drawn without the {lacking}."
     keys = [("now", "this run, in its verdict's colour")]
     keys += [("limit", "margin")] if any(row.limit is not None for row in rows) else []
     keys += [("accepted", "accepted sessions")] if any(row.sessions for row in rows) else []
@@ -119,8 +122,15 @@ def _interval(
 
 
 def _judged_by(metric: str, mean: float, stored: Baseline | None) -> tuple[float, ...]:
-    """The sessions of that mean: the latest, or those of the anchor; none where both moved on."""
-    held = () if stored is None else (stored.values(metric), stored.anchor(metric)[0])
+    """The sessions of that mean; none where the baseline has moved on.
+
+    They are the latest, the first of these (sessions were added since, maybe this one), or those of
+    the anchor.
+    """
+    if stored is None:
+        return ()
+    values = stored.values(metric)
+    held = [*(values[:count] for count in range(len(values), 0, -1)), stored.anchor(metric)[0]]
     return next((v for v in held if v and math.isclose(_mean(v), mean, rel_tol=1e-9)), ())
 
 

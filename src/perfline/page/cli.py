@@ -19,9 +19,9 @@ def add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = commands.add_parser(
         "report",
         help="show a session to people: one HTML page, or Markdown for a pull request",
-        description="Show a session to people: one HTML page that needs no network, or Markdown. "
-        "The first record is what the page is about, further ones are its history; records of "
-        "`perfline compare` get a section each.",
+        description="Show a session to people: one HTML page that needs no network, or Markdown.\n"
+        "The first record is what the page is about, further ones are its history;\n"
+        "records of `perfline compare` get a section each.",
         epilog="example:\n"
         "  perfline report results/run.json -o report.html\n"
         "  perfline report results/run.json records/*.json -o report.html\n"

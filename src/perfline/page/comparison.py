@@ -108,7 +108,8 @@ def _story(case: CaseComparison) -> str:
     now = _decided(case, values)
     assert now.estimate is not None
     side = "slower" if now.estimate > 0 else "faster"
-    story = f"The candidate is {abs(_per_cent(now.estimate)):.2f} % {side} after {now.pairs} pairs"
+    pairs = compare_text.counted_pairs(now.pairs)
+    story = f"The candidate is {abs(_per_cent(now.estimate)):.2f} % {side} after {pairs}"
     if now.low is not None and now.high is not None:
         story += (
             f" ({100 * now.confidence:.0f} % interval of the slowdown: "

@@ -51,7 +51,7 @@ def headline(inputs: Inputs, strict: bool) -> Headline:
         titles.append(found.title)
         exits.append(found.exit_line)
         counts.append(counts_line(inputs.record))
-        commands.append(next_of(inputs.record, inputs.flags))
+        commands.append(next_of(inputs.record, inputs.flags, inputs.refused))
     if comparisons or inputs.record is None:
         word, told, status = _compared(comparisons, strict)
         words.append(word)

@@ -11,15 +11,17 @@ import os
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from perfline import baseline as baselines
-from perfline import data, jsonfile, mmlu, record
+from perfline import data, jsonfile, kinds, mmlu, offer, record
 from perfline.ab.file import load as load_comparison
 from perfline.ab.record import Comparison
 from perfline.baseline import Baseline, Published
 from perfline.case import Case, load_cases
 from perfline.errors import PerflineError, RecordError
+from perfline.hints import Refused
 from perfline.jsonfile import Node, Scalar
 from perfline.mmlu import Question
 from perfline.record import CaseRecord, Record
@@ -76,6 +78,7 @@ class Inputs:
     Attributes:
         path, record: of the session that the page is about; None where only comparisons are shown.
         flags: with which ``perfline baselines update`` finds the same files.
+        refused: why it would refuse a case of the record, for the cases whose YAML is at hand.
         left_out: past records that could not be used, one line each.
     """
 
@@ -84,6 +87,7 @@ class Inputs:
     cases: Mapping[str, CaseInputs]
     comparisons: tuple[CompareInputs, ...] = ()
     flags: str = ""
+    refused: Mapping[str, Refused] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
 
 
@@ -120,15 +124,22 @@ def gather(paths: Sequence[Path], places: Places) -> Inputs:
         name: _case_inputs(measured, current, known.get(name), why_unknown, places, past)
         for name, measured in current.cases.items()
     }
-    return Inputs(path, current, cases, comparisons, _flags(path, places), tuple(left_out))
+    refused = {
+        name: partial(offer.refusal, places.baselines, path, current, known[name])
+        for name in current.cases
+        if name in known
+    }
+    flags = _flags(path, current, places)
+    return Inputs(path, current, cases, comparisons, flags, refused, tuple(left_out))
 
 
 def _is_comparison(path: Path) -> bool:
     """Whether a file says so itself; what cannot be read is left to the reader of records."""
     try:
-        return jsonfile.read(path, record.SCHEMA, RecordError, _FIX).data.get("kind") == "compare"
+        found = jsonfile.read(path, record.SCHEMA, RecordError, _FIX)
     except RecordError:
         return False
+    return kinds.kind(found.data) == "comparison"
 
 
 def _check_numbers(path: Path, current: Record) -> None:
@@ -144,9 +155,13 @@ def _check_numbers(path: Path, current: Record) -> None:
                     raise RecordError(jsonfile.printable(line))
 
 
-def _flags(path: Path, places: Places) -> str:
+def _flags(path: Path, current: Record, places: Places) -> str:
     flags = [f"--run {shlex.quote(os.fspath(path))}"]
-    flags += [f"--case-dir={shlex.quote(os.fspath(place))}" for place in places.case_dirs]
+    # Without it here, the directory that pytest was given.
+    noted = (case.notes.get("case_dir") for case in current.cases.values())
+    told = [jsonfile.printable(name) for name in noted if isinstance(name, str)]
+    directories = [os.fspath(place) for place in places.case_dirs] or list(dict.fromkeys(told))
+    flags += [f"--case-dir={shlex.quote(name)}" for name in directories]
     if places.baselines != Path("baselines"):
         flags.append(f"--baselines={shlex.quote(os.fspath(places.baselines))}")
     return " ".join(flags)
@@ -273,7 +288,7 @@ def _past(
     seen = {current.created}  # a copy of a record is no second measurement
     for path in paths:
         try:
-            node = jsonfile.read(path, record.SCHEMA, RecordError, _FIX)
+            node = jsonfile.read(path, record.SCHEMA, RecordError, _FIX, "record")
             created = node.text("created")
             if node.child("environment").text("machine") != current.environment.machine:
                 elsewhere += 1

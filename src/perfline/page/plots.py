@@ -127,8 +127,8 @@ def drift_fraction(samples: Sequence[float]) -> float | None:
 
     Least squares; None for fewer than three rounds.
     """
-    usable = len(samples) >= 3 and abs(statistics.median(samples)) > 0 and max(samples) < 1e100
-    if not usable:
+    usable = len(samples) >= 3 and abs(statistics.median(samples)) > 0
+    if not usable or max(map(abs, samples)) >= 1e100:  # beyond it sums and squares overflow
         return None
     slope, _ = statistics.linear_regression(range(len(samples)), samples)
     return slope * (len(samples) - 1) / statistics.median(samples)

@@ -21,6 +21,7 @@ from perfline import record as records
 from perfline.errors import RecordError
 from perfline.export.exports import undisturbed
 from perfline.jsonfile import Scalar, printable
+from perfline.kinds import kind
 from perfline.metrics import Metric
 from perfline.record import CaseRecord, Record
 from perfline.report import WIDTH, number
@@ -195,7 +196,7 @@ def _kind(file: Path) -> Literal["record", "comparison", "other"]:
         return "record"
     if not isinstance(data, dict) or "schema" not in data:
         return "other"
-    return "comparison" if data.get("kind") == "compare" else "record"
+    return "comparison" if kind(data) == "comparison" else "record"
 
 
 def _rows(file: Path, record: Record) -> list[Row]:
