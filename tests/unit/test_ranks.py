@@ -9,8 +9,10 @@ import pytest
 from test_parallel import groups
 
 from perfline import ranks, rendezvous
+from perfline.accuracy import AccuracyOptions
 from perfline.errors import EngineError, RankError
 from perfline.group import Group
+from perfline.line import Options
 from perfline.parallel import Lead
 
 ENVIRON = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
@@ -28,6 +30,12 @@ def test_ranks_of_this_host_are_those_that_one_command_can_start_here():
     assert rendezvous.ranks_here(ENVIRON) == 2
     two_nodes = {**ENVIRON, "WORLD_SIZE": "16", "LOCAL_WORLD_SIZE": "8"}
     assert rendezvous.ranks_here(two_nodes) == 8
+
+
+def test_what_settles_a_verdict_of_ranks_starts_as_many(tmp_path):
+    nowhere, options = tmp_path / "nowhere", AccuracyOptions()
+    found = Options(None, nowhere, nowhere, False, False, "dummy", options, None, tmp_path, ranks=8)
+    assert found.settle_flags == "--dummy-weights --ranks=8"
 
 
 def test_restarts_are_counted():

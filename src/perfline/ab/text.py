@@ -50,7 +50,11 @@ def headline(found: CaseComparison) -> str:
     if not found.ended:
         return f"{name} not decided: {_change(found)} after {pairs} (limit {time.limit})"
     story = f"{name} {time.word} {_change(found)} in {pairs} (limit {time.limit})"
-    return story if len(story) <= WIDTH else story.replace(" launch pair", " pair")
+    if len(story) > WIDTH:
+        story = story.replace(" launch pair", " pair")
+    if len(story) > WIDTH and found.ranks > 1:
+        return f"{name} {time.word} {_change(found)} (limit {time.limit})"
+    return story
 
 
 def opening_line(found: CaseComparison) -> str:
