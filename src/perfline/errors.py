@@ -79,3 +79,11 @@ class RankError(PerflineError):
 
 class ReplicaLost(RankError):  # noqa: N818
     """Ranks that hold one model between them did not go on together: none of them can go on."""
+
+
+def told(kind: str | None, text: str) -> RankError | DeviceMemory:
+    """What another rank says that it met: of all kinds, one has to stay itself.
+
+    Where memory is full, less may be asked for.
+    """
+    return DeviceMemory(text) if kind == DeviceMemory.__name__ else RankError(text)

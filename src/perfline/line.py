@@ -54,6 +54,7 @@ class Options:
     accuracy: AccuracyOptions
     case_dir: str | None
     shown_from: Path  # paths in messages are relative to it
+    ranks: int = 1  # of a torchrun job, on this host
 
     @property
     def update_flags(self) -> str:
@@ -73,6 +74,8 @@ class Options:
             flags.append(f"--data-dir={self.shown(self.data_dir)}")
         if self.case_dir is not None:
             flags.append(f"--case-dir={self.case_dir}")
+        if self.ranks > 1:
+            flags.append(f"--ranks={self.ranks}")
         return " ".join(flags)
 
     def shown(self, path: Path) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from perfline import case as cases
-from perfline import data, ranks
+from perfline import data, ranks, rendezvous
 from perfline.accuracy import AccuracyOptions
 from perfline.case import Case
 from perfline.errors import MissingData, MissingRanks, PerflineError
@@ -29,7 +29,7 @@ SESSION = pytest.StashKey[Session]()
 
 def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
     """The command line; and, beside other ranks, what each of them does."""
-    if ranks.launched():
+    if rendezvous.launched():
         pluginmanager.register(ranks.Joined())
         pluginmanager.register(ranks.Serving(_options, _selected))
     group = parser.getgroup("perfline", "LLM inference: accuracy and throughput against baselines")
@@ -288,7 +288,7 @@ def _options(config: pytest.Config) -> Options:
     results = Path(given("results") or config.rootpath / "results" / "run.json")
     if given("full_pass") and (given("questions") or given("sequential")):
         raise pytest.UsageError("--full-pass asks all: leave out --questions and --sequential")
-    if given("full_pass") and ranks.launched():
+    if given("full_pass") and rendezvous.launched():
         raise pytest.UsageError(
             "--full-pass is for one device: under torchrun every rank would time all questions; "
             "leave it out, or run it without torchrun"
@@ -306,10 +306,11 @@ def _options(config: pytest.Config) -> Options:
             verify=given("verify"),
             plain=given("plain"),
             sequential=given("sequential"),
-            resume=given("resume") or ranks.attempt() > 0,
+            resume=given("resume") or rendezvous.attempt() > 0,
             journals=results.parent / "journals",
         ),
         shown_from=config.invocation_params.dir,
+        ranks=rendezvous.ranks_here(),
     )
 
 

@@ -18,7 +18,7 @@ from datetime import timedelta
 from typing import Any, Protocol
 
 from perfline.engine import Engine, EngineName, run_pass
-from perfline.errors import PerflineError, RankError, ReplicaLost
+from perfline.errors import PerflineError, RankError, ReplicaLost, told
 from perfline.group import Group
 from perfline.mmlu import Prompt
 
@@ -54,19 +54,22 @@ class Replica:
     def agreeing(self) -> Iterator[None]:
         """Go on only where all ranks of the replica come through what is within.
 
-        RankError names the first rank that did not; this rank's own error goes first.
+        RankError (DeviceMemory where it is that) names the first rank that did not; this rank's
+        own error goes first.
         """
         step, self._told = self._told, self._told + 1
         try:
             yield
         except PerflineError as error:
-            self.group.put(self._key(f"{step}/agreed/{self.place}"), str(error))
+            problem = json.dumps([type(error).__name__, str(error)])
+            self.group.put(self._key(f"{step}/agreed/{self.place}"), problem)
             raise
         self.group.put(self._key(f"{step}/agreed/{self.place}"), "")
         for place in range(self.size):
             who = self.first + place
             if problem := self.group.wait_for(self._key(f"{step}/agreed/{place}"), who):
-                raise RankError(f"{self.group.name(who)}: {problem}")
+                kind, text = json.loads(problem)
+                raise told(kind, f"{self.group.name(who)}: {text}")
 
     def join(self, kind: str) -> None:
         """Make the replica's torch.distributed world, for devices of that kind.

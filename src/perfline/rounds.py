@@ -2,11 +2,14 @@
 
 Rank 0 asks step by step, and every replica answers each step once::
 
-    time      load, compile, warm up; then rank 0 times a few rounds alone, the others wait
-    begin     start the timed region
+    time      load, compile, warm up; under pytest rank 0 then times a few rounds alone
+    begin     start a timed region, of so many passes a round
     round     time one round; asked as soon as all are done with the one before
     finish    tell compile counts, memory, answers
     over      the end, also of what failed
+
+Under pytest a pass is one region of many rounds (``conduct``); ``perfline compare`` asks for
+regions of one round each, as its two sides take turns (``Rounds``).
 
 A round begins when its command arrives: ranks wait for it inside the store (``quiet``), without
 asking it again and again. Nobody speaks to the store while it times; one that is done earlier says
@@ -15,26 +18,28 @@ so and waits.
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 from perfline.case import Case
 from perfline.device import Device
 from perfline.engine import Clock, CompileCounts, Engine
-from perfline.errors import RankError
+from perfline.errors import RankError, told
 from perfline.group import Group
 from perfline.journal import from_row, to_row
 from perfline.mmlu import Prompt
-from perfline.telemetry import RoundHealth, watch
+from perfline.telemetry import RoundHealth, Watch, watch
 from perfline.throughput import Ready, Round, Stopwatch, Timings
 from perfline.together import ReplicaTimings, Together, aggregate
 
 STEPS = ("begin", "round", "finish", "over")  # of a pass; one who failed in it may still hear them
 ALONE_ROUNDS = 5  # of one rank, before those of all
 _PAUSE_S = 0.1  # between rank 0's looks for answers: other ranks may still be timing
+_FIRST_PAUSE_S = 0.005  # most often they are done as soon as rank 0 is
 
 
 class Repeat(Protocol):
@@ -86,16 +91,15 @@ class TimedRun:
     identity: Mapping[str, str]
     clock: Clock = time.perf_counter
 
-    @contextmanager
-    def stopwatch(self, ready: Ready) -> Iterator[Stopwatch]:
-        """The timed region, with the device's health read beside it."""
+    def stopwatch(self, ready: Ready, health: Watch) -> Stopwatch:
+        """The timed region; ``health`` reads the device beside it."""
         head = self.case.throughput.head
-        with watch(self.device) as health:
-            yield Stopwatch(self.engine, self.prompts, head, ready, self.clock, health=health)
+        return Stopwatch(self.engine, self.prompts, head, ready, self.clock, health=health)
 
     def alone(self, ready: Ready, alive: Callable[[], None]) -> Timings:
         """Some rounds of this rank, while the others wait; ``alive`` is called between them."""
-        with self.stopwatch(ready) as stopwatch:
+        with watch(self.device) as health:
+            stopwatch = self.stopwatch(ready, health)
             for _ in range(ALONE_ROUNDS):
                 stopwatch.round()
                 alive()
@@ -103,92 +107,105 @@ class TimedRun:
 
 
 def conduct(lead: Leader, run: TimedRun, repeat: Repeat) -> Together:
-    """Rank 0's side; RankError names the rank that failed or is silent."""
-    asked = _Asked(lead, run)
-    mine: dict[int, Round] = {}
-    told: list[dict[int, Mapping[str, Any]]] = []
-    try:
-        ready = run.ready()
-        asked.gather(f"make {run.engine.name} ready")
-        alone = run.alone(ready, lead.group.alive)
-        asked.step("begin", repeats=ready.repeats)
-        asked.gather("begin the rounds")
-        with run.stopwatch(ready) as stopwatch:
-
-            def before() -> None:
-                if mine:
-                    told.append(asked.gather(f"end round {len(mine)}"))
-                asked.step("round")
-
-            def timed_round() -> None:
-                mine[len(told)] = stopwatch.round()
-
-            repeat(timed_round, run.case.throughput.rounds, before)
-            told.append(asked.gather(f"end round {len(mine)}"))
-            own = stopwatch.finish()
-        asked.step("finish")
-        ends = asked.gather("tell what it measured")
-    finally:
-        with suppress(RankError):  # a store that is gone is told by what came before
-            asked.step("over")
-    group, rounds = lead.group, tuple(mine.values())
-    counts, mem, waited = own.timed, own.peak_memory_gib, own.waited_fraction
-    replicas = [ReplicaTimings(group.name(0), rounds, ready, counts, mem, waited, own.answers)]
-    for rank, end in sorted(ends.items()):
-        rounds = tuple(_round(each[rank]) for each in told)
-        replicas.append(_replica(group.name(rank), rounds, end))
-    return aggregate(replicas, own, alone, group.ranks, run.case.model.precision)
+    """Rank 0's side of one region; RankError names the rank that failed or is silent."""
+    with watch(run.device) as health:
+        rounds = Rounds(lead, run, health)
+        try:
+            ready = rounds.ready()[0]
+            alone = run.alone(ready, lead.group.alive)
+            rounds.begin(ready.repeats)
+            repeat(rounds.round, run.case.throughput.rounds, rounds.before)
+            own, replicas = rounds.finish()
+        finally:
+            rounds.over()
+    return aggregate(replicas, own, alone, lead.group.ranks, run.case.model.precision)
 
 
-def serve(group: Group, number: int, run: TimedRun) -> None:
-    """Another rank's side, until rank 0 says that it is over."""
-    ready = run.ready()
-    group.tell("timed", **{"pass": number, "step": 0})
-    command = group.command(quiet=True)[1]
-    if command["do"] == "over":
-        return
-    ready = replace(ready, repeats=command["repeats"])
-    with run.stopwatch(ready) as stopwatch:
-        while command["do"] != "over":
-            said: dict[str, Any] = {}
-            if command["do"] == "round":
-                said = asdict(stopwatch.round())
-            elif command["do"] == "finish":
-                said = _end(ready, stopwatch.finish())
-            group.tell("timed", **{"pass": number, "step": command["step"]}, **said)
-            command = group.command(quiet=True)[1]
+class Rounds:
+    """Rank 0's side, step by step: ``ready``, then regions: ``begin``, rounds, ``finish``.
 
+    Every step raises RankError, which names the rank that failed or is silent, and DeviceMemory
+    where it is a rank's memory that is full.
+    """
 
-class _Asked:
-    """One pass as rank 0 asks for it."""
-
-    def __init__(self, lead: Leader, run: TimedRun) -> None:
-        self._lead, self._step = lead, 0
+    def __init__(self, lead: Leader, run: TimedRun, health: Watch) -> None:
+        """Have the others get ready in the meantime; ``health`` reads this rank's device."""
+        self._lead, self._run, self._health, self._step = lead, run, health, 0
+        self._readies: dict[int, Ready] = {}
         identity = dict(run.identity)
         self._number = lead.ask("time", run.case.id, engine=run.engine.name, identity=identity)
 
-    def step(self, do: str, **more: object) -> None:
+    def ready(self) -> tuple[Ready, ...]:
+        """Get ready; what that took on every replica, this one first."""
+        own = self._run.ready()
+        told = self._gather(f"make {self._run.engine.name} ready")
+        others = {rank: _ready(said["ready"]) for rank, said in sorted(told.items())}
+        self._readies = {0: own, **others}
+        return tuple(self._readies.values())
+
+    def begin(self, repeats: int, friends: Collection[int] = ()) -> None:
+        """Begin a region; ``friends``: processes that may be on the devices beside a rank."""
+        self._ask("begin", repeats=repeats, friends=list(friends))
+        self._gather("begin the rounds")
+        self._mine: dict[int, Round] = {}
+        self._told: list[dict[int, Mapping[str, Any]]] = []
+        self._health.friends = _others(friends)
+        ready = replace(self._readies[0], repeats=repeats)
+        self._stopwatch = self._run.stopwatch(ready, self._health)
+
+    def before(self) -> None:
+        """Ahead of a round: once all are done with the last, have the others begin the next."""
+        if self._mine:
+            self._told.append(self._gather(f"end round {len(self._mine)}"))
+        self._ask("round")
+
+    def round(self) -> None:
+        """Time a round; ``before`` goes ahead of each."""
+        self._mine[len(self._told)] = self._stopwatch.round()
+
+    def finish(self) -> tuple[Timings, list[ReplicaTimings]]:
+        """End the region: what this rank measured, and what every replica did, this one first."""
+        self._told.append(self._gather(f"end round {len(self._mine)}"))
+        own = self._stopwatch.finish()
+        self._ask("finish")
+        ends = self._gather("tell what it measured")
+        name, rounds = self._lead.group.name, tuple(self._mine.values())
+        counts, mem, waited = own.timed, own.peak_memory_gib, own.waited_fraction
+        replicas = [ReplicaTimings(name(0), rounds, own.ready, counts, mem, waited, own.answers)]
+        for rank, end in sorted(ends.items()):
+            rounds = tuple(_round(each[rank]) for each in self._told)
+            replicas.append(_replica(name(rank), rounds, self._readies[rank], end))
+        return own, replicas
+
+    def over(self) -> None:
+        """Let the others go."""
+        with suppress(RankError):  # a store that is gone is told by what came before
+            self._ask("over")
+
+    def _ask(self, do: str, **more: object) -> None:
         """Ask for the next step."""
         self._step += 1
         self._lead.group.post({"do": do, "step": self._step, **more})
 
-    def gather(self, what: str) -> dict[int, Mapping[str, Any]]:
-        """What every other replica says to this step; RankError where one fails or is silent."""
+    def _gather(self, what: str) -> dict[int, Mapping[str, Any]]:
+        """What every other replica says to this step."""
         group = self._lead.group
         begin, others = group.clock(), set(self._lead.leaders) - {0}
-        told: dict[int, Mapping[str, Any]] = {}
+        heard: dict[int, Mapping[str, Any]] = {}
+        pause_s = _FIRST_PAUSE_S
         while True:
             for message in group.messages():
                 self._lead.hear(message)
                 if message.get("pass") != self._number:
                     continue  # what is left of a failed pass
                 if message["kind"] == "failed":
-                    raise RankError(f"{group.name(message['rank'])}: {message['text']}")
+                    text = f"{group.name(message['rank'])}: {message['text']}"
+                    raise told(message.get("error"), text)
                 if message["step"] == self._step:
-                    told[message["rank"]] = message
-            missing = sorted(others - set(told))
+                    heard[message["rank"]] = message
+            missing = sorted(others - set(heard))
             if not missing:
-                return told
+                return heard
             if group.clock() - begin > group.timeout_s:
                 names = ", ".join(map(group.name, missing))
                 raise self._lead.lost(
@@ -196,12 +213,33 @@ class _Asked:
                     "or --rank-timeout is too short"
                 )
             group.alive()
-            group.sleep(_PAUSE_S)
+            group.sleep(pause_s)
+            pause_s = min(2 * pause_s, _PAUSE_S)
 
 
-def _end(ready: Ready, timings: Timings) -> dict[str, Any]:
+def serve(group: Group, number: int, run: TimedRun) -> None:
+    """Another rank's side, until rank 0 says that it is over."""
+    ready = run.ready()
+    group.tell("timed", **{"pass": number, "step": 0}, ready=asdict(ready))
+    with watch(run.device) as health:
+        while (command := group.command(quiet=True)[1])["do"] != "over":
+            said: dict[str, Any] = {}
+            if command["do"] == "begin":
+                health.friends = _others(command["friends"])
+                stopwatch = run.stopwatch(replace(ready, repeats=command["repeats"]), health)
+            elif command["do"] == "round":
+                said = asdict(stopwatch.round())
+            else:
+                said = _end(stopwatch.finish())
+            group.tell("timed", **{"pass": number, "step": command["step"]}, **said)
+
+
+def _others(pids: Collection[int]) -> list[int]:
+    return [pid for pid in pids if pid != os.getpid()]
+
+
+def _end(timings: Timings) -> dict[str, Any]:
     return {
-        "ready": asdict(ready),
         "timed": asdict(timings.timed),
         "peak_memory_gib": timings.peak_memory_gib,
         "waited_fraction": timings.waited_fraction,
@@ -209,23 +247,28 @@ def _end(ready: Ready, timings: Timings) -> dict[str, Any]:
     }
 
 
-def _replica(name: str, rounds: tuple[Round, ...], told: Mapping[str, Any]) -> ReplicaTimings:
-    ready = dict(told["ready"])
-    ready |= {key: CompileCounts(**ready[key]) for key in ("first", "later")}
+def _replica(
+    name: str, rounds: tuple[Round, ...], ready: Ready, end: Mapping[str, Any]
+) -> ReplicaTimings:
     return ReplicaTimings(
         name=name,
         rounds=rounds,
-        ready=Ready(**ready),
-        timed=CompileCounts(**told["timed"]),
-        peak_memory_gib=told["peak_memory_gib"],
-        waited_fraction=told["waited_fraction"],
-        answers=from_row(told["answers"]),
+        ready=ready,
+        timed=CompileCounts(**end["timed"]),
+        peak_memory_gib=end["peak_memory_gib"],
+        waited_fraction=end["waited_fraction"],
+        answers=from_row(end["answers"]),
     )
 
 
-def _round(told: Mapping[str, Any]) -> Round:
-    health = dict(told["health"])
+def _ready(said: Mapping[str, Any]) -> Ready:
+    counts = {key: CompileCounts(**said[key]) for key in ("first", "later")}
+    return Ready(**{**said, **counts})
+
+
+def _round(said: Mapping[str, Any]) -> Round:
+    health = dict(said["health"])
     foreign = tuple(health.pop("foreign"))
     return Round(
-        told["tokens"], told["core_s"], told["whole_s"], RoundHealth(**health, foreign=foreign)
+        said["tokens"], said["core_s"], said["whole_s"], RoundHealth(**health, foreign=foreign)
     )

@@ -108,31 +108,60 @@ def aggregate(
     precision: Precision,
 ) -> Together:
     """Sum up what every replica measured; the first is rank 0's, whose timings are ``own``."""
-    names = [replica.name for replica in replicas]
-    if devices > len(replicas):  # of a split model one device is read: no sum of all is known
-        replicas = [_without_energy(replica) for replica in replicas]
-    together = [_round(names, each) for each in zip(*(r.rounds for r in replicas), strict=True)]
-    counted = [i for i, done in enumerate(together) if not done.health.throttled]
-    thrown_out = tuple(d.health.throttled for d in together if d.health.throttled)
-    spoilt = gates.too_many_thrown_out(len(together), thrown_out)
-    counted = counted or list(range(len(together)))
+    whole = combine(replicas, own, devices, precision)
+    counted = [i for i, done in enumerate(whole.rounds) if not done.health.throttled]
+    thrown_out = tuple(d.health.throttled for d in whole.rounds if d.health.throttled)
+    spoilt = gates.too_many_thrown_out(len(whole.rounds), thrown_out)
+    counted = counted or list(range(len(whole.rounds)))
     timings = replace(
-        own,
-        ready=_ready([replica.ready for replica in replicas]),
-        rounds=tuple(together[i] for i in counted),
-        timed=_worst([replica.timed for replica in replicas]) + alone.timed,
-        peak_memory_gib=_of_known(max, [replica.peak_memory_gib for replica in replicas]),
-        waited_fraction=_of_known(max, [replica.waited_fraction for replica in replicas]),
-        flops=None if own.flops is None else own.flops * len(replicas),
-        faults=((spoilt,) if spoilt else ()) + alone.faults + _faults(replicas, precision),
+        whole,
+        rounds=tuple(whole.rounds[i] for i in counted),
+        timed=whole.timed + alone.timed,
+        faults=((spoilt,) if spoilt else ()) + alone.faults + whole.faults,
         thrown_out=thrown_out,
-        timed_s=alone.timed_s + sum(done.whole_s for done in together),
+        timed_s=alone.timed_s + whole.timed_s,
     )
     rates = tuple(
         statistics.median(r.rounds[i].tokens / r.rounds[i].whole_s for i in counted)
         for r in replicas
     )
-    return Together(timings, alone, devices, tuple(names), rates)
+    return Together(timings, alone, devices, tuple(r.name for r in replicas), rates)
+
+
+def combine(
+    replicas: Sequence[ReplicaTimings], own: Timings, devices: int, precision: Precision
+) -> Timings:
+    """What every replica measured, as if they were one device, with all of their rounds.
+
+    The first is rank 0's, whose timings are ``own``.
+    """
+    names = [replica.name for replica in replicas]
+    if devices > len(replicas):  # of a split model one device is read: no sum of all is known
+        replicas = [_without_energy(replica) for replica in replicas]
+    rounds = [_round(names, each) for each in zip(*(r.rounds for r in replicas), strict=True)]
+    return replace(
+        own,
+        ready=worst_ready([replica.ready for replica in replicas]),
+        rounds=tuple(rounds),
+        timed=_worst([replica.timed for replica in replicas]),
+        peak_memory_gib=_of_known(max, [replica.peak_memory_gib for replica in replicas]),
+        waited_fraction=_of_known(max, [replica.waited_fraction for replica in replicas]),
+        flops=None if own.flops is None else own.flops * len(replicas),
+        faults=_faults(replicas, precision),
+        thrown_out=(),
+        timed_s=sum(done.whole_s for done in rounds),
+    )
+
+
+def worst_ready(readies: Sequence[Ready]) -> Ready:
+    """What it took until all were ready: the longest, and the most of everything compiled."""
+    return Ready(
+        compile_s=max(ready.compile_s for ready in readies),
+        warmup_s=max(ready.warmup_s for ready in readies),
+        first=_worst([ready.first for ready in readies]),
+        later=_worst([ready.later for ready in readies]),
+        repeats=readies[0].repeats,
+    )
 
 
 def _without_energy(replica: ReplicaTimings) -> ReplicaTimings:
@@ -161,16 +190,6 @@ def _health(names: Sequence[str], healths: Sequence[RoundHealth]) -> RoundHealth
         temperature_c=_of_all(max, [h.temperature_c for h in healths]),
         power_w=_of_all(sum, [h.power_w for h in healths]),
         readings=sum(h.readings for h in healths),
-    )
-
-
-def _ready(readies: Sequence[Ready]) -> Ready:
-    return Ready(
-        compile_s=max(ready.compile_s for ready in readies),
-        warmup_s=max(ready.warmup_s for ready in readies),
-        first=_worst([ready.first for ready in readies]),
-        later=_worst([ready.later for ready in readies]),
-        repeats=readies[0].repeats,
     )
 
 

@@ -149,15 +149,16 @@ from pathlib import Path
 
 import numpy as np
 
-from perfline import hf, ranks
+from perfline import hf
 from perfline.case import load_case
 from perfline.device import current_device
 from perfline.engine import run_pass
 from perfline.lengths import dummy_prompts
+from perfline.rendezvous import join
 from perfline.replica import Replica, follow
 
 here = Path(sys.argv[1])
-group = ranks.join(100.0)
+group = join(100.0)
 replica = Replica(group, 2, 1)
 model = hf.load(load_case(here / "qwen.yaml"), current_device(), None, replica)
 asked = dummy_prompts(model.vocabulary, 2048)[:6]

@@ -187,7 +187,7 @@ def test_every_option_reaches_its_place(started: Started) -> None:
         *("--baseline-import", "one", "--import", "two", "--import", "three"),
         *("--engine", "eager", "--margin", "5", "--max-pairs", "12", "--rounds", "4"),
         *("--questions", "50", "--alternate", "--timeout", "60", "--dummy-weights"),
-        *("--data-dir", "data", "-o", "out/c.json"),
+        *("--ranks", "4", "--data-dir", "data", "-o", "out/c.json"),
     ]
 
     assert run("tiny", *words) == 0
@@ -204,11 +204,13 @@ def test_every_option_reaches_its_place(started: Started) -> None:
     assert b.settings == (("engine.mode", "max-autotune"),)
     (asked,) = started.workloads
     assert (asked.engine, asked.weights, asked.questions) == ("eager", "dummy", 50)
+    assert asked.ranks == 4
     assert asked.data_dir == Path("data")
     assert started.timeout_s == 60
     found = compare_file.load(Path("out/c.json"))
     case = found.cases["tiny"]
     assert (case.margin_fraction, case.looks, case.rounds) == (0.05, (10, 12), 4)
+    assert case.ranks == 4
     assert not any(pair.interleaved for pair in case.pairs)
 
 
@@ -222,6 +224,7 @@ def test_the_command_in_the_record_does_the_same_again(started: Started) -> None
         *("--set", "engine.mode=max-autotune", "--import", "two"),
         *("--engine", "eager", "--margin", "2.5", "--max-pairs", "12", "--rounds", "4"),
         *("--questions", "50", "--timeout", "60", "--alternate", "--strict", "--dummy-weights"),
+        *("--ranks", "2"),
         *("--data-dir", "data dir", "--out", "c.json"),
     ]
     run(*words)
@@ -306,6 +309,7 @@ def test_wrong_input_is_one_line_before_any_process(
         ("tiny", "--max-pairs", "0"),
         ("tiny", "--max-pairs", "501"),
         ("tiny", "--rounds", "2"),
+        ("tiny", "--ranks", "0"),
         ("tiny", "--questions", "-1"),
         ("tiny", "--engine", "triton"),
         ("tiny", "--timeout", "x"),
@@ -317,6 +321,30 @@ def test_wrong_options_exit_2(started: Started, words: tuple[str, ...]) -> None:
 
     assert raised.value.code == 2
     assert started.workloads == []
+
+
+@pytest.mark.parametrize("ranks", [(), ("--ranks", "6")])
+def test_a_split_model_says_how_many_ranks_it_needs(
+    started: Started, tmp_path: Path, capsys: pytest.CaptureFixture[str], ranks: tuple[str, ...]
+) -> None:
+    where = other_case(tmp_path / "cases", "split")
+    with (tmp_path / "cases" / "split.yaml").open("a") as file:
+        file.write("\nparallel: {tensor: 4}\n")
+
+    assert run("split", "--dummy-weights", where, *ranks) == 2
+
+    number = ranks[-1] if ranks else "1"
+    assert capsys.readouterr().err == (
+        "perfline: error: case 'split' splits its model over 4 processes (parallel.tensor), and "
+        f"--ranks is {number}: compare with --ranks 4, or a multiple of it\n"
+    )
+    assert started.workloads == []
+
+
+def test_a_side_may_split_what_the_other_does_not(started: Started) -> None:
+    started.launchers = [pair(1.0, 1.0)]
+
+    assert run("tiny", "--ranks", "2", "--set", "parallel.tensor=2") == 0
 
 
 def test_sides_that_do_other_work_never_start(

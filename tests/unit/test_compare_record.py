@@ -65,6 +65,15 @@ def test_a_comparison_that_has_not_begun_survives_its_file(tmp_path: Path) -> No
     assert compare_file.load(tmp_path / "compare.json") == comparison
 
 
+def test_ranks_are_kept_and_one_process_is_written_as_ever(tmp_path: Path) -> None:
+    path, found = tmp_path / "compare.json", whole().cases["tiny"]
+    for ranks, written in ((1, False), (4, True)):
+        comparison = whole(dataclasses.replace(found, ranks=ranks))
+        compare_file.save(path, comparison)
+        assert compare_file.load(path) == comparison
+        assert ('"ranks"' in path.read_text()) == written
+
+
 def test_the_file_repeats_the_log_ratio_for_people(tmp_path: Path) -> None:
     comparison = whole()
     compare_file.save(tmp_path / "compare.json", comparison)

@@ -52,6 +52,14 @@ def test_the_first_line_is_the_whole_story() -> None:
     )
 
 
+def test_ranks_stand_in_the_story_and_the_opening_line() -> None:
+    found = slower(ranks=4)
+    assert terminal(found).startswith("tiny inductor on 4 ranks regressed +24.")
+    assert compare_text.opening_line(found).startswith("tiny inductor on 4 ranks, at most 48 ")
+    assert "on 4 ranks of Fake GPU, both sides: torch" in " ".join(terminal(found).split())
+    assert len(compare_text.headline(slower(ranks=8, case="deepseek-7b"))) <= 80
+
+
 def test_a_long_name_still_fits() -> None:
     assert len(compare_text.headline(slower(case="deepseek-7b"))) <= 80
 

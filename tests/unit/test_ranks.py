@@ -8,29 +8,44 @@ from dataclasses import dataclass, field
 import pytest
 from test_parallel import groups
 
-from perfline import ranks
+from perfline import ranks, rendezvous
+from perfline.accuracy import AccuracyOptions
 from perfline.errors import EngineError, RankError
 from perfline.group import Group
+from perfline.line import Options
 from perfline.parallel import Lead
 
 ENVIRON = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
 
 
 def test_only_a_rank_beside_others_is_one():
-    assert ranks.launched(ENVIRON)
-    assert not ranks.launched({**ENVIRON, "WORLD_SIZE": "1"})
-    assert not ranks.launched({"RANK": "0", "WORLD_SIZE": "2"})
-    assert not ranks.launched({})
+    assert rendezvous.launched(ENVIRON)
+    assert not rendezvous.launched({**ENVIRON, "WORLD_SIZE": "1"})
+    assert not rendezvous.launched({"RANK": "0", "WORLD_SIZE": "2"})
+    assert not rendezvous.launched({})
+
+
+def test_ranks_of_this_host_are_those_that_one_command_can_start_here():
+    assert rendezvous.ranks_here({}) == 1
+    assert rendezvous.ranks_here(ENVIRON) == 2
+    two_nodes = {**ENVIRON, "WORLD_SIZE": "16", "LOCAL_WORLD_SIZE": "8"}
+    assert rendezvous.ranks_here(two_nodes) == 8
+
+
+def test_what_settles_a_verdict_of_ranks_starts_as_many(tmp_path):
+    nowhere, options = tmp_path / "nowhere", AccuracyOptions()
+    found = Options(None, nowhere, nowhere, False, False, "dummy", options, None, tmp_path, ranks=8)
+    assert found.settle_flags == "--dummy-weights --ranks=8"
 
 
 def test_restarts_are_counted():
-    assert ranks.attempt({}) == 0
-    assert ranks.attempt({"TORCHELASTIC_RESTART_COUNT": "2"}) == 2
+    assert rendezvous.attempt({}) == 0
+    assert rendezvous.attempt({"TORCHELASTIC_RESTART_COUNT": "2"}) == 2
 
 
 @dataclass
 class Scripted:
-    """``ranks.Helper`` that raises what it is told to, once."""
+    """``helper.Helper`` that raises what it is told to, once."""
 
     error: Exception | None = None
     asked: list[dict] = field(default_factory=list)
@@ -135,5 +150,5 @@ def test_a_store_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setenv(name, value)
     expected = r"^rank 1 on .* did not reach the store at 127\.0\.0\.1:1 within 1 s \(.*127\.0"
     with pytest.raises(RankError, match=expected) as told:
-        ranks.join(1)
+        rendezvous.join(1)
     assert "\n" not in str(told.value)

@@ -17,7 +17,7 @@ from perfline.bench import open_case
 from perfline.case import PACKAGED_CASES, load_case
 from perfline.device import current_device
 from perfline.engine import run_pass
-from perfline.errors import CaseError, EngineError, MissingRanks, RankError
+from perfline.errors import CaseError, DeviceMemory, EngineError, MissingRanks, RankError
 from perfline.parallel import Lead
 from perfline.replica import Replica, follow
 
@@ -95,6 +95,22 @@ def test_a_rank_that_cannot_open_the_case_is_named_on_all_others():
         pass
     thread.join(timeout=20)
     assert [type(error) for error in raised] == [EngineError]  # its own error goes first
+
+
+def test_a_full_device_of_a_rank_stays_one():
+    lead, other = replicas(2)
+
+    def fail():
+        with other.agreeing():
+            raise DeviceMemory("no room: 3 GiB are free")
+
+    thread, _ = beside(fail)
+    with (
+        pytest.raises(DeviceMemory, match=r"^rank 1 on host-1: no room: 3 GiB are free$"),
+        lead.agreeing(),
+    ):
+        pass
+    thread.join(timeout=20)
 
 
 def test_a_rank_that_does_not_come_is_named():

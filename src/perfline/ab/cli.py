@@ -3,6 +3,7 @@
     perfline compare tiny --baseline-ref main              this work tree against main
     perfline compare tiny --baseline-python /venvs/old     two environments, such as two torches
     perfline compare tiny --set engine.mode=max-autotune   one setting, on B's side only
+    perfline compare tiny --ranks 2                        two processes a side, under torchrun
     perfline compare tiny                                  A/A: how still is this machine?
 
 A is the baseline, B the candidate; what is not said of a side is as it is here. Exit status: 0 B is
@@ -39,8 +40,8 @@ _EXAMPLES = """example:
   perfline compare tiny --set engine.mode=max-autotune --markdown summary.md
 
 A is the baseline, B the candidate. Each launch pair starts one process of each
-and times them in turn; after 10, 14, 18, 24, 36 and 48 pairs it is decided, if
-it can be."""
+(with --ranks several, by torchrun) and times them in turn; after 10, 14, 18,
+24, 36 and 48 pairs it is decided, if it can be."""
 
 
 def add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -79,6 +80,14 @@ def add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         type=_at_least(0),
         help="questions that both sides answer, once (default: the case's compare.questions, 200 "
         "where it has none)",
+    )
+    add(
+        "--ranks",
+        metavar="N",
+        type=_at_least(1, 1024),
+        default=1,
+        help="processes a side, started by its own torchrun on this machine, a device each, and "
+        "timed together (default: 1); a case with parallel.tensor needs a multiple of that",
     )
     add(
         "--alternate",
@@ -205,7 +214,7 @@ def command(args: argparse.Namespace) -> str:
         for name, values in given.items():
             words += [word for value in values for word in (f"--{prefix}{name}", value)]
     defaults: dict[str, object] = {"engine": "inductor", "margin": None, "max_pairs": 48}
-    defaults |= {"rounds": None, "questions": None, "timeout": 3600}
+    defaults |= {"rounds": None, "questions": None, "ranks": 1, "timeout": 3600}
     for name, default in defaults.items():
         if (value := getattr(args, name)) != default:
             text = f"{value:g}" if isinstance(value, float) else str(value)
@@ -244,6 +253,7 @@ def _plans(args: argparse.Namespace) -> tuple[tuple[Side, Side], list[Plan]]:
                 weights="dummy" if args.dummy_weights else "real",
                 engine=args.engine,
                 questions=(case.compare.questions if args.questions is None else args.questions),
+                ranks=args.ranks,
             ),
             margin_fraction=(
                 case.compare.margin_fraction if args.margin is None else args.margin / 100

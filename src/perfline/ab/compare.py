@@ -21,7 +21,7 @@ from perfline.ab.pairs import Done, Task, interleaved, whole_launches
 from perfline.ab.record import CaseComparison, SideRecord
 from perfline.ab.sides import describe
 from perfline.case import Case, with_settings
-from perfline.errors import CaseError, DeviceMemory, EngineError, WorkerError
+from perfline.errors import CaseError, DeviceMemory, EngineError, MissingRanks, WorkerError
 from perfline.verdict import Verdict, Word
 
 FIRST_ROUNDS = 6  # kept rounds a side and launch, until the spreads are known
@@ -68,8 +68,18 @@ class _Incomparable(Exception):  # noqa: N818 - never leaves this module
 
 
 def begin(plan: Plan) -> CaseComparison:
-    """The comparison before its first launch. CaseError where a side's settings are wrong."""
+    """The comparison before its first launch. CaseError where a side's settings are wrong.
+
+    MissingRanks where a side's model is split over more processes than it gets.
+    """
     cases = [with_settings(plan.case, plan.sides[name].settings) for name in SIDES]
+    for tensor in sorted({case.parallel.tensor for case in cases}):
+        if plan.workload.ranks % tensor:
+            raise MissingRanks(
+                f"case '{plan.case.id}' splits its model over {tensor} processes "
+                f"(parallel.tensor), and --ranks is {plan.workload.ranks}: compare with "
+                f"--ranks {tensor}, or a multiple of it"
+            )
     for name in SIDES:
         for key, _ in plan.sides[name].settings:
             if key.startswith(("gates.", "compare.")) or key == "throughput.rounds":
@@ -90,6 +100,7 @@ def begin(plan: Plan) -> CaseComparison:
         rounds_reason="asked for" if plan.rounds else "to begin with",
         sides={name: SideRecord.of(plan.sides[name]) for name in SIDES},
         difference=_difference(plan, ({}, {})),
+        ranks=plan.workload.ranks,
     )
     if problem := compare_gates.other_work(*cases):
         return _stopped(plan, found, (), "incomparable", problem)

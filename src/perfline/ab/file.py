@@ -84,6 +84,8 @@ def _load(path: Path) -> Comparison:
 def _case_json(case: CaseComparison) -> dict[str, object]:
     data = asdict(case)
     del data["case"]
+    if case.ranks == 1:
+        del data["ranks"]  # as before there were ranks
     for shown, pair in zip(data["pairs"], case.pairs, strict=True):
         shown["log_ratio"] = pair.log_ratio()
     return data
@@ -129,7 +131,16 @@ def _case(name: str, node: Node) -> CaseComparison:
         notes=node.texts("notes"),
         problem=_text(node, "problem"),
         ended=node.flag("ended"),
+        ranks=_ranks(node),
     )
+
+
+def _ranks(node: Node) -> int:
+    if "ranks" not in node.data:
+        return 1
+    if not count(node, "ranks"):
+        node.fail("ranks", "is 0 (expected a whole number above 0)")
+    return count(node, "ranks")
 
 
 def _side(node: Node) -> SideRecord:

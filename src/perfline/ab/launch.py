@@ -1,7 +1,8 @@
 """How do the launches of ``perfline compare`` start, and what can be asked of them?
 
-``ab.Launcher``, ``ab.PendingWorker`` and ``ab.Worker`` over real processes (``process.Process``),
-which run ``perfline.ab.worker`` in their side's place. Two may be alive at once.
+``ab.Launcher``, ``ab.PendingWorker`` and ``ab.Worker`` over real processes (``process.Process``,
+and of several ranks ``ranked.RankedProcess``), which run ``perfline.ab.worker`` in their side's
+place. Two launches may be alive at once.
 """
 
 from __future__ import annotations
@@ -15,9 +16,12 @@ from perfline.ab import messages
 from perfline.ab.fields import round_
 from perfline.ab.nouns import Ready, Round, Side, SideName, Workload
 from perfline.ab.process import Process
+from perfline.ab.ranked import RankedProcess
 from perfline.ab.sides import Place
 from perfline.ab.worker import DIE_WITH_PARENT
 from perfline.answers import Answers
+from perfline.errors import WorkerError
+from perfline.jsonfile import Node
 
 _LONG_PROMPT = 4096  # tokens; for a time limit
 
@@ -57,7 +61,12 @@ class ProcessLauncher:
         # The kernel ends it with the thread that started it, and only the main one surely stays.
         in_main = threading.current_thread() is threading.main_thread()
         command = [str(side.python), *self.program, *([DIE_WITH_PARENT] if in_main else [])]
-        process = Process(side.name, command, place.directory, place.environment(side.env))
+        env, ranks = place.environment(side.env), self.workload.ranks
+        if ranks == 1:
+            process = Process(side.name, command, place.directory, env)
+        else:
+            command += [f"--import={name}" for name in side.imports]  # by every rank, first of all
+            process = RankedProcess(side.name, command, place.directory, env, ranks)
         self._live = [other for other in self._live if not other.ended] + [process]
         process.send(
             f"to load, compile and warm up case '{self.workload.case}'",
@@ -70,7 +79,8 @@ class ProcessLauncher:
 
     def peers(self, process: Process) -> list[int]:
         """Processes of ours that may be on the device beside ``process``."""
-        return [other.pid for other in self._live if other is not process and not other.ended]
+        others = [other for other in self._live if other is not process and not other.ended]
+        return [pid for other in others for pid in (other.pid, *other.others)]
 
     def close(self) -> None:
         """End all processes that are still there."""
@@ -100,9 +110,18 @@ class PendingLaunch:
 
     def wait_ready(self) -> LaunchedWorker:
         """Wait until it is ready; where it fails it is gone."""
-        ready = self._process.receive(self._launcher.limits.open_s, messages.ready)
-        self._process.pid = ready.pid
+        ready = self._process.receive(self._launcher.limits.open_s, self._ready)
+        self._process.pid, self._process.others = ready.pid, ready.others
         return LaunchedWorker(ready, self._process, self._launcher)
+
+    def _ready(self, found: Node) -> Ready:
+        ready, ranks = messages.ready(found), self._launcher.workload.ranks
+        if 1 + len(ready.others) != ranks:
+            raise WorkerError(
+                f"{self._process.name}: started {1 + len(ready.others)} of {ranks} ranks: the "
+                "perfline of its ref is older than --ranks; compare a newer ref"
+            )
+        return ready
 
     def close(self) -> None:
         """End the process."""

@@ -40,12 +40,13 @@ def workload(found: Node) -> Workload:
         weights=cast("WeightsKind", _one_of(found, "weights", get_args(WeightsKind))),
         engine=cast("EngineName", _one_of(found, "engine", get_args(EngineName))),
         questions=count(found, "questions"),
+        ranks=count(found, "ranks") if "ranks" in found.data else 1,
     )
 
 
 def ready_json(ready: Ready) -> dict[str, object]:
     """``ready`` as it is sent."""
-    return dataclasses.asdict(ready)
+    return {**dataclasses.asdict(ready), "others": [str(pid) for pid in ready.others]}
 
 
 def ready(found: Node) -> Ready:
@@ -58,7 +59,9 @@ def ready(found: Node) -> Ready:
     values |= {name: count(found, name) for name in counts}
     for name in ("context", "facts"):
         values[name] = {key: found.child(name).text(key) for key in found.child(name).data}
-    return Ready(**values)
+    # A ref of a project that brings its own, older perfline says nothing of other ranks.
+    pids = found.texts("others") if "others" in found.data else ()
+    return Ready(**values, others=tuple(map(int, pids)))
 
 
 def round_json(done: Round) -> dict[str, object]:

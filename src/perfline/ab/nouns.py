@@ -1,9 +1,10 @@
 """What is compared in ``perfline compare``: two sides, their launches, and what each tells?
 
 Words: a *side* is one of two environments (``baseline`` is A, ``candidate`` is B); a *launch* is
-one process of a side, from interpreter start to exit; a *round* is one timed piece of work in a
-launch; a *launch pair* is one launch of each side, measured in alternating rounds, and gives one
-number, the log ratio of B's seconds a token to A's: above 0, B is slower.
+one process of a side, from interpreter start to exit, or N of them under torchrun that are timed
+as one (``--ranks``); a *round* is one timed piece of work in a launch; a *launch pair* is one
+launch of each side, measured in alternating rounds, and gives one number, the log ratio of B's
+seconds a token to A's: above 0, B is slower.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ class Workload:
     Attributes:
         questions: how many of the fixed, stratified order are answered for the comparison of
             answers; 0 with dummy weights that have no labels still compares logits.
+        ranks: processes of a launch; they share the model as the case's ``parallel`` says.
     """
 
     case: str
@@ -58,6 +60,7 @@ class Workload:
     weights: WeightsKind
     engine: EngineName
     questions: int
+    ranks: int = 1
 
 
 @dataclass(frozen=True)
@@ -70,9 +73,11 @@ class Ready:
         facts: digests of weights and questions; they must be equal on both sides.
         digest: of the case with this side's settings.
         prompts_digest: of the timed prompts' token ids; must be equal on both sides.
-        tokens: prompt tokens of one pass.
+        tokens: prompt tokens of one pass of one replica.
         pass_s: seconds of one warm pass.
-        graphs, graph_breaks, recompiles: compile health of the launch, all 0 for eager.
+        graphs, graph_breaks, recompiles: compile health of the launch, all 0 for eager; of several
+            ranks the most of any, and so is how long they took.
+        others: processes of the ranks beside the first.
     """
 
     pid: int
@@ -91,6 +96,7 @@ class Ready:
     graphs: int
     graph_breaks: int
     recompiles: int
+    others: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -28,9 +28,9 @@ Answer = TypeVar("Answer")
 _TAIL_LINES = 15
 _TAIL_BYTES = 16384
 _LINE_LENGTH = 300
-_TRACE_LINES = 6  # the innermost frames
-_TRACE_S = 0.2  # to write them
-_KILL_S = 30.0
+TRACE_LINES = 6  # the innermost frames
+TRACE_S = 0.2  # to write them
+KILL_S = 30.0
 _LONGEST_REPLY = 1 << 28  # bytes; a line longer than this is no reply
 _ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _VMSTAT = Path("/proc/vmstat")
@@ -42,6 +42,7 @@ class Process:
     Attributes:
         name: of its side; errors begin with it.
         pid: may be that of a wrapper, until the worker has told its own.
+        others: processes that belong to it and may be on a device, too.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class Process:
             self._selector.register(self._replies, selectors.EVENT_READ)
             self._ends: ExitStack | None = ends.pop_all()
         self.pid = self._process.pid
+        self.others: tuple[int, ...] = ()
 
     @property
     def ended(self) -> bool:
@@ -108,9 +110,7 @@ class Process:
             kind, message = failure.text("kind"), failure.text("message")
         except WorkerError as error:
             self._fail(f"{error}; it was asked {self._asked}")
-        self.end()
-        error_type = DeviceMemory if kind == "DeviceMemory" else WorkerError
-        raise error_type(f"{self.name}: {_harmless(_plain(message))}")
+        raise self._refusal(kind, message)
 
     def end(self) -> None:
         """Kill it, with all that it started, such as a compiler; safe to call twice."""
@@ -118,10 +118,9 @@ class Process:
         if ends is None:
             return
         with ends:
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._process.pid, signal.SIGKILL)
+            self._kill()
             with suppress(subprocess.TimeoutExpired):  # stuck in a device's driver
-                self._process.wait(_KILL_S)
+                self._process.wait(KILL_S)
 
     def _line(self, limit_s: float) -> bytes:
         """The next line that it writes."""
@@ -144,40 +143,66 @@ class Process:
             self._fail(f"{self.name}: sent more than the answer to what it was asked, {line!r:.80}")
         return line
 
+    def _kill(self) -> None:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+    def _refusal(self, kind: str, message: str) -> DeviceMemory | WorkerError:
+        """End it, as it answered with an error; ``kind`` is that one's type."""
+        self.end()
+        error_type = DeviceMemory if kind == "DeviceMemory" else WorkerError
+        return error_type(f"{self.name}: {_harmless(_plain(message))}")
+
     def _crashed(self) -> NoReturn:
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(5)
         status = self._process.poll()
-        how = f"{self.name}: was asked {self._asked} and {_ending(status)}"
+        self._ended_with(status, ending(status), self._said())
+
+    def _ended_with(self, status: int | None, how: str, said: Sequence[str]) -> NoReturn:
+        how = f"{self.name}: was asked {self._asked} and {how}"
         if status == -signal.SIGKILL and _oom_kills() > self._oom_kills:
             self.end()
             raise DeviceMemory(f"{how}: the machine's memory was full (the kernel's OOM killer)")
-        self._fail(how)
+        self._fail(how, said)
 
     def _hangs(self, limit_s: float) -> NoReturn:
-        """Ask where it is (``faulthandler`` answers in the midst of anything), and kill it."""
-        before = _size(self._stderr)
+        where, said = self._where()
+        how = f"{self.name}: was asked {self._asked}, did not answer for {limit_s:g} s, was killed"
+        self._fail("\n    ".join([how, *where]), said)
+
+    def _where(self) -> tuple[list[str], list[str]]:
+        """Where it is (``faulthandler`` answers in the midst of anything); what it said before."""
+        before, said = size(self._stderr), self._said()
         with suppress(OSError):
             os.killpg(self._process.pid, signal.SIGUSR1)
-            time.sleep(_TRACE_S)
-        where = _lines(self._stderr, before, _size(self._stderr))[:_TRACE_LINES]
-        how = f"{self.name}: was asked {self._asked}, did not answer for {limit_s:g} s, was killed"
-        self._fail("\n    ".join([how, *where]), before)
+            time.sleep(TRACE_S)
+        return lines(self._stderr, before, size(self._stderr))[:TRACE_LINES], said
 
-    def _fail(self, message: str, upto: int | None = None) -> NoReturn:
-        """End it; raise ``message`` with the end of its stderr (of the first ``upto`` bytes)."""
-        size = _size(self._stderr) if upto is None else upto
-        lines = _lines(self._stderr, max(0, size - _TAIL_BYTES), size)[-_TAIL_LINES:]
+    def _said(self) -> list[str]:
+        """The end of its stderr."""
+        return tail(self._stderr)
+
+    def _fail(self, message: str, said: Sequence[str] | None = None) -> NoReturn:
+        """End it; raise ``message`` with ``said``, or with the end of its stderr."""
+        shown = self._said() if said is None else said
         self.end()
-        said = "the end of its stderr:" if lines else "its stderr is empty"
-        raise WorkerError(_harmless("\n    ".join([f"{message}; {said}", *lines])))
+        what = "the end of its stderr:" if shown else "its stderr is empty"
+        raise WorkerError(_harmless("\n    ".join([f"{message}; {what}", *shown])))
 
 
-def _size(file: IO[bytes]) -> int:
+def tail(file: IO[bytes]) -> list[str]:
+    """The last lines of ``file``."""
+    end = size(file)
+    return lines(file, max(0, end - _TAIL_BYTES), end)[-_TAIL_LINES:]
+
+
+def size(file: IO[bytes]) -> int:
+    """Bytes in ``file`` by now."""
     return os.fstat(file.fileno()).st_size
 
 
-def _lines(file: IO[bytes], start: int, end: int) -> list[str]:
+def lines(file: IO[bytes], start: int, end: int) -> list[str]:
     """The lines of a stretch of ``file`` as they would stand on a terminal, without its codes."""
     raw = os.pread(file.fileno(), min(end - start, _TAIL_BYTES), start)
     text = _ESCAPE.sub("", raw.decode("utf-8", "replace"))
@@ -198,7 +223,7 @@ def _harmless(text: str) -> str:
     return re.sub(r"(?<!\S)::", ": :", text).replace("##[", "## [")
 
 
-def _ending(status: int | None) -> str:
+def ending(status: int | None) -> str:
     """How a process ended, in words."""
     if status is None:
         return "closed its end of the pipe"

@@ -191,6 +191,7 @@ class CaseComparison:
         decision: of the last look or, between looks, what is known; None without a counted pair.
         notes: what was seen on the way, such as that both sides do not fit at once.
         problem: what ended the comparison before a decision; empty where nothing did.
+        ranks: processes of a launch.
         ended: False while it goes on, and in what an interrupt left behind.
     """
 
@@ -214,6 +215,12 @@ class CaseComparison:
     notes: tuple[str, ...] = ()
     problem: str = ""
     ended: bool = False
+    ranks: int = 1
+
+    @property
+    def on_ranks(self) -> str:
+        """`` on 4 ranks``; empty for one process."""
+        return f" on {self.ranks} ranks" if self.ranks > 1 else ""
 
     @property
     def word(self) -> Word:

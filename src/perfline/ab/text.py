@@ -37,7 +37,7 @@ def progress_line(found: CaseComparison) -> str:
 
 def headline(found: CaseComparison) -> str:
     """The whole story of a case, in 80 columns where its name is short."""
-    name, time = f"{found.case} {found.engine}", found.verdicts[0]
+    name, time = f"{found.case} {found.engine}{found.on_ranks}", found.verdicts[0]
     grave = min(found.verdicts, key=lambda v: WORST_FIRST.index(v.word))
     pairs = counted_pairs(len(found.counted), "launch pair")
     if found.problem or grave.metric != TIME or not time.change:
@@ -50,13 +50,18 @@ def headline(found: CaseComparison) -> str:
     if not found.ended:
         return f"{name} not decided: {_change(found)} after {pairs} (limit {time.limit})"
     story = f"{name} {time.word} {_change(found)} in {pairs} (limit {time.limit})"
-    return story if len(story) <= WIDTH else story.replace(" launch pair", " pair")
+    if len(story) > WIDTH:
+        story = story.replace(" launch pair", " pair")
+    if len(story) > WIDTH and found.ranks > 1:
+        return f"{name} {time.word} {_change(found)} (limit {time.limit})"
+    return story
 
 
 def opening_line(found: CaseComparison) -> str:
     """What will be compared, before the first launch."""
+    name = f"{found.case} {found.engine}{found.on_ranks}"
     most = counted_pairs(found.looks[-1], "launch pair")
-    story = f"{found.case} {found.engine}, at most {most}; B against A: "
+    story = f"{name}, at most {most}; B against A: "
     return textwrap.shorten(story + found.difference, WIDTH, placeholder=" ...")
 
 
@@ -156,11 +161,17 @@ def _facts(found: CaseComparison) -> list[str]:
         f"A  {_side(a)}",
         f"B  {_side(b)}",
         f"B against A: {found.difference}",
-        *([f"on {a.device or a.machine}, both sides: {_context(a, b)}"] if a.machine else []),
+        *([f"on {_place(found)}, both sides: {_context(a, b)}"] if a.machine else []),
     ]
     if found.pairs:
         facts += [_validity(found), _rounds(found)]
     return [*facts, *found.notes]
+
+
+def _place(found: CaseComparison) -> str:
+    a = found.sides["baseline"]
+    place = a.device or a.machine
+    return f"{found.ranks} ranks of {place}" if found.ranks > 1 else place
 
 
 def _side(side: SideRecord) -> str:
