@@ -43,6 +43,7 @@ def join(timeout_s: float) -> Group:
 
     environ, host = os.environ, socket.gethostname()
     rank, ranks = int(environ["RANK"]), int(environ["WORLD_SIZE"])
+    _check_name(environ["MASTER_ADDR"], f"rank {rank} on {host}")
     try:
         store: Any = next(iter(rendezvous("env://", timeout=timedelta(seconds=timeout_s))))[0]
     except (RuntimeError, ValueError, OSError) as error:
@@ -57,6 +58,17 @@ def join(timeout_s: float) -> Group:
     group.join()
     _take_device(group, int(environ.get("LOCAL_RANK") or 0))
     return group
+
+
+def _check_name(name: str, who: str) -> None:
+    """RankError where the name of rank 0's node is not known here: torch would try until the end."""
+    try:
+        socket.getaddrinfo(name, None)
+    except socket.gaierror as error:
+        raise RankError(
+            f"{who} does not know the host name '{name}' of rank 0's node ({error.strerror}): have "
+            "it resolve on every node, or give torchrun addresses (--local-addr, docs/parallel.md)"
+        ) from error
 
 
 def _take_device(group: Group, local_rank: int) -> None:

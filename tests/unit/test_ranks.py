@@ -152,3 +152,11 @@ def test_a_store_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(RankError, match=expected) as told:
         rendezvous.join(1)
     assert "\n" not in str(told.value)
+
+
+def test_a_node_that_is_not_known_by_name_is_told_at_once(monkeypatch):
+    place = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "nowhere.invalid", "MASTER_PORT": "1"}
+    for name, value in place.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(RankError, match=r"rank 1 on .* know the host name 'nowhere.invalid'.*--lo"):
+        rendezvous.join(20.0)
