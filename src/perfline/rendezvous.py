@@ -61,7 +61,7 @@ def join(timeout_s: float) -> Group:
 
 
 def _check_name(name: str, who: str) -> None:
-    """RankError where the name of rank 0's node is not known here: torch would try until the end."""
+    """RankError where the name of rank 0's node is not known here: torch would go on trying."""
     try:
         socket.getaddrinfo(name, None)
     except socket.gaierror as error:
