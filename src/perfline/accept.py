@@ -12,144 +12,30 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
-import statistics
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 from perfline import accuracy_gates, gates
 from perfline import baseline as baselines
-from perfline.baseline import Baseline, Published, Session
-from perfline.case import Case, WeightsKind
+from perfline.baseline import Baseline
+from perfline.candidate import Candidate, Terms
 from perfline.errors import BaselineError
-from perfline.jsonfile import Scalar
 from perfline.metrics import Metric
-from perfline.record import CaseRecord, Record
-from perfline.stored import StoredAnswers
+from perfline.record import Record
+from perfline.spoilt import (
+    AGAIN,
+    contended,
+    full_pass,
+    impossible,
+    rounds_asked,
+    spoilt,
+    waited_note,
+)
 from perfline.verdict import Verdict, signed, worst
 
-# Published names of what each engine answers and of the notes about its CPU.
+# Published names of what each engine answers.
 ACCURACY = {"eager": "acc_val", "inductor": "acc_infer"}
-_WAITED = {"p_val": "cpu_waited_fraction_val", "p_infer": "cpu_waited_fraction_infer"}
-_KEPT_INFO = (
-    "compile_time",
-    "sm_clock",
-    "sm_clock_val",
-    "scaling_efficiency_infer",
-    "scaling_efficiency_val",
-)  # never judged, yet worth comparing by eye
-# What perfline writes of a metric, by the start of its name: anything else was edited in.
-_EXPECTED = {
-    "p_": ("tok/s", "higher"),
-    "mem": ("GiB", "lower"),
-    "graph": ("count", "lower"),
-    "recompiles": ("count", "lower"),
-    "compile_time": ("s", "info"),
-    "sm_clock": ("MHz", "info"),
-}
-
-_BESIDE_THROUGHPUT = ("_core_per_device", "_whole_one_rank")  # of several ranks; not judged
-
-_AGAIN = "run pytest again"
 _SHOWN_CHANGE = 0.0005  # shows as 0.1 %
-
-
-@dataclass(frozen=True)
-class Terms:
-    """What the person who accepts has said."""
-
-    reason: str
-    add: bool = False
-    accept_regression: bool = False
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One case of a record, beside what is stored of it.
-
-    Attributes:
-        run: the record's file.
-        path: the baseline's file.
-        measured: what the session measured.
-        case: the case as its YAML is today.
-        old: the stored baseline; None where there is none.
-        new: what the session measured, in a baseline's form.
-        published: the case's published figures; None where there are none.
-        broken: what is wrong with the baseline's file that is replaced; empty where nothing is.
-        one_rank: the baseline of one rank on this machine, where several were measured.
-    """
-
-    run: Path
-    path: Path
-    measured: CaseRecord
-    case: Case
-    old: Baseline | None
-    new: Baseline
-    published: Published | None = None
-    broken: str = ""
-    one_rank: Baseline | None = None
-
-    @property
-    def stored_answers(self) -> dict[str, StoredAnswers]:
-        """What the answers are held to: those stored for this layout, else those of one rank."""
-        definition = self.new.case_digest, self.new.dtype
-        return {
-            engine: answers
-            for held in (self.one_rank, self.old)
-            if held is not None and (held.case_digest, held.dtype) == definition
-            for engine, answers in held.accuracy.items()
-        }
-
-    @property
-    def same_definition(self) -> bool:
-        """Whether the stored baseline measured this very case in this dtype."""
-        return self.old is not None and (self.old.case_digest, self.old.dtype) == (
-            self.new.case_digest,
-            self.new.dtype,
-        )
-
-    @property
-    def same_workload(self) -> bool:
-        """Whether the stored sessions, too, timed this very case over these prompts."""
-        return (
-            self.old is not None
-            and self.same_definition
-            and bool(self.old.sessions and self.new.sessions)
-            and dict(self.old.sessions[-1].workload) == dict(self.new.sessions[-1].workload)
-        )
-
-
-def measured_baseline(record: Record, measured: CaseRecord, reason: str) -> Baseline:
-    """Return what a session measured of a case, in a baseline's form."""
-    facts: dict[str, Scalar] = {**record.environment.context, **measured.facts}
-    commit = facts.pop("commit", None)
-    kept = {
-        name: metric
-        for name, metric in measured.metrics.items()
-        if name in _KEPT_INFO or (metric.direction != "info" and not name.startswith("acc_"))
-    }
-    timed = any(metric.unit == "tok/s" for metric in kept.values())
-    session = Session(
-        date=record.created,
-        commit=None if commit is None else str(commit),
-        reason=reason,
-        context=facts,
-        workload=measured.workload,
-        metrics=kept,
-    )
-    return Baseline(
-        case=measured.case,
-        machine=record.environment.machine,
-        case_digest=measured.digest,
-        dtype=measured.dtype,
-        accuracy={
-            engine: dataclasses.replace(answers, reason=reason)
-            for engine, answers in measured.accuracy.items()
-        },
-        sessions=(session,) if timed else (),
-    )
 
 
 def record_problems(run: Path, record: Record, names: Iterable[str], reason: str) -> list[str]:
@@ -159,7 +45,7 @@ def record_problems(run: Path, record: Record, names: Iterable[str], reason: str
         problems.append(f"{run}: --reason is empty; say why this run is the new normal")
     if record.partial:
         problems.append(
-            f"{run}: is partial: the session was interrupted before its end; {_AGAIN} to the end"
+            f"{run}: is partial: the session was interrupted before its end; {AGAIN} to the end"
         )
     for name in names:
         if name not in record.cases:
@@ -263,16 +149,16 @@ def _comparable(candidate: Candidate) -> Iterator[Metric]:
     if candidate.old is not None and candidate.same_workload:
         for metric in candidate.new.sessions[-1].metrics.values():
             stored = candidate.old.values(metric.name)
-            if stored and metric.direction != "info" and _zero(metric) is None:
+            if stored and metric.direction != "info" and impossible(metric) is None:
                 yield metric
 
 
 def _verdict(candidate: Candidate, metric: Metric, held: gates.Held) -> Verdict:
-    waited = candidate.measured.notes.get(_waited_note(metric.name))
+    waited = candidate.measured.notes.get(waited_note(metric.name))
     run = gates.Run(
         contention_fraction=float(waited) if isinstance(waited, int | float) else None,
-        full_pass=_full_pass(candidate),
-        rounds=_rounds_asked(candidate, metric),
+        full_pass=full_pass(candidate),
+        rounds=rounds_asked(candidate, metric),
     )
     return gates.against_sessions(metric, held, candidate.case.gates, run)
 
@@ -341,96 +227,22 @@ def _against_published(candidate: Candidate) -> list[Verdict]:
     return verdicts
 
 
-def _waited_note(metric: str) -> str:
-    """Return the name of the note on the CPU while a tok/s metric was timed; empty: no such."""
-    return _WAITED.get(metric.rpartition("_")[0], "")
-
-
-def _rounds_asked(candidate: Candidate, metric: Metric) -> int:
-    """Return the rounds that the case asks for, less those that the device spoilt."""
-    engine = "val" if metric.name.startswith("p_val") else "infer"
-    thrown_out = candidate.measured.notes.get(f"rounds_thrown_out_{engine}")
-    return candidate.case.throughput.rounds - (thrown_out if isinstance(thrown_out, int) else 0)
-
-
-def _contended(candidate: Candidate) -> dict[str, float]:
-    """Return {note: fraction} of the timed rounds whose CPU other processes took."""
-    timed = [name for session in candidate.new.sessions for name in session.metrics]
-    notes = {note: candidate.measured.notes.get(note) for note in map(_waited_note, timed)}
-    return {
-        note: float(waited)
-        for note, waited in notes.items()
-        if isinstance(waited, int | float) and waited > gates.MAX_CONTENTION_FRACTION
-    }
-
-
-def _edited(metric: Metric) -> str:
-    """Say how a metric differs from what perfline writes; empty where it does not."""
-    expected = next(
-        (each for start, each in _EXPECTED.items() if metric.name.startswith(start)), None
-    )
-    if metric.name.endswith(_BESIDE_THROUGHPUT):
-        expected = ("tok/s", "info")
-    found = (metric.unit, metric.direction)
-    if expected is not None and found != expected:
-        return f"{metric.name} is {' '.join(found)} (expected {' '.join(expected)})"
-    if metric.unit == "tok/s" and metric.samples:
-        median = statistics.median(metric.samples)
-        if not math.isclose(metric.value, median, rel_tol=1e-6):
-            return f"{metric.name} is {metric.value:g} tok/s, the median of its rounds {median:g}"
-    return ""
-
-
-def spoilt(candidate: Candidate) -> Iterator[str]:
-    """Yield what is wrong with the measurement itself; nothing overrides that."""
-    measured, case = candidate.measured, candidate.case
-    for line in measured.errors:
-        yield f"a test ended without a result ({line}); fix it, then {_AGAIN}"
-    today = case.digest(cast("WeightsKind", measured.weights))
-    if measured.digest != today:
-        yield (
-            f"measured another definition of the case than {case.source} has now "
-            f"({measured.digest}, now {today}); {_AGAIN}, or restore the YAML"
-        )
-    if not candidate.new.sessions and not candidate.new.accuracy:
-        yield "has neither accuracy nor throughput; run `pytest -m 'perf or accuracy'`"
-    for metric in measured.metrics.values():
-        if edited := _edited(metric):
-            yield f"{edited}: the record was edited; {_AGAIN}"
-    if contended := _contended(candidate):
-        taken = [f"{100 * waited:.0f} % ({note})" for note, waited in contended.items()]
-        yield (
-            f"other processes took {' and '.join(taken)} of the CPU during the timed rounds "
-            f"(at most {100 * gates.MAX_CONTENTION_FRACTION:.0f} % may be); "
-            "run again on an idle machine"
-        )
-    for session in candidate.new.sessions:
-        for metric in session.metrics.values():
-            if (zero := _zero(metric)) is not None:
-                yield f"{metric.name} holds {zero:g} {metric.unit}: no measurement; {_AGAIN}"
-            asked = _rounds_asked(candidate, metric)
-            run = gates.Run(None, _full_pass(candidate), asked)
-            if lacking := gates.too_few_rounds(metric, run):
-                cure = "raise throughput.rounds, then " if asked < gates.MIN_ROUNDS else ""
-                yield f"{metric.name} was timed in {lacking}; {cure}{_AGAIN}"
-
-
 def _judged(candidate: Candidate, terms: Terms) -> Iterator[str]:
     """Yield what the verdicts of the session, or those of today, forbid."""
     by_gate: dict[tuple[str, str], list[Verdict]] = {}
     today = (*_against_published(candidate), *current(candidate))
     for verdict in (*candidate.measured.verdicts, *today):
         by_gate.setdefault((verdict.metric, verdict.gate), []).append(verdict)
-    contended = _contended(candidate)
+    beside = contended(candidate)
     for verdicts in by_gate.values():
         grave = worst(verdicts)
-        if grave != "invalid" and _waited_note(verdicts[0].metric) in contended:
+        if grave != "invalid" and waited_note(verdicts[0].metric) in beside:
             continue  # refused already, and its cure is another: an idle machine
         verdict = next(v for v in reversed(verdicts) if v.word == grave)
         story = verdict.headline if verdict.change else f"{verdict.metric} {verdict.word}"
         story += f": {verdict.reason}" if verdict.reason else ""
         if grave == "invalid":
-            yield f"{story}; {_AGAIN} undisturbed"
+            yield f"{story}; {AGAIN} undisturbed"
         elif grave == "regressed" and _final(verdict):
             yield f"{story}; wrong answers are never a baseline, fix them"
         elif grave == "regressed" and not terms.accept_regression:
@@ -486,16 +298,5 @@ def _losses(candidate: Candidate) -> Iterator[str]:
             )
 
 
-def _full_pass(candidate: Candidate) -> bool:
-    """Whether every question was timed, once: one long round, which is enough."""
-    return candidate.measured.workload.get("full_pass") is True
-
-
 def _guarded(metrics: Mapping[str, Metric]) -> list[str]:
     return [name for name, metric in metrics.items() if metric.direction != "info"]
-
-
-def _zero(metric: Metric) -> float | None:
-    """Return the first number that cannot have been measured; only a count may be 0."""
-    numbers = (metric.value, *metric.samples)
-    return next((n for n in numbers if n < 0 or (n == 0 and metric.unit != "count")), None)

@@ -14,8 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from perfline import accept, baseline, baselines_text, offer
-from perfline.accept import Terms
 from perfline.baseline import Baseline
+from perfline.candidate import Terms
 from perfline.case import Case, load_cases
 from perfline.errors import BaselineError, PerflineError
 from perfline.record import load as load_record

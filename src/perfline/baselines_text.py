@@ -14,8 +14,9 @@ from pathlib import Path
 from tabulate import tabulate
 
 from perfline import accept, baseline, report
-from perfline.accept import ACCURACY, Candidate
+from perfline.accept import ACCURACY
 from perfline.baseline import Baseline
+from perfline.candidate import Candidate
 from perfline.case import Scoring, WeightsKind
 from perfline.metrics import Metric
 from perfline.verdict import signed

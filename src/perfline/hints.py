@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from perfline.accept import Terms
+from perfline.candidate import Terms
 from perfline.jsonfile import Scalar
 from perfline.verdict import Verdict
 

@@ -15,13 +15,13 @@ from typing import Any
 
 import pytest
 
-from perfline import accept, judge, offer, record, report, report_markdown, verdict
 from perfline import baseline as baselines
-from perfline.accept import Terms
+from perfline import judge, offer, record, report, report_markdown, verdict
 from perfline.accuracy import AccuracyOptions, AccuracyPass, Share
 from perfline.answers import Answers
 from perfline.baseline import Published
 from perfline.bench import Bench, Opened, ProgressOf
+from perfline.candidate import Terms
 from perfline.case import Case, WeightsKind
 from perfline.device import Device
 from perfline.engine import Clock, EngineName
@@ -33,6 +33,7 @@ from perfline.judge import Against
 from perfline.metrics import Metric
 from perfline.record import CaseRecord, Record
 from perfline.replica import Replica
+from perfline.spoilt import spoilt
 from perfline.stored import StoredAnswers
 from perfline.throughput import PREFIX, Timings
 from perfline.verdict import Verdict
@@ -304,7 +305,7 @@ class Session:
         """The same of what is known before the session's end: other tests may be to come."""
         root, run = self.options.baselines, self.options.results
         found = offer.candidate(root, run, self._record(), case, terms)
-        return next(accept.spoilt(found), "")
+        return next(spoilt(found), "")
 
     def _settling(
         self, case: Case, verdicts: Sequence[Verdict], context: Mapping[str, Scalar]

@@ -9,8 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from perfline import accept, baseline
-from perfline.accept import Candidate, Terms
 from perfline.baseline import Baseline
+from perfline.candidate import Candidate, Terms, measured_baseline
 from perfline.case import Case
 from perfline.errors import BaselineError
 from perfline.record import Record
@@ -49,7 +49,7 @@ def candidate(root: Path, run: Path, record: Record, case: Case, terms: Terms) -
         measured=measured,
         case=case,
         old=old,
-        new=accept.measured_baseline(record, measured, terms.reason),
+        new=measured_baseline(record, measured, terms.reason),
         published=baseline.load_published(published) if published.exists() else None,
         broken=broken,
         one_rank=one_rank,

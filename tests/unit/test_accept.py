@@ -18,8 +18,8 @@ from samples import (
 )
 
 from perfline import accept, baseline
-from perfline.accept import Candidate, Terms
 from perfline.baseline import Baseline, Figure, Published
+from perfline.candidate import Candidate, Terms, measured_baseline
 from perfline.errors import BaselineError
 from perfline.metrics import Metric
 from perfline.record import CaseRecord
@@ -34,7 +34,7 @@ ACCEPT = Terms(reason="known", accept_regression=True)
 def stored(**changes: Any) -> Baseline:
     """A baseline of one session, as ``case_record()`` measured it a day before."""
     before = record(created="2026-11-21T10:00:00Z")
-    held = accept.measured_baseline(before, before.cases["tiny"], "first")
+    held = measured_baseline(before, before.cases["tiny"], "first")
     return dataclasses.replace(held, **changes)
 
 
@@ -49,7 +49,7 @@ def held(tok_per_s: float, sessions: int = 1) -> Baseline:
 
 def candidate(measured: CaseRecord | None = None, old: Baseline | None = None) -> Candidate:
     measured = measured or case_record()
-    new = accept.measured_baseline(record(measured), measured, "torch 2.13")
+    new = measured_baseline(record(measured), measured, "torch 2.13")
     return Candidate(RUN, PATH, measured, packaged(), old, new)
 
 
@@ -525,7 +525,7 @@ def test_a_dirty_commit_is_said() -> None:
     measured = case_record(accuracy={})
     whole = record(measured)
     whole.environment.context["commit"] = "abc123456789-dirty"
-    new = accept.measured_baseline(whole, measured, "why")
+    new = measured_baseline(whole, measured, "why")
     chosen = dataclasses.replace(candidate(measured), new=new)
 
     assert accept.notes(chosen, PLAIN)[-1] == (

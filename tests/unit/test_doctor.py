@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from samples import case_record, packaged, record
 
-from perfline import accept, baseline, cli, device, doctor, environment, telemetry
+from perfline import baseline, cli, device, doctor, environment, telemetry
+from perfline.candidate import measured_baseline
 from perfline.device import Device
 from perfline.errors import DataError
 from perfline.telemetry import Clocks, Sample, Watch
@@ -304,7 +305,7 @@ def test_weights_that_the_check_refuses_are_not_ready(
 
 def _store(root: Path, weights: str = "real", **changes: Any) -> Path:
     whole = record(case_record(weights=weights, **changes))
-    held = accept.measured_baseline(whole, whole.cases["tiny"], "first")
+    held = measured_baseline(whole, whole.cases["tiny"], "first")
     path = baseline.path(root, CPU.slug, "tiny", weights == "dummy")
     baseline.save(path, held)
     return path

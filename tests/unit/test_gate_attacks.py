@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from fakes import ENVIRONMENT, FakeClock, FakeEngine, FakeOpened, prompts
 from perfline import baseline, baselines_cli, gates, judge, record, throughput, verdict
-from perfline.accept import Terms
 from perfline.bench import Bench
+from perfline.candidate import Terms
 from perfline.case import GatesSpec, load_cases
 from perfline.device import Device
 from perfline.engine import CompileCounts

@@ -23,10 +23,10 @@ from samples import (
 from fakes import DEVICE
 from perfline import accept, baseline, cli, judge, report, report_markdown
 from perfline import record as records
-from perfline.accept import Candidate, Terms
 from perfline.accuracy import AccuracyOptions, AccuracyPass
 from perfline.answers import Answers
 from perfline.bench import Bench
+from perfline.candidate import Candidate, Terms, measured_baseline
 from perfline.environment import Environment
 from perfline.errors import EngineError
 from perfline.line import Options, Session, Tools
@@ -56,7 +56,7 @@ def test_a_record_keeps_the_layout_and_one_of_one_process_does_not_know_the_word
 def store(root: Path, environment: Environment, **changes: object) -> Path:
     """A baseline of that environment, as ``case_record()`` measured it."""
     whole = record(case_record(**changes), environment=environment)
-    held = accept.measured_baseline(whole, whole.cases["tiny"], "first")
+    held = measured_baseline(whole, whole.cases["tiny"], "first")
     path = baseline.path(root, environment.machine, "tiny", dummy=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     baseline.save(path, held)
@@ -140,7 +140,7 @@ def test_throughput_of_one_rank_is_no_baseline_for_eight(tmp_path: Path):
 def candidate(one_rank: baseline.Baseline | None, **changes: object) -> Candidate:
     measured = case_record(**changes)
     whole = record(measured, environment=EIGHT)
-    new = accept.measured_baseline(whole, measured, "first")
+    new = measured_baseline(whole, measured, "first")
     path = Path("baselines") / EIGHT.machine / "tiny.json"
     return Candidate(Path("run.json"), path, measured, packaged(), None, new, one_rank=one_rank)
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from perfline import baseline
 from perfline import record as records
 from perfline.ab.record import CaseComparison, Comparison, SideRecord
-from perfline.accept import measured_baseline
+from perfline.candidate import measured_baseline
 from perfline.errors import PerflineError
 from perfline.metrics import Metric
 from perfline.outcome import outcome
