@@ -373,6 +373,16 @@ NOT_ON_A_CPU = {"mfu", "sm_clock", "temperature", "power", "tokens_per_joule"}
 # Of a comparison, or verdicts without a metric.
 IN_NO_RECORD = {"core_time", "whole_time", "energy", "letter_logits"}
 VERDICTS_ONLY = {"flips", "acc_val_timed", "acc_infer_timed"}
+# Of several ranks only; tests/e2e/test_torchrun.py has their units from a run.
+OF_RANKS = {
+    name: unit
+    for kind in ("val", "infer")
+    for name, unit in (
+        (f"p_{kind}_core_per_device", "tok/s"),
+        (f"p_{kind}_whole_one_rank", "tok/s"),
+        (f"scaling_efficiency_{kind}", "fraction"),
+    )
+}
 
 
 def test_every_metric_of_a_run_is_documented_with_its_unit(measured: Path):
@@ -386,5 +396,7 @@ def test_every_metric_of_a_run_is_documented_with_its_unit(measured: Path):
         name: metric["unit"] for name, metric in metrics.items()
     }
     more = set(units) - set(metrics) - IN_NO_RECORD - VERDICTS_ONLY
+    assert {name: units.get(name) for name in OF_RANKS} == OF_RANKS
+    more -= set(OF_RANKS)
     assert {name for name in more if not any(part in name for part in NOT_ON_A_CPU)} == set()
     assert more >= NOT_ON_A_CPU

@@ -118,6 +118,8 @@ def test_two_ranks_answer_as_one_process_does_and_are_timed_together(folder: Pat
     assert notes["throughput_ranks_val"] == len(rates) == 2
     assert min(rates) < metrics["p_val_whole"]["value"] <= sum(rates) * 1.5  # medians, one by one
     assert len(metrics["scaling_efficiency_val"]["samples"]) == 7
+    names = ("p_val_core_per_device", "p_val_whole_one_rank", "scaling_efficiency_val")
+    assert [metrics[name]["unit"] for name in names] == ["tok/s", "tok/s", "fraction"]
     assert json.loads((folder / "run.json").read_text())["environment"]["layout"] == "x2"
 
 
