@@ -34,12 +34,13 @@ from perfline import case as cases
 from perfline import data, environment, record
 from perfline.accuracy import AccuracyRun
 from perfline.answers import Answers, union
-from perfline.bench import Bench, Opened, open_case
+from perfline.bench import Bench
 from perfline.case import Case, WeightsKind
 from perfline.device import cpu_contention, current_device
 from perfline.engine import EngineName, run_pass
 from perfline.journal import Journal
 from perfline.mmlu import Prompt
+from perfline.opened import Opened, open_case
 from perfline.throughput import PREFIX
 from perfline.units import cut
 

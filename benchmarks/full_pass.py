@@ -27,10 +27,11 @@ from tabulate import tabulate
 
 from perfline import environment
 from perfline.accuracy import AccuracyOptions, AccuracyPass
-from perfline.bench import Bench, open_case
+from perfline.bench import Bench
 from perfline.case import Case, load_cases
 from perfline.device import Device, current_device
 from perfline.engine import ENGINE_NAMES, EngineName, run_pass
+from perfline.opened import open_case
 
 ROOT = Path(__file__).parents[1]
 MATRIX = 8192  # of the large product, a side; on a CPU an eighth of it

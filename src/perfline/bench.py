@@ -7,125 +7,29 @@ timings; weights, questions, compilation and passes that they share are done at 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from perfline import throughput
 from perfline.accuracy import AccuracyOptions, AccuracyPass, AccuracyRun, Share, choose
-from perfline.answers import Answers, accuracy
-from perfline.case import Case, Scoring, WeightsKind
+from perfline.accuracy_metrics import accuracy_metrics
+from perfline.answers import Answers
+from perfline.case import Case
 from perfline.device import Device
-from perfline.engine import Clock, Engine, EngineName, Progress, run_pass
-from perfline.errors import MissingRanks
+from perfline.engine import Clock, EngineName, Progress, run_pass
 from perfline.metrics import Metric
 from perfline.mmlu import Prompt, stratified_sample
-from perfline.part import SharedRunner
+from perfline.opened import Opened
 from perfline.rounds import Repeat, TimedRun
 from perfline.telemetry import watch
 from perfline.throughput import PREFIX, Ready, Stopwatch, Timings
 from perfline.together import Together
 
 if TYPE_CHECKING:
-    from perfline.replica import Replica
+    pass
 
 ProgressOf = Callable[[str], Progress]
-
-
-class Opened(Protocol):
-    """A case whose model is on the device and whose prompts are made."""
-
-    @property
-    def prompts(self) -> Sequence[Prompt]:
-        """Every question's prompt."""
-
-    @property
-    def load_s(self) -> float:
-        """Seconds of the load."""
-
-    @property
-    def load_peak_gib(self) -> float | None:
-        """Peak memory of the load, GiB; None where the device does not count it."""
-
-    @property
-    def facts(self) -> Mapping[str, str]:
-        """What was loaded, such as the weights' digest."""
-
-    def engine(self, name: EngineName) -> Engine:
-        """The engine of that name."""
-
-    def shared(self, name: EngineName, say: Callable[[str], None]) -> SharedRunner | None:
-        """What answers by shared prefixes; None where there is no such path."""
-
-    def close(self) -> None:
-        """Free the model."""
-
-
-@dataclass(frozen=True)
-class OpenCase:
-    """``Opened`` over a real model."""
-
-    prompts: Sequence[Prompt]
-    load_s: float
-    load_peak_gib: float | None
-    facts: Mapping[str, str]
-    engine: Callable[[EngineName], Engine]
-    shared: Callable[[EngineName, Callable[[str], None]], SharedRunner | None]
-    close: Callable[[], None]
-
-
-def open_case(
-    case: Case,
-    device: Device,
-    data_dir: Path | None,
-    weights: WeightsKind,
-    replica: Replica | None = None,
-) -> OpenCase:
-    """Find weights and questions, load the model, tokenise the prompts.
-
-    ``replica``: the ranks that the model is split over; None for a model that is not. Raises
-    MissingData (with the command that gets them), MissingRanks, DataError, EngineError, RankError.
-    """
-    from perfline import data, hf, lengths, mmlu, prompt_cache
-
-    if replica is None and case.parallel.tensor > 1:
-        raise MissingRanks(
-            f"case '{case.id}' splits its model over {case.parallel.tensor} processes "
-            "(parallel.tensor); start it with: torchrun --standalone "
-            f"--nproc-per-node={case.parallel.tensor} -m pytest --cases={case.id}"
-        )
-    if weights == "dummy":
-        model = hf.load(case, device, None, replica)
-        facts: dict[str, str] = {}
-        limit = min(case.mmlu.max_prompt_tokens, model.positions)
-        prompts = lengths.dummy_prompts(model.vocabulary, limit)
-    else:
-        with replica.agreeing() if replica is not None else nullcontext():
-            located = data.locate(case, data_dir)
-            data.check_weights(located.weights)
-            subjects = mmlu.load_subjects(located.mmlu, case.mmlu.few_shots)
-        model = hf.load(case, device, located.weights, replica)
-        prompts = prompt_cache.cached_prompts(
-            case,
-            located.weights,
-            subjects,
-            lambda: mmlu.build_prompts(subjects, model.encode, case.mmlu, model.positions),
-        )
-        facts = {
-            "weights": data.weights_digest(located.weights),
-            "mmlu": mmlu.question_set_digest(subjects),
-        }
-
-    def shared(name: EngineName, say: Callable[[str], None]) -> SharedRunner:
-        from perfline.shared_prefix import SharedPrefixRunner
-
-        return SharedPrefixRunner(model.engine(name), say=say)
-
-    return OpenCase(
-        prompts, model.load_s, model.load_peak_gib, facts, model.engine, shared, model.close
-    )
 
 
 @dataclass
@@ -375,54 +279,6 @@ class Bench:
 
     def _progress_of(self, what: str) -> Progress | None:
         return self.progress(f"{self.case.id}: {what}") if self.progress else None
-
-
-def accuracy_metrics(
-    case: Case, name: EngineName, done: AccuracyPass, peak: float | None
-) -> list[Metric]:
-    """Micro accuracy (correct / asked) as the case scores it and by both scorings, and its cost.
-
-    The cost is of the forwards of this session: served tokens are the prompts', computed ones those
-    really run; with shared prefixes the published MFU formula would read above 100 %, so only the
-    FLOPs really executed are set against the peak.
-    """
-    answers = done.answers
-    if answers.labels is None:
-        return []
-    prefix = f"acc_{PREFIX[name]}"
-    scorings: tuple[Scoring, ...] = ("full-vocab", "letters")
-    by_scoring = {
-        scoring: correct / asked
-        for scoring in scorings
-        for correct, asked in [accuracy(answers, scoring)]
-    }
-    return [
-        Metric(prefix, by_scoring[case.mmlu.scoring], "fraction", "higher"),
-        Metric(f"{prefix}_full_vocab", by_scoring["full-vocab"], "fraction", "info"),
-        Metric(f"{prefix}_letters", by_scoring["letters"], "fraction", "info"),
-        Metric(f"{prefix}_questions", len(answers.ids), "questions", "info"),
-        *_cost(prefix, done, peak),
-    ]
-
-
-def _cost(prefix: str, done: AccuracyPass, peak: float | None) -> list[Metric]:
-    asked = len(done.answers.ids) - done.resumed
-    if not (done.computed_tokens and done.core_s and done.whole_s):
-        return []
-    found = [
-        Metric(f"{prefix}_served_tokens", done.served_tokens, "tok", "info"),
-        Metric(f"{prefix}_computed_tokens", done.computed_tokens, "tok", "info"),
-        Metric(f"{prefix}_padded_tokens", done.padded_tokens, "tok", "info"),
-        Metric(f"{prefix}_reuse_factor", done.served_tokens / done.computed_tokens, "x", "info"),
-        Metric(f"{prefix}_warmup_time", done.warmup_s, "s", "info"),
-        Metric(f"{prefix}_time", done.whole_s, "s", "info"),
-        Metric(f"{prefix}_questions_per_s", asked / done.whole_s, "questions/s", "info"),
-        Metric(f"{prefix}_core", done.core_s / done.replicas / done.whole_s, "fraction", "info"),
-    ]
-    if peak is not None and done.flops:
-        utilisation = done.flops / done.core_s / peak
-        found.append(Metric(f"{prefix}_mfu_computed", utilisation, "fraction", "info"))
-    return found
 
 
 def _in_turn(

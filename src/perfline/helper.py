@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from perfline.accuracy import AccuracyRun
-from perfline.bench import Bench, Opened
+from perfline.bench import Bench
 from perfline.case import Case
 from perfline.engine import EngineName
 from perfline.errors import PerflineError, ReplicaLost
 from perfline.group import Group
 from perfline.mmlu import Prompt
+from perfline.opened import Opened
 from perfline.parallel import check_alike, help_with
 from perfline.replica import Replica, follow
 from perfline.rounds import STEPS, serve

@@ -20,7 +20,7 @@ from perfline import judge, offer, record, report, report_markdown, verdict
 from perfline.accuracy import AccuracyOptions, AccuracyPass, Share
 from perfline.answers import Answers
 from perfline.baseline import Published
-from perfline.bench import Bench, Opened, ProgressOf
+from perfline.bench import Bench, ProgressOf
 from perfline.candidate import Terms
 from perfline.case import Case, WeightsKind
 from perfline.device import Device
@@ -31,6 +31,7 @@ from perfline.hints import Refused, settling
 from perfline.jsonfile import Scalar
 from perfline.judge import Against
 from perfline.metrics import Metric
+from perfline.opened import Opened
 from perfline.record import CaseRecord, Record
 from perfline.replica import Replica
 from perfline.spoilt import spoilt
@@ -38,7 +39,7 @@ from perfline.stored import StoredAnswers
 from perfline.throughput import PREFIX, Timings
 from perfline.verdict import Verdict
 
-Opener = Callable[..., Opened]  # as bench.open_case
+Opener = Callable[..., Opened]  # as opened.open_case
 
 
 @dataclass(frozen=True)

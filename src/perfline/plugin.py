@@ -127,7 +127,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture(scope="session")
 def perfline_opener() -> Callable[..., Any]:
     """What opens a case; a test of the suite itself overrides it with a scripted engine."""
-    from perfline.bench import open_case
+    from perfline.opened import open_case
 
     return open_case
 

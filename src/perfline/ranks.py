@@ -18,7 +18,6 @@ from typing import Any
 
 import pytest
 
-from perfline.bench import open_case
 from perfline.case import Case
 from perfline.device import current_device
 from perfline.environment import collect
@@ -26,6 +25,7 @@ from perfline.errors import RankError
 from perfline.group import Group
 from perfline.helper import Helper, obey_all
 from perfline.line import Options, Tools
+from perfline.opened import open_case
 from perfline.parallel import Lead
 from perfline.rendezvous import join
 

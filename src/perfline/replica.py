@@ -173,7 +173,7 @@ class Runner(Protocol):
 
 
 class Followed(Protocol):
-    """An opened case (``bench.OpenCase``)."""
+    """An opened case (``opened.OpenCase``)."""
 
     @property
     def prompts(self) -> Sequence[Prompt]:

@@ -13,11 +13,11 @@ from test_parallel import groups
 
 from fakes import FakeClock, FakeEngine, FakeOpened, prompts
 from perfline import tensor_parallel
-from perfline.bench import open_case
 from perfline.case import PACKAGED_CASES, load_case
 from perfline.device import current_device
 from perfline.engine import run_pass
 from perfline.errors import CaseError, DeviceMemory, EngineError, MissingRanks, RankError
+from perfline.opened import open_case
 from perfline.parallel import Lead
 from perfline.replica import Replica, follow
 

@@ -18,7 +18,7 @@ from typing import Any
 from perfline.ab import messages, wire
 from perfline.ab.nouns import Ready, Round, Workload
 from perfline.answers import Answers, no_answers
-from perfline.bench import Bench, Opened, open_case
+from perfline.bench import Bench
 from perfline.case import Case, load_cases, with_settings
 from perfline.device import Device, current_device
 from perfline.engine import run_pass
@@ -28,6 +28,7 @@ from perfline.group import Group
 from perfline.helper import Helper, obey_all
 from perfline.jsonfile import Node
 from perfline.mmlu import Prompt
+from perfline.opened import Opened, open_case
 from perfline.parallel import Lead
 from perfline.replica import Replica
 from perfline.rounds import Rounds
