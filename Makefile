@@ -26,7 +26,7 @@ lint: setup
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 
 test: lint
-	$(BIN)/pytest --cases tiny $(ARGS)
+	$(BIN)/pytest --cases tiny -o strict_parametrization_ids=true $(ARGS)
 
 # Beside `make test`: the page in a browser (google-chrome or chromium), and our exports and history
 # read by Apache Otava itself, which brings an older numpy and so has an environment of its own.

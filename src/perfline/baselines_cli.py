@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -106,7 +107,8 @@ def check(root: Path, directories: Sequence[Path], strict: bool) -> int:
     for path in published:
         wrong += _published_problems(path, cases)
     missing = [
-        f"missing: {machine} has no baseline of case '{name}'; run pytest there, then "
+        f"missing: {machine} has no baseline of case '{name}'; run pytest "
+        f"{_as_measured(machine)}, then "
         f"`{_update_command(root, name, directories)}`"
         for machine, there in held.items()
         for name in cases
@@ -185,6 +187,12 @@ def _put_back(path: Path, old: bytes | None) -> bool:
             spare.unlink()
         return False
     return True
+
+
+def _as_measured(machine: str) -> str:
+    """How pytest is run for a machine's folder, whose name may end in a layout of ranks."""
+    ranks = re.search(r"-x([0-9]+)$", machine)
+    return f"under torchrun with {ranks[1]} ranks there" if ranks else "there"
 
 
 def _files(root: Path) -> list[Path]:

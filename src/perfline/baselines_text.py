@@ -66,7 +66,7 @@ def comparison(candidate: Candidate, result: Baseline) -> str:
         rows.append(
             [
                 _label(name, candidate),
-                "%" if unit == "fraction" else unit,
+                report.unit_shown(unit),
                 report.number(before, unit) or "-",
                 report.number(after, unit) or "-",
                 _change(before, after, unit),
@@ -187,7 +187,12 @@ def description(path: Path, held: Baseline) -> str:
             _table(
                 ["metric", "unit", "stored", "sessions"],
                 [
-                    [m.name, m.unit, report.number(stored_value(held, m.name), m.unit), str(n)]
+                    [
+                        m.name,
+                        report.unit_shown(m.unit),
+                        report.number(stored_value(held, m.name), m.unit),
+                        str(n),
+                    ]
                     for m in metrics
                     for n in [len(held.values(m.name))]
                 ],
@@ -196,7 +201,13 @@ def description(path: Path, held: Baseline) -> str:
         )
     if held.anchors:
         rows = [
-            [name, m.unit, report.number(m.value, m.unit), a.date[:10], a.reason]
+            [
+                name,
+                report.unit_shown(m.unit),
+                report.number(m.value, m.unit),
+                a.date[:10],
+                a.reason,
+            ]
             for name, a in held.anchors.items()
             for m in [a.metric]
         ]

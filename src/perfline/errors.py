@@ -7,7 +7,7 @@ what was expected and what to do::
     ├── CaseError          a case's YAML is wrong
     ├── DataError          weights, MMLU CSVs or data.tar are absent, broken or unsafe
     │   └── MissingData    ... absent, with the command that gets them
-    ├── MissingRanks       a case's model is split over more processes than there are
+    ├── MissingRanks       a case's model is split over more ranks than there are
     ├── MetricError        a number that is no measurement (NaN, infinite)
     ├── EngineError        the model could not be loaded, compiled or run
     │   └── DeviceMemory   ... because the device's memory is full

@@ -183,7 +183,7 @@ def straggler(name: str, below_fraction: float, gates: GatesSpec) -> str:
     return (
         f"{name} is {100 * below_fraction:.1f} % slower than the median of the other ranks "
         f"(margin {100 * margin:.1f} %), and all wait for it: look at its clocks, heat and "
-        "neighbours with `perfline doctor`"
+        "neighbours with `perfline doctor` there (CUDA_VISIBLE_DEVICES names the device)"
     )
 
 

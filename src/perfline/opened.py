@@ -77,9 +77,9 @@ def open_case(
 
     if replica is None and case.parallel.tensor > 1:
         raise MissingRanks(
-            f"case '{case.id}' splits its model over {case.parallel.tensor} processes "
-            "(parallel.tensor); start it with: torchrun --standalone "
-            f"--nproc-per-node={case.parallel.tensor} -m pytest --cases={case.id}"
+            f"case '{case.id}' splits its model over {case.parallel.tensor} ranks "
+            "(parallel.tensor): type the same command after `torchrun --standalone "
+            f"--nproc-per-node={case.parallel.tensor} -m`"
         )
     if weights == "dummy":
         model = hf.load(case, device, None, replica)

@@ -79,7 +79,7 @@ class Lead:
         tensor = case.parallel.tensor
         if self.group.ranks % tensor:
             raise MissingRanks(
-                f"case '{case.id}' splits its model over {tensor} processes (parallel.tensor), "
+                f"case '{case.id}' splits its model over {tensor} ranks (parallel.tensor), "
                 f"and torchrun has started {self.group.ranks}: expected a multiple of {tensor}"
             )
         self._tensor, self._opened = tensor, self._opened + 1

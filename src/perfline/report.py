@@ -16,7 +16,7 @@ from tabulate import tabulate
 from perfline.baseline import Published
 from perfline.hints import Refused, next_command, settling
 from perfline.jsonfile import Scalar
-from perfline.metrics import Metric
+from perfline.metrics import Metric, summary
 from perfline.outcome import next_of
 from perfline.record import CaseRecord, Record
 from perfline.verdict import WORST_FIRST, Flip, Verdict, worst
@@ -47,6 +47,7 @@ BESIDE = (
     ("questions", "timed questions"),
     ("tokens", "tokens, all rounds"),
     ("tokens_per_joule", "tokens per joule"),
+    ("p_val_core_per_device", "p_val_core per device"),
     ("p_infer_core_per_device", "p_infer_core per device"),
     ("scaling_efficiency_val", "scaling efficiency val"),
     ("scaling_efficiency_infer", "scaling efficiency infer"),
@@ -176,6 +177,8 @@ def case_table(
             continue
         unit = metric.unit if metric is not None else figure.unit if figure is not None else ""
         measured = "not measured" if metric is None else number(metric.value, unit)
+        if metric is not None and name.startswith("scaling_efficiency") and metric.samples:
+            measured = number(metric.value, unit, summary(metric.samples)[1])
         note = f" ({case.notes['compile_cache']} cache)" if _cache_known(name, case) else ""
         shown = "" if figure is None else number(figure.value, unit)
         rows.append([title, quote(unit_shown(unit)), quote(measured + note), shown])
@@ -243,7 +246,7 @@ def stragglers(case: CaseRecord) -> list[str]:
 
 
 def rank_lines(case: CaseRecord) -> list[str]:
-    """Who answered the questions of an accuracy pass that several ranks shared, by engine."""
+    """What several ranks did: who answered the questions, and how fast they were together."""
     lines = []
     hosts = case.notes.get("accuracy_hosts")
     on = f" on {hosts} host{'s' * (hosts != 1)}" if isinstance(hosts, int) else ""
@@ -261,6 +264,21 @@ def rank_lines(case: CaseRecord) -> list[str]:
         lines.append(
             f"accuracy, {engine}: {ranks} ranks{on} answered {sum(counts)} questions ({shown})"
         )
+    return lines + _timed_rank_lines(case)
+
+
+def _timed_rank_lines(case: CaseRecord) -> list[str]:
+    lines = []
+    for kind, engine in (("val", "eager"), ("infer", "inductor")):
+        if not (ranks := case.notes.get(f"throughput_ranks_{kind}")):
+            continue
+        parts = [f"throughput, {engine}: {ranks} ranks timed together"]
+        if alone := case.metrics.get(f"p_{kind}_whole_one_rank"):
+            by = "rank" if f"slowest_rank_{kind}" in case.notes else "replica"
+            value, error = summary(alone.samples)
+            parts.append(f"one {by} by itself {number(value, alone.unit, error)} tok/s")
+            parts.append(f"slowest: {case.notes.get(f'slowest_{by}_{kind}')}")
+        lines.append("; ".join(parts))
     return lines
 
 

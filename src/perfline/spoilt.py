@@ -89,10 +89,14 @@ def spoilt(candidate: Candidate) -> Iterator[str]:
             yield f"{edited}: the record was edited; {AGAIN}"
     if beside := contended(candidate):
         taken = [f"{100 * waited:.0f} % ({note})" for note, waited in beside.items()]
+        ranks = any(note.startswith("throughput_ranks_") for note in measured.notes)
+        who, cure = "other processes", ""
+        if ranks:
+            who, cure = "other processes or ranks", ", with no more ranks than cores"
         yield (
-            f"other processes took {' and '.join(taken)} of the CPU during the timed rounds "
+            f"{who} took {' and '.join(taken)} of the CPU during the timed rounds "
             f"(at most {100 * gates.MAX_CONTENTION_FRACTION:.0f} % may be); "
-            "run again on an idle machine"
+            f"run again on an idle machine{cure}"
         )
     for session in candidate.new.sessions:
         for metric in session.metrics.values():

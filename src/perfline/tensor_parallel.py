@@ -8,6 +8,7 @@ they are split.
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import warnings
 import zlib
@@ -23,9 +24,17 @@ if TYPE_CHECKING:
 
 
 def arguments(replica: Replica | None) -> dict[str, Any]:
-    """What ``from_pretrained`` is told; nothing where the model is not split."""
+    """What ``from_pretrained`` is told; nothing where the model is not split.
+
+    EngineError where what it needs for that is not installed.
+    """
     if replica is None:
         return {}
+    if importlib.util.find_spec("accelerate") is None:
+        raise EngineError(
+            "parallel.tensor needs accelerate, with which transformers splits a model: pip install "
+            "'perfline[parallel]'"
+        )
     from transformers import distributed
 
     config: Any = getattr(distributed, "DistributedConfig", None)

@@ -89,11 +89,13 @@ class Together:
         slowest = min(range(len(self.rates)), key=self.rates.__getitem__)
         others = statistics.median(r for i, r in enumerate(self.rates) if i != slowest)
         below = 1 - self.rates[slowest] / others
-        who = self.names[slowest]
+        who, by = self.names[slowest], "rank"
+        if self.devices > len(self.names):
+            who, by = f"the replica of {who}", "replica"
         notes: dict[str, Scalar] = {
             f"throughput_ranks_{name}": self.devices,
-            f"tok_per_s_by_rank_{name}": ", ".join(f"{rate:.1f}" for rate in self.rates),
-            f"slowest_rank_{name}": f"{who}: {100 * below:.1f} % below the median of the others",
+            f"tok_per_s_by_{by}_{name}": ", ".join(f"{rate:.1f}" for rate in self.rates),
+            f"slowest_{by}_{name}": f"{who}: {100 * below:.1f} % below the median of the others",
         }
         if finding := gates.straggler(who, below, limits):
             notes[f"straggler_{name}"] = finding

@@ -200,6 +200,7 @@ def test_an_unsafe_member_is_named_and_nothing_is_unpacked(
         (lambda whole: b"<html>404</html>" * 100, "is torn or no tar"),
         (lambda whole: b"", "is torn or no tar"),
     ],
+    ids=["torn", "no tar", "empty"],
 )
 def test_a_torn_tar_is_named_and_leaves_nothing(
     case: Case, root: Path, spoil: Callable[[bytes], bytes], message: str
