@@ -24,7 +24,7 @@ from perfline.gates import MAX_CONTENTION_FRACTION
 from perfline.report import paragraph
 from perfline.telemetry import Clocks, Sample
 
-_PACKAGES = ("pytest", "pytest-benchmark", "nvidia-ml-py")
+_PACKAGES = ("pytest", "pytest-benchmark", "nvidia-ml-py", "accelerate")
 _BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 _LISTEN_S = 0.2  # how long the CPU is kept busy to see who else wants it
 
@@ -45,7 +45,9 @@ class CaseState:
     Attributes:
         weights_gib: the model's size in the case's precision; from the checkpoint, else from the
             case's nominal number of parameters.
-        fits: whether that is less than the free memory; None where the device does not say.
+        tensor: ranks that hold the model between them, under torchrun.
+        fits: whether a rank's share is less than the free memory; None where the device does not
+            say.
         baseline: ``path`` of the file that would apply (that of random weights where there is no
             other); ``problem`` where it is broken.
         sessions: date of each session that the baseline holds; None where there is no baseline.
@@ -56,6 +58,7 @@ class CaseState:
     weights: Found
     questions: Found
     weights_gib: float
+    tensor: int
     fits: bool | None
     baseline: Found
     sessions: tuple[str, ...] | None
@@ -120,6 +123,11 @@ def inspect(cases: Sequence[Case], data_dir: Path | None, baselines: Path) -> Re
     if "transformers" not in versions:
         problems.append("transformers is not installed; install it: pip install transformers")
     states = tuple(_case_state(case, data_dir, baselines, machine) for case in cases)
+    if any(state.tensor > 1 for state in states) and "accelerate" not in versions:
+        problems.append(
+            "accelerate is not installed, with which transformers splits a model over ranks "
+            "(parallel.tensor); install it: pip install 'perfline[parallel]'"
+        )
     for state in states:
         for found in (state.weights, state.questions, state.baseline):
             if found.problem is not None:
@@ -237,6 +245,10 @@ def _case_lines(state: CaseState, machine: Machine | None) -> Iterator[str]:
             yield f"    {found.command}"
     yield f"  {'baseline':<10}{_baseline(state)}"
     size = f"{state.weights_gib:.3g} GiB of weights"
+    if state.tensor > 1:
+        ranks = f"{state.tensor} ranks hold one model: start under torchrun"
+        yield f"  {'parallel':<10}{ranks}, see docs/parallel.md"
+        size = f"{state.weights_gib / state.tensor:.3g} GiB of weights a rank"
     free = machine.free_memory_gib if machine is not None else None
     if free is None:
         yield f"  {'memory':<10}{size}; free memory not known"
@@ -285,7 +297,8 @@ def _case_state(
         weights=weights,
         questions=_find(lambda: data.find_mmlu(case, data_dir)),
         weights_gib=weights_gib,
-        fits=None if free is None else weights_gib < free,
+        tensor=case.parallel.tensor,
+        fits=None if free is None else weights_gib / case.parallel.tensor < free,
         baseline=found,
         sessions=sessions,
     )
@@ -307,8 +320,11 @@ def _stored(
 ) -> tuple[Found, tuple[str, ...] | None]:
     if machine is None:
         return Found(), None
-    path = baseline.path(baselines, machine.machine, case.id, dummy=False)
-    of_random_weights = baseline.path(baselines, machine.machine, case.id, dummy=True)
+    place = machine.machine  # of one replica, and nothing beside it
+    if case.parallel.tensor > 1:
+        place = f"{place}-x{case.parallel.tensor}"
+    path = baseline.path(baselines, place, case.id, dummy=False)
+    of_random_weights = baseline.path(baselines, place, case.id, dummy=True)
     kind: WeightsKind = "real"
     if not path.exists() and of_random_weights.exists():
         path, kind = of_random_weights, "dummy"

@@ -5,6 +5,7 @@ import shutil
 import struct
 import sys
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -243,6 +244,24 @@ def test_what_is_there_is_named_with_its_size(on: Any, tmp_path: Path) -> None:
     assert state.fits is True
     assert report.problems == ()
     assert list(doctor.lines(report))[-1] == "ready: 1 of 1 cases"
+
+
+def test_a_rank_of_a_split_model_holds_a_share_of_it(
+    on: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on(CPU, 10.0)
+    whole = packaged("llama3-8b")  # 14.9 GiB
+    split = replace(whole, parallel=replace(whole.parallel, tensor=2))
+    monkeypatch.setattr(doctor, "_versions", lambda names: dict.fromkeys(names, "1"))
+    report = doctor.inspect([whole, split], None, tmp_path)
+    assert [state.fits for state in report.cases] == [False, True]
+    shown = list(doctor.lines(report))
+    assert "  memory    7.45 GiB of weights a rank, 10.0 GiB free" in shown
+    assert "  parallel  2 ranks hold one model: start under torchrun, see docs/parallel.md" in shown
+    assert f"  baseline  missing; it would be {tmp_path}/{CPU.slug}-x2/llama3-8b.json" in shown
+    monkeypatch.setattr(doctor, "_versions", lambda names: {})
+    (problem,) = (p for p in doctor.inspect([split], None, tmp_path).problems if "accel" in p)
+    assert problem.endswith("install it: pip install 'perfline[parallel]'")
 
 
 def test_a_sharded_checkpoint_is_added_up(on: Any, tmp_path: Path) -> None:
