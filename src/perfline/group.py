@@ -174,6 +174,17 @@ class Group:
                     self.store.wait([key], timedelta(seconds=self.timeout_s))
             return self.store.get(key).decode()
 
+    def peek(self, name: str, within_s: float) -> str | None:
+        """What somebody has put there, or puts there soon; None where nobody does."""
+        key, begin = self.key(name), self.clock()
+        with suppress(RankError), self._reached():
+            while not self.store.check([key]):
+                if self.clock() - begin > within_s:
+                    return None
+                self.sleep(POLL_S)
+            return self.store.get(key).decode()
+        return None
+
     def alive(self) -> None:
         """Rank 0 shows that it lives."""
         with self._reached():

@@ -19,8 +19,8 @@ from perfline.errors import PerflineError, ReplicaLost
 from perfline.group import Group
 from perfline.mmlu import Prompt
 from perfline.opened import Opened
-from perfline.parallel import check_alike, help_with
-from perfline.replica import Replica, follow
+from perfline.parallel import help_with
+from perfline.replica import Replica, check_alike, follow
 from perfline.rounds import STEPS, serve
 
 

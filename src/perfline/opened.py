@@ -5,18 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from perfline.case import Case, WeightsKind
 from perfline.device import Device
 from perfline.engine import Engine, EngineName
-from perfline.errors import MissingRanks
+from perfline.errors import MissingRanks, RankError
 from perfline.mmlu import Prompt
 from perfline.part import SharedRunner
 
 if TYPE_CHECKING:
     from perfline.replica import Replica
+
+
+_ALIKE = ("torch", "transformers")  # on all ranks that hold one model between them
 
 
 class Opened(Protocol):
@@ -102,6 +106,15 @@ def open_case(
             "weights": data.weights_digest(located.weights),
             "mmlu": mmlu.question_set_digest(subjects),
         }
+
+    if replica is not None:
+        own = {"case": case.digest(weights), **facts}
+        try:
+            replica.check_alike(own | {name: metadata.version(name) for name in _ALIKE})
+        except RankError:
+            replica.end()  # the others end it too: nobody is to wait for them
+            model.close()
+            raise
 
     def shared(name: EngineName, say: Callable[[str], None]) -> SharedRunner:
         from perfline.shared_prefix import SharedPrefixRunner

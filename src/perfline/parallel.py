@@ -296,14 +296,3 @@ def help_with(
             "halvings": part.halvings,
         }
         group.tell("did", cost=cost, counts=asdict(part.counts), **said)
-
-
-def check_alike(first: Mapping[str, str], own: Mapping[str, str]) -> None:
-    """RankError where this rank would measure something else than rank 0."""
-    different = [key for key in {**first, **own} if first.get(key) != own.get(key)]
-    if different:
-        key = different[0]
-        raise RankError(
-            f"its {key} is {own.get(key, 'not known')}, rank 0's is {first.get(key, 'not known')}: "
-            "all ranks need the same machine, software, weights and questions"
-        )

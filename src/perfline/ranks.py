@@ -61,6 +61,11 @@ class Joined:
         return status
 
     @pytest.hookimpl
+    def pytest_collectstart(self) -> None:
+        """A file that is collected is a sign of life: there may be many."""
+        self.pytest_runtest_logstart()
+
+    @pytest.hookimpl
     def pytest_runtest_logstart(self) -> None:
         """A test that starts is a sign of life."""
         if self._lead is not None:

@@ -23,6 +23,7 @@ from perfline.verdict import Flip, Gate, Verdict, Word
 
 SCHEMA = 1
 _FIX = "run pytest again"
+_LAYOUT = re.compile(r"(?:[0-9]+-nodes-)?x[0-9]+")
 CASE_NAME = re.compile(r"[a-z0-9][a-z0-9-]*")  # it stands in paths, commands and tables
 
 
@@ -93,6 +94,15 @@ def load(path: Path) -> Record:
         context={key: str(value) for key, value in place.scalars("context").items()},
         layout=place.text("layout") if "layout" in place.data else "",
     )
+    if environment.layout and not (
+        _LAYOUT.fullmatch(environment.layout)
+        and environment.machine.endswith(f"-{environment.layout}")
+    ):
+        raise RecordError(
+            f"{path}: key 'environment.layout' is {environment.layout[:40]!r}, and the machine "
+            f"{environment.machine[:80]!r}; expected a layout such as 'x8' that ends the machine's "
+            "name: the record was edited; run pytest again"
+        )
     return Record(
         created=node.text("created"),
         partial=node.flag("partial"),

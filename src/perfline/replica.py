@@ -10,8 +10,9 @@ replica's own torch.distributed world.
 from __future__ import annotations
 
 import json
+import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -21,6 +22,8 @@ from perfline.engine import Engine, EngineName, run_pass
 from perfline.errors import PerflineError, RankError, ReplicaLost, told
 from perfline.group import Group
 from perfline.mmlu import Prompt
+
+_CAUSE_S = 2.0  # for which a rank whose collective failed looks for the one that knows why
 
 
 @dataclass
@@ -67,9 +70,22 @@ class Replica:
         self.group.put(self._key(f"{step}/agreed/{self.place}"), "")
         for place in range(self.size):
             who = self.first + place
-            if problem := self.group.wait_for(self._key(f"{step}/agreed/{place}"), who):
+            try:
+                problem = self.group.wait_for(self._key(f"{step}/agreed/{place}"), who)
+            except RankError as error:  # silent: it would be so for every case to come
+                self.broken = str(error)
+                raise ReplicaLost(self.broken) from error
+            if problem:
                 kind, text = json.loads(problem)
                 raise told(kind, f"{self.group.name(who)}: {text}")
+
+    def check_alike(self, own: Mapping[str, str]) -> None:
+        """RankError, on all ranks, where one holds a share of something else than the first."""
+        key = self._key("identity")
+        with self.agreeing():
+            if self.place == 0:
+                self.group.put(key, json.dumps(own))
+            check_alike(json.loads(self.group.wait_for(key, self.first)), own, self.first)
 
     def join(self, kind: str) -> None:
         """Make the replica's torch.distributed world, for devices of that kind.
@@ -82,6 +98,8 @@ class Replica:
         if torch.accelerator.is_available():  # transformers takes the device from here
             os.environ["LOCAL_RANK"] = str(torch.accelerator.current_device_index())
         store: Any = self.group.store
+        # pytest listens to every logger, and would show every collective with a failure.
+        logging.getLogger("c10d-NullHandler-default").disabled = True
         with self._in_words("did not meet"):
             distributed.init_process_group(
                 distributed.get_default_backend_for_device(kind),
@@ -138,6 +156,14 @@ class Replica:
             return self._lost("did not go on together", error)
         return None
 
+    def fail(self, why: str) -> None:
+        """Tell the other ranks why this one cannot go on, and end the world that they wait in."""
+        if not self.broken:
+            self.broken = f"{self.group.name(self.group.rank)}: {why}"
+            with suppress(RankError):
+                self.group.put(self._key("cause"), self.broken)
+        self.end()
+
     def _meet(self) -> None:
         from torch import distributed
 
@@ -153,6 +179,9 @@ class Replica:
             raise self._lost(what, error) from error
 
     def _lost(self, what: str, error: RuntimeError) -> ReplicaLost:
+        if cause := self.group.peek(self._key("cause"), _CAUSE_S):
+            self.broken = cause
+            return ReplicaLost(self.broken)
         others = [self.group.name(self.first + place) for place in range(self.size)]
         first = (str(error) or type(error).__name__).splitlines()[0]
         self.broken = (
@@ -196,10 +225,29 @@ def follow(replica: Replica, opened: Followed) -> None:
     while (said := replica.hear())["do"] != "close":
         name: EngineName = said["engine"]
         prompts = [by_id[each] for each in said.get("prompts", ())]
-        with suppress(PerflineError):
+        try:
             if said["do"] == "pass":
                 run_pass(opened.engine(name), prompts, said["head"])
             else:
                 if name not in runners:
                     runners[name] = opened.shared(name, lambda line: None)
                 runners[name].follow(said, prompts)
+        except PerflineError:
+            if replica.broken:
+                raise ReplicaLost(replica.broken) from None
+        except Exception as error:  # the others would wait for this rank until --rank-timeout
+            first = (str(error) or type(error).__name__).splitlines()[0]
+            replica.fail(f"{type(error).__name__}: {first}")
+            raise
+
+
+def check_alike(first: Mapping[str, str], own: Mapping[str, str], leader: int = 0) -> None:
+    """RankError where this rank would measure something else than rank ``leader``."""
+    different = [key for key in {**first, **own} if first.get(key) != own.get(key)]
+    if different:
+        key = different[0]
+        raise RankError(
+            f"its {key} is {own.get(key, 'not known')}, rank {leader}'s is "
+            f"{first.get(key, 'not known')}: all ranks need the same machine, software, weights "
+            "and questions"
+        )

@@ -120,6 +120,8 @@ class _Pass:
             try:
                 launched = self._launch(batch)
             except DeviceMemory as error:
+                if self.runner.engine.ranks > 1:
+                    raise  # the ranks that hold the model cannot halve each by itself
                 failed = batch, str(error)  # the error itself would hold on to the frames' tensors
                 break
             self._land()
@@ -271,7 +273,8 @@ class SharedPrefixRunner:
             forward.compile()
         if rows:
             above = forward.empty
-            with contextlib.suppress(DeviceMemory):  # ``run`` will meet it, and lower the limits
+            later = () if self.engine.ranks > 1 else (DeviceMemory,)
+            with contextlib.suppress(*later):  # ``run`` will meet it, and lower the limits
                 if before:
                     front = np.zeros((1, before), dtype=np.int64)
                     (above,) = forward.extend(above, front, np.array([before]))

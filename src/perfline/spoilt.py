@@ -87,6 +87,12 @@ def spoilt(candidate: Candidate) -> Iterator[str]:
     for metric in measured.metrics.values():
         if edited := _edited(metric):
             yield f"{edited}: the record was edited; {AGAIN}"
+    counts = [n for note, n in measured.notes.items() if note.startswith("throughput_ranks_")]
+    if any(not candidate.new.machine.endswith(f"-x{n}") for n in counts):
+        yield (
+            f"timed on {counts[0]} ranks, and is of machine {candidate.new.machine}: the record "
+            f"was edited; {AGAIN}"
+        )
     if beside := contended(candidate):
         taken = [f"{100 * waited:.0f} % ({note})" for note, waited in beside.items()]
         ranks = any(note.startswith("throughput_ranks_") for note in measured.notes)

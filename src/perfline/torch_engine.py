@@ -183,9 +183,12 @@ class TorchEngine:
                 f"case '{self._model.case.id}': torch.compile failed on {what}: {first}; {hint}"
             ) from error
         except RuntimeError as error:
-            if full(error):
-                raise out_of_memory(self.device, what, error) from error
             replica = self._model.replica
+            if full(error):
+                memory = out_of_memory(self.device, what, error)
+                if replica is not None:  # the other ranks are in the midst of this forward
+                    replica.fail(str(memory))
+                raise memory from error
             if replica is not None and (lost := replica.lost(error)) is not None:
                 raise lost from error
             raise

@@ -28,7 +28,7 @@ from perfline.answers import Answers
 from perfline.bench import Bench
 from perfline.candidate import Candidate, Terms, measured_baseline
 from perfline.environment import Environment
-from perfline.errors import EngineError
+from perfline.errors import EngineError, RecordError
 from perfline.line import Options, Session, Tools
 from perfline.metrics import Metric
 
@@ -213,3 +213,18 @@ def test_a_journal_belongs_to_the_machine_of_one_rank():
     benches: list[Bench] = [each.bench(packaged(), object(), options) for each in tools]  # type: ignore[arg-type]
     assert benches[0].software == benches[1].software
     assert benches[0].software["machine"] == MACHINE
+
+
+@pytest.mark.parametrize("layout", ["../x2", "x9", "x", "8"])
+def test_a_layout_that_is_none_or_another_than_the_machine_s_is_refused(tmp_path: Path, layout):
+    path = tmp_path / "run.json"
+    records.save(path, record(case_record(), environment=EIGHT))
+    assert records.load(path).environment.one_rank == MACHINE
+    path.write_text(path.read_text().replace('"layout": "x8"', f'"layout": "{layout}"'))
+    with pytest.raises(RecordError, match=r"environment.layout' is .*the record was edited"):
+        records.load(path)
+
+
+def test_ranks_that_the_machine_s_name_does_not_tell_are_no_measurement():
+    (line,) = accept.problems(candidate(None, notes={"throughput_ranks_infer": 4}), PLAIN)
+    assert f"timed on 4 ranks, and is of machine {EIGHT.machine}: the record was edited" in line

@@ -14,7 +14,8 @@ from fakes import FakeClock, FakeEngine, prompts
 from perfline.accuracy import AccuracyOptions, AccuracyRun
 from perfline.errors import PerflineError, RankError
 from perfline.group import Group
-from perfline.parallel import Lead, check_alike, help_with
+from perfline.parallel import Lead, help_with
+from perfline.replica import check_alike
 
 IDENTITY = {"case": "fake", "engine": "eager", "torch": "9.9"}
 

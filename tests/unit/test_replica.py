@@ -16,7 +16,14 @@ from perfline import tensor_parallel
 from perfline.case import PACKAGED_CASES, load_case
 from perfline.device import current_device
 from perfline.engine import run_pass
-from perfline.errors import CaseError, DeviceMemory, EngineError, MissingRanks, RankError
+from perfline.errors import (
+    CaseError,
+    DeviceMemory,
+    EngineError,
+    MissingRanks,
+    RankError,
+    ReplicaLost,
+)
 from perfline.opened import open_case
 from perfline.parallel import Lead
 from perfline.replica import Replica, follow
@@ -116,8 +123,50 @@ def test_a_full_device_of_a_rank_stays_one():
 def test_a_rank_that_does_not_come_is_named():
     lead, _ = replicas(2, timeout_s=0.05)
     silent = r"waited for rank 1 on host-1, which has said nothing for 0.05 s"
-    with pytest.raises(RankError, match=silent), lead.agreeing():
+    with pytest.raises(ReplicaLost, match=silent), lead.agreeing():
         pass
+    with pytest.raises(ReplicaLost, match=silent):  # and not waited for again
+        lead.tell(do="pass")
+
+
+def test_a_share_of_another_model_is_refused_by_name_on_all_ranks():
+    lead, other = replicas(2)
+    thread, raised = beside(lambda: other.check_alike({"weights": "sha256:b", "torch": "2"}))
+    refused = "its weights is sha256:b, rank 0's is sha256:a"
+    with pytest.raises(RankError, match=f"rank 1 on host-1: {refused}"):
+        lead.check_alike({"weights": "sha256:a", "torch": "2"})
+    thread.join(timeout=20)
+    assert str(raised[0]).startswith(refused)
+
+
+def test_ranks_with_the_same_model_go_on():
+    lead, other = replicas(2)
+    thread, raised = beside(lambda: other.check_alike({"weights": "sha256:a"}))
+    lead.check_alike({"weights": "sha256:a"})
+    thread.join(timeout=20)
+    assert raised == []
+
+
+def test_the_rank_that_knows_why_is_told_instead_of_the_collective_that_failed():
+    lead, other = replicas(2)
+    other.fail("out of memory on Fake GPU: lower mmlu.max_prompt_tokens")
+    found = lead.lost(RuntimeError("gloo: Connection closed by peer"))
+    assert str(found) == "rank 1 on host-1: out of memory on Fake GPU: lower mmlu.max_prompt_tokens"
+    with pytest.raises(ReplicaLost, match="out of memory on Fake GPU"):
+        other.tell(do="pass")
+
+
+def test_a_follower_that_crashes_tells_why_and_does_not_go_on():
+    lead, other = replicas(2)
+    asked = prompts(2)
+    engine = FakeEngine("eager", FakeClock())
+    engine.forward = lambda batch, head: 1 / 0
+    thread, raised = beside(lambda: follow(other, FakeOpened({"eager": engine}, asked)))
+    lead.tell(do="pass", engine="eager", head="last", prompts=[asked[0].id])
+    thread.join(timeout=20)
+    assert [type(error) for error in raised] == [ZeroDivisionError]
+    found = lead.lost(RuntimeError("gloo: Connection closed by peer"))
+    assert str(found) == "rank 1 on host-1: ZeroDivisionError: division by zero"
 
 
 def test_a_failed_collective_is_told_once_with_the_ranks_that_took_part():
