@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from perfline import report, report_markdown
@@ -230,6 +232,23 @@ def test_a_failure_says_how_to_settle_it_and_how_to_accept_it():
 def test_who_answered_is_told(notes, lines):
     case = CaseRecord("x", "x", "d", "fp16", "real", notes=notes)
     assert report.rank_lines(case) == lines
+
+
+def test_what_ranks_did_together_is_told():
+    alone = Metric("p_infer_whole_one_rank", 100.0, "tok/s", "info", (99.0, 100.0, 101.0))
+    notes = {
+        "throughput_ranks_infer": 4,
+        "slowest_rank_infer": "rank 3 on node-b: 2.4 % below the median of the others",
+    }
+    case = CaseRecord(
+        "x", "x", "d", "fp16", "real", notes=notes, metrics={"p_infer_whole_one_rank": alone}
+    )
+    assert report.rank_lines(case) == [
+        "throughput, inductor: 4 ranks timed together; one rank by itself 100.0 +- 0.6 tok/s; "
+        "slowest: rank 3 on node-b: 2.4 % below the median of the others"
+    ]
+    one_model = replace(case, metrics={}, notes={"throughput_ranks_infer": 4})
+    assert report.rank_lines(one_model) == ["throughput, inductor: 4 ranks timed together"]
     whole = Record("2026", False, Environment("gpu", "GPU", "cuda"), {"x": case})
     told = "\n".join(report.session_lines(whole, {}, {}, "", {}))
     assert all(line in " ".join(told.split()) for line in lines)

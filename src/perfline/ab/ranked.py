@@ -102,10 +102,8 @@ class RankedProcess(Process):
         self._ended_with(status, f"torchrun {ending(status)}", self._said())
 
     def _refusal(self, kind: str, message: str) -> DeviceMemory | WorkerError:
-        if kind in (
-            "RankError",
-            "ReplicaLost",
-        ):  # of a rank that has ended, it may be: its own words say more
+        # Of a rank that has ended, it may be: its own words say more.
+        if kind in ("RankError", "ReplicaLost"):
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(_NEWS_S)
             self._tell_of_rank()
