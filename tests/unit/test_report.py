@@ -233,6 +233,12 @@ def test_who_answered_is_told(notes, lines):
     case = CaseRecord("x", "x", "d", "fp16", "real", notes=notes)
     assert report.rank_lines(case) == lines
 
+    whole = Record("2026", False, Environment("gpu", "GPU", "cuda"), {"x": case})
+    told = "\n".join(report.session_lines(whole, {}, {}, "", {}))
+    assert all(line in " ".join(told.split()) for line in lines)
+    assert max(map(len, told.splitlines())) <= 80
+    assert all(f"- {line}" in report_markdown.markdown(whole, {}, "", {}) for line in lines)
+
 
 def test_what_ranks_did_together_is_told():
     alone = Metric("p_infer_whole_one_rank", 100.0, "tok/s", "info", (99.0, 100.0, 101.0))
@@ -249,8 +255,3 @@ def test_what_ranks_did_together_is_told():
     ]
     one_model = replace(case, metrics={}, notes={"throughput_ranks_infer": 4})
     assert report.rank_lines(one_model) == ["throughput, inductor: 4 ranks timed together"]
-    whole = Record("2026", False, Environment("gpu", "GPU", "cuda"), {"x": case})
-    told = "\n".join(report.session_lines(whole, {}, {}, "", {}))
-    assert all(line in " ".join(told.split()) for line in lines)
-    assert max(map(len, told.splitlines())) <= 80
-    assert all(f"- {line}" in report_markdown.markdown(whole, {}, "", {}) for line in lines)
