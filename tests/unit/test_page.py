@@ -132,6 +132,16 @@ def test_one_next_command_that_can_be_pasted():
     assert "next, to accept it" in Tags(text).text
 
 
+def test_what_several_ranks_did_is_on_the_page():
+    notes = {
+        "throughput_ranks_infer": 2,
+        "straggler_infer": "rank 1 on node-b is 6.2 % slower than the median",
+    }
+    text = shown(tiny_record(notes=notes))
+    assert "throughput, inductor: 2 ranks timed together" in text
+    assert "p_infer: rank 1 on node-b is 6.2 % slower than the median" in text
+
+
 @pytest.mark.parametrize(
     ("given", "flag"), [((), "--case-dir='my cases'"), ((Path("here"),), "--case-dir=here")]
 )

@@ -79,6 +79,7 @@ class CaseView:
     word: Word
     errors: tuple[str, ...]
     findings: tuple[Finding, ...]
+    ranks: tuple[str, ...]
     published_on: str
     published_source: str
     rows: tuple[MetricRow, ...]
@@ -106,6 +107,7 @@ def case_view(inputs: CaseInputs, record: Record, most_flips: int, every_plot: b
         word=worst(measured.verdicts),
         errors=measured.errors,
         findings=tuple(findings(measured.verdicts)),
+        ranks=(*report.rank_lines(measured), *report.stragglers(measured)),
         published_on=(published.device or "") if published else "",
         published_source=published.source if published else "",
         rows=tuple(_row(name, title, inputs) for name, title in report.PUBLISHED_TABLE),
