@@ -243,6 +243,17 @@ def flipped(whole: bytes, position: int) -> bytes:
         lambda whole: flipped(lzma.compress(whole), 60),
         lambda whole: lzma.compress(whole)[:-20],
     ],
+    ids=[
+        "inside a header",
+        "at a member's end",
+        "one block of zeros",
+        "a bit of a header",
+        "zeros for a header",
+        "gzip cut",
+        "a bit of gzip",
+        "a bit of xz",
+        "xz cut",
+    ],
 )
 def test_a_tar_that_is_damaged_late_is_never_unpacked_in_part(
     case: Case, root: Path, spoil: Callable[[bytes], bytes]
