@@ -267,7 +267,7 @@ def test_a_tar_that_is_damaged_late_is_never_unpacked_in_part(
     assert message.endswith("); fetch it again")
 
 
-@pytest.mark.parametrize("pack", [gzip.compress, lzma.compress])
+@pytest.mark.parametrize("pack", [gzip.compress, lzma.compress], ids=["gzip", "xz"])
 def test_a_compressed_tar_is_unpacked(
     case: Case, root: Path, pack: Callable[[bytes], bytes]
 ) -> None:
