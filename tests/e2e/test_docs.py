@@ -52,7 +52,7 @@ SMALL_COMPARISON = "--max-pairs 1 --rounds 3 --questions 4 --engine eager"
 
 def shell(text: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """Run ``text`` in bash, in a copy of the repository."""
-    own = ("PYTEST_", "GIT_", "PERFLINE_", "HF_")
+    own = ("PYTEST_", "GIT_", "PERFLINE_", "HF_", "ARGS", "MAKE")  # of a `make test` around this
     environment = {key: value for key, value in os.environ.items() if not key.startswith(own)}
     environment |= {
         "PATH": f"{folder / '.venv' / 'bin'}{os.pathsep}{environment['PATH']}",
