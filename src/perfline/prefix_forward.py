@@ -127,6 +127,11 @@ class PrefixForward:
         longer = np.zeros((2, 2 * width + 3), dtype=np.int64)
         (node, _) = self.extend(self.empty, longer, np.full(2, longer.shape[1]))
         self.answer(node, ids, lengths)
+        for more in range(1, self._engine.ranks):
+            # Where transformers hands a split model DTensors (4.57 does), torch tells numbers of
+            # rows that the ranks divide from those that they do not.
+            ids, lengths = np.repeat(ids[:1], rows + more, axis=0), np.full(rows + more, width)
+            self.answer(self.empty, ids, lengths)
 
     def extend(self, above: KeysValues, ids: Ints, lengths: Ints) -> list[KeysValues]:
         """The prefix ``above`` with each row of ``ids`` behind it, each of its own length.

@@ -40,7 +40,7 @@ def arguments(replica: Replica | None) -> dict[str, Any]:
     config: Any = getattr(distributed, "DistributedConfig", None)
     if config is not None and "tp_size" in config.__dataclass_fields__:
         return {"distributed_config": config(tp_size=replica.size)}
-    return {"tp_plan": "auto"}  # transformers before 5.17: over the whole world
+    return {"tp_plan": "auto"}  # older transformers: over the whole world
 
 
 def check_split(case: Case, module: Any, size: int) -> None:
@@ -56,7 +56,7 @@ def check_split(case: Case, module: Any, size: int) -> None:
     if not any(_placed(parameter) for parameter in module.parameters()):
         raise EngineError(
             f"case '{case.id}': transformers did not split {type(module).__name__} over {size} "
-            "ranks; update transformers (5.17 and 5.23 do), or choose an architecture that has a "
+            "ranks; update transformers (5.23 does), or choose an architecture that has a "
             "tensor-parallel plan"
         )
 
