@@ -13,8 +13,8 @@ a and every b run once, with a turn of c and d before the first and after each: 
 pass' seconds over the mean of the turns on either side of it, so that a machine that gets slower or
 faster meanwhile does not decide it. Each is warmed up on two prompts; its seconds hold everything
 from the questions' texts to the answers: prompts, tokenisation, planning, forwards. Compilation is
-reported apart. The model is wide and shallow so that attention is as small a part of the published
-loop's work as in a model of 8e9 parameters, about 4 %; ``--hidden 768 --layers 14`` has 8 %. The
+reported apart. The model is wide and shallow, since attention is a small part of a large model's
+work: ``attention_fraction`` of the published loop's FLOPs is printed (``layer_flops``). The
 tokenizer is a byte-level BPE of 8,000 tokens trained on MMLU, unless ``--tokenizer`` names one. The
 default questions are such that sharing saves what it saves on all 14,042: the script stops if
 served over computed tokens is not within 10 % of 6.3, both by whole subjects and as planned.
@@ -190,6 +190,7 @@ def _prepare(args: argparse.Namespace) -> tuple[Bench, dict[str, object]]:
         "truncated_prompts": sum(prompt.shots < 5 for prompt in bench.prompts),
         "reuse_by_subject": round(build.subject_reuse(bench.prompts), 3),
         "reuse_as_planned": round(plan.reuse_factor, 3),
+        "attention_fraction": round(_attention_fraction(model.engine("eager"), bench.prompts), 4),
     }
     size = {"parameters": parameters, "hidden": args.hidden, "layers": args.layers}
     print(f"model: {size}, vocabulary {vocabulary}, fp32\nquestions: {asked}", flush=True)
@@ -197,6 +198,14 @@ def _prepare(args: argparse.Namespace) -> tuple[Bench, dict[str, object]]:
         for key in ("reuse_by_subject", "reuse_as_planned"):
             _check_reuse(key, float(str(asked[key])))
     return bench, {**_about(), "model": {**size, "vocabulary": vocabulary}, "asked": asked}
+
+
+def _attention_fraction(engine: Any, prompts: Sequence[Prompt]) -> float:
+    """Share of the published loop's FLOPs that is attention's (``TorchEngine.layer_flops``)."""
+    lengths = [len(prompt.ids) for prompt in prompts]
+    pair = engine.layer_flops(1, prefix=1) - engine.layer_flops(1)
+    pairs = sum(n * (n + 1) / 2 for n in lengths)
+    return float(pair * pairs / sum(engine.flops(n, "all") for n in lengths))
 
 
 def _counts(spec: str, most: int | None) -> dict[str, int]:

@@ -1,8 +1,8 @@
 """How does attention run on grouped heads and a mask without repeating the keys?
 
 transformers' ``sdpa`` gives each query head a copy of its group's keys and values wherever there is
-a mask, as CUDA's fused kernels take no mask with grouped heads. A CPU's does, with the same result
-to the last bit; the copies cost more there than they save.
+a mask, as CUDA's fused kernels take no mask with grouped heads. A CPU's does, and there the copies
+cost more than they save.
 """
 
 from __future__ import annotations

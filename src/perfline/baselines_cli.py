@@ -18,6 +18,7 @@ from perfline import accept, baseline, baselines_text, offer
 from perfline.baseline import Baseline
 from perfline.candidate import Terms
 from perfline.case import Case, load_cases
+from perfline.environment import LAYOUT
 from perfline.errors import BaselineError, PerflineError
 from perfline.record import load as load_record
 from perfline.report import paragraph
@@ -191,8 +192,8 @@ def _put_back(path: Path, old: bytes | None) -> bool:
 
 def _as_measured(machine: str) -> str:
     """How pytest is run for a machine's folder, whose name may end in a layout of ranks."""
-    ranks = re.search(r"-x([0-9]+)$", machine)
-    return f"under torchrun with {ranks[1]} ranks there" if ranks else "there"
+    layout = re.search(rf"-{LAYOUT.pattern}$", machine)
+    return f"under torchrun with {layout['ranks']} ranks there" if layout else "there"
 
 
 def _files(root: Path) -> list[Path]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from perfline import throughput
 from perfline.accuracy import AccuracyOptions, AccuracyPass, AccuracyRun, Share, choose
@@ -25,9 +24,6 @@ from perfline.rounds import Repeat, TimedRun
 from perfline.telemetry import watch
 from perfline.throughput import PREFIX, Ready, Stopwatch, Timings
 from perfline.together import Together
-
-if TYPE_CHECKING:
-    pass
 
 ProgressOf = Callable[[str], Progress]
 

@@ -322,7 +322,7 @@ def _stored(
         return Found(), None
     place = machine.machine  # of one replica, and nothing beside it
     if case.parallel.tensor > 1:
-        place = f"{place}-x{case.parallel.tensor}"
+        place = f"{place}-{environment.layout_of(['here'] * case.parallel.tensor)}"
     path = baseline.path(baselines, place, case.id, dummy=False)
     of_random_weights = baseline.path(baselines, place, case.id, dummy=True)
     kind: WeightsKind = "real"

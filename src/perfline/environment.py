@@ -24,6 +24,9 @@ from perfline.device import current_device
 PACKAGES = ("torch", "triton", "transformers", "tokenizers", "safetensors", "numpy")
 
 
+LAYOUT = re.compile(r"(?:[0-9]+-nodes-)?x(?P<ranks>[0-9]+)")
+
+
 @dataclass(frozen=True)
 class Environment:
     """One machine and its software.
@@ -50,9 +53,14 @@ class Environment:
 
     def of_ranks(self, hosts: Sequence[str]) -> Environment:
         """The environment of several ranks like this one; each on the host that is named."""
-        nodes = len(set(hosts))
-        layout = f"x{len(hosts)}" if nodes == 1 else f"{nodes}-nodes-x{len(hosts)}"
+        layout = layout_of(hosts)
         return replace(self, machine=f"{self.one_rank}-{layout}", layout=layout)
+
+
+def layout_of(hosts: Sequence[str]) -> str:
+    """How the machine of several ranks is named behind that of one; ``LAYOUT`` matches it."""
+    nodes = len(set(hosts))
+    return f"x{len(hosts)}" if nodes == 1 else f"{nodes}-nodes-x{len(hosts)}"
 
 
 def collect(root: Path) -> Environment:

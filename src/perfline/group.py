@@ -152,7 +152,7 @@ class Group:
 
         ``while_alive``: rank 0's signs of life, if it is the one that is waited for, are enough.
         ``quiet``: wait inside the store, where a rank is timing: no traffic, and all that wait
-        hear of it within a millisecond or so.
+        hear of it as soon as it is there.
         """
         key, begin, beats = self.key(name), self.clock(), -1
         with self._reached():

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import cast, get_args
 
 from perfline import jsonfile
-from perfline.environment import Environment
+from perfline.environment import LAYOUT, Environment
 from perfline.errors import MetricError, RecordError
 from perfline.jsonfile import Node, Scalar
 from perfline.metrics import Metric
@@ -23,7 +23,6 @@ from perfline.verdict import Flip, Gate, Verdict, Word
 
 SCHEMA = 1
 _FIX = "run pytest again"
-_LAYOUT = re.compile(r"(?:[0-9]+-nodes-)?x[0-9]+")
 CASE_NAME = re.compile(r"[a-z0-9][a-z0-9-]*")  # it stands in paths, commands and tables
 
 
@@ -95,7 +94,7 @@ def load(path: Path) -> Record:
         layout=place.text("layout") if "layout" in place.data else "",
     )
     if environment.layout and not (
-        _LAYOUT.fullmatch(environment.layout)
+        LAYOUT.fullmatch(environment.layout)
         and environment.machine.endswith(f"-{environment.layout}")
     ):
         raise RecordError(

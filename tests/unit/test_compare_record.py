@@ -155,6 +155,15 @@ def _drop(*keys: str | int) -> Callable[[Any], None]:
 ROUND = ("cases", "tiny", "pairs", 0, "baseline", "rounds", 0)
 
 
+def changed(folder: Path, change: Callable[[Any], None]) -> tuple[Path, Any]:
+    """The file of a comparison, and what it holds after ``change``, yet to be written."""
+    path = folder / "compare.json"
+    compare_file.save(path, whole())
+    data = json.loads(path.read_text())
+    change(data)
+    return path, data
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -196,10 +205,7 @@ ROUND = ("cases", "tiny", "pairs", 0, "baseline", "rounds", 0)
 def test_a_broken_record_names_its_key(
     tmp_path: Path, change: Callable[[Any], None], message: str
 ) -> None:
-    path = tmp_path / "compare.json"
-    compare_file.save(path, whole())
-    data = json.loads(path.read_text())
-    change(data)
+    path, data = changed(tmp_path, change)
     path.write_text(json.dumps(data))
 
     with pytest.raises(RecordError) as raised:
@@ -277,10 +283,7 @@ def _in_all_rounds(side: str, **values: float) -> Callable[[Any], None]:
 def test_what_nobody_measured_is_refused_though_its_digest_fits(
     tmp_path: Path, change: Callable[[Any], None], message: str
 ) -> None:
-    path = tmp_path / "compare.json"
-    compare_file.save(path, whole())
-    data = json.loads(path.read_text())
-    change(data)
+    path, data = changed(tmp_path, change)
     del data["digest"]
     jsonfile.write(path, data | {"digest": jsonfile.digest(data)}, RecordError)
 

@@ -40,9 +40,8 @@ if TYPE_CHECKING:
 DIE_WITH_PARENT = "--die-with-parent"
 RANKS = "--ranks"
 AS_RANK = "--as-rank"
-PATIENCE_S = (
-    7 * 86400.0
-)  # among ranks: who waits for the launch loses patience earlier, and ends it
+# Among ranks: who waits for the launch loses patience earlier, and ends it.
+PATIENCE_S = 7 * 86400.0
 NEEDED = {"torch": "torch", "transformers": "transformers", "numpy": "numpy", "yaml": "pyyaml"}
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
