@@ -14,9 +14,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
+from perfline import notices
 from perfline.answers import Answers, no_answers, subset, union
 from perfline.case import Case
 from perfline.engine import Clock, CompileCounts, Engine, EngineName, Progress, run_pass
+from perfline.errors import NoSharedPrefixes
 from perfline.journal import Journal
 from perfline.mmlu import Prompt
 from perfline.part import Keep, Part, SharedRunner, plain_part, shared_part
@@ -125,6 +127,8 @@ class AccuracyRun:
         oracle: the engine that answers the verified questions, by the plain path.
         runner: answers by shared prefixes; None where there is no such path.
         identity: what the journal's answers belong to.
+        ready: has the engine compiled and warm for the plain path.
+        without: takes why no prefixes are shared, where that shows in the warm-up.
         share: shares the questions with other ranks; None where this process is alone.
     """
 
@@ -133,6 +137,8 @@ class AccuracyRun:
     runner: SharedRunner | None
     options: AccuracyOptions
     identity: Mapping[str, str]
+    ready: Callable[[], object] = lambda: None
+    without: Callable[[NoSharedPrefixes], None] = lambda why: None
     clock: Clock = time.perf_counter
     progress: Progress | None = None
     share: Share | None = None
@@ -153,6 +159,7 @@ class AccuracyRun:
         run is not sequential.
         """
         chosen = choose(prompts, self.options.questions)
+        warmup_s = self.warm_up(chosen)  # first of all: it may show that no prefixes are shared
         journal = self._journal(self.options.resume)
         given = journal.resume() if journal is not None else None
         sequential = self.options.sequential and certain is not None
@@ -164,7 +171,7 @@ class AccuracyRun:
             looks=len(stages),
             replicas=1 if self.share is None else self.share.replicas,
         )
-        done = replace(done, resumed=len(done.answers.ids), warmup_s=self.warm_up(chosen))
+        done = replace(done, resumed=len(done.answers.ids), warmup_s=warmup_s)
         for stage in stages:
             have = set(done.answers.ids)
             todo = [prompt for prompt in chosen[:stage] if prompt.id not in have]
@@ -186,12 +193,23 @@ class AccuracyRun:
             journal.finish()
 
     def warm_up(self, prompts: Sequence[Prompt]) -> float:
-        """Compile what a pass over ``prompts`` needs; seconds."""
+        """Compile what a pass over ``prompts`` needs; seconds, without those of ``ready``.
+
+        Where the model runs no forward after a prefix, the plain path answers: a slower right
+        answer beats none.
+        """
         begin = self.clock()
         if self.shared:
             assert self.runner is not None
-            self.runner.warm_up(self.runner.plan(prompts))
-        return self.clock() - begin
+            try:
+                self.runner.warm_up(self.runner.plan(prompts))
+            except NoSharedPrefixes as why:
+                self.runner = None
+                self.without(why)
+        warmup_s = self.clock() - begin
+        if not self.shared:
+            self.ready()
+        return warmup_s
 
     def cost(self, prompts: Sequence[Prompt]) -> int:
         """Tokens that this process would run to answer ``prompts``, padding included."""
@@ -218,10 +236,11 @@ class AccuracyRun:
             return done
         keep = journal.append if journal is not None else None
         begin = self.clock()
-        if self.share is not None:
-            parts = self.share.answer(self, prompts, keep)
-        else:
-            parts = [self.part(prompts, keep, self.progress)]
+        with notices.timed():
+            if self.share is not None:
+                parts = self.share.answer(self, prompts, keep)
+            else:
+                parts = [self.part(prompts, keep, self.progress)]
         flops = [done.flops, *(part.flops for part in parts)]
         by_replica = Counter(done.by_replica)
         for part in parts:

@@ -7,8 +7,6 @@ cost more than they save.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -47,14 +45,3 @@ def grouped_sdpa(
 
 
 AttentionInterface.register(GROUPED, grouped_sdpa)
-
-
-@contextmanager
-def attending(config: Any, implementation: str) -> Iterator[None]:
-    """Let the model of ``config`` use that attention meanwhile; for masks that are given whole."""
-    before = config._attn_implementation
-    config._attn_implementation = implementation
-    try:
-        yield
-    finally:
-        config._attn_implementation = before

@@ -17,9 +17,12 @@ from perfline.answers import Answers
 from perfline.case import Case
 from perfline.device import Device
 from perfline.engine import Clock, EngineName, Progress, run_pass
+from perfline.errors import NoSharedPrefixes
 from perfline.metrics import Metric
 from perfline.mmlu import Prompt, stratified_sample
+from perfline.notices import Notices
 from perfline.opened import Opened
+from perfline.part import SharedRunner
 from perfline.rounds import Repeat, TimedRun
 from perfline.telemetry import watch
 from perfline.throughput import PREFIX, Ready, Stopwatch, Timings
@@ -38,6 +41,7 @@ class Bench:
         full_pass: throughput is timed over all questions, once, as published.
         say: takes lines for the user, such as that memory ran out and the run goes on with less.
         software: machine and versions, which a journal's answers belong to.
+        notices: what other packages say meanwhile.
         share: shares passes and rounds with other ranks; None where this process is alone.
     """
 
@@ -51,6 +55,7 @@ class Bench:
     say: Callable[[str], None] = lambda line: None
     options: AccuracyOptions = field(default_factory=AccuracyOptions)
     software: Mapping[str, str] = field(default_factory=dict)
+    notices: Notices = field(default_factory=Notices)
     share: Share | None = None
     _ready: dict[EngineName, Ready] = field(default_factory=dict)
     _runs: dict[EngineName, AccuracyRun] = field(default_factory=dict)
@@ -101,8 +106,6 @@ class Bench:
                 run = self._runs[name] = self._accuracy_run(name)
                 if self.share is not None:
                     self.share.prepare(self.case.id, name)
-                if not run.shared:
-                    self.ready(name)
                 self._passes[name] = run.answer(self.opened.prompts, certain)
         return self._passes[name]
 
@@ -110,8 +113,6 @@ class Bench:
         """What answers another rank's questions, compiled and warm; done once."""
         if name not in self._runs:
             run = self._accuracy_run(name)
-            if not run.shared:
-                self.ready(name)
             run.warm_up(choose(self.opened.prompts, self.options.questions))
             self._runs[name] = run
         return self._runs[name]
@@ -243,12 +244,25 @@ class Bench:
         return notes
 
     def _accuracy_run(self, name: EngineName) -> AccuracyRun:
+        def without(why: NoSharedPrefixes) -> None:
+            line = f"{self.case.id}, {name}: each question by itself, as --plain does, since {why}"
+            self.notices.once([line])
+            self.say(line)
+
+        runner: SharedRunner | None = None
+        if not self.options.plain:
+            try:
+                runner = self.opened.shared(name, self.say)
+            except NoSharedPrefixes as why:
+                without(why)
         return AccuracyRun(
             engine=self.opened.engine(name),
             oracle=self.opened.engine("eager"),
-            runner=None if self.options.plain else self.opened.shared(name, self.say),
+            runner=runner,
             options=self.options,
             identity=self._identity(name),
+            ready=lambda: self.ready(name),
+            without=without,
             clock=self.clock,
             progress=self._progress_of(f"{name} accuracy"),
             share=self.share,

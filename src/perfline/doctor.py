@@ -160,7 +160,12 @@ def lines(report: Report) -> Iterator[str]:
     """Yield the report for reading."""
     versions = ", ".join(f"{name} {text}" for name, text in report.versions.items())
     machine = [] if report.machine is None else _machine_lines(report.machine)
-    for line in (*machine, f"versions  {versions}"):
+    tested = ", ".join(
+        f"{name} {first} to {last}" for name, (first, last) in environment.TESTED.items()
+    )
+    beyond = "; ".join(environment.beyond_tested(report.versions))
+    more = f"tested    {tested}{f'; {beyond}: measured all the same' if beyond else ''}"
+    for line in (*machine, f"versions  {versions}", more):
         text = line.lstrip()
         yield from paragraph(text, " " * (len(line) - len(text)), " " * 10)
     for state in report.cases:

@@ -11,7 +11,7 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from importlib import metadata, resources
@@ -22,7 +22,9 @@ import yaml
 from perfline.device import current_device
 
 PACKAGES = ("torch", "triton", "transformers", "tokenizers", "safetensors", "numpy")
-
+# The oldest and the newest version that the suite passes with (docs/versions.md). Others are
+# measured too, with a notice: a change of version is what perfline is for.
+TESTED = {"torch": ("2.9", "2.15.0"), "transformers": ("4.57", "5.24.0")}
 
 LAYOUT = re.compile(r"(?:[0-9]+-nodes-)?x(?P<ranks>[0-9]+)")
 
@@ -67,6 +69,23 @@ def collect(root: Path) -> Environment:
     """The environment of this process; ``root`` is the git work tree whose commit is recorded."""
     device = current_device()
     return Environment(device.slug, device.name, device.kind, _context(root))
+
+
+def beyond_tested(context: Mapping[str, str]) -> list[str]:
+    """A sentence for every package of ``context`` outside of ``TESTED``."""
+    from packaging.version import InvalidVersion, Version
+
+    found = []
+    for name, (first, last) in TESTED.items():
+        try:
+            here = Version(Version(context[name]).public)  # a local part (+cpu) says nothing here
+        except (KeyError, InvalidVersion):
+            continue
+        if here > Version(last):
+            found.append(f"{name} {here} is newer than tested ({last})")
+        elif here < Version(first):
+            found.append(f"{name} {here} is older than tested ({first})")
+    return found
 
 
 def peak_flops(device: str, dtype: str) -> float | None:

@@ -10,7 +10,8 @@ what was expected and what to do::
     ├── MissingRanks       a case's model is split over more ranks than there are
     ├── MetricError        a number that is no measurement (NaN, infinite)
     ├── EngineError        the model could not be loaded, compiled or run
-    │   └── DeviceMemory   ... because the device's memory is full
+    │   ├── DeviceMemory   ... because the device's memory is full
+    │   └── NoSharedPrefixes  ... after a prefix; each prompt by itself it may run
     ├── BaselineError      a baseline file is torn, hand-edited, or refused
     ├── RecordError        a results file is torn, partial, or of another schema
     ├── WorkerError        a process of one side of a comparison crashed, hung or refused
@@ -56,6 +57,13 @@ class EngineError(PerflineError):
 
 class DeviceMemory(EngineError):  # noqa: N818
     """The device's memory is full: the message says how much was needed and what to lower."""
+
+
+class NoSharedPrefixes(EngineError):  # noqa: N818 - reads as the state it reports
+    """The model, or the installed transformers, runs no forward after a prefix.
+
+    The plain path, one forward a prompt, gives the same answers, and takes longer.
+    """
 
 
 class BaselineError(PerflineError):

@@ -8,8 +8,6 @@ files: safetensors only, no remote code.
 from __future__ import annotations
 
 import gc
-import logging
-import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -21,7 +19,7 @@ import torch
 import transformers
 from torch import nn
 
-from perfline import mmlu, tensor_parallel
+from perfline import mmlu, tensor_parallel, upstream
 from perfline.case import Case
 from perfline.device import Device
 from perfline.engine import EngineName
@@ -86,7 +84,7 @@ class Model:
         self._settings.close()
         self._engines.clear()
         self.module = nn.Module()
-        torch._dynamo.reset()
+        torch.compiler.reset()
         gc.collect()
         if self.device.kind != "cpu":
             torch.accelerator.empty_cache()
@@ -113,10 +111,8 @@ def load(case: Case, device: Device, weights: Path | None, replica: Replica | No
 def _load(case: Case, device: Device, weights: Path | None, replica: Replica | None) -> Model:
     if case.engine.cpu_threads is not None and device.kind == "cpu":
         torch.set_num_threads(case.engine.cpu_threads)
-    torch._dynamo.reset()
-    if not os.environ.get("TORCH_TRACE"):
-        # pytest listens to every logger, and would show all of this one with a failure.
-        logging.getLogger("torch.__trace").disabled = True
+    upstream.check()
+    torch.compiler.reset()
     quiet: Any = transformers.utils.logging
     quiet.disable_progress_bar()
     device.reset_peak_memory()
@@ -156,8 +152,7 @@ def _load(case: Case, device: Device, weights: Path | None, replica: Replica | N
         replica=replica,
     )
     _check_head(model)
-    # At its limit of recompiles dynamo would go on in eager mode without a word.
-    model._settings.enter_context(torch._dynamo.config.patch(fail_on_recompile_limit_hit=True))
+    model._settings.enter_context(upstream.fail_at_the_recompile_limit())
     return model
 
 
@@ -181,7 +176,7 @@ def _checkpoint(case: Case, weights: Path, split: dict[str, Any]) -> Any:
                 f"{weights}: {len(names)} tensors of the model are {problem.partition('_')[0]} in "
                 f"the checkpoint, such as {names[0]}; they would be random: get the weights again"
             )
-    used = module.config._attn_implementation
+    used = upstream.attention_of(module.config)
     if used != case.model.attention:
         raise EngineError(
             f"{weights / 'config.json'}: sets the attention to '{used}', the case asks for "
@@ -232,7 +227,7 @@ def _loading(case: Case, device: Device, weights: Path | None) -> Iterator[None]
     except PerflineError:
         raise
     except Exception as error:  # a broken file may raise anything, from Rust code too
-        if "DefaultCPUAllocator" in str(error):
+        if upstream.is_full(error):
             raise out_of_memory(device, what, error) from error
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise EngineError(f"{what} failed: {first}") from error

@@ -25,12 +25,13 @@ from perfline.candidate import Terms
 from perfline.case import Case, WeightsKind
 from perfline.device import Device
 from perfline.engine import Clock, EngineName
-from perfline.environment import Environment, peak_flops, today
+from perfline.environment import Environment, beyond_tested, peak_flops, today
 from perfline.errors import DataError, PerflineError, RecordError
 from perfline.hints import Refused, settling
 from perfline.jsonfile import Scalar
 from perfline.judge import Against
 from perfline.metrics import Metric
+from perfline.notices import Notices
 from perfline.opened import Opened
 from perfline.record import CaseRecord, Record
 from perfline.replica import Replica
@@ -89,6 +90,7 @@ class Tools:
     """What every case of a session is measured with.
 
     Attributes:
+        notices: of the session.
         share: shares passes and rounds with the other ranks of a torchrun job; None without.
     """
 
@@ -98,6 +100,7 @@ class Tools:
     clock: Clock
     progress: ProgressOf | None
     say: Callable[[str], None]
+    notices: Notices = field(default_factory=Notices)
     share: Share | None = None
 
     def open(self, case: Case, options: Options, replica: Replica | None = None) -> Opened:
@@ -120,6 +123,7 @@ class Tools:
             clock=self.clock,
             progress=self.progress,
             say=self.say,
+            notices=self.notices,
             options=options.accuracy,
             software={
                 key: environment.context[key]
@@ -144,7 +148,7 @@ class Session:
     _against: dict[str, Against] = field(default_factory=dict)
     _benches: dict[str, Bench] = field(default_factory=dict)
     _judged: set[str] = field(default_factory=set)
-    _notices: list[str] = field(default_factory=list)
+    notices: Notices = field(default_factory=Notices)
     _kept: list[Bench] = field(default_factory=list)
     _created: str = field(default_factory=today)
     _partial: bool = True
@@ -161,6 +165,7 @@ class Session:
         options = self.options
         self._known[case.id] = case
         self.environment = environment = tools.environment
+        self.notices.once(beyond_tested(environment.context))
         against = judge.against(options.baselines, environment, case, options.weights)
         against = against.relative(options.shown)
         self._against[case.id] = against
@@ -237,10 +242,6 @@ class Session:
         self._cases[case.id] = replace(old, errors=(*old.errors, line))
         self._write_quietly()
 
-    def add_notice(self, line: str) -> None:
-        """Show a line at the end of the session."""
-        self._notices.append(line)
-
     def add_skipped(self, case: Case, why: str) -> None:
         """Note a case that could not be opened."""
         self._skipped[case.id] = why
@@ -260,10 +261,9 @@ class Session:
         if self.environment is None:
             return [f"{name} was not measured: {why}" for name, why in self._skipped.items()]
         flags = self.options.update_flags
-        lines = report.session_lines(
+        return report.session_lines(
             self._record(), self._published, self._skipped, flags, self._refused()
         )
-        return lines + self._notices
 
     def markdown(self) -> str:
         """The step summary."""
@@ -327,7 +327,7 @@ class Session:
 
     def _record(self) -> Record:
         assert self.environment is not None
-        return Record(self._created, self._partial, self.environment, self._cases)
+        return Record(self._created, self._partial, self.environment, self._cases, self.notices.all)
 
     def _write(self) -> None:
         if self.environment is not None:

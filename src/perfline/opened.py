@@ -46,7 +46,7 @@ class Opened(Protocol):
         """The engine of that name."""
 
     def shared(self, name: EngineName, say: Callable[[str], None]) -> SharedRunner | None:
-        """What answers by shared prefixes; None where there is no such path."""
+        """What answers by shared prefixes; None or NoSharedPrefixes where there is no such path."""
 
     def close(self) -> None:
         """Free the model."""
@@ -77,7 +77,7 @@ def open_case(
     ``replica``: the ranks that the model is split over; None for a model that is not. Raises
     MissingData (with the command that gets them), MissingRanks, DataError, EngineError, RankError.
     """
-    from perfline import data, hf, lengths, mmlu, prompt_cache
+    from perfline import data, hf, lengths, mmlu, prompt_cache, upstream
 
     if replica is None and case.parallel.tensor > 1:
         raise MissingRanks(
@@ -117,6 +117,7 @@ def open_case(
             raise
 
     def shared(name: EngineName, say: Callable[[str], None]) -> SharedRunner:
+        upstream.check_prefixes()
         from perfline.shared_prefix import SharedPrefixRunner
 
         return SharedPrefixRunner(model.engine(name), say=say)

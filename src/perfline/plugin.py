@@ -11,6 +11,7 @@ import argparse
 import os
 import time
 from collections.abc import Callable, Generator, Iterator
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -166,6 +167,7 @@ def perfline_tools(
     from perfline.line import Tools
 
     lead = pytestconfig.stash.get(ranks.LEAD, None)
+    notices = pytestconfig.stash[SESSION].notices
     here = perfline_environment
     return Tools(
         opener=perfline_opener,
@@ -174,6 +176,7 @@ def perfline_tools(
         clock=perfline_clock,
         progress=_progress(pytestconfig),
         say=_say(pytestconfig),
+        notices=notices,
         share=lead,
     )
 
@@ -196,6 +199,15 @@ def line(request: pytest.FixtureRequest, perfline_bench: Any) -> Line:
         note=_note(request),
         nodeid=request.node.nodeid,
     )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """What other packages warn of while a case is measured is a notice, whatever the filters."""
+    if "perfline_bench" not in getattr(item, "fixturenames", ()):
+        return (yield)
+    with item.config.stash[SESSION].notices.listening():
+        return (yield)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -225,9 +237,23 @@ def pytest_runtest_makereport(
     return report
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """Write the record for the last time: complete, or marked partial."""
+@pytest.hookimpl(wrapper=True, trylast=True)  # inside of what pytest makes errors of warnings with
+def pytest_sessionfinish(
+    session: pytest.Session, exitstatus: int
+) -> Generator[None, object, object]:
+    """Write the record for the last time, whatever else ends badly: complete, or marked partial.
+
+    A cache that pytest cannot write is a notice: it says nothing of what was measured.
+    """
+    state = session.config.stash[SESSION]
+    with state.notices.listening() if state.measured else nullcontext():
+        try:
+            return (yield)
+        finally:
+            _finish(session, exitstatus)
+
+
+def _finish(session: pytest.Session, exitstatus: int) -> None:
     complete = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
     stopped = bool(session.shouldstop or session.shouldfail)
     state = session.config.stash[SESSION]
@@ -238,7 +264,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
             with Path(summary).open("a", encoding="utf-8") as file:
                 file.write(state.markdown())
         except OSError as error:
-            state.add_notice(f"GITHUB_STEP_SUMMARY={summary}: not written: {error.strerror}")
+            state.notices.once([f"GITHUB_STEP_SUMMARY={summary}: not written: {error.strerror}"])
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -17,9 +17,18 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from perfline.attention import GROUPED, attending
-from perfline.errors import EngineError
+from perfline.attention import GROUPED
+from perfline.errors import NoSharedPrefixes
 from perfline.torch_engine import TorchEngine
+from perfline.upstream import (
+    MASKED_ATTENTIONS,
+    OneLayerCache,
+    PrefixCache,
+    PrefixLayer,
+    attending,
+    attention_of,
+    cache_argument,
+)
 
 Ints = npt.NDArray[np.int64]
 KeysValues = list[tuple[torch.Tensor, torch.Tensor]]  # by layer: (1, heads, _FRONT + tokens, size)
@@ -27,55 +36,6 @@ KeysValues = list[tuple[torch.Tensor, torch.Tensor]]  # by layer: (1, heads, _FR
 # would be contiguous now and then, which is a graph of its own to torch.compile.
 _FRONT = 18
 _ALIGN = 16
-
-
-class LayerPrefix:
-    """One layer's keys and values before the tokens of a forward; what attention calls a cache.
-
-    ``own`` are the forward's own keys and values, of which a longer prefix is made; who does not
-    want that drops them after the layer.
-    """
-
-    def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """``keys`` and ``values`` are (1, heads, tokens, size), shared by all rows."""
-        self.keys, self.values = keys, values
-        self.own: tuple[torch.Tensor, torch.Tensor] | None = None
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return prefix and own keys and values of all rows, each in one piece."""
-        self.own = (key_states, value_states)
-        rows = key_states.shape[0]
-        return (
-            torch.cat([self.keys.expand(rows, -1, -1, -1), key_states], dim=2),
-            torch.cat([self.values.expand(rows, -1, -1, -1), value_states], dim=2),
-        )
-
-
-class StackPrefix:
-    """What a decoder stack calls a cache: one ``LayerPrefix`` a layer.
-
-    ``keep`` says whether the forward's own keys and values are to outlive their layer.
-    """
-
-    def __init__(self, layers: list[LayerPrefix], keep: bool) -> None:
-        """``layers`` in the stack's order."""
-        self.layers, self.keep = layers, keep
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Tokens before the forward's own."""
-        return self.layers[layer_idx].keys.shape[2]
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *_: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """``LayerPrefix.update`` of that layer."""
-        layer = self.layers[layer_idx]
-        whole = layer.update(key_states, value_states)
-        if not self.keep:
-            layer.own = None
-        return whole
 
 
 class PrefixForward:
@@ -88,13 +48,16 @@ class PrefixForward:
     """
 
     def __init__(self, engine: TorchEngine) -> None:
-        """Raises EngineError for an attention that takes no explicit mask."""
+        """NoSharedPrefixes for an attention without explicit mask, or a model without KV cache."""
         config = self._config = engine.config
-        if config._attn_implementation not in ("sdpa", "eager"):
-            raise EngineError(
-                f"shared prefixes need an attention that takes a mask; model.attention is "
-                f"'{config._attn_implementation}', expected sdpa or eager"
+        self._attention = attention_of(config)
+        if self._attention not in MASKED_ATTENTIONS:
+            raise NoSharedPrefixes(
+                f"they need an attention that takes a mask; model.attention is "
+                f"'{self._attention}', expected {' or '.join(MASKED_ATTENTIONS)}"
             )
+        self._cache_of_stack = cache_argument(engine.stack)
+        self._cache_of_layer = cache_argument(engine.layers[0])
         self._engine = engine
         self.least_rows = 2 if engine.compiled_forwards else 1
         self._overlap = engine.device.runs_behind
@@ -105,7 +68,6 @@ class PrefixForward:
         weight = next(engine.layers.parameters())
         self._dtype, self._device = weight.dtype, weight.device
         self._fixed = {heads, kv_heads, size, config.hidden_size, len(engine.layers)}
-        self._attention = config._attn_implementation
         if self._attention == "sdpa" and engine.device.kind == "cpu":
             self._attention = GROUPED
         repeated = kv_heads != heads and self._attention != GROUPED
@@ -136,15 +98,15 @@ class PrefixForward:
     def extend(self, above: KeysValues, ids: Ints, lengths: Ints) -> list[KeysValues]:
         """The prefix ``above`` with each row of ``ids`` behind it, each of its own length.
 
-        ``ids`` is (rows, width), padded on the right. Raises DeviceMemory, EngineError.
+        ``ids`` is (rows, width), padded on the right. Raises DeviceMemory, EngineError,
+        NoSharedPrefixes.
         """
         with self._engine.running(_what(above, ids)):
             cache, _ = self._run(above, ids, keep=True)
             owns = [layer.own for layer in cache.layers]
             if any(own is None for own in owns):
-                raise EngineError(
-                    f"{type(self._engine.stack).__name__} does not keep keys and values in every "
-                    "layer; shared prefixes need that: run it the plain way"
+                raise NoSharedPrefixes(
+                    f"{type(self._engine.stack).__name__} keeps no keys and values in some layers"
                 )
             return [
                 [
@@ -167,10 +129,11 @@ class PrefixForward:
             logits = self._engine.head(hidden[rows, self._to_device(lengths - 1)])
             return self._engine.read_rows(logits).to("cpu", non_blocking=self._overlap)
 
-    def _run(self, above: KeysValues, ids: Ints, keep: bool) -> tuple[StackPrefix, torch.Tensor]:
+    def _run(self, above: KeysValues, ids: Ints, keep: bool) -> tuple[PrefixCache, torch.Tensor]:
         """Run the stack on ``ids`` (rows, width) after ``above``; the last hidden states.
 
-        A compiled stack runs a lone row twice over, and so gives two rows back.
+        A compiled stack runs a lone row twice over, and so gives two rows back. NoSharedPrefixes
+        where the model's own code does not take such a cache.
         """
         if len(ids) < self.least_rows:
             ids = np.repeat(ids, self.least_rows, axis=0)
@@ -178,19 +141,26 @@ class PrefixForward:
         before = _tokens(above)
         zeros = 2 + -(2 + before + width) % _ALIGN
         skip = _FRONT - zeros
-        cache = StackPrefix([LayerPrefix(k[:, :, skip:], v[:, :, skip:]) for k, v in above], keep)
+        cache = PrefixCache([PrefixLayer(k[:, :, skip:], v[:, :, skip:]) for k, v in above], keep)
         with attending(self._config, self._attention), self._layers_see(cache):
-            hidden: torch.Tensor = self._engine.stack(
-                input_ids=self._to_device(ids),
-                attention_mask=self._mask(zeros, before, width),
-                position_ids=torch.arange(before, before + width, device=self._device)[None],
-                past_key_values=cache,
-                use_cache=True,
-            )[0]
+            arguments = {
+                "input_ids": self._to_device(ids),
+                "attention_mask": self._mask(zeros, before, width),
+                "position_ids": torch.arange(before, before + width, device=self._device)[None],
+                self._cache_of_stack: cache,
+            }
+            try:
+                hidden: torch.Tensor = self._engine.stack(**arguments, use_cache=True)[0]
+            except (TypeError, AttributeError, LookupError, ValueError, NotImplementedError) as why:
+                first = (str(why) or "no message").splitlines()[0]
+                raise NoSharedPrefixes(
+                    f"{type(self._engine.stack).__name__} does not run after a prefix: "
+                    f"{type(why).__name__}: {first}"
+                ) from why
         return cache, hidden
 
     @contextmanager
-    def _layers_see(self, cache: StackPrefix) -> Iterator[None]:
+    def _layers_see(self, cache: PrefixCache) -> Iterator[None]:
         """Hand each compiled layer its own part of the cache, outside of what is compiled.
 
         A layer would look itself up by its number, and be compiled once for every number.
@@ -198,7 +168,8 @@ class PrefixForward:
         hooks = []
         for layer, part in zip(self._engine.layers, cache.layers, strict=True):
             if layer in self._engine.compiled_forwards:
-                hooks.append(layer.register_forward_pre_hook(_see(part), with_kwargs=True))
+                see = _see(self._cache_of_layer, OneLayerCache(part))
+                hooks.append(layer.register_forward_pre_hook(see, with_kwargs=True))
                 if not cache.keep:
                     hooks.append(layer.register_forward_hook(_drop(part)))
         try:
@@ -238,14 +209,16 @@ def _what(above: KeysValues, ids: Ints) -> str:
     return f"a forward of {ids.shape[0]} x {ids.shape[1]} tokens on a prefix of {_tokens(above)}"
 
 
-def _see(part: LayerPrefix) -> Callable[[Any, Any, dict[str, Any]], tuple[Any, dict[str, Any]]]:
+def _see(
+    name: str, cache: OneLayerCache
+) -> Callable[[Any, Any, dict[str, Any]], tuple[Any, dict[str, Any]]]:
     def hook(_: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        return args, {**kwargs, "past_key_values": part}
+        return args, {**kwargs, name: cache}
 
     return hook
 
 
-def _drop(part: LayerPrefix) -> Callable[[Any, Any, Any], None]:
+def _drop(part: PrefixLayer) -> Callable[[Any, Any, Any], None]:
     def hook(*_: Any) -> None:
         part.own = None
 

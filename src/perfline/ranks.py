@@ -25,6 +25,7 @@ from perfline.errors import RankError
 from perfline.group import Group
 from perfline.helper import Helper, obey_all
 from perfline.line import Options, Tools
+from perfline.notices import Notices
 from perfline.opened import open_case
 from perfline.parallel import Lead
 from perfline.rendezvous import join
@@ -98,7 +99,9 @@ class Serving:
             return None
         cases = {case.id: case for case in self._selected(config)}
         with _unseen(config) as seen:
-            return _serve(group, _helper(cases, self._options(config), config.rootpath), seen)
+            helper = _helper(cases, self._options(config), config.rootpath)
+            with Notices().listening():
+                return _serve(group, helper, seen)
 
 
 def _helper(cases: Mapping[str, Case], options: Options, root: Path) -> Helper:

@@ -18,6 +18,7 @@ from perfline.environment import LAYOUT, Environment
 from perfline.errors import MetricError, RecordError
 from perfline.jsonfile import Node, Scalar
 from perfline.metrics import Metric
+from perfline.notices import Notice
 from perfline.stored import StoredAnswers
 from perfline.verdict import Flip, Gate, Verdict, Word
 
@@ -63,6 +64,7 @@ class Record:
     partial: bool
     environment: Environment
     cases: Mapping[str, CaseRecord]
+    notices: tuple[Notice, ...] = ()  # what other packages said
 
 
 def save(path: Path, record: Record) -> None:
@@ -73,6 +75,7 @@ def save(path: Path, record: Record) -> None:
         "partial": record.partial,
         "environment": _environment_json(record.environment),
         "cases": {name: _case_json(case) for name, case in record.cases.items()},
+        "notices": [asdict(notice) for notice in record.notices],
     }
     jsonfile.write(path, data, RecordError)
 
@@ -107,7 +110,13 @@ def load(path: Path) -> Record:
         partial=node.flag("partial"),
         environment=environment,
         cases={name: _case(name, child) for name, child in node.child("cases").children()},
+        notices=tuple(map(read_notice, node.items("notices"))) if "notices" in node.data else (),
     )
+
+
+def read_notice(node: Node) -> Notice:
+    """One notice of a record; the file's own error where a key is wrong."""
+    return Notice(node.text("source"), node.text("text"), int(node.number("count")))
 
 
 def _environment_json(environment: Environment) -> dict[str, object]:

@@ -218,6 +218,7 @@ def session_lines(
         lines.append("")
     for name, why in skipped.items():
         lines += [*paragraph(f"{name} was not measured: {why}", ""), ""]
+    lines += [line for notice in record.notices for line in paragraph(f"notice: {notice.line}", "")]
     lines.append(counts_line(record))
     if wanted := next_of(record, flags, refused):
         lines += _advice(f"next: {wanted}")

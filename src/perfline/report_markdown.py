@@ -40,7 +40,14 @@ def markdown(
     command = next_of(record, flags, refused)
     first = heading(found.title, report.counts_line(record), found.exit_line, command)
     summaries, details = session_blocks(record, published, {})
-    return fitted([*first, *summaries, *details], last_line(record), limit)
+    blocks = [*first, *summaries, *notice_blocks(record), *details]
+    return fitted(blocks, last_line(record), limit)
+
+
+def notice_blocks(record: Record) -> list[str]:
+    """What other packages said, a block each: no failure, but coming trouble."""
+    lines = [f"- {quoted(notice.line)}" for notice in record.notices]
+    return ["### Notices\n", *lines, ""] if lines else []
 
 
 def heading(title: str, counts: str, exit_line: str, command: str) -> list[str]:

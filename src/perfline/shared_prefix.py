@@ -22,7 +22,7 @@ from perfline import prefix
 from perfline.answers import Answers
 from perfline.device import GIB, Device
 from perfline.engine import Clock, Progress
-from perfline.errors import DeviceMemory, EngineError
+from perfline.errors import DeviceMemory, EngineError, NoSharedPrefixes
 from perfline.mmlu import Prompt
 from perfline.prefix import Batch, Limits, Plan
 from perfline.prefix_forward import Ints, KeysValues, PrefixForward
@@ -235,7 +235,7 @@ class SharedPrefixRunner:
     ) -> None:
         """``limits`` default to what the device has free; ``say`` takes lines for the user.
 
-        Raises EngineError for an attention that takes no explicit mask.
+        NoSharedPrefixes where there can be none (``PrefixForward``).
         """
         self.engine = engine
         self.forward = PrefixForward(engine)
@@ -245,7 +245,11 @@ class SharedPrefixRunner:
         self._say = say
 
     def plan(self, prompts: Sequence[Prompt]) -> Plan:
-        """Plan ``prompts`` within the runner's limits."""
+        """Plan ``prompts`` within the runner's limits.
+
+        NoSharedPrefixes where the model's attention does not reach back over the longest of them.
+        """
+        self._check_reach(max((len(prompt.ids) for prompt in prompts), default=0))
         return prefix.plan(prompts, replace(self.limits, least_rows=self.least_rows))
 
     def warm_up(self, plan: Plan) -> None:
@@ -293,10 +297,8 @@ class SharedPrefixRunner:
         """Answer every prompt; ``on_batch`` gets each batch's answers as soon as they are there.
 
         When memory runs out, the limits are halved and what is left is planned anew. DeviceMemory
-        where a single row does not fit, EngineError where logits are not finite or the model's
-        attention does not reach back over the longest prompt.
+        where a single row does not fit, EngineError where logits are not finite.
         """
-        self._check_reach(max((len(prompt.ids) for prompt in prompts), default=0))
         limits = {"forward_tokens": self.limits.forward_tokens, "kv_bytes": self.limits.kv_bytes}
         self.engine.tell(do="shared", prompts=[prompt.id for prompt in prompts], **limits)
         gathered, begin = _Gathered(prompts), clock()
@@ -356,9 +358,8 @@ class SharedPrefixRunner:
         for key in ("sliding_window", "attention_chunk_size"):
             reach = getattr(config, key, None)
             if reach is not None and reach < longest and getattr(config, "use_sliding_window", 1):
-                raise EngineError(
-                    f"the model's {key} is {reach}, below the longest prompt of {longest} tokens; "
-                    "shared prefixes need full attention: run it the plain way"
+                raise NoSharedPrefixes(
+                    f"the model's {key} is {reach}, below the longest prompt of {longest} tokens"
                 )
 
 

@@ -9,13 +9,13 @@ they are split.
 from __future__ import annotations
 
 import importlib.util
-import logging
 import warnings
 import zlib
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from perfline import upstream
 from perfline.errors import CaseError, EngineError
 
 if TYPE_CHECKING:
@@ -35,12 +35,7 @@ def arguments(replica: Replica | None) -> dict[str, Any]:
             "parallel.tensor needs accelerate, with which transformers splits a model: pip install "
             "'perfline[parallel]'"
         )
-    from transformers import distributed
-
-    config: Any = getattr(distributed, "DistributedConfig", None)
-    if config is not None and "tp_size" in config.__dataclass_fields__:
-        return {"distributed_config": config(tp_size=replica.size)}
-    return {"tp_plan": "auto"}  # older transformers: over the whole world
+    return upstream.split_arguments(replica)
 
 
 def check_split(case: Case, module: Any, size: int) -> None:
@@ -63,23 +58,17 @@ def check_split(case: Case, module: Any, size: int) -> None:
 
 def empty(kind: Any, config: Any, dtype: object, attention: str, split: dict[str, Any]) -> Any:
     """A split model of class ``kind`` without a checkpoint: transformers fills in every tensor."""
-    logger = logging.getLogger("transformers.modeling_utils")
-    before = logger.level
-    logger.setLevel(logging.ERROR)  # that all tensors are new is no news here
-    try:
-        with warnings.catch_warnings():
-            # What torch says of random numbers in split tensors: they are drawn anew in ``fill``.
-            warnings.filterwarnings("ignore", message="DTensor random operators")
-            return kind.from_pretrained(
-                None,
-                config=config,
-                state_dict={},
-                dtype=dtype,
-                attn_implementation=attention,
-                **split,
-            )
-    finally:
-        logger.setLevel(before)
+    with upstream.unmoved_by_new_tensors(), warnings.catch_warnings():
+        # What torch says of random numbers in split tensors: they are drawn anew in ``fill``.
+        warnings.filterwarnings("ignore", message="DTensor random operators")
+        return kind.from_pretrained(
+            None,
+            config=config,
+            state_dict={},
+            dtype=dtype,
+            attn_implementation=attention,
+            **split,
+        )
 
 
 def fill(module: torch.nn.Module, deviation: float) -> None:

@@ -19,7 +19,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from perfline import gates
+from perfline import gates, notices
 from perfline.answers import Answers
 from perfline.case import ThroughputSpec
 from perfline.device import cpu_contention
@@ -170,12 +170,15 @@ class Stopwatch:
         """Time one round; the device is read before and after, and beside it by a thread."""
         tokens, core_s, whole_s = 0, 0.0, 0.0
         self._health.begin()
-        for _ in range(self._ready.repeats):
-            once = run_pass(self._engine, self._prompts, self._head, self._clock, self._progress)
-            tokens += once.tokens
-            core_s += once.core_s
-            whole_s += once.whole_s
-            self._last = once
+        with notices.timed():
+            for _ in range(self._ready.repeats):
+                once = run_pass(
+                    self._engine, self._prompts, self._head, self._clock, self._progress
+                )
+                tokens += once.tokens
+                core_s += once.core_s
+                whole_s += once.whole_s
+                self._last = once
         done = Round(tokens, core_s, whole_s, self._health.end())
         self._rounds.append(done)
         return done

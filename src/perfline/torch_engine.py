@@ -8,7 +8,7 @@ positions, as published, or to the last one.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
@@ -19,16 +19,18 @@ from torch import nn
 from perfline.answers import full_vocab_letter
 from perfline.device import Device
 from perfline.engine import CompileCounts, EngineName, Head
-from perfline.errors import DeviceMemory, EngineError
+from perfline.errors import DeviceMemory, EngineError, NoSharedPrefixes
 from perfline.mmlu import Prompt
+from perfline.upstream import (
+    cache_argument,
+    compile_errors,
+    decoder_layers,
+    dynamo_counts,
+    is_full,
+)
 
 if TYPE_CHECKING:
     from perfline.hf import Model
-
-_COMPILE_ERRORS = (
-    torch._dynamo.exc.TorchDynamoException,
-    torch._dynamo.exc.FailOnRecompileLimitHit,
-)
 
 
 class TorchEngine:
@@ -157,12 +159,22 @@ class TorchEngine:
         return self._letter_of[token]
 
     def _cache_arguments(self) -> dict[str, Any]:
+        if self._empty_cache is None:
+            return {"use_cache": False}
+        config = cast("Any", self._model.module).config
+        return {"use_cache": True, self._empty_cache: transformers.DynamicCache(config=config)}
+
+    @cached_property
+    def _empty_cache(self) -> str | None:
+        """The argument for a new cache, where a forward is to have one.
+
+        Traced without a cache, transformers materialises the causal mask and the flash kernel is
+        lost; with an empty one it is not.
+        """
         if self.name == "inductor" and self._model.case.engine.scope == "model":
-            # Traced without a cache, transformers materialises the causal mask and the flash
-            # kernel is lost; with an empty one it is not.
-            config = cast("Any", self._model.module).config
-            return {"use_cache": True, "past_key_values": transformers.DynamicCache(config=config)}
-        return {"use_cache": False}
+            with suppress(NoSharedPrefixes):
+                return cache_argument(self.stack)
+        return None
 
     @contextmanager
     def running(self, what: str) -> Iterator[None]:
@@ -174,7 +186,7 @@ class TorchEngine:
         try:
             with torch.inference_mode():
                 yield
-        except _COMPILE_ERRORS as error:
+        except compile_errors() as error:
             first = str(error).strip().splitlines()[0]
             hint = "try engine.scope or engine.dynamic in the case's YAML"
             if "C++ compiler" in str(error):
@@ -184,7 +196,7 @@ class TorchEngine:
             ) from error
         except RuntimeError as error:
             replica = self._model.replica
-            if full(error):
+            if is_full(error):
                 memory = out_of_memory(self.device, what, error)
                 if replica is not None:  # the other ranks are in the midst of this forward
                     replica.fail(str(memory))
@@ -192,21 +204,6 @@ class TorchEngine:
             if replica is not None and (lost := replica.lost(error)) is not None:
                 raise lost from error
             raise
-
-
-def decoder_layers(stack: nn.Module) -> nn.ModuleList:
-    """The decoder layers: the longest ``nn.ModuleList`` directly in the stack."""
-    lists = [child for child in stack.children() if isinstance(child, nn.ModuleList)]
-    if not lists:
-        raise EngineError(
-            f"{type(stack).__name__} holds no list of decoder layers; expected a decoder-only LM"
-        )
-    return max(lists, key=len)
-
-
-def full(error: RuntimeError) -> bool:
-    """Whether it says that memory is full: on a CPU torch has no type of its own for that."""
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def out_of_memory(device: Device, what: str, error: BaseException) -> DeviceMemory:
@@ -228,16 +225,3 @@ def out_of_memory(device: Device, what: str, error: BaseException) -> DeviceMemo
 
 def _linears(module: nn.Module) -> Iterator[nn.Linear]:
     return (m for m in module.modules() if isinstance(m, nn.Linear))
-
-
-def dynamo_counts() -> CompileCounts:
-    """What dynamo and inductor have compiled in this process."""
-    from torch._dynamo.utils import counters
-
-    inductor = counters["inductor"]
-    return CompileCounts(
-        graphs=counters["stats"]["unique_graphs"],
-        graph_breaks=sum(counters["graph_break"].values()),
-        cache_hits=inductor["fxgraph_cache_hit"],
-        cache_misses=inductor["fxgraph_cache_miss"],
-    )

@@ -1,13 +1,13 @@
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
 from fakes import FakeClock, FakeEngine, prompts
 from perfline.accuracy import AccuracyOptions, AccuracyRun, choose, looks
 from perfline.engine import run_pass
-from perfline.errors import EngineError
+from perfline.errors import EngineError, NoSharedPrefixes
 
 IDENTITY = {"case": "fake", "engine": "inductor", "weights": "sha256:1"}
 
@@ -160,3 +160,16 @@ def test_a_graph_compiled_after_the_warm_up_is_counted():
     session = run()
     session.engine.graphs_at = (3,)
     assert session.answer(prompts(8)).counts.graphs == 1
+
+
+def test_a_model_that_takes_no_prefix_is_answered_the_plain_way_with_its_reason():
+    class Refusing(FakeRunner):
+        def warm_up(self, plan):
+            raise NoSharedPrefixes("its attention is another")
+
+    told = []
+    whole = run(Refusing(FakeEngine("eager", FakeClock())))
+    whole = replace(whole, ready=lambda: told.append("ready"), without=told.append)
+    done = whole.answer(prompts(10))
+    assert (done.path, done.reference, len(done.answers.ids)) == ("plain", None, 10)
+    assert [str(each) for each in told] == ["its attention is another", "ready"]

@@ -15,7 +15,7 @@ from perfline.device import current_device
 from perfline.engine import run_pass
 from perfline.errors import CaseError, DeviceMemory, EngineError
 from perfline.mmlu import Prompt
-from perfline.torch_engine import decoder_layers
+from perfline.upstream import decoder_layers
 
 CONFIG = {
     "model_type": "llama",

@@ -17,10 +17,11 @@ from perfline.answers import LETTERS
 from perfline.attention import grouped_sdpa
 from perfline.device import Device, current_device
 from perfline.engine import run_pass
-from perfline.errors import DeviceMemory, EngineError
+from perfline.errors import DeviceMemory, EngineError, NoSharedPrefixes
 from perfline.mmlu import Prompt
 from perfline.prefix import Limits
 from perfline.shared_prefix import SharedPrefixRunner, default_limits
+from perfline.upstream import cache_argument
 
 ROOMY = Limits(forward_tokens=512, forward_cost_tokens=4)
 FULL = Limits(forward_tokens=512, forward_cost_tokens=30)
@@ -299,15 +300,15 @@ def test_flops_are_those_that_torch_counts_padding_included(model):
 
 def test_an_attention_without_mask_is_refused(model, monkeypatch):
     monkeypatch.setattr(model.module.config, "_attn_implementation", "flash_attention_2")
-    with pytest.raises(EngineError, match=r"is 'flash_attention_2', expected sdpa or eager"):
+    with pytest.raises(NoSharedPrefixes, match=r"is 'flash_attention_2', expected sdpa or eager"):
         SharedPrefixRunner(model.engine("eager"))
 
 
 def test_a_window_shorter_than_the_longest_prompt_is_refused():
     loaded, prompts = load(model_type="mistral", sliding_window=60), some_prompts()
     runner = SharedPrefixRunner(loaded.engine("eager"), ROOMY)
-    with pytest.raises(EngineError, match=r"sliding_window is 60, below the longest prompt of 99"):
-        runner.run(prompts, runner.plan(prompts))
+    with pytest.raises(NoSharedPrefixes, match=r"sliding_window is 60, below the longest .* of 99"):
+        runner.plan(prompts)
     loaded.close()
 
 
@@ -333,7 +334,7 @@ def test_out_of_memory_lets_go_of_what_the_failed_forward_held(model, monkeypatc
 
     def limited(**arguments):
         if arguments["input_ids"].numel() > 60:
-            cache = arguments["past_key_values"]
+            cache = arguments[cache_argument(model.module.base_model)]
             held.add(cache)
             raise torch.OutOfMemoryError("Tried to allocate 20.00 GiB")
         return forward(**arguments)
@@ -344,3 +345,14 @@ def test_out_of_memory_lets_go_of_what_the_failed_forward_held(model, monkeypatc
     runner.run(prompts, runner.plan(prompts))
     assert left
     assert set(left) == {0}
+
+
+def test_a_model_that_takes_no_prefix_is_told_in_one_line(model, monkeypatch):
+    def moved(**_):
+        raise TypeError("update() got an unexpected keyword argument 'kwargs'")
+
+    runner = SharedPrefixRunner(model.engine("eager"), ROOMY)
+    prompts = some_prompts()
+    monkeypatch.setattr(model.module.base_model, "forward", moved)
+    with pytest.raises(NoSharedPrefixes, match=r"^LlamaModel does not run after a prefix: TypeErr"):
+        runner.warm_up(runner.plan(prompts))

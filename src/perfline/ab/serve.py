@@ -243,11 +243,12 @@ def _pids(request: Node) -> list[int]:
 @contextmanager
 def _memory_in_words(device: Device, what: str) -> Iterator[None]:
     """Outside of the engine's own forwards too, a full device is a DeviceMemory."""
-    from perfline.torch_engine import full, out_of_memory
+    from perfline.torch_engine import out_of_memory
+    from perfline.upstream import is_full
 
     try:
         yield
     except RuntimeError as error:
-        if not full(error):
+        if not is_full(error):
             raise
         raise out_of_memory(device, what, error) from error

@@ -22,6 +22,7 @@ def markdown(inputs: Inputs, *, strict: bool = False, limit: int = LIMIT) -> str
         changes = {n: _context(context(e, inputs.record)) for n, e in inputs.cases.items()}
         summaries, details = report_markdown.session_blocks(inputs.record, published, changes)
         blocks += summaries
+        blocks += report_markdown.notice_blocks(inputs.record)
         last = report_markdown.last_line(inputs.record)
     for each in inputs.comparisons:
         blocks += [block for view in comparison_views(each, 0) for block in _comparison(view)]

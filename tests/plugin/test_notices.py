@@ -1,0 +1,96 @@
+"""Warnings of other packages never decide a measurement: they are shown, counted and recorded."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+WARNING_ENGINE = """
+import warnings
+
+import fakes
+
+forward = fakes.FakeEngine.forward
+
+
+def warning(self, batch, head):
+    warnings.warn("`past_key_values` is deprecated", FutureWarning, stacklevel=2)
+    return forward(self, batch, head)
+
+
+fakes.FakeEngine.forward = warning
+"""
+
+
+@pytest.fixture
+def deprecated(suite):
+    """A suite whose engine uses what is deprecated, under ``filterwarnings = error``."""
+    conftest = suite.root / "conftest.py"
+    conftest.write_text(conftest.read_text() + WARNING_ENGINE)
+    return suite
+
+
+@pytest.mark.parametrize("more", [[], ["-W", "error"]], ids=["ini", "command line"])
+def test_a_deprecation_is_a_notice_in_table_record_and_summary(
+    deprecated, monkeypatch, tmp_path, more
+):
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
+    result = deprecated.run("-m", "perf or accuracy", *more)
+    result.assert_outcomes(skipped=6)  # nothing stored yet
+    result.stdout.fnmatch_lines(["notice: *: `past_key_values` is deprecated (seen * times *"])
+    (beyond, found) = deprecated.record()["notices"]
+    assert beyond == {
+        "count": 1,
+        "source": "perfline",
+        "text": "torch 9.9 is newer than tested (2.15.0)",
+    }
+    assert found["text"] == "`past_key_values` is deprecated"
+    # Two engines: compile and warm-up (1 + 8), and the eager answers to what inductor was timed
+    # on; not one of the timed rounds.
+    assert 0 < found["count"] < 100
+    assert "is deprecated (seen" in (tmp_path / "summary.md").read_text()
+
+
+def test_somebody_s_own_tests_keep_their_policy(suite):
+    (suite.root / "tests" / "test_own.py").write_text(
+        "import warnings\ndef test_own():\n    warnings.warn('mine', FutureWarning)\n"
+    )
+    result = suite.run("-k", "own")
+    result.assert_outcomes(failed=1, deselected=6)
+
+
+def test_a_cache_that_cannot_be_written_is_a_notice_and_the_session_ends_well(suite):
+    """PytestCacheWarning at the very end, an error by the ini, left no table and a torn record."""
+    (suite.root / "conftest.py").write_text(
+        (suite.root / "conftest.py").read_text()
+        + "\n\nimport warnings\n"
+        + "def pytest_sessionfinish():\n"
+        + "    warnings.warn(pytest.PytestCacheWarning('could not create cache path'))\n"
+    )
+    result = suite.run("-m", "perf")
+    assert "Traceback" not in result.stdout.str() + result.stderr.str()
+    result.stdout.fnmatch_lines(["*= perfline =*", "notice: conftest: could not create cache path"])
+    record = suite.record()
+    assert record["partial"] is False
+    assert record["notices"][-1]["text"] == "could not create cache path"
+
+
+def test_a_session_that_breaks_at_its_end_leaves_a_whole_record(suite):
+    (suite.root / "conftest.py").write_text(
+        (suite.root / "conftest.py").read_text()
+        + "\n\ndef pytest_sessionfinish():\n    raise RuntimeError('somebody else')\n"
+    )
+    suite.run("-m", "perf", no_reraise=True)
+    assert suite.record()["partial"] is False
+
+
+def test_records_without_notices_are_read(suite):
+    from perfline import record
+
+    suite.run("-m", "perf")
+    path = suite.root / "results" / "run.json"
+    data = json.loads(path.read_text())
+    del data["notices"]
+    path.write_text(json.dumps(data))
+    assert record.load(path).notices == ()
