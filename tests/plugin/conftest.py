@@ -7,9 +7,10 @@ import os
 from pathlib import Path
 
 import pytest
-import scipy.special  # noqa: F401 - pytester would import it, and numpy, a second time
+import scipy.special  # noqa: F401 - pytester would import it, and numpy, in every run anew
 
 import perfline
+import perfline.ranks  # and with it all that measures, for the same reason; and tests patch it
 
 REPOSITORY = Path(__file__).parents[2]
 CONFTEST = """
