@@ -30,14 +30,13 @@ lint: setup
 STRICT := -p hypothesispytest -o strict_parametrization_ids=true -W error \
   -W 'ignore:`torch.jit.script_method`:DeprecationWarning' -W 'ignore:Not saving anything'
 
-# What other processes would disturb, or perfline refuses beside them, has the machine to itself.
-ALONE := tests/accuracy tests/perf tests/e2e/test_tiny.py
-SHARED := $(filter-out $(ALONE),$(wildcard tests/e2e/test_*.py)) tests/plugin tests/unit tests/browser
+PARALLEL := -n logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
+# What has no measured speed in it shares the machine; what other processes would disturb comes after.
 test: lint
 	status=0; \
-	$(BIN)/pytest $(STRICT) -n logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder $(SHARED) $(ARGS) || status=1; \
-	$(BIN)/pytest $(STRICT) --cases tiny $(ALONE) $(ARGS) || status=1; \
+	$(BIN)/pytest $(STRICT) $(PARALLEL) -m "not alone" tests/e2e tests/plugin tests/unit tests/browser $(ARGS) || status=1; \
+	$(BIN)/pytest $(STRICT) --cases tiny -m "accuracy or perf or alone" tests/accuracy tests/perf tests/e2e $(ARGS) || status=1; \
 	exit $$status
 
 # Beside `make test`: the page in a browser (google-chrome or chromium), and our exports and history

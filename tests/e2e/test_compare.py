@@ -58,6 +58,7 @@ def compare(folder: Path, *arguments: str) -> tuple[subprocess.CompletedProcess[
     return done, json.loads((folder / "compare.json").read_text())
 
 
+@pytest.mark.alone
 def test_a_quarter_slower_is_regressed(tmp_path: Path):
     done, record = compare(tmp_path, "--import", "mutant", "--max-pairs", "10", "--questions", "16")
     assert done.returncode == 1, done.stdout + done.stderr

@@ -98,6 +98,7 @@ def launched_by(pid: int) -> list[str]:
     return found
 
 
+@pytest.mark.alone
 def test_one_slow_rank_makes_its_side_slow(tmp_path: Path):
     (tmp_path / "slow.py").write_text(SLOW)
     done = subprocess.run(
