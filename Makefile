@@ -25,21 +25,32 @@ lint: setup
 	$(BIN)/zizmor --offline --quiet --pedantic .github/workflows
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 
+# Of our own tests. Warnings are errors here, not in pyproject.toml: measuring never depends on them.
+# The last two are torch's own import of inductor, and pytest-benchmark where every case was skipped.
+STRICT := -p hypothesispytest -o strict_parametrization_ids=true -W error \
+  -W 'ignore:`torch.jit.script_method`:DeprecationWarning' -W 'ignore:Not saving anything'
+
+PARALLEL := -n logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
+
+# What has no measured speed in it shares the machine; what other processes would disturb comes after.
 test: lint
-	$(BIN)/pytest --cases tiny -o strict_parametrization_ids=true $(ARGS)
+	status=0; \
+	$(BIN)/pytest $(STRICT) $(PARALLEL) -m "not alone" tests/e2e tests/plugin tests/unit tests/browser $(ARGS) || status=1; \
+	$(BIN)/pytest $(STRICT) --cases tiny -m "accuracy or perf or alone" tests/accuracy tests/perf tests/e2e $(ARGS) || status=1; \
+	exit $$status
 
 # Beside `make test`: the page in a browser (google-chrome or chromium), and our exports and history
 # read by Apache Otava itself, which brings an older numpy and so has an environment of its own.
 test-browser:
 	$(MAKE) setup EXTRAS=test,browser
-	$(BIN)/pytest tests/browser $(ARGS)
+	$(BIN)/pytest $(STRICT) tests/browser $(ARGS)
 
 test-otava:
 	$(PYTHON) -m venv $(VENV)-otava
 	$(VENV)-otava/bin/pip install --quiet --disable-pip-version-check 'apache-otava>=0.8' pandas scipy \
 	  pyyaml tabulate pytest pytest-benchmark hypothesis
 	$(VENV)-otava/bin/pip install --quiet --disable-pip-version-check --no-deps -e .
-	$(VENV)-otava/bin/pytest tests/unit/test_exports.py tests/unit/test_history.py $(ARGS)
+	$(VENV)-otava/bin/pytest $(STRICT) tests/unit/test_exports.py tests/unit/test_history.py $(ARGS)
 
 perf: setup
 	@mkdir -p results

@@ -28,9 +28,9 @@ from tabulate import tabulate
 from perfline import environment
 from perfline.accuracy import AccuracyOptions, AccuracyPass
 from perfline.bench import Bench
-from perfline.case import Case, load_cases
+from perfline.case import ENGINE_NAMES, Case, load_cases
 from perfline.device import Device, current_device
-from perfline.engine import ENGINE_NAMES, EngineName, run_pass
+from perfline.engine import EngineName, run_pass
 from perfline.opened import open_case
 
 ROOT = Path(__file__).parents[1]

@@ -27,7 +27,8 @@ from _scaling_cost import Cost, Work, last_ends, work
 from tabulate import tabulate
 
 from perfline import lengths, prefix, record
-from perfline.engine import ENGINE_NAMES, EngineName
+from perfline.case import ENGINE_NAMES
+from perfline.engine import EngineName
 from perfline.mmlu import Prompt
 from perfline.prefix import Limits
 from perfline.throughput import PREFIX

@@ -31,6 +31,8 @@ CASE_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,29}")
 Precision = Literal["fp32", "fp16", "bf16"]
 Scoring = Literal["full-vocab", "letters"]
 WeightsKind = Literal["real", "dummy"]
+EngineName = Literal["eager", "inductor"]
+ENGINE_NAMES: tuple[EngineName, ...] = get_args(EngineName)
 
 # Field metadata: value ranges, paths that stay below their parent, what the digest leaves out.
 _POSITIVE = {"gt": 0}

@@ -284,7 +284,3 @@ def _remove(args: argparse.Namespace) -> int:
     from perfline.baselines_cli import remove
 
     return remove(args.baselines, args.case, args.machine, args.dummy)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -15,14 +15,13 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from perfline.answers import Answers
+from perfline.case import EngineName as EngineName
 from perfline.errors import EngineError
 from perfline.mmlu import Prompt
 
-EngineName = Literal["eager", "inductor"]
 Head = Literal["all", "last"]
 Clock = Callable[[], float]
 Progress = Callable[[int, int], None]  # (prompts done, prompts in all)
-ENGINE_NAMES: tuple[EngineName, ...] = ("eager", "inductor")
 
 
 @dataclass(frozen=True)

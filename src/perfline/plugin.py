@@ -2,7 +2,7 @@
 
 Tests ask for ``line``: one case, opened once per session, with what it is compared with. pytest
 only reads baselines; a session writes one file, the record (``--results``), after every test.
-Collection loads YAML and nothing else.
+Collection loads YAML and nothing else: what measures is imported when a test first asks for a case.
 """
 
 from __future__ import annotations
@@ -14,23 +14,26 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from perfline import case as cases
-from perfline import data, ranks, rendezvous
-from perfline.accuracy import AccuracyOptions
-from perfline.case import Case
+from perfline import data, rendezvous
+from perfline.case import ENGINE_NAMES, Case
 from perfline.errors import MissingData, MissingRanks, PerflineError
-from perfline.line import Line, Options, Session
 
-SESSION = pytest.StashKey[Session]()
+if TYPE_CHECKING:
+    from perfline.line import Line, Options, Session
+
+SESSION = pytest.StashKey["Session"]()  # there once a test has asked for a case
 
 
 def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
     """The command line; and, beside other ranks, what each of them does."""
     if rendezvous.launched():
+        from perfline import ranks
+
         pluginmanager.register(ranks.Joined())
         pluginmanager.register(ranks.Serving(_options, _selected))
     group = parser.getgroup("perfline", "LLM inference: accuracy and throughput against baselines")
@@ -104,11 +107,11 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Markers, and the session's state."""
+    """Markers, and what is wrong with the command line."""
     config.addinivalue_line("markers", "perf: measures throughput, memory and compilation")
     config.addinivalue_line("markers", "accuracy: measures MMLU accuracy")
     _check_root(config)
-    config.stash[SESSION] = Session(_options(config))
+    _check_full_pass(config)
     if any(map(config.getoption, ("cases", "case_dir", "data_dir"))):
         _selected(config)  # a mistyped id, or place, is told before anything is collected
 
@@ -120,8 +123,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         ids = [case.id for case in found]
         metafunc.parametrize("perfline_bench", found, ids=ids, indirect=True, scope="session")
     if "engine_name" in metafunc.fixturenames:
-        from perfline.engine import ENGINE_NAMES
-
         metafunc.parametrize("engine_name", ENGINE_NAMES)
 
 
@@ -164,6 +165,7 @@ def perfline_tools(
     perfline_clock: Callable[[], float],
 ) -> Any:
     """What every case is measured with."""
+    from perfline import ranks
     from perfline.line import Tools
 
     lead = pytestconfig.stash.get(ranks.LEAD, None)
@@ -184,7 +186,7 @@ def perfline_tools(
 @pytest.fixture(scope="session")
 def perfline_bench(request: pytest.FixtureRequest, perfline_tools: Any) -> Iterator[Any]:
     """One case, opened; closed before the next one opens."""
-    session = request.config.stash[SESSION]
+    session = _session(request.config)
     yield session.open(request.param, perfline_tools)
     session.close(request.param)
 
@@ -192,8 +194,10 @@ def perfline_bench(request: pytest.FixtureRequest, perfline_tools: Any) -> Itera
 @pytest.fixture
 def line(request: pytest.FixtureRequest, perfline_bench: Any) -> Line:
     """One case: measure with it, then ``check`` the verdicts."""
+    from perfline.line import Line
+
     return Line(
-        session=request.config.stash[SESSION],
+        session=_session(request.config),
         bench=perfline_bench,
         benchmark=lambda: request.getfixturevalue("benchmark"),
         note=_note(request),
@@ -230,7 +234,7 @@ def pytest_runtest_makereport(
     report = yield
     case = _case_of(item)
     if case is not None and call.excinfo is not None and report.failed:
-        session = item.config.stash[SESSION]
+        session = _session(item.config)
         if not session.judged(item.nodeid):
             first = (str(call.excinfo.value) or call.excinfo.typename).splitlines()[0]
             session.add_error(case, f"{item.name}: {first}")
@@ -256,7 +260,9 @@ def pytest_sessionfinish(
 def _finish(session: pytest.Session, exitstatus: int) -> None:
     complete = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
     stopped = bool(session.shouldstop or session.shouldfail)
-    state = session.config.stash[SESSION]
+    state = session.config.stash.get(SESSION, None)
+    if state is None:
+        return
     state.finish(partial=stopped or not complete)
     summary = os.environ.get("GITHUB_STEP_SUMMARY")
     if summary and state.measured:
@@ -269,8 +275,8 @@ def _finish(session: pytest.Session, exitstatus: int) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """The table of every case that ran, counts of verdicts, and the one next command."""
-    state = terminalreporter.config.stash[SESSION]
-    lines = state.summary()
+    state = terminalreporter.config.stash.get(SESSION, None)
+    lines = state.summary() if state is not None else []
     if lines:
         terminalreporter.write_sep("=", "perfline")
         for text in lines:
@@ -282,13 +288,23 @@ def pytest_benchmark_update_machine_info(
     config: pytest.Config, machine_info: dict[str, Any]
 ) -> None:
     """What pytest-benchmark does not know: device, driver, torch."""
-    environment = config.stash[SESSION].environment
+    state = config.stash.get(SESSION, None)
+    environment = state.environment if state is not None else None
     if environment is not None:
         machine_info["perfline"] = {
             "machine": environment.machine,
             "device": environment.device,
             **environment.context,
         }
+
+
+def _session(config: pytest.Config) -> Session:
+    """The session's state, made when it is first asked for."""
+    if SESSION not in config.stash:
+        from perfline.line import Session
+
+        config.stash[SESSION] = Session(_options(config))
+    return config.stash[SESSION]
 
 
 def _check_root(config: pytest.Config) -> None:
@@ -309,9 +325,8 @@ def _check_root(config: pytest.Config) -> None:
             )
 
 
-def _options(config: pytest.Config) -> Options:
+def _check_full_pass(config: pytest.Config) -> None:
     given = config.getoption
-    results = Path(given("results") or config.rootpath / "results" / "run.json")
     if given("full_pass") and (given("questions") or given("sequential")):
         raise pytest.UsageError("--full-pass asks all: leave out --questions and --sequential")
     if given("full_pass") and rendezvous.launched():
@@ -319,6 +334,14 @@ def _options(config: pytest.Config) -> Options:
             "--full-pass is for one device: under torchrun every rank would time all questions; "
             "leave it out, or run it without torchrun"
         )
+
+
+def _options(config: pytest.Config) -> Options:
+    from perfline.accuracy import AccuracyOptions
+    from perfline.line import Options
+
+    given = config.getoption
+    results = Path(given("results") or config.rootpath / "results" / "run.json")
     return Options(
         data_dir=data.named(given("data_dir")),
         baselines=Path(given("baselines") or config.rootpath / "baselines"),
@@ -375,9 +398,9 @@ def _one_line_errors(item: pytest.Item) -> Generator[None, object, object]:
     except PerflineError as error:
         problem = error
     # Outside of the handler, or pytest would show the error a second time as the context.
-    case, session = _case_of(item), item.config.stash[SESSION]
+    case = _case_of(item)
     absent = isinstance(problem, MissingData | MissingRanks)
-    if absent and case is not None and not session.options.strict:
+    if absent and case is not None and not (session := _session(item.config)).options.strict:
         session.add_skipped(case, str(problem))
         pytest.skip(str(problem))
     pytest.fail(str(problem), pytrace=False)

@@ -46,7 +46,7 @@ def compare(folder: Path, *arguments: str) -> tuple[subprocess.CompletedProcess[
     (folder / "mutant.py").write_text(MUTANT)
     (folder / "wrong.py").write_text(WRONG)
     small = "throughput.sample=8"
-    command = ["-m", "perfline.cli", "compare", "tiny", "--engine", "eager", "--rounds", "3"]
+    command = ["-m", "perfline", "compare", "tiny", "--engine", "eager", "--rounds", "3"]
     command += ["--env", f"PYTHONPATH={folder}", "--baseline-set", small, "--set", small]
     done = subprocess.run(
         [sys.executable, *command, "--out", "compare.json", *arguments],
@@ -58,6 +58,7 @@ def compare(folder: Path, *arguments: str) -> tuple[subprocess.CompletedProcess[
     return done, json.loads((folder / "compare.json").read_text())
 
 
+@pytest.mark.alone
 def test_a_quarter_slower_is_regressed(tmp_path: Path):
     done, record = compare(tmp_path, "--import", "mutant", "--max-pairs", "10", "--questions", "16")
     assert done.returncode == 1, done.stdout + done.stderr

@@ -90,7 +90,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     programs = {
         "python": "",
         "pytest": "-m pytest -p no:cacheprovider",
-        "perfline": "-m perfline.cli",
+        "perfline": "-m perfline",
     }
     for name, module in programs.items():
         (binaries / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {module} "$@"\n')

@@ -18,6 +18,8 @@ from safetensors.torch import load_file, save_file
 from perfline import data
 from perfline.cli import main
 
+pytestmark = pytest.mark.alone  # of one baseline: what it judges is fast or slow, too
+
 REPOSITORY = Path(__file__).parents[2]
 TINY = data.PACKAGED_DATA / "tiny_mmlu"
 

@@ -7,9 +7,10 @@ import os
 from pathlib import Path
 
 import pytest
-import scipy.special  # noqa: F401 - pytester would import it, and numpy, a second time
+import scipy.special  # noqa: F401 - pytester would import it, and numpy, in every run anew
 
 import perfline
+import perfline.ranks  # and with it all that measures, for the same reason; and tests patch it
 
 REPOSITORY = Path(__file__).parents[2]
 CONFTEST = """
@@ -129,6 +130,7 @@ def suite(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Suite:
     # For runs in a subprocess: this very perfline, and the scripted engine.
     paths = (Path(perfline.__file__).parents[1], REPOSITORY / "tests")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, paths)))
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # it would refuse to measure there
     # Engine and clock are scripted: what else this machine does must not be seen.
     monkeypatch.setattr("perfline.throughput.cpu_contention", lambda: None)
     return Suite(pytester)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+
+REPOSITORY = Path(__file__).parents[2]
 
 
 def log(suite):
@@ -26,17 +29,41 @@ def test_collection_opens_nothing(suite):
     assert not (suite.root / "opened.log").exists()
 
 
-def test_collection_does_not_import_torch(suite):
-    (suite.root / "conftest.py").unlink()
-    code = (
-        "import sys, pytest; "
-        "code = pytest.main(['--collect-only', '-q', '--cases=fake', '--case-dir=cases']); "
-        "print('torch' in sys.modules, 'pandas' in sys.modules, int(code))"
-    )
+COLLECT = """
+import sys
+
+import pytest
+
+code = pytest.main(["--collect-only", "-q", "-p", "no:cacheprovider", *sys.argv[1:]])
+heavy = {"torch", "transformers", "pandas", "scipy", "numpy"}
+print(sorted(heavy & set(sys.modules)), int(code))
+"""
+
+
+def collected(folder, *arguments):
+    """The names of the tests that a pytest of its own finds; it imports nothing that is slow."""
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=suite.root, capture_output=True, text=True, check=True
+        [sys.executable, "-c", COLLECT, *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=True,
     )
-    assert done.stdout.splitlines()[-1] == "False False 0"
+    *lines, last = done.stdout.splitlines()
+    assert last == "[] 0", done.stdout
+    return [line for line in lines if "::" in line]
+
+
+def test_collection_imports_neither_torch_nor_numpy(suite):
+    (suite.root / "conftest.py").unlink()
+    assert len(collected(suite.root, "--cases=fake", "--case-dir=cases")) == 6
+
+
+def test_this_repository_s_pytest_collects_the_suite_alone_accuracy_first(monkeypatch):
+    monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
+    found = [name.partition("::")[0] for name in collected(REPOSITORY, "--cases=tiny")]
+    suite = "tests/accuracy/test_mmlu.py", "tests/perf/test_throughput.py"
+    assert found == [suite[0]] * 4 + [suite[1]] * 2
 
 
 def test_missing_weights_skip_with_the_command_and_fail_under_strict(suite):

@@ -56,6 +56,7 @@ LAYERS = (
     {"page.markdown", "page.page"},
     {"baselines_cli", "prompt_cli", "plugin"},
     {"cli"},
+    {"__main__"},
 )
 HEAVY = {"torch", "transformers", "pandas", "scipy"}
 

@@ -140,6 +140,23 @@ def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == "perfline 0.1.0\n"
 
 
+def test_python_m_perfline_is_perfline(tmp_path: Path) -> None:
+    def done(*words: str) -> tuple[int, str, str]:
+        command = [sys.executable, "-m", "perfline", *words]
+        got = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        return got.returncode, got.stdout, got.stderr
+
+    status, out, err = done("baselines", "--help")
+    assert (status, out.splitlines()[0], err) == (
+        0,
+        "usage: perfline baselines [-h] COMMAND ...",
+        "",
+    )
+    status, out, err = done("baselines", "show", "--baselines=none")
+    assert (status, out) == (2, "")
+    assert err.startswith("perfline: error: none: no such directory of baselines; ")
+
+
 def test_an_error_is_one_line_on_stderr_and_status_2(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -457,7 +457,7 @@ def test_text_with_commas_stays_one_cell(tmp_path):
     assert list(frame["torch"]) == ['nightly, "odd" build', "2.13.0"]
 
 
-@settings(deadline=None, max_examples=50)  # it writes files
+@settings(max_examples=50)
 @given(st.text(st.characters(exclude_categories=["Cs"])))
 def test_any_text_is_one_cell_of_one_line(text):
     with tempfile.TemporaryDirectory() as directory:

@@ -104,7 +104,7 @@ def test_subjects_are_sorted_and_keep_only_the_shots(mmlu: Path) -> None:
 cells = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=20)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     rows=st.lists(
         st.tuples(cells, cells, cells, cells, cells, st.sampled_from("ABCD")),

@@ -231,7 +231,7 @@ def test_markdown_never_exceeds_its_limit_and_says_what_it_cut(limit):
     assert text.count("<details>") == text.count("</details>")
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.text(max_size=3000), st.integers(1000, 5000))
 def test_markdown_is_bounded_for_any_text(text, limit):
     odd = samples.verdict("p_infer_core", "unsure", reason=text)
@@ -571,7 +571,7 @@ def test_a_comparison_that_was_stopped_says_so():
     assert "It has not ended" in text
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=6))
 def test_any_number_of_a_record_makes_a_page(values):
     found = {

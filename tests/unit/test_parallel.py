@@ -117,7 +117,7 @@ def shared(ranks, asked, runs=None, **options):
         assert not any(thread.is_alive() for thread in threads)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.integers(2, 5), st.integers(1, 90))
 def test_ranks_answer_every_question_once_and_as_one_process_does(ranks, n):
     asked = prompts(n)

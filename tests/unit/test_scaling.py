@@ -60,7 +60,7 @@ def test_the_work_of_a_plan_is_that_of_its_forwards():
 cost_of = st.floats(0.2, 5)  # so that no term is drowned by the others
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(cost_of, cost_of, cost_of, cost_of)
 def test_a_fit_finds_what_units_cost(token, forward, pair, unit):
     terms = {
@@ -90,7 +90,7 @@ def test_the_next_unit_goes_to_whoever_is_free_first():
     assert model.last_ends([10], 4) == 10
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.floats(0.1, 100), min_size=1, max_size=30), st.integers(2, 9))
 def test_more_ranks_end_between_an_even_share_and_alone(seconds, ranks):
     alone = model.last_ends(seconds, 1)

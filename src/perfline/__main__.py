@@ -1,0 +1,9 @@
+"""What does ``python -m perfline`` do? What ``perfline`` does."""
+
+from __future__ import annotations
+
+import sys
+
+from perfline.cli import main
+
+sys.exit(main())
