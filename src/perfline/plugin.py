@@ -22,10 +22,12 @@ from perfline import case as cases
 from perfline import data, rendezvous
 from perfline.case import ENGINE_NAMES, Case
 from perfline.errors import MissingData, MissingRanks, PerflineError
+from perfline.notices import Notices
 
 if TYPE_CHECKING:
     from perfline.line import Line, Options, Session
 
+NOTICES = pytest.StashKey[Notices]()  # apart: what is imported to measure may warn already
 SESSION = pytest.StashKey["Session"]()  # there once a test has asked for a case
 
 
@@ -110,6 +112,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Markers, and what is wrong with the command line."""
     config.addinivalue_line("markers", "perf: measures throughput, memory and compilation")
     config.addinivalue_line("markers", "accuracy: measures MMLU accuracy")
+    config.stash[NOTICES] = Notices()
     _check_root(config)
     _check_full_pass(config)
     if any(map(config.getoption, ("cases", "case_dir", "data_dir"))):
@@ -169,7 +172,6 @@ def perfline_tools(
     from perfline.line import Tools
 
     lead = pytestconfig.stash.get(ranks.LEAD, None)
-    notices = pytestconfig.stash[SESSION].notices
     here = perfline_environment
     return Tools(
         opener=perfline_opener,
@@ -178,7 +180,7 @@ def perfline_tools(
         clock=perfline_clock,
         progress=_progress(pytestconfig),
         say=_say(pytestconfig),
-        notices=notices,
+        notices=pytestconfig.stash[NOTICES],
         share=lead,
     )
 
@@ -210,7 +212,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
     """What other packages warn of while a case is measured is a notice, whatever the filters."""
     if "perfline_bench" not in getattr(item, "fixturenames", ()):
         return (yield)
-    with item.config.stash[SESSION].notices.listening():
+    with item.config.stash[NOTICES].listening():
         return (yield)
 
 
@@ -249,8 +251,9 @@ def pytest_sessionfinish(
 
     A cache that pytest cannot write is a notice: it says nothing of what was measured.
     """
-    state = session.config.stash[SESSION]
-    with state.notices.listening() if state.measured else nullcontext():
+    state = session.config.stash.get(SESSION, None)
+    measured = state is not None and state.measured
+    with session.config.stash[NOTICES].listening() if measured else nullcontext():
         try:
             return (yield)
         finally:
@@ -303,7 +306,7 @@ def _session(config: pytest.Config) -> Session:
     if SESSION not in config.stash:
         from perfline.line import Session
 
-        config.stash[SESSION] = Session(_options(config))
+        config.stash[SESSION] = Session(_options(config), notices=config.stash[NOTICES])
     return config.stash[SESSION]
 
 
