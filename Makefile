@@ -7,15 +7,18 @@ VENV ?= .venv
 EXTRAS ?= test
 ARGS ?=
 BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check
+UV := $(VENV)-uv/bin/uv
 comma := ,
 STAMP := $(VENV)/installed-$(subst $(comma),-,$(EXTRAS))
 
-.PHONY: test test-browser test-otava perf setup lint doctor report clean
+.PHONY: test test-browser test-otava perf setup lint lock doctor report clean
 .PHONY: baseline-source baseline baseline-pull-request
 setup: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
+	$(PIP) -c constraints.txt hatchling editables
+	$(PIP) -c constraints.txt --no-build-isolation -e '.[$(EXTRAS)]'
 	touch $@
 
 lint: setup
@@ -27,6 +30,15 @@ lint: setup
 
 test: lint
 	$(BIN)/pytest --cases tiny -o strict_parametrization_ids=true $(ARGS)
+
+# uv has an environment of its own: a stale constraints.txt does not keep it from being made anew.
+$(UV):
+	$(PYTHON) -m venv $(VENV)-uv
+	$(VENV)-uv/bin/pip install --quiet --disable-pip-version-check 'uv>=0.9,<1'
+
+# constraints.txt: what it pins stays, but under ARGS=--upgrade.
+lock: $(UV)
+	$(PYTHON) scripts/lock.py --uv $(UV) $(ARGS)
 
 # Beside `make test`: the page in a browser (google-chrome or chromium), and our exports and history
 # read by Apache Otava itself, which brings an older numpy and so has an environment of its own.
@@ -52,7 +64,7 @@ report: setup
 	$(BIN)/perfline report results/run.json -o results/report.html $(ARGS)
 
 clean:
-	rm -rf -- $(VENV) $(VENV)-otava results .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf -- $(VENV) $(VENV)-otava $(VENV)-uv results .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 # Of .github/workflows/baseline.yml: which run was it; accept its record; propose that to people.
 baseline-source:

@@ -1,0 +1,102 @@
+"""Which version of everything do `make perf` and `make test` install?
+
+    make lock                    pins that still fit stay, the others are solved anew
+    make lock ARGS=--upgrade     everything moves to the newest (`--upgrade-package NAME`: one)
+
+Writes constraints.txt by `uv pip compile --universal`: pins for every supported Python and
+platform, with markers. Its head holds a digest of the requirements in pyproject.toml, so that a
+test sees a stale file without a network. Standard library and uv only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import tomllib
+from pathlib import Path
+from typing import Any
+
+LOCK = Path("constraints.txt")
+PROJECT = Path("pyproject.toml")
+EXTRAS = ("test", "gpu", "browser")  # what `make setup` is called with, here and in .github/
+HEAD = """\
+# Made by `make lock`: what `make setup` installs, on every supported Python and platform.
+# Requirements: {digest}
+"""
+
+
+def main() -> int:
+    """Write constraints.txt; 2 and one line on stderr where it cannot be made."""
+    parser = argparse.ArgumentParser(prog="make lock", description=__doc__.splitlines()[0])
+    parser.add_argument("--uv", default="uv", help="the program (default: uv)")
+    parser.add_argument("--upgrade", action="store_true", help="move everything to the newest")
+    parser.add_argument("--upgrade-package", action="append", default=[], metavar="NAME")
+    args = parser.parse_args()
+    options = ["--upgrade"] if args.upgrade else []
+    options += [word for name in args.upgrade_package for word in ("--upgrade-package", name)]
+    project = tomllib.loads(PROJECT.read_text(encoding="utf-8"))
+    try:
+        pins = solved(args.uv, project, options)
+    except (OSError, ValueError) as problem:
+        print(f"lock: error: {problem}", file=sys.stderr)
+        return 2
+    new = LOCK.with_suffix(".new")
+    new.write_text(HEAD.format(digest=digest(project)) + pins, encoding="utf-8")
+    new.replace(LOCK)
+    return 0
+
+
+def digest(project: dict[str, Any]) -> str:
+    """Return a digest of what a pyproject.toml requires, whatever its order and blanks."""
+    table = project["project"]
+    told = {
+        "build-system": canonical(project["build-system"]["requires"]),
+        "requires-python": table["requires-python"],
+        "dependencies": canonical(table["dependencies"]),
+        "optional-dependencies": {
+            name: canonical(given) for name, given in table["optional-dependencies"].items()
+        },
+    }
+    text = json.dumps(told, sort_keys=True, separators=(",", ":"))
+    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def canonical(requirements: list[str]) -> list[str]:
+    """Return requirements in one order, without blanks but those between words of a marker."""
+    return sorted(re.sub(r"\s*([^\w\s])\s*", r"\1", " ".join(r.split())) for r in requirements)
+
+
+def solved(uv: str, project: dict[str, Any], options: list[str]) -> str:
+    """Return the pins; ValueError says in one line why there are none."""
+    floor = re.sub(r"[^\d.]", "", project["project"]["requires-python"])
+    command = [uv, "pip", "compile", "--quiet", "--universal", "--python-version", floor]
+    command += ["--no-header", "--no-annotate", "--no-emit-index-url", "--no-emit-find-links"]
+    command += [word for extra in EXTRAS for word in ("--extra", extra)]
+    # What builds perfline itself, too: `make setup` installs it first and builds with that.
+    backend = "\n".join([*project["build-system"]["requires"], "editables"])
+    own = {k: v for k, v in os.environ.items() if k not in ("UV_FIND_LINKS", "UV_OUTPUT_FILE")}
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder, LOCK.name)
+        if LOCK.exists():
+            shutil.copyfile(LOCK, output)  # uv keeps what an older output pins
+        command += [*options, "--output-file", str(output), str(PROJECT), "-"]
+        done = subprocess.run(
+            command, input=backend, env=own, stdout=subprocess.DEVNULL, text=True, check=False
+        )
+        if done.returncode:
+            raise ValueError(f"`uv pip compile` ended with {done.returncode}; its message is above")
+        pins = output.read_text(encoding="utf-8")
+    if strange := [line for line in pins.splitlines() if re.match(r"[^#]*(://|==[^ ;]*\+)", line)]:
+        raise ValueError(f"{strange[0]!r}: expected NAME==VERSION, no address, no local version")
+    return pins
+
+
+if __name__ == "__main__":
+    sys.exit(main())
