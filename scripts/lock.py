@@ -15,11 +15,11 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
 import tomllib
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +39,12 @@ def main() -> int:
     parser.add_argument("--upgrade", action="store_true", help="move everything to the newest")
     parser.add_argument("--upgrade-package", action="append", default=[], metavar="NAME")
     args = parser.parse_args()
-    options = ["--upgrade"] if args.upgrade else []
-    options += [word for name in args.upgrade_package for word in ("--upgrade-package", name)]
     project = tomllib.loads(PROJECT.read_text(encoding="utf-8"))
+    old = LOCK.read_text(encoding="utf-8") if LOCK.exists() and not args.upgrade else ""
+    moved = {name.lower() for name in args.upgrade_package}
+    kept = [line for line in old.splitlines() if name_of(line) not in moved]
     try:
-        pins = solved(args.uv, project, options)
+        pins = solved(args.uv, project, kept)
     except (OSError, ValueError) as problem:
         print(f"lock: error: {problem}", file=sys.stderr)
         return 2
@@ -73,25 +74,48 @@ def canonical(requirements: list[str]) -> list[str]:
     return sorted(re.sub(r"\s*([^\w\s])\s*", r"\1", " ".join(r.split())) for r in requirements)
 
 
-def solved(uv: str, project: dict[str, Any], options: list[str]) -> str:
-    """Return the pins; ValueError says in one line why there are none."""
+def name_of(requirement: str) -> str:
+    """Return the package that a requirement or a line of constraints.txt names."""
+    return re.split(r"[^\w.-]", requirement)[0].lower()
+
+
+def held(project: dict[str, Any], kept: list[str]) -> list[str]:
+    """Return the pins of direct dependencies that have several, each for some Pythons.
+
+    uv keeps an older pin where it can, and prefers what it has just chosen for other Pythons: it
+    would put torch of the newest Python onto all. As constraints these stay apart.
+    """
+    direct = {name_of(text) for text in project["project"]["dependencies"]}
+    several = {name for name, n in Counter(map(name_of, kept)).items() if n > 1} & direct
+    return [line for line in kept if name_of(line) in several]
+
+
+def solved(uv: str, project: dict[str, Any], kept: list[str]) -> str:
+    """Return the new pins, old ones ``kept`` where they fit; ValueError: one line, why none."""
     floor = re.sub(r"[^\d.]", "", project["project"]["requires-python"])
-    command = [uv, "pip", "compile", "--quiet", "--universal", "--python-version", floor]
-    command += ["--no-header", "--no-annotate", "--no-emit-index-url", "--no-emit-find-links"]
-    command += [word for extra in EXTRAS for word in ("--extra", extra)]
     # What builds perfline itself, too: `make setup` installs it first and builds with that.
-    backend = "\n".join([*project["build-system"]["requires"], "editables"])
-    own = {k: v for k, v in os.environ.items() if k not in ("UV_FIND_LINKS", "UV_OUTPUT_FILE")}
+    backend = [*project["build-system"]["requires"], "editables"]
     with tempfile.TemporaryDirectory() as folder:
-        output = Path(folder, LOCK.name)
-        if LOCK.exists():
-            shutil.copyfile(LOCK, output)  # uv keeps what an older output pins
-        command += [*options, "--output-file", str(output), str(PROJECT), "-"]
+        output, constraints = Path(folder, LOCK.name), Path(folder, "held.txt")
+        output.write_text("\n".join(kept), encoding="utf-8")  # uv reads it before it writes
+        constraints.write_text("\n".join(held(project, kept)), encoding="utf-8")
+        command = [uv, "pip", "compile", "--quiet", "--universal", "--python-version", floor]
+        command += ["--no-header", "--no-annotate", "--no-emit-index-url", "--no-emit-find-links"]
+        command += [word for extra in EXTRAS for word in ("--extra", extra)]
+        command += ["--constraints", str(constraints), "--output-file", str(output)]
         done = subprocess.run(
-            command, input=backend, env=own, stdout=subprocess.DEVNULL, text=True, check=False
+            [*command, str(PROJECT), "-"],
+            input="\n".join(backend),
+            env={name: text for name, text in os.environ.items() if name != "UV_FIND_LINKS"},
+            stdout=subprocess.DEVNULL,
+            text=True,
+            check=False,
         )
         if done.returncode:
-            raise ValueError(f"`uv pip compile` ended with {done.returncode}; its message is above")
+            raise ValueError(
+                f"`uv pip compile` ended with {done.returncode}; its message is above (a pin in "
+                "the way: ARGS=--upgrade, or ARGS='--upgrade-package NAME')"
+            )
         pins = output.read_text(encoding="utf-8")
     if strange := [line for line in pins.splitlines() if re.match(r"[^#]*(://|==[^ ;]*\+)", line)]:
         raise ValueError(f"{strange[0]!r}: expected NAME==VERSION, no address, no local version")

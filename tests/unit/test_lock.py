@@ -104,7 +104,9 @@ import pathlib, sys
 words, here = sys.argv[1:], pathlib.Path(__file__).parent
 (here / "asked").write_text("\\n".join([*words, sys.stdin.read()]))
 output = pathlib.Path(words[words.index("--output-file") + 1])
-(here / "held").write_text(output.read_text() if output.exists() else "nothing")
+(here / "offered").write_text(output.read_text())
+held = pathlib.Path(words[words.index("--constraints") + 1])
+(here / "held").write_text(held.read_text())
 output.write_text((here / "pins").read_text())
 sys.exit(int((here / "status").read_text()))
 """
@@ -137,7 +139,8 @@ def test_pins_that_are_there_are_offered_to_uv_and_what_it_says_is_written(
 ):
     done = made(checkout)
     assert (done.returncode, done.stderr) == (0, "")
-    assert (checkout / "held").read_text() == "torch==2.13.0\n"
+    assert (checkout / "offered").read_text() == "torch==2.13.0"
+    assert (checkout / "held").read_text() == ""
     digest = lock.digest(project())
     text = (checkout / "constraints.txt").read_text()
     assert text == lock.HEAD.format(digest=digest) + (checkout / "pins").read_text()
@@ -145,15 +148,34 @@ def test_pins_that_are_there_are_offered_to_uv_and_what_it_says_is_written(
     assert asked[asked.index("--python-version") + 1] == "3.11"
     assert [asked[i + 1] for i, word in enumerate(asked) if word == "--extra"] == list(lock.EXTRAS)
     assert "--no-emit-index-url" in asked
-    assert "--upgrade" not in asked
     assert {"hatchling>=1.25", "editables"} <= set(asked)
 
 
+FORKED = """\
+# Made by `make lock`
+numpy==2.4.6
+torch==2.13.0 ; python_full_version < '3.15'
+torch==2.15.0 ; python_full_version >= '3.15'
+triton==3.7.1 ; python_full_version < '3.15'
+triton==3.9.0 ; python_full_version >= '3.15'
+"""
+
+
+def test_pins_of_several_pythons_stay_apart_and_what_follows_from_them_is_free(checkout: Path):
+    (checkout / "constraints.txt").write_text(FORKED)
+    assert made(checkout).returncode == 0
+    assert (checkout / "offered").read_text() == FORKED.rstrip()
+    assert (checkout / "held").read_text().splitlines() == FORKED.splitlines()[2:4]
+
+
 def test_one_package_or_all_of_them_are_upgraded(checkout: Path):
-    assert made(checkout, "--upgrade", "--upgrade-package", "ruff").returncode == 0
-    asked = (checkout / "asked").read_text().splitlines()
-    assert "--upgrade" in asked
-    assert asked[asked.index("--upgrade-package") + 1] == "ruff"
+    (checkout / "constraints.txt").write_text(FORKED)
+    assert made(checkout, "--upgrade-package", "torch").returncode == 0
+    assert "torch" not in (checkout / "offered").read_text() + (checkout / "held").read_text()
+    assert "numpy==2.4.6" in (checkout / "offered").read_text()
+    (checkout / "constraints.txt").write_text(FORKED)
+    assert made(checkout, "--upgrade").returncode == 0
+    assert (checkout / "offered").read_text() + (checkout / "held").read_text() == ""
 
 
 @pytest.mark.parametrize(
