@@ -38,11 +38,12 @@ def main() -> int:
     parser.add_argument("--uv", default="uv", help="the program (default: uv)")
     parser.add_argument("--upgrade", action="store_true", help="move everything to the newest")
     parser.add_argument("--upgrade-package", action="append", default=[], metavar="NAME")
+    parser.add_argument("--changed", type=Path, metavar="FILE", help="write the lines that are new")
     args = parser.parse_args()
     project = tomllib.loads(PROJECT.read_text(encoding="utf-8"))
-    old = LOCK.read_text(encoding="utf-8") if LOCK.exists() and not args.upgrade else ""
+    old = LOCK.read_text(encoding="utf-8").splitlines() if LOCK.exists() else []
     moved = {name.lower() for name in args.upgrade_package}
-    kept = [line for line in old.splitlines() if name_of(line) not in moved]
+    kept = [line for line in old if name_of(line) not in moved and not args.upgrade]
     try:
         pins = solved(args.uv, project, kept)
     except (OSError, ValueError) as problem:
@@ -51,6 +52,10 @@ def main() -> int:
     new = LOCK.with_suffix(".new")
     new.write_text(HEAD.format(digest=digest(project)) + pins, encoding="utf-8")
     new.replace(LOCK)
+    if args.changed:
+        args.changed.parent.mkdir(parents=True, exist_ok=True)
+        lines = [f"{line}\n" for line in pins.splitlines() if line not in old]
+        args.changed.write_text("".join(lines), encoding="utf-8")
     return 0
 
 

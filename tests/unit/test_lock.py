@@ -178,6 +178,14 @@ def test_one_package_or_all_of_them_are_upgraded(checkout: Path):
     assert (checkout / "offered").read_text() + (checkout / "held").read_text() == ""
 
 
+def test_the_lines_that_an_upgrade_changes_are_told(checkout: Path):
+    (checkout / "pins").write_text("numpy==2.5.0\ntorch==2.13.0\n")
+    assert made(checkout, "--upgrade", "--changed", "results/changed.txt").returncode == 0
+    assert (checkout / "results/changed.txt").read_text() == "numpy==2.5.0\n"
+    assert made(checkout, "--upgrade", "--changed", "results/changed.txt").returncode == 0
+    assert (checkout / "results/changed.txt").read_text() == ""
+
+
 @pytest.mark.parametrize(
     ("pins", "status", "said"),
     [
