@@ -123,7 +123,8 @@ def main() -> int:
         return refused(
             f"ROWS: no row {unknown[0]!r}; expected some of {', '.join(names)}, resolved"
         )
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda given, frame: sys.exit(128 + given))  # through every `finally`
     with PROJECT.open("rb") as held:
         try:
             fcntl.flock(
@@ -148,7 +149,7 @@ def run_rows(uv: str, folder: Path, asked: Sequence[str]) -> int:
         save(result)
         failed += [row.name] if result.failure else []
         print(f"== {row.name}: {outcome(result)}", flush=True)
-        write_page("rows", table(HEADER, cells(asked)))
+        write_page("rows", table(HEADER, cells()))
     if RESOLVED in asked:
         lines, problems = resolved(uv)
         failed += problems
@@ -313,13 +314,13 @@ def outcome(result: Result) -> str:
     return f"passed ({result.remark})" if result.remark else "passed"
 
 
-def cells(asked: Sequence[str]) -> list[list[str]]:
-    """Return the rows of the table; what this call does not run stays as the page has it."""
+def cells() -> list[list[str]]:
+    """Return the rows of the table; what was not run in this checkout stays as the page has it."""
     old = {line[0]: line for line in rows_of(section("rows"))}
     lock, table = load("lock"), []
     for row in ROWS:
         result = load(row.name)
-        if result is not None and (row.name in asked or row.name not in old):
+        if result is not None and result.date >= old.get(row.name, [""])[-1]:
             known = lock.notices if lock and row.name != "lock" else []
             new = [notice for notice in result.notices if notice not in known]
             table.append(
@@ -338,8 +339,9 @@ def cells(asked: Sequence[str]) -> list[list[str]]:
 
 
 def escaped(cell: str) -> str:
-    """Return a text that stays in its cell."""
+    """Return a text that stays in its cell and names no index and no place of this machine."""
     text = "".join(c if c.isprintable() else " " for c in cell).replace("\\|", "|")
+    text = re.sub(r"\w+://\S+", "(address)", text).replace(str(Path.cwd()), ".")
     return text.replace("|", "\\|").replace("<", "&lt;")
 
 

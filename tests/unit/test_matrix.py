@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -151,6 +153,20 @@ def test_a_tie_that_falls_to_the_other_side_is_rounding(matrix: ModuleType, monk
 def test_without_the_locks_row_answers_are_not_called_the_same(matrix: ModuleType, monkeypatch):
     run(matrix, monkeypatch, {"newest": record()})
     assert page(matrix)["newest"][6:8] == ["not compared: run ROWS=lock, too", "none"]
+
+
+def test_a_row_of_before_is_compared_once_the_lock_has_run(matrix: ModuleType, monkeypatch):
+    run(matrix, monkeypatch, {"newest": record()})
+    run(matrix, monkeypatch, {"lock": record()})
+    assert page(matrix)["newest"][6] == "same"
+
+
+def test_a_row_that_the_page_has_of_a_later_day_is_not_made_older(matrix: ModuleType, monkeypatch):
+    run(matrix, monkeypatch, {"newest": record()})
+    text = Path("docs/versions.md").read_text()
+    Path("docs/versions.md").write_text(re.sub(r"\d{4}-\d\d-\d\d", "9999-01-01", text))
+    run(matrix, monkeypatch, {"lock": record()})
+    assert page(matrix)["newest"][6:] == ["not compared: run ROWS=lock, too", "none", "9999-01-01"]
 
 
 def test_only_notices_that_the_lock_has_not_are_told(matrix: ModuleType, monkeypatch):
@@ -304,6 +320,29 @@ def test_what_a_command_has_started_ends_with_it(matrix: ModuleType):
     state = Path("/proc", left, "stat")
     while state.exists() and " Z " not in state.read_text():  # killed is not yet ended
         time.sleep(0.01)
+
+
+def test_a_run_that_is_told_to_end_leaves_nothing(matrix: ModuleType, tmp_path: Path):
+    uv = tmp_path / "uv"
+    uv.write_text("#!/bin/sh\ntouch begun\nexec sleep 60\n")
+    uv.chmod(0o755)
+    words = [sys.executable, str(SCRIPT), "--uv", str(uv), "--folder", "thrown", "--rows", "lock"]
+    with subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.DEVNULL) as process:
+        while not (tmp_path / "begun").exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        assert (tmp_path / "thrown").is_dir()
+        process.terminate()
+    assert process.returncode == 143
+    assert not (tmp_path / "thrown").exists()
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_cell_names_no_index_and_no_place_of_this_machine(matrix: ModuleType):
+    told = f"Failed to fetch: `https://u:p@index.example/simple` into {Path.cwd()}/x\n| y"
+    assert matrix.escaped(told) == "Failed to fetch: (address) into ./x \\| y".replace(
+        "h: (", "h: `("
+    )
 
 
 def test_settings_of_pip_reach_uv_and_those_of_a_pytest_around_do_not(
