@@ -141,9 +141,7 @@ def upgrade() -> None:
         raise RefusedError(f"the jobs ended as {newest} and {compare}: start the workflow again")
     if "failure" in (newest, compare):
         body = written(FOUND, upgrade_text("The newest versions do not pass.", newest, compare))
-        by_us = ("--app", "github-actions", "--limit", "200")  # nobody else's issue is edited
-        number = open_one("issue", ISSUE_TITLE, *by_us)
-        publish("issue", number, ISSUE_TITLE, body)
+        publish("issue", open_one("issue", ISSUE_TITLE), ISSUE_TITLE, body)
     elif compare == "skipped":
         print("the newest versions pass; no GPU has judged them (docs/runner.md), so none moves")
     elif moved_lock():
@@ -153,16 +151,16 @@ def upgrade() -> None:
         )
         body = written(FOUND, upgrade_text(text, newest, compare))
         branches = ("--head", UPGRADE_BRANCH, "--base", needed("GITHUB_REF_NAME"))
-        number = open_one("pr", UPGRADE_TITLE, *branches)
-        publish("pr", number, UPGRADE_TITLE, body, *branches)
+        publish("pr", open_one("pr", UPGRADE_TITLE, *branches), UPGRADE_TITLE, body, *branches)
     else:
         print(f"{LOCK} has the newest versions already: nothing to propose")
 
 
 def open_one(kind: str, title: str, *options: str) -> int | None:
-    """Return the number of the open one with that title; None where there is none."""
-    command = ("gh", kind, "list", "--state", "open", *options, "--json", "number,title")
-    found = [each["number"] for each in json.loads(output(*command)) if each["title"] == title]
+    """Return the number of the open one that we have opened; None where there is none."""
+    ours = ("--state", "open", "--app", "github-actions", "--limit", "200")
+    listed = json.loads(output("gh", kind, "list", *ours, *options, "--json", "number,title"))
+    found = [each["number"] for each in listed if each["title"] == title]
     return min(found) if found else None
 
 

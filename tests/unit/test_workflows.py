@@ -455,6 +455,7 @@ def test_an_upgrade_that_passes_is_one_pull_request_that_moves_the_lock_alone(up
     done, (listed, created) = told(upgraded, "success", "success")
     assert done.returncode == 0, done.stderr
     assert listed[:2] == ["pr", "list"]
+    assert listed[listed.index("--app") + 1] == "github-actions"
     given = dict(zip(created[2::2], created[3::2], strict=True))
     assert created[:2] == ["pr", "create"]
     assert (given["--head"], given["--base"]) == ("perfline/upgrade", "main")
