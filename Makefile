@@ -1,21 +1,24 @@
 # Two commands: `make test` and `make perf`. Each sets itself up first.
 #
 # The workflows in .github/ run these targets and nothing else. What people type into GitHub's forms
-# (CASES, REASON, RUN_ID) is read by the shell as "$$NAME", never by make as $(NAME): it stays text.
+# (CASES, REASON, RUN_ID ...) is read by the shell as "$$NAME", never by make as $(NAME): it stays text.
 PYTHON ?= python3
 VENV ?= .venv
 EXTRAS ?= test
 ARGS ?=
 BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check
+UV := $(VENV)-uv/bin/uv
 comma := ,
 STAMP := $(VENV)/installed-$(subst $(comma),-,$(EXTRAS))
 
-.PHONY: test test-browser test-otava perf setup lint doctor report clean
-.PHONY: baseline-source baseline baseline-pull-request
+.PHONY: test test-browser test-otava perf setup lint lock matrix doctor report clean
+.PHONY: baseline-source baseline baseline-pull-request upgrade-compare upgrade-proposal
 setup: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
+	$(PIP) -c constraints.txt hatchling editables
+	$(PIP) -c constraints.txt --no-build-isolation -e '.[$(EXTRAS)]'
 	touch $@
 
 lint: setup
@@ -38,6 +41,19 @@ test: lint
 	$(BIN)/pytest $(STRICT) $(PARALLEL) -m "not alone" tests/e2e tests/plugin tests/unit tests/browser $(ARGS) || status=1; \
 	$(BIN)/pytest $(STRICT) --cases tiny -m "accuracy or perf or alone" tests/accuracy tests/perf tests/e2e $(ARGS) || status=1; \
 	exit $$status
+
+# uv has an environment of its own: a stale constraints.txt does not keep it from being made anew.
+$(UV):
+	$(PYTHON) -m venv $(VENV)-uv
+	$(VENV)-uv/bin/pip install --quiet --disable-pip-version-check 'uv>=0.9,<1'
+
+# constraints.txt: what it pins stays, but under ARGS=--upgrade.
+lock: $(UV)
+	$(PYTHON) scripts/lock.py --uv $(UV) $(ARGS)
+
+# Each row of scripts/matrix.py in an environment of its own; ROWS=newest,lock: some of them.
+matrix: $(UV)
+	$(PYTHON) scripts/matrix.py --uv $(UV) --folder $(VENV)-matrix $${ROWS:+--rows "$$ROWS"}
 
 # Beside `make test`: the page in a browser (google-chrome or chromium), and our exports and history
 # read by Apache Otava itself, which brings an older numpy and so has an environment of its own.
@@ -63,11 +79,11 @@ report: setup
 	$(BIN)/perfline report results/run.json -o results/report.html $(ARGS)
 
 clean:
-	rm -rf -- $(VENV) $(VENV)-otava results .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf -- $(VENV) $(VENV)-otava $(VENV)-uv $(VENV)-matrix results .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 # Of .github/workflows/baseline.yml: which run was it; accept its record; propose that to people.
 baseline-source:
-	$(PYTHON) scripts/baseline_pull_request.py source
+	$(PYTHON) scripts/proposals.py source
 
 baseline: setup
 	set -f; IFS=,; $(BIN)/perfline baselines update $${CASES:---all} --run results/run.json \
@@ -75,4 +91,13 @@ baseline: setup
 	@cat results/update.txt
 
 baseline-pull-request:
-	$(PYTHON) scripts/baseline_pull_request.py propose
+	$(PYTHON) scripts/proposals.py propose
+
+# Of .github/workflows/upgrade.yml, after `make setup` and `make lock ARGS="--upgrade --changed ..."`:
+# what is installed against the pins that changed (no `setup` here, it would install those); and what
+# people get to read of it.
+upgrade-compare:
+	set -f; IFS=,; test ! -s results/changed.txt || $(BIN)/perfline compare $${CASES:+$$CASES} --strict --candidate-install "-r results/changed.txt" --markdown results/upgrade.md
+
+upgrade-proposal:
+	$(PYTHON) scripts/proposals.py upgrade

@@ -4,8 +4,8 @@
 #
 # A copy that root owns, outside of what jobs can write, is what keeps code of forks away: the `if`
 # in perf.yml says the same, and a fork's pull request may edit that file. The runner gives a hook
-# none of the `env:` of a workflow. Allowed: perf.yml of the repository whose owner/name stands in
-# the file `repository` beside this one, and no event of a fork.
+# none of the `env:` of a workflow. Allowed: perf.yml and upgrade.yml of the repository whose
+# owner/name stands in the file `repository` beside this one, and no event of a fork.
 set -euo pipefail
 exec python3 -I - "$(dirname "$0")/repository" <<'PYTHON'
 import json
@@ -28,8 +28,8 @@ except OSError as problem:
     refuse(f"{sys.argv[1]} cannot be read ({problem.strerror}); write owner/name into it")
 if "/" not in allowed or repository != allowed:
     refuse(f"it is of {repository or 'no repository'}; {sys.argv[1]} allows {allowed or 'none'}")
-if workflow != f"{allowed}/.github/workflows/perf.yml":
-    refuse(f"it is of the workflow {workflow or '(not known)'}, not of perf.yml")
+if workflow not in [f"{allowed}/.github/workflows/{name}.yml" for name in ("perf", "upgrade")]:
+    refuse(f"it is of the workflow {workflow or '(not known)'}, not of perf.yml or upgrade.yml")
 if event not in ("schedule", "workflow_dispatch", "pull_request"):
     refuse(f"the event is {event or '(not known)'}")
 if event == "pull_request":

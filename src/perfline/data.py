@@ -158,7 +158,7 @@ def _unpack(tar: Path, target: Path, names: Sequence[str]) -> None:
                 for member in archive:
                     _check_member(tar, member)
                 _check_end(archive)
-                if hasattr(tarfile, "data_filter"):  # 3.10.12, 3.11.4, 3.12
+                if hasattr(tarfile, "data_filter"):  # 3.11.4, 3.12
                     archive.extractall(name, filter="data")
                 else:
                     archive.extractall(name)

@@ -1,7 +1,8 @@
-"""perf.yml and baseline.yml on the embedded case: every step in order, in a clone of this tree.
+"""perf.yml, baseline.yml and upgrade.yml: every step in order, in a clone of this tree.
 
 A first run finds no baseline and fails, since it is strict; its record becomes one through a pull
-request. ``gh`` is a stub that notes what it is asked; git is real, and pushes to the origin.
+request. ``gh`` is a stub that notes what it is asked; git is real, and pushes to the origin. Of
+upgrade.yml, uv and the comparison are stubs, too: they need a network, and other versions.
 """
 
 from __future__ import annotations
@@ -256,3 +257,149 @@ def test_the_commands_of_the_runners_document_work(machine, proposed):
             check=False,
         )
         assert done.returncode == 0, f"perfline {shlex.join(words)}: {done.stdout}{done.stderr}"
+
+
+UV = """#!{python}
+# In place of uv: `pip compile` writes a newer torch into the lock; for a row it resolves nothing.
+import pathlib, sys
+words = sys.argv[1:]
+if words[:2] == ["python", "find"]:
+    sys.exit(print(sys.executable))
+if "--universal" not in words:
+    sys.exit("error: no network here")
+output = pathlib.Path(words[words.index("--output-file") + 1])
+output.write_text("torch==2.99.0\\nttt==1\\n")
+"""
+COMPARE = """#!{python}
+# In place of `perfline compare`: notes what it was asked, writes a table, ends as it was told to.
+import json, pathlib, sys
+words, here = sys.argv[1:], pathlib.Path(__file__).parent
+(here / "asked.json").write_text(json.dumps(words))
+pathlib.Path(words[words.index("--markdown") + 1]).write_text("| core_time | verdict |\\n")
+sys.exit(int((here / "status").read_text()))
+"""
+OPENED = """#!{python}
+# In place of gh: nothing is open; what is created is kept, with its text.
+import json, os, pathlib, sys
+here = pathlib.Path(__file__).parent
+assert os.environ["GH_TOKEN"] == "a-token"
+if "list" in sys.argv:
+    print("[]")
+else:
+    body = pathlib.Path(sys.argv[sys.argv.index("--body-file") + 1]).read_text()
+    (here / "created.json").write_text(json.dumps([*sys.argv[1:], body]))
+"""
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return committed(tmp_path_factory.mktemp("upgrade") / "tree")
+
+
+@pytest.fixture
+def upgrading(tmp_path: Path, tree: Path) -> actions.Machine:
+    """A machine for upgrade.yml: its uv, ``perfline`` and gh are the programs above."""
+    for folder in ("bin", "jobs", "venv/bin", "venv-uv/bin"):
+        (tmp_path / folder).mkdir(parents=True)
+    programs = {"bin/gh": OPENED, "venv/bin/perfline": COMPARE, "venv-uv/bin/uv": UV}
+    for name, text in programs.items():
+        (tmp_path / name).write_text(text.format(python=sys.executable))
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "venv/installed-gpu-report").touch()
+    os.utime(tmp_path / "venv/installed-gpu-report", (2**32 - 1, 2**32 - 1))
+    (tmp_path / "venv/bin/status").write_text("0")
+    git(tmp_path, "clone", "--quiet", "--bare", str(tree), "origin")
+    github = {
+        "event_name": "schedule",
+        "event": {"repository": {"default_branch": "main", "fork": False}},
+        "repository": HERE,
+        "ref_name": "main",
+        "run_id": "18",
+        "token": "a-token",
+    }
+    return actions.Machine(
+        folder=tmp_path / "jobs",
+        origin=tmp_path / "origin",
+        environment={
+            "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+            "HOME": str(tmp_path),
+            "LANG": "C.UTF-8",
+            "PYTHON": sys.executable,
+            "VENV": str(tmp_path / "venv"),
+        },
+        contexts={
+            "github": github,
+            "inputs": {},
+            "vars": {"PERFLINE_GPU": "yes", "PERFLINE_CASES": "tiny,$(touch pwned)"},
+        },
+    )
+
+
+def ended(steps: list[actions.Step]) -> str:
+    """How a job of these steps ends."""
+    if not steps:
+        return "skipped"
+    return "failure" if any(step.outcome == "failure" for step in steps) else "success"
+
+
+def weekly(machine: actions.Machine, newest: str | None = None) -> dict[str, list[actions.Step]]:
+    """The three jobs of upgrade.yml; ``newest``: how the first is said to have ended."""
+    workflow, jobs = actions.load("upgrade.yml"), {}
+    needs: dict[str, dict[str, str]] = {}
+    for name in ("newest", "compare", "propose"):
+        machine.contexts["needs"] = needs
+        jobs[name] = machine.run(workflow, name)
+        needs[name] = {"result": newest if name == "newest" and newest else ended(jobs[name])}
+    return jobs
+
+
+def created(machine: actions.Machine) -> list[str]:
+    return json.loads((machine.folder.parent / "bin/created.json").read_text())
+
+
+def test_newest_versions_that_pass_and_are_as_fast_move_the_lock(upgrading: actions.Machine):
+    jobs = weekly(upgrading, newest="success")
+    told = "\n".join(step.output for steps in jobs.values() for step in steps)
+    assert (ended(jobs["compare"]), ended(jobs["propose"])) == ("success", "success"), told
+    lock = git(upgrading.origin, "show", "perfline/upgrade:constraints.txt")
+    assert lock.endswith("\ntorch==2.99.0\nttt==1\n")
+    names = git(upgrading.origin, "diff", "--name-only", "main", "perfline/upgrade")
+    assert names == "constraints.txt\n"
+    words = created(upgrading)
+    assert words[:2] == ["pr", "create"]
+    assert "| core_time | verdict |" in words[-1]
+    assert "torch==2.99.0" in words[-1]
+
+
+def test_a_verdict_that_is_not_ok_is_an_issue_and_the_lock_stays(upgrading: actions.Machine):
+    (upgrading.folder.parent / "venv/bin/status").write_text("1")
+    jobs = weekly(upgrading, newest="success")
+    assert (ended(jobs["compare"]), ended(jobs["propose"])) == ("failure", "success")
+    assert created(upgrading)[:2] == ["issue", "create"]
+    assert "| core_time | verdict |" in created(upgrading)[-1]
+    assert "perfline/upgrade" not in git(upgrading.origin, "branch", "--list")
+
+
+def test_a_row_that_fails_is_an_issue_where_there_is_no_gpu(upgrading: actions.Machine):
+    upgrading.contexts["vars"] = {}
+    jobs = weekly(upgrading)
+    assert [ended(steps) for steps in jobs.values()] == ["failure", "skipped", "success"]
+    assert created(upgrading)[:2] == ["issue", "create"]
+    assert (
+        "| newest | - | - | - | - | **failed**: error: no network here |" in created(upgrading)[-1]
+    )
+
+
+def test_what_is_compared_is_the_lock_with_the_pins_that_changed(upgrading: actions.Machine):
+    binaries = upgrading.folder.parent / "venv/bin"
+    workflow = actions.load("upgrade.yml")
+    workflow["jobs"]["compare"]["steps"].pop()  # `make clean` takes the environment away
+    steps = upgrading.run(workflow, "compare")
+    assert ended(steps) == "success", "\n".join(step.output for step in steps)
+    seen = json.loads((binaries / "asked.json").read_text())
+    assert seen[:3] == ["compare", "tiny", "$(touch pwned)"]
+    assert "--strict" in seen
+    assert seen[seen.index("--candidate-install") + 1] == "-r results/changed.txt"
+    changed = (upgrading.artifacts["perfline-upgrade"] / "results/changed.txt").read_text()
+    assert changed == "torch==2.99.0\nttt==1\n"
+    assert not list(upgrading.folder.parent.rglob("pwned"))

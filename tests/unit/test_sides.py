@@ -88,7 +88,7 @@ def test_an_interpreter_is_a_file_a_directory_or_a_command(
 @pytest.mark.parametrize(
     ("lines", "problem"),
     [
-        (["echo 3 9"], "is Python 3.9; expected 3.10 or newer"),
+        (["echo 3 9"], "is Python 3.9; expected 3.11 or newer"),
         (["echo hello"], f"{RUNS_NOT}'hello'"),
         (["exit 0"], f"{RUNS_NOT}'nothing'"),
         (["echo 'libpython: not found' >&2", "exit 127"], f"{RUNS_NOT}'libpython: not found'"),

@@ -16,8 +16,9 @@ import pytest
 import actions
 from perfline import doctor
 
-SCRIPT = actions.REPOSITORY / "scripts" / "baseline_pull_request.py"
+SCRIPT = actions.REPOSITORY / "scripts" / "proposals.py"
 HOOK = actions.REPOSITORY / "scripts" / "runner_job_started.sh"
+MAKEFILE = actions.REPOSITORY / "Makefile"
 FILES = sorted(path.name for path in actions.WORKFLOWS.glob("*.yml"))
 HERE = "owner/perfline"
 
@@ -30,7 +31,7 @@ def jobs() -> list[Any]:
 
 
 def test_these_are_the_workflows():
-    assert FILES == ["baseline.yml", "ci.yml", "perf.yml"]
+    assert FILES == ["baseline.yml", "ci.yml", "perf.yml", "upgrade.yml"]
 
 
 @pytest.mark.parametrize("job", jobs())
@@ -50,12 +51,22 @@ def test_only_the_job_that_opens_pull_requests_can_write():
         for name, job in actions.load(file)["jobs"].items()
         if "write" in job["permissions"].values()
     ]
-    assert can_write == [("baseline.yml", "pull-request")]
+    assert can_write == [("baseline.yml", "pull-request"), ("upgrade.yml", "propose")]
 
 
-def test_what_can_write_installs_nothing():
-    steps = actions.load("baseline.yml")["jobs"]["pull-request"]["steps"]
-    assert [step["run"] for step in steps if "run" in step] == ["make baseline-pull-request"]
+@pytest.mark.parametrize(
+    ("file", "job", "target"),
+    [
+        ("baseline.yml", "pull-request", "baseline-pull-request"),
+        ("upgrade.yml", "propose", "upgrade-proposal"),
+    ],
+)
+def test_what_can_write_installs_nothing(file, job, target):
+    steps = actions.load(file)["jobs"][job]["steps"]
+    assert [step["run"] for step in steps if "run" in step] == [f"make {target}"]
+    recipe = re.search(rf"(?m)^{target}:\n((?:\t.*\n)+)", MAKEFILE.read_text())
+    assert recipe is not None
+    assert re.fullmatch(r"\t\$\(PYTHON\) scripts/proposals.py [a-z]+\n", recipe[1])
 
 
 @pytest.mark.parametrize("job", jobs())
@@ -89,6 +100,7 @@ def test_no_secret_but_the_token_and_that_only_where_it_is_used(job):
         "Is it a finished run of perf.yml, of this repository?",
         "Get its record",
         "Push a branch, open a pull request",
+        "Tell people",
     }
     assert "github.token" not in json.dumps(job.get("env", {}))
 
@@ -121,11 +133,11 @@ def test_a_push_to_a_labelled_pull_request_starts_nothing():
     assert actions.load("perf.yml")["on"]["pull_request"] == {"types": ["labeled"]}
 
 
-def test_only_perf_is_on_the_machine_and_no_two_jobs_share_it():
+def test_these_are_on_the_machine_and_no_two_jobs_share_it():
     for file in FILES:
-        for job in actions.load(file)["jobs"].values():
+        for name, job in actions.load(file)["jobs"].items():
             if "self-hosted" in job["runs-on"]:
-                assert file == "perf.yml"
+                assert (file, name) in [("perf.yml", "measure"), ("upgrade.yml", "compare")]
                 assert job["concurrency"] == {
                     "group": "perfline-gpu",
                     "cancel-in-progress": False,
@@ -146,6 +158,29 @@ def test_what_was_measured_is_kept_and_the_machine_cleaned_whatever_came_before(
     ]
     assert ran == ["The page", "Keep the record", "Keep the page", "Leave nothing behind"]
     assert job["steps"][-1]["run"] == "make clean"
+
+
+@pytest.mark.parametrize(
+    ("fork", "branch", "variable", "runs"),
+    [
+        (False, "main", "", ["newest"]),
+        (False, "main", "yes", ["newest", "compare"]),
+        (True, "main", "yes", []),
+        (False, "someones-branch", "yes", []),
+    ],
+)
+def test_an_upgrade_is_looked_at_on_the_default_branch_and_on_a_gpu_where_there_is_one(
+    fork, branch, variable, runs
+):
+    jobs = actions.load("upgrade.yml")["jobs"]
+    event = {"repository": {"default_branch": "main", "fork": fork}}
+    contexts = {"github": {"ref_name": branch, "event": event}, "success": lambda: True}
+    contexts["vars"] = {"PERFLINE_GPU": variable}
+    found = [n for n in ("newest", "compare") if actions.condition(jobs[n]["if"], contexts)]
+    assert found == runs
+    results = {name: {"result": "failure" if name in runs else "skipped"} for name in jobs}
+    contexts |= {"always": lambda: True, "needs": results}
+    assert actions.condition(jobs["propose"]["if"], contexts) is bool(runs)
 
 
 def test_a_baseline_is_accepted_on_the_default_branch_only():
@@ -351,6 +386,170 @@ def test_a_baseline_that_is_there_already_is_not_proposed(accepted: Path):
     assert (done.returncode, "nothing to propose" in done.stderr) == (2, True)
 
 
+NEW_PINS = """\
+# Made by `make lock`
+torch==2.15.0
+triton==3.9.0 ; python_full_version == '3.15.*' and sys_platform == 'linux'
+"""
+GH = """#!{python}
+import json, pathlib, sys
+here = pathlib.Path(__file__).parent
+with (here / "asked.jsonl").open("a") as file:
+    file.write(json.dumps(sys.argv[1:]) + "\\n")
+if "list" in sys.argv:
+    print((here / "open.json").read_text())
+"""
+
+
+@pytest.fixture
+def upgraded(tmp_path: Path) -> Path:
+    """A clone with an older lock, whose ``found/`` holds what the jobs of upgrade.yml leave."""
+    origin, clone = tmp_path / "origin", tmp_path / "clone"
+    git = ["git", "-c", "user.name=t", "-c", "user.email=t@example.org"]
+    subprocess.run([*git, "init", "-q", "--bare", "-b", "main", origin], check=True)
+    subprocess.run([*git, "clone", "-q", origin, clone], check=True, capture_output=True)
+    (clone / "constraints.txt").write_text("torch==2.13.0\n")
+    subprocess.run([*git, "add", "--all"], cwd=clone, check=True)
+    subprocess.run([*git, "commit", "-qm", "first"], cwd=clone, check=True)
+    files = {
+        "constraints.txt": NEW_PINS,
+        "docs/versions.md": "| row | result |\n| lock | x |\n| newest | passed ``` @all |\n",
+        "results/changed.txt": "torch==2.15.0\n",
+        "results/upgrade.md": "| core_time | ok |\ncloses #1\n",
+        ".github/workflows/own.yml": "on: push",
+    }
+    for name, text in files.items():
+        (clone / "found" / name).parent.mkdir(parents=True, exist_ok=True)
+        (clone / "found" / name).write_text(text)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/gh").write_text(GH.format(python=sys.executable))
+    (tmp_path / "bin/gh").chmod(0o755)
+    (tmp_path / "bin/open.json").write_text("[]")
+    return clone
+
+
+def told(clone: Path, newest: str, compare: str) -> tuple[subprocess.CompletedProcess[str], Any]:
+    """``make upgrade-proposal``, and what it asked of ``gh``."""
+    done = subprocess.run(
+        [sys.executable, SCRIPT, "upgrade"],
+        cwd=clone,
+        env={
+            "PATH": f"{clone.parent / 'bin'}:{os.environ['PATH']}",
+            "HOME": str(clone.parent),
+            "NEWEST": newest,
+            "COMPARE": compare,
+            "GITHUB_REF_NAME": "main",
+            "GITHUB_RUN_ID": "18",
+            "GITHUB_REPOSITORY": HERE,
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    asked = clone.parent / "bin" / "asked.jsonl"
+    lines = asked.read_text().splitlines() if asked.exists() else []
+    return done, [json.loads(line) for line in lines]
+
+
+def test_an_upgrade_that_passes_is_one_pull_request_that_moves_the_lock_alone(upgraded: Path):
+    done, (listed, created) = told(upgraded, "success", "success")
+    assert done.returncode == 0, done.stderr
+    assert listed[:2] == ["pr", "list"]
+    assert listed[listed.index("--app") + 1] == "github-actions"
+    given = dict(zip(created[2::2], created[3::2], strict=True))
+    assert created[:2] == ["pr", "create"]
+    assert (given["--head"], given["--base"]) == ("perfline/upgrade", "main")
+    shown = ["git", "show", "--name-only", "--format=%s", "perfline/upgrade"]
+    origin = upgraded.parent / "origin"
+    text = subprocess.run(shown, cwd=origin, check=True, capture_output=True, text=True).stdout
+    assert text == "Upgrade to the newest versions\n\nconstraints.txt\n"
+    body = (upgraded / given["--body-file"]).read_text()
+    assert "```text\n| core_time | ok |\ncloses #1\n```" in body
+    assert "````text\n| row | result |\n| newest | passed ``` @all |\n````" in body
+    assert f"https://github.com/{HERE}/actions/runs/18" in body
+
+
+def test_the_next_upgrade_brings_the_open_pull_request_up_to_date(upgraded: Path):
+    assert told(upgraded, "success", "success")[0].returncode == 0
+    subprocess.run(["git", "switch", "-q", "-"], cwd=upgraded, check=True)
+    subprocess.run(["git", "branch", "-qD", "perfline/upgrade"], cwd=upgraded, check=True)
+    (upgraded / "found/constraints.txt").write_text("torch==2.16.0\n")
+    held = [{"number": 7, "title": "Upgrade to the newest versions"}]
+    (upgraded.parent / "bin/open.json").write_text(json.dumps(held))
+    done, asked = told(upgraded, "success", "success")
+    assert done.returncode == 0, done.stderr
+    assert asked[-1][:3] == ["pr", "edit", "7"]
+    shown = ["git", "show", "perfline/upgrade:constraints.txt"]
+    origin = upgraded.parent / "origin"
+    text = subprocess.run(shown, cwd=origin, check=True, capture_output=True, text=True).stdout
+    assert text == "torch==2.16.0\n"
+
+
+@pytest.mark.parametrize(
+    ("newest", "compare"), [("failure", "skipped"), ("failure", "success"), ("success", "failure")]
+)
+def test_an_upgrade_that_does_not_pass_is_one_issue(upgraded: Path, newest: str, compare: str):
+    done, (listed, created) = told(upgraded, newest, compare)
+    assert done.returncode == 0, done.stderr
+    assert listed[:2] == ["issue", "list"]
+    assert listed[listed.index("--app") + 1] == "github-actions"
+    assert created[:4] == ["issue", "create", "--title", "The newest versions do not pass"]
+    body = (upgraded / created[5]).read_text()
+    assert f"`make matrix ROWS=newest`: {newest}" in body
+    assert f"the lock against the newest: {compare}" in body
+    assert "| core_time | ok |" in body
+
+
+def test_the_open_issue_is_brought_up_to_date_and_another_is_left_alone(upgraded: Path):
+    title = "The newest versions do not pass"
+    held = [{"number": 3, "title": f"{title} here"}, {"number": 9, "title": title}]
+    (upgraded.parent / "bin/open.json").write_text(json.dumps(held))
+    shutil.rmtree(upgraded / "found")  # no job got as far as leaving anything
+    done, asked = told(upgraded, "failure", "skipped")
+    assert done.returncode == 0, done.stderr
+    assert asked[-1][:3] == ["issue", "edit", "9"]
+    assert "(nothing)" in (upgraded / asked[-1][4]).read_text()
+
+
+@pytest.mark.parametrize(
+    ("pins", "compare", "said"),
+    [
+        (NEW_PINS, "skipped", "no GPU has judged them"),
+        ("torch==2.13.0\n", "success", "nothing to propose"),
+    ],
+)
+def test_where_nothing_is_to_be_done_nothing_is_asked(upgraded: Path, pins, compare, said):
+    (upgraded / "found/constraints.txt").write_text(pins)
+    done, asked = told(upgraded, "success", compare)
+    assert (done.returncode, asked) == (0, [])
+    assert said in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("pins", "results", "said"),
+    [
+        (None, ("success", "success"), "found/constraints.txt is not there"),
+        ("torch @ https://x.example/t.whl\n", ("success", "success"), "expected NAME==VERSION"),
+        ("--index-url=https://x.example\n", ("success", "success"), "expected NAME==VERSION"),
+        (NEW_PINS, ("cancelled", "success"), "start the workflow again"),
+    ],
+)
+def test_a_lock_that_is_none_is_never_proposed(upgraded: Path, pins, results, said):
+    (upgraded / "found/constraints.txt").unlink()
+    if pins is not None:
+        (upgraded / "found/constraints.txt").write_text(pins)
+    done, asked = told(upgraded, *results)
+    assert (done.returncode, asked) == (2, [])
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_the_lock_of_today_could_be_proposed(upgraded: Path):
+    today = (actions.REPOSITORY / "constraints.txt").read_text()
+    (upgraded / "found/constraints.txt").write_text(today)
+    assert told(upgraded, "success", "success")[0].returncode == 0
+
+
 def hooked(
     folder: Path, event: str, payload: dict[str, Any], **variables: str
 ) -> subprocess.CompletedProcess[str]:
@@ -388,7 +587,13 @@ def hooked(
             "schedule",
             None,
             {"GITHUB_WORKFLOW_REF": f"{HERE}/.github/workflows/ci.yml@refs/heads/x"},
-            "not of perf.yml",
+            "not of perf.yml or upgrade.yml",
+        ),
+        (
+            "schedule",
+            None,
+            {"GITHUB_WORKFLOW_REF": f"{HERE}/.github/workflows/upgrade.yml@refs/heads/main"},
+            "",
         ),
     ],
 )

@@ -23,7 +23,7 @@ from perfline.case import Case
 from perfline.environment import git_commit
 from perfline.errors import WorkerError
 
-OLDEST_PYTHON = (3, 10)
+OLDEST_PYTHON = (3, 11)
 
 
 @dataclass(frozen=True)

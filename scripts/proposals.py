@@ -1,12 +1,15 @@
-"""Which run is accepted as a baseline, and what do people get to merge?
+"""What do the workflows put before people: which baselines, which versions to merge?
 
-The two steps of ``.github/workflows/baseline.yml`` that talk to GitHub. Standard library, git and
-gh only, since the second one may push. What a step needs stands in its environment.
+The steps of ``.github/workflows/baseline.yml`` and ``upgrade.yml`` that talk to GitHub. Standard
+library, git and gh only, since they may push. What a step needs stands in its environment.
 
     make baseline-source         RUN_ID: must be a finished run of perf.yml of this repository, no
                                  fork's; writes source.json
     make baseline-pull-request   REASON: takes the baselines in accepted/, and nothing else of it,
                                  commits them to a branch and opens a pull request
+    make upgrade-proposal        NEWEST, COMPARE: how the jobs ended; what they left lies in found/.
+                                 All is well: one pull request that moves constraints.txt, opened
+                                 or brought up to date. Else: one issue
 """
 
 from __future__ import annotations
@@ -22,6 +25,13 @@ from pathlib import Path
 WORKFLOW = ".github/workflows/perf.yml"
 SOURCE = Path("source.json")  # not in results/: what a run uploaded is unpacked there
 ACCEPTED = Path("accepted")
+FOUND = Path("found")
+LOCK = Path("constraints.txt")
+PIN = re.compile(r"(#[^\n]*|[a-z0-9][a-z0-9.-]*==[A-Za-z0-9.!]+( ; [a-zA-Z0-9_.'<>=!*() ]+)?)?")
+UPGRADE_BRANCH = "perfline/upgrade"
+UPGRADE_TITLE = "Upgrade to the newest versions"
+ISSUE_TITLE = "The newest versions do not pass"
+RESULTS = ("success", "failure", "skipped")
 BASELINE = re.compile(r"baselines/(?!published/)[a-z0-9][a-z0-9._-]*/[a-z0-9][a-z0-9-]*\.json")
 FACTS = ("html_url", "event", "head_branch", "head_sha", "conclusion", "run_started_at")
 BOT = "github-actions[bot]"
@@ -36,13 +46,13 @@ class RefusedError(Exception):
 
 def main() -> int:
     """Run the step that is named; 2 and one line on stderr where it cannot be done."""
-    steps = {"source": source, "propose": propose}
+    steps = {"source": source, "propose": propose, "upgrade": upgrade}
     try:
         if sys.argv[1:] not in [[name] for name in steps]:
             raise RefusedError(f"expected one of {', '.join(steps)}")
         steps[sys.argv[1]]()
     except RefusedError as problem:
-        print(f"baseline_pull_request: error: {problem}", file=sys.stderr)
+        print(f"proposals: error: {problem}", file=sys.stderr)
         return 2
     return 0
 
@@ -96,19 +106,113 @@ def propose() -> None:
         raise RefusedError("the accepted baselines are those of the repository: nothing to propose")
     branch = f"perfline/baseline-{facts['run_id']}-{needed('GITHUB_RUN_ID')}"
     title = f"Baselines of {', '.join(sorted({Path(path).stem for path in changed}))}: {reason}"
-    run("git", "switch", "--quiet", "--create", branch)
-    run("git", "add", "--", *changed)
-    identity = ("-c", f"user.name={BOT}", "-c", f"user.email={BOT_MAIL}")
-    run("git", *identity, "commit", "--quiet", "-m", title[:200], "-m", facts["html_url"])
-    credentials = ("-c", "credential.helper=", "-c", f"credential.helper={BY_GH}")
-    run("git", *credentials, "push", "--quiet", "origin", f"HEAD:refs/heads/{branch}")
-    body = Path("accepted", "body.md")
-    body.write_text(text_of(facts, reason, table), encoding="utf-8")
+    push(branch, changed, title, facts["html_url"])
+    body = written(ACCEPTED, text_of(facts, reason, table))
     create = ("gh", "pr", "create", "--base", base, "--head", branch)
-    run(*create, "--title", title[:200], "--body-file", str(body))
+    run(*create, "--title", title[:200], "--body-file", body)
+
+
+def push(branch: str, paths: list[str], title: str, text: str, *options: str) -> None:
+    """Commit these files, and nothing else, to a new branch and push it."""
+    run("git", "switch", "--quiet", "--create", branch)
+    run("git", "add", "--", *paths)
+    identity = ("-c", f"user.name={BOT}", "-c", f"user.email={BOT_MAIL}")
+    run("git", *identity, "commit", "--quiet", "-m", title[:200], "-m", text)
+    credentials = ("-c", "credential.helper=", "-c", f"credential.helper={BY_GH}")
+    target = f"HEAD:refs/heads/{branch}"
+    run("git", *credentials, "push", "--quiet", *options, "origin", target)
+
+
+def written(folder: Path, text: str) -> str:
+    """Write a text beside what it is of, and into the job's summary; return its path."""
+    folder.mkdir(exist_ok=True)
+    body = folder / "body.md"
+    body.write_text(text, encoding="utf-8")
     if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
         with Path(summary).open("a", encoding="utf-8") as file:
-            file.write(body.read_text(encoding="utf-8"))
+            file.write(text)
+    return str(body)
+
+
+def upgrade() -> None:
+    """Open the pull request or the issue, or bring the one that is open up to date."""
+    newest, compare = needed("NEWEST"), needed("COMPARE")
+    if newest not in RESULTS or compare not in RESULTS:
+        raise RefusedError(f"the jobs ended as {newest} and {compare}: start the workflow again")
+    if "failure" in (newest, compare):
+        body = written(FOUND, upgrade_text("The newest versions do not pass.", newest, compare))
+        publish("issue", open_one("issue", ISSUE_TITLE), ISSUE_TITLE, body)
+    elif compare == "skipped":
+        print("the newest versions pass; no GPU has judged them (docs/runner.md), so none moves")
+    elif moved_lock():
+        text = "Moves the lock to the newest versions: as fast as before, with the same answers."
+        push(
+            UPGRADE_BRANCH, [str(LOCK)], UPGRADE_TITLE, address(needed("GITHUB_RUN_ID")), "--force"
+        )
+        body = written(FOUND, upgrade_text(text, newest, compare))
+        branches = ("--head", UPGRADE_BRANCH, "--base", needed("GITHUB_REF_NAME"))
+        publish("pr", open_one("pr", UPGRADE_TITLE, *branches), UPGRADE_TITLE, body, *branches)
+    else:
+        print(f"{LOCK} has the newest versions already: nothing to propose")
+
+
+def open_one(kind: str, title: str, *options: str) -> int | None:
+    """Return the number of the open one that we have opened; None where there is none."""
+    ours = ("--state", "open", "--app", "github-actions", "--limit", "200")
+    listed = json.loads(output("gh", kind, "list", *ours, *options, "--json", "number,title"))
+    found = [each["number"] for each in listed if each["title"] == title]
+    return min(found) if found else None
+
+
+def publish(kind: str, number: int | None, title: str, body: str, *options: str) -> None:
+    """Open it, or put the new text into the open one."""
+    if number is None:
+        run("gh", kind, "create", *options, "--title", title, "--body-file", body)
+    else:
+        run("gh", kind, "edit", str(number), "--body-file", body)
+
+
+def moved_lock() -> bool:
+    """Copy the new lock into the work tree; False where it is the one that is there."""
+    found = FOUND / LOCK
+    if found.is_symlink() or not found.is_file():
+        raise RefusedError(f"{found} is not there; look at the job that compares")
+    text = found.read_text(encoding="utf-8")
+    if wrong := [each for each in text.split("\n") if not PIN.fullmatch(each)]:
+        raise RefusedError(f"{found}: {wrong[0][:80]!r}: expected NAME==VERSION ; MARKER")
+    if text == LOCK.read_text(encoding="utf-8"):
+        return False
+    LOCK.write_text(text, encoding="utf-8")
+    return True
+
+
+def upgrade_text(first: str, newest: str, compare: str) -> str:
+    """Return the text of the pull request or issue; what the jobs wrote stands in fences."""
+    lines = [first, "", f"Measured by {address(needed('GITHUB_RUN_ID'))}.", ""]
+    page = found_text("docs/versions.md").splitlines()
+    row = [text for text in page if re.match(r"\| (row|newest) ", text)]
+    for title, result, text in (
+        ("`make matrix ROWS=newest`", newest, "\n".join(row)),
+        (
+            "`perfline compare`, the lock against the newest",
+            compare,
+            found_text("results/upgrade.md"),
+        ),
+        ("Pins that move", "", found_text("results/changed.txt")),
+    ):
+        lines += [f"{title}: {result}" if result else title, ""]
+        lines += [fenced(text[: BODY_LIMIT // 3]), ""] if text.strip() else ["(nothing)", ""]
+    lines += [
+        "To look at it by hand: `make lock ARGS=--upgrade`, `make matrix ROWS=lock,newest`.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def found_text(name: str) -> str:
+    """Return what a job left; empty where it left nothing."""
+    path = FOUND / name
+    return path.read_text(encoding="utf-8") if path.is_file() and not path.is_symlink() else ""
 
 
 def address(run_id: str) -> str:
@@ -173,7 +277,7 @@ def needed(name: str) -> str:
     """Return a variable of the environment; RefusedError where it is empty."""
     if value := os.environ.get(name, "").strip():
         return value
-    raise RefusedError(f"{name} is not set; this runs in .github/workflows/baseline.yml")
+    raise RefusedError(f"{name} is not set; this runs in .github/workflows")
 
 
 def run(*command: str) -> None:
