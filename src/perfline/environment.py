@@ -88,6 +88,15 @@ def beyond_tested(context: Mapping[str, str]) -> list[str]:
     return found
 
 
+def packages() -> dict[str, str]:
+    """The version of every installed distribution; of two on the path, what an import finds."""
+    found: dict[str, str] = {}
+    for each in metadata.distributions():
+        if name := each.metadata["Name"]:  # None: a directory that lost its METADATA
+            found.setdefault(re.sub(r"[-_.]+", "-", name).lower(), each.version)
+    return dict(sorted(found.items()))
+
+
 def peak_flops(device: str, dtype: str) -> float | None:
     """Peak dense FLOP/s of ``device`` for ``dtype`` (fp32, fp16, bf16), from ``peaks.yaml``.
 

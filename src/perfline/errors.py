@@ -15,6 +15,7 @@ what was expected and what to do::
     ├── BaselineError      a baseline file is torn, hand-edited, or refused
     ├── RecordError        a results file is torn, partial, or of another schema
     ├── WorkerError        a process of one side of a comparison crashed, hung or refused
+    ├── InstallError       an environment with what was asked for cannot be made
     └── RankError          a rank of a torchrun job failed, hung, or is of another kind
         └── ReplicaLost    ... and with it the model that it held with others
 """
@@ -78,6 +79,13 @@ class WorkerError(PerflineError):
     """A process of one side of a comparison failed: it crashed, hung or refused; never a time.
 
     The message names the side, what it was asked, how it ended, and the end of its stderr.
+    """
+
+
+class InstallError(PerflineError):
+    """An environment cannot be made: what was asked for is unfit, or an installer refused it.
+
+    The message has the installer's own last lines, without credentials.
     """
 
 

@@ -156,7 +156,8 @@ def perfline_options(words: list[str]) -> set[str]:
 
 
 def given_options(words: list[str]) -> list[str]:
-    return [word.partition("=")[0] for word in words if re.match(r"--[a-z]", word)]
+    # With a blank it is one option's value, such as "--pre torch".
+    return [word.partition("=")[0] for word in words if re.match(r"--[a-z][\w-]*(=|$)", word)]
 
 
 def problems(words: list[str], clone: Path, pytest_options: set[str]) -> list[str]:
@@ -242,7 +243,7 @@ def test_a_mistyped_option_is_found(clone: Path, pytest_options):
     for command in ALL:
         for part in command.parts:
             for at, word in enumerate(part):
-                if part[0] in ("perfline", "pytest") and re.match(r"--[a-z]", word):
+                if part[0] in ("perfline", "pytest") and given_options([word]):
                     name, sign, value = word.partition("=")
                     typed = [*part[:at], f"{name}x{sign}{value}", *part[at + 1 :]]
                     assert problems(typed, clone, pytest_options), typed
@@ -277,6 +278,13 @@ def test_pytest_commands_for_other_machines_find_their_tests(clone: Path):
 def test_options_named_in_prose_exist(page: str, pytest_options):
     everywhere = set(pytest_options) | {"--label", "--labels", "--ephemeral", "--help"}
     everywhere |= {"--local-addr", "--max-restarts", "--nnodes", "--nproc-per-node"}  # torchrun's
+    everywhere |= {
+        "--pre",
+        "--index-url",
+        "--extra-index-url",
+        "--find-links",
+        "--no-index",
+    }  # pip's
     for name in ("doctor", "prompt", "compare", "export", "history", "report"):
         everywhere |= perfline_options([name])
     for name in ("update", "diff", "show", "check", "remove"):

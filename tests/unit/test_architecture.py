@@ -27,7 +27,8 @@ LAYERS = (
     {"ab.sequential", "page.svg"},
     {"ab.cli", "export.cli", "page.cli", "past.cli"},  # parsers; they import their work when called
     {"attention", "group", "metrics", "jsonfile", "case", "environment", "telemetry"},
-    {"ab.worktree", "rendezvous"},
+    {"ab.installers", "ab.worktree", "rendezvous"},
+    {"ab.environments"},
     {"answers", "stored", "verdict", "data", "ab.wire"},
     {"mmlu", "baseline", "gates", "accuracy_gates", "record", "journal"},
     {"page.plots", "ab.process", "ab.worker", "candidate"},

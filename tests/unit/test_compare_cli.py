@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import html
 import shlex
 import signal
 import subprocess
@@ -11,11 +12,13 @@ from typing import Any
 
 import pytest
 
-from fake_workers import FakeLauncher, answers, pair
+from fake_workers import FakeLauncher, answers, pair, ready
 from perfline import cli
 from perfline.ab import cli as compare_cli
 from perfline.ab import file as compare_file
-from perfline.errors import RecordError, WorkerError
+from perfline.ab import sides
+from perfline.ab.environments import Made
+from perfline.errors import InstallError, RecordError, WorkerError
 
 
 class Started:
@@ -214,7 +217,9 @@ def test_every_option_reaches_its_place(started: Started) -> None:
     assert not any(pair.interleaved for pair in case.pairs)
 
 
-def test_the_command_in_the_record_does_the_same_again(started: Started) -> None:
+def test_the_command_in_the_record_does_the_same_again(
+    started: Started, monkeypatch: pytest.MonkeyPatch
+) -> None:
     started.launchers = [pair(1.0, 1.0), pair(1.0, 1.0)]
     Path("data dir").mkdir()
     words = [
@@ -222,20 +227,114 @@ def test_the_command_in_the_record_does_the_same_again(started: Started) -> None
         *("--baseline-ref", "main", "--candidate-python", sys.executable),
         *("--baseline-env", "A=x y", "--env", "HF_TOKEN=hf_secret"),
         *("--set", "engine.mode=max-autotune", "--import", "two"),
+        *("--candidate-install", "--pre torch", "--baseline-install", "-r old.txt"),
+        *("--candidate-install", "--index-url https://me:hunter2@host/simple"),
         *("--engine", "eager", "--margin", "2.5", "--max-pairs", "12", "--rounds", "4"),
         *("--questions", "50", "--timeout", "60", "--alternate", "--strict", "--dummy-weights"),
         *("--ranks", "2"),
         *("--data-dir", "data dir", "--out", "c.json"),
     ]
+    monkeypatch.setattr(sides, "make", lambda *given: Made(Path("/made/bin/python")))
     run(*words)
 
     command = compare_file.load(Path("c.json")).command
 
     assert "hf_secret" not in command
+    assert "hunter2" not in Path("c.json").read_text()
     again = shlex.split(command)
     assert again[:2] == ["perfline", "compare"]
     expected = [word.replace("hf_secret", "(not recorded)") for word in words]
+    expected = [word.replace("me:hunter2", "***") for word in expected]
     assert sorted(again[2:]) == sorted(expected)
+
+
+def test_what_is_asked_for_is_installed_beside_the_side_s_packages_and_every_version_is_told(
+    started: Started, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[object] = []
+
+    def make(base: Path, requests: object, option: str, say: Any) -> Made:
+        asked.extend([base, requests, option])
+        say(f"{option}: installed")
+        return Made(Path("/made/bin/python"), ("a 1 -> 2",), ("b requires a<2",))
+
+    monkeypatch.setattr(sides, "make", make)
+    started.launchers = [pair(1.0, 1.0)]
+    old = {"torch": "2.13.0", "a": "1", "gone": "1", "kept": "1"}
+    new = {"torch": "2.13.0", "a": "2", "kept": "1", "new": "5"}
+    started.launchers[0].baseline.ready = ready(packages=old)
+    started.launchers[0].candidate.ready = ready(packages=new)
+
+    assert run("tiny", "--candidate-install", "a==2", "--markdown", "summary.md") == 0
+
+    assert asked == [Path(sys.executable), ("a==2",), "--candidate-install"]
+    assert [str(side.python) for side in started.sides] == [sys.executable, "/made/bin/python"]
+    shown = capsys.readouterr()
+    assert shown.err.splitlines()[:2] == [
+        "--candidate-install: installed",
+        "tiny inductor, at most 48 launch pairs; B against A: + a==2",
+    ]
+    for text in (shown.out, Path("summary.md").read_text()):
+        text = " ".join(html.unescape(text).replace("\\", "").split())
+        assert "B against A: a 1 -> 2, gone 1 -> none, new none -> 5" in text
+        assert "candidate: b requires a<2" in text
+        assert "/made/bin/python, working tree, installed a==2" in text
+    case = compare_file.load(Path("results/compare.json")).cases["tiny"]
+    assert (case.sides["candidate"].packages, case.sides["candidate"].install) == (new, ("a==2",))
+    assert case.sides["baseline"].packages == old
+
+
+def test_packages_are_no_part_of_a_record_where_nothing_was_installed(started: Started) -> None:
+    started.launchers = [pair(1.0, 1.0)]
+    started.launchers[0].candidate.ready = ready(packages={"a": "1"})
+
+    assert run("tiny") == 0
+
+    text = Path("results/compare.json").read_text()
+    assert '"packages"' not in text
+    assert '"install"' not in text
+
+
+def test_requests_that_end_in_one_environment_are_told(
+    started: Started, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sides, "make", lambda base, *given: Made(base))
+    started.launchers = [pair(1.0, 1.0)]
+
+    assert run("tiny", "--candidate-install", "transformers") == 0
+
+    shown = capsys.readouterr()
+    for text in (shown.out, shown.err):
+        assert "makes no difference: both sides run in one environment" in " ".join(text.split())
+    assert "B against A: nothing (A/A)" in shown.out
+
+
+def test_what_cannot_be_installed_ends_before_anything_is_measured(
+    started: Started, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def make(*given: object) -> Made:
+        raise InstallError("--candidate-install 'a==99' cannot be installed; uv says:\n  none")
+
+    monkeypatch.setattr(sides, "make", make)
+
+    assert run("tiny", "--candidate-install", "a==99") == 2
+
+    assert capsys.readouterr().err.splitlines() == [
+        "perfline: error: --candidate-install 'a==99' cannot be installed; uv says:",
+        "perfline: error:   none",
+    ]
+    assert started.workloads == []
+    assert not Path("results/compare.json").exists()
+
+
+def test_a_job_cancelled_while_it_installs_ends_as_ctrl_c_does(
+    started: Started, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sides, "make", lambda *given: signal.raise_signal(signal.SIGTERM))
+
+    assert run("tiny", "--baseline-install", "a") == 130
+
+    assert started.workloads == []
 
 
 def test_several_cases_run_one_after_the_other_and_share_alpha(
@@ -280,6 +379,8 @@ def test_the_summary_goes_to_a_file_of_its_own_and_after_what_stands_in_github_s
         (("tiny", "--set", "engine.mod=x"), "key 'engine.mod' is not known"),
         (("tiny", "--baseline-python", "/no/such/python"), "no interpreter /no/such/python"),
         (("tiny", "--env", "A"), "expected KEY=VALUE"),
+        (("tiny", "--candidate-install", "-e ."), "--candidate-install: takes no '-e'; expected"),
+        (("tiny", "--candidate-install", "a\udcff"), "is no UTF-8; expected text"),
         (("tiny", "--out", "/proc/x/c.json"), "/proc/x/c.json: cannot be written"),
         (("tiny", "--markdown", "/proc/x/c.md"), "/proc/x/c.md: cannot be written"),
         (("tiny", "-o", "x.json", "--markdown", "x.json"), "is named by --out and by --markdown"),

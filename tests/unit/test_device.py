@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from perfline.device import Device, cpu_contention, current_device, slugify
-from perfline.environment import collect, git_commit, peak_flops
+from perfline.environment import collect, git_commit, packages, peak_flops
 
 
 @pytest.mark.parametrize(
@@ -73,6 +73,16 @@ def test_context_names_versions_and_commit(tmp_path):
     assert environment.context["torch"]
     assert "commit" not in environment.context  # tmp_path is no git work tree
     assert all(isinstance(value, str) and value for value in environment.context.values())
+
+
+def test_every_installed_package_is_told_as_an_import_finds_it(tmp_path, monkeypatch):
+    for folder, version in (("first", "2"), ("second", "1")):
+        about = tmp_path / folder / "Some_Package.dist-info"
+        about.mkdir(parents=True)
+        (about / "METADATA").write_text(f"Name: Some_Package\nVersion: {version}\n")
+        (tmp_path / folder / "broken.dist-info").mkdir()
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "first"), str(tmp_path / "second")])
+    assert packages() == {"some-package": "2"}
 
 
 def test_a_changed_work_tree_says_so(tmp_path):

@@ -10,11 +10,12 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from perfline.ab import messages, process
+from perfline.ab import messages, process, wire
 from perfline.ab.launch import LaunchedWorker, Limits, ProcessLauncher
 from perfline.ab.nouns import SIDES, Ready, Round, Side, Workload
 from perfline.ab.sides import Place
@@ -436,3 +437,10 @@ def test_the_end_of_stderr_holds_no_command_of_github_s(place: Place):
     script = "print('::error::a', '##[group]b', sep=chr(10), file=sys.stderr); sys.exit(3)"
     lines = failing(launcher(place, script)).splitlines()
     assert [line.strip() for line in lines[-2:]] == [": :error::a", "## [group]b"]
+
+
+def test_an_older_perfline_says_nothing_of_packages():
+    sent = messages.ready_json(replace(READY, packages={"torch": "2.13.0"}))
+    assert messages.ready(wire.parse(wire.line(**sent), "a")).packages == {"torch": "2.13.0"}
+    del sent["packages"]
+    assert messages.ready(wire.parse(wire.line(**sent), "a")).packages == {}

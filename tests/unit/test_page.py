@@ -552,6 +552,25 @@ def test_a_comparison_s_verdict_is_that_of_its_exit_status(word, strict):
     assert "<script" not in text
 
 
+def test_every_version_that_an_install_changed_is_on_the_page():
+    found = compared(Verdict("core_time", "ok", "paired", "us/tok"))
+    case = found.comparison.cases["tiny"]
+    a, b = case.sides["baseline"], case.sides["candidate"]
+    old, new = {"numpy": "1", "gone": "3", "kept": "1"}, {"numpy": "2", "new": "4", "kept": "1"}
+    both = {
+        "baseline": dataclasses.replace(a, packages=old),
+        "candidate": dataclasses.replace(b, packages=new, install=("numpy>=2",)),
+    }
+    whole = dataclasses.replace(
+        found.comparison, cases={"tiny": dataclasses.replace(case, sides=both)}
+    )
+    page_of = Inputs(None, None, {}, (page_inputs.CompareInputs(Path("compare.json"), whole),))
+    text = " ".join(Tags(page.html(page_of)).text.split())
+    for shown in ("numpy 1 2", "gone 3 absent", "new absent 4", "installed absent numpy>=2"):
+        assert shown in text
+    assert "kept 1" not in text
+
+
 def test_a_session_that_passes_beside_a_comparison_that_does_not_has_not_passed():
     judged = Verdict("core_time", "regressed", "paired", "us/tok", reason="slow")
     whole = tiny_record(verdicts=(samples.verdict("m", "ok"),))

@@ -333,6 +333,18 @@ OTHER = Side("candidate", Path(sys.executable))
         ),
         (replace(OTHER, python=Path("/b")), {}, {}, f"interpreter {sys.executable} -> /b"),
         (
+            replace(OTHER, install=("--pre torch",)),
+            {"torch": "2"},
+            {"torch": "2"},
+            "nothing (A/A)",  # it was there already
+        ),
+        (
+            replace(OTHER, python=Path("/b"), install=("--pre torch", "numpy")),
+            {},
+            {},
+            "+ --pre torch numpy",
+        ),
+        (
             replace(OTHER, ref="v2"),
             {"commit": "aaa-dirty"},
             {"commit": "bbb"},

@@ -2,6 +2,7 @@
 
     perfline compare tiny --baseline-ref main              this work tree against main
     perfline compare tiny --baseline-python /venvs/old     two environments, such as two torches
+    perfline compare tiny --candidate-install "--pre torch"   an upgrade, before it is made
     perfline compare tiny --set engine.mode=max-autotune   one setting, on B's side only
     perfline compare tiny --ranks 2                        two processes a side, under torchrun
     perfline compare tiny                                  A/A: how still is this machine?
@@ -37,6 +38,7 @@ LauncherOf = Callable[["Workload"], AbstractContextManager["Launcher"]]
 _EXAMPLES = """example:
   perfline compare tiny --baseline-ref main
   perfline compare llama3-8b --dummy-weights --baseline-python /venvs/torch-2.12
+  perfline compare tiny --candidate-install "transformers==5.24.0"
   perfline compare tiny --set engine.mode=max-autotune --markdown summary.md
 
 A is the baseline, B the candidate. Each launch pair starts one process of each
@@ -123,6 +125,16 @@ def _add_sides(parser: argparse.ArgumentParser) -> None:
     add("--candidate-python", metavar="PYTHON", help=f"B's {python} (default: this one)")
     add("--baseline-ref", metavar="REF", help=f"A's {ref} (default: the work tree as it is)")
     add("--candidate-ref", metavar="REF", help=f"B's {ref} (default: the work tree as it is)")
+    for prefix, side in (("baseline", "A"), ("candidate", "B")):
+        add(
+            f"--{prefix}-install",
+            metavar="REQUEST",
+            action="append",
+            default=[],
+            help=f"install this beside {side}'s packages, in an environment of its own: as behind "
+            '`pip install`, such as "transformers==5.24.0", "--pre torch" or "-r new.txt"; may be '
+            "given again",
+        )
     for option, metavar, meaning in (
         ("env", "K=V", "an environment variable"),
         ("set", "KEY=VALUE", "a setting of the case, such as engine.mode=max-autotune"),
@@ -154,6 +166,9 @@ def run(args: argparse.Namespace) -> int:
     compare_file.check_writable(args.out)
     if args.markdown is not None:
         compare_file.check_writable(args.markdown)
+    if any(side.install for side in sides):
+        with _stopped_politely():
+            sides, plans = _installed(sides, plans)
     comparison = Comparison(today(), True, command(args), {})
     try:
         with _stopped_politely(), launchers(sides, args.timeout) as launcher_of:
@@ -201,12 +216,16 @@ def launchers(sides: Sequence[Side], timeout_s: float) -> Iterator[LauncherOf]:
 
 def command(args: argparse.Namespace) -> str:
     """The command line that does the same again; values that look secret are left out."""
+    from perfline.ab.installers import masked
     from perfline.ab.record import shown_env
 
     words = ["perfline", "compare", *args.cases]
     for name in ("baseline_python", "candidate_python", "baseline_ref", "candidate_ref"):
         if (value := getattr(args, name)) is not None:
             words += [f"--{name.replace('_', '-')}", value]
+    for side in ("baseline", "candidate"):
+        for text in getattr(args, f"{side}_install"):
+            words += [f"--{side}-install", masked(text)]
     for prefix, side in (("baseline-", "baseline"), ("", "candidate")):
         env = dict(text.partition("=")[::2] for text in getattr(args, f"{side}_env"))
         given = {"env": [f"{key}={value}" for key, value in shown_env(env).items()]}
@@ -237,9 +256,8 @@ def _plans(args: argparse.Namespace) -> tuple[tuple[Side, Side], list[Plan]]:
     cases = load_cases(args.cases, args.case_dir)
 
     def side(name: SideName) -> Side:
-        given = {what: getattr(args, f"{name}_{what}") for what in ("python", "ref", "env")}
-        more = (getattr(args, f"{name}_set"), getattr(args, f"{name}_import"))
-        return make_side(name, given["python"], given["ref"], given["env"], *more)
+        whats = ("python", "ref", "env", "set", "import", "install")
+        return make_side(name, *(getattr(args, f"{name}_{what}") for what in whats))
 
     sides = (side("baseline"), side("candidate"))
     plans = [
@@ -269,6 +287,17 @@ def _plans(args: argparse.Namespace) -> tuple[tuple[Side, Side], list[Plan]]:
         if not args.dummy_weights:
             _check_data(plan.case, sides, args.data_dir)
     return sides, plans
+
+
+def _installed(sides: tuple[Side, Side], plans: list[Plan]) -> tuple[tuple[Side, Side], list[Plan]]:
+    """The same, in the environments that the sides ask for: the last thing before measuring."""
+    from dataclasses import replace
+
+    from perfline.ab.sides import with_installed
+
+    sides, notes = with_installed(sides, _say)
+    by_name = {side.name: side for side in sides}
+    return sides, [replace(plan, sides=by_name, notes=notes) for plan in plans]
 
 
 def _check_data(case: Case, sides: Sequence[Side], data_dir: Path | None) -> None:

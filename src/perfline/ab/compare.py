@@ -43,6 +43,7 @@ class Plan:
         rounds: kept rounds a side and launch; None: as the measured spreads ask for.
         alternate: whole launches in turn, A B B A, instead of rounds.
         alpha: of one look.
+        notes: what is to be noted before it starts, such as a requirement that an install broke.
     """
 
     case: Case
@@ -53,6 +54,7 @@ class Plan:
     rounds: int | None = None
     alternate: bool = False
     alpha: float = sequential.ALPHA
+    notes: tuple[str, ...] = ()
 
     @property
     def looks(self) -> tuple[int, ...]:
@@ -100,6 +102,7 @@ def begin(plan: Plan) -> CaseComparison:
         rounds_reason="asked for" if plan.rounds else "to begin with",
         sides={name: SideRecord.of(plan.sides[name]) for name in SIDES},
         difference=_difference(plan, ({}, {})),
+        notes=plan.notes,
         ranks=plan.workload.ranks,
     )
     if problem := compare_gates.other_work(*cases):
@@ -195,12 +198,17 @@ def _with_answers(
 def _with_pair(plan: Plan, found: CaseComparison, done: Done) -> CaseComparison:
     """Add a launch pair; after the fourth that counts, choose the rounds of all others."""
     if not found.pairs:
-        ready = done.ready
+        installed = any(side.install for side in plan.sides.values())
+        told = {
+            name: done.ready[name] if installed else replace(done.ready[name], packages={})
+            for name in SIDES
+        }
+        versions = [{**told[name].packages, **told[name].context} for name in SIDES]
         found = replace(
             found,
             repeats=done.repeats,
-            sides={name: _introduced(found.sides[name], ready[name]) for name in SIDES},
-            difference=_difference(plan, (ready["baseline"].context, ready["candidate"].context)),
+            sides={name: _introduced(found.sides[name], told[name]) for name in SIDES},
+            difference=_difference(plan, (versions[0], versions[1])),
         )
     found = replace(found, pairs=(*found.pairs, done.pair))
     if plan.rounds is None and not done.pair.void and len(found.counted) == SPREADS_AFTER:
@@ -225,7 +233,11 @@ def _with_rounds(found: CaseComparison) -> CaseComparison:
 
 def _difference(plan: Plan, contexts: tuple[Mapping[str, str], Mapping[str, str]]) -> str:
     """How B differs from A, without what looks secret."""
-    a, b = (replace(plan.sides[name], env=SideRecord.of(plan.sides[name]).env) for name in SIDES)
+    shown = {name: SideRecord.of(side) for name, side in plan.sides.items()}
+    a, b = (
+        replace(plan.sides[name], env=shown[name].env, install=shown[name].install)
+        for name in SIDES
+    )
     return describe(a, b, contexts, plan.case)
 
 
@@ -238,6 +250,7 @@ def _introduced(side: SideRecord, ready: Ready) -> SideRecord:
         digest=ready.digest,
         context=dict(ready.context),
         facts=dict(ready.facts),
+        packages=dict(ready.packages),
     )
 
 

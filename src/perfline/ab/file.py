@@ -86,6 +86,10 @@ def _case_json(case: CaseComparison) -> dict[str, object]:
     del data["case"]
     if case.ranks == 1:
         del data["ranks"]  # as before there were ranks
+    for side in data["sides"].values():  # as before anything could be installed
+        for key in ("install", "packages"):
+            if not side[key]:
+                del side[key]
     for shown, pair in zip(data["pairs"], case.pairs, strict=True):
         shown["log_ratio"] = pair.log_ratio()
     return data
@@ -156,6 +160,8 @@ def _side(node: Node) -> SideRecord:
         digest=_text(node, "digest"),
         context=_texts(node, "context"),
         facts=_texts(node, "facts"),
+        install=node.texts("install") if "install" in node.data else (),
+        packages=_texts(node, "packages") if "packages" in node.data else {},
     )
 
 

@@ -59,8 +59,11 @@ def ready(found: Node) -> Ready:
     values |= {name: count(found, name) for name in counts}
     for name in ("context", "facts"):
         values[name] = {key: found.child(name).text(key) for key in found.child(name).data}
-    # A ref of a project that brings its own, older perfline says nothing of other ranks.
+    # A ref of a project that brings its own, older perfline says nothing of ranks or packages.
     pids = found.texts("others") if "others" in found.data else ()
+    if "packages" in found.data:
+        told = found.child("packages")
+        values["packages"] = {key: told.text(key) for key in told.data}
     return Ready(**values, others=tuple(map(int, pids)))
 
 

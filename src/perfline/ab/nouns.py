@@ -34,6 +34,8 @@ class Side:
         settings: case settings, as ``engine.mode=max-autotune`` split at the ``=``; YAML values.
         imports: modules imported in the worker before the case is opened, such as a plugin that
             swaps a kernel.
+        install: what was asked to be installed beside the packages of another interpreter;
+            ``python`` then is that of the environment made for it (``environments.make``).
     """
 
     name: SideName
@@ -42,6 +44,7 @@ class Side:
     env: Mapping[str, str] = field(default_factory=dict)
     settings: tuple[tuple[str, str], ...] = ()
     imports: tuple[str, ...] = ()
+    install: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,7 @@ class Ready:
         graphs, graph_breaks, recompiles: compile health of the launch, all 0 for eager; of several
             ranks the most of any, and so is how long they took.
         others: processes of the ranks beside the first.
+        packages: version of every installed distribution; empty from an older perfline.
     """
 
     pid: int
@@ -97,6 +101,7 @@ class Ready:
     graph_breaks: int
     recompiles: int
     others: tuple[int, ...] = ()
+    packages: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

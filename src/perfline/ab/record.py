@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from perfline.ab.installers import masked
 from perfline.ab.nouns import Ready, Round, Side, SideName
 from perfline.ab.sequential import Decision
 from perfline.verdict import Verdict, Word, worst
@@ -30,7 +31,8 @@ Seconds = Literal["core_s", "whole_s"]
 class SideRecord:
     """One side: what was asked of it, and what its first launch told of itself.
 
-    ``machine`` to ``digest`` are empty until the first launch was ready.
+    ``machine`` to ``digest`` are empty until the first launch was ready. ``packages`` are all
+    installed distributions with their versions; empty where no side had anything installed.
     """
 
     python: str
@@ -44,12 +46,16 @@ class SideRecord:
     digest: str = ""
     context: Mapping[str, str] = field(default_factory=dict)
     facts: Mapping[str, str] = field(default_factory=dict)
+    install: tuple[str, ...] = ()
+    packages: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, side: Side) -> SideRecord:
         """What ``side`` was asked to be; values that look secret are left out."""
         env, settings = shown_env(side.env), dict(side.settings)
-        return cls(str(side.python), side.ref, env, settings, side.imports)
+        install = tuple(map(masked, side.install))
+        python, imports = str(side.python), side.imports
+        return cls(python, side.ref, env, settings, imports, install=install)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from perfline.bench import Bench
 from perfline.case import Case, load_cases, with_settings
 from perfline.device import Device, current_device
 from perfline.engine import run_pass
-from perfline.environment import Environment, collect
+from perfline.environment import Environment, collect, packages
 from perfline.errors import WorkerError
 from perfline.group import Group
 from perfline.helper import Helper, obey_all
@@ -124,6 +124,7 @@ class Launch:
             graph_breaks=done.first.graph_breaks + done.later.graph_breaks,
             recompiles=done.later.graphs,
             others=self._others,
+            packages=packages(),
         )
 
     def round(self, repeats: int, peers: Sequence[int] = ()) -> Round:

@@ -12,11 +12,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from perfline.ab.environments import make
 from perfline.ab.nouns import Side, SideName
 from perfline.ab.worktree import GIT_PLACES, SCRATCH, git, sweep_scratch, work_tree
 from perfline.case import Case
@@ -61,11 +62,15 @@ def make_side(
     env: Sequence[str] = (),
     settings: Sequence[str] = (),
     imports: Sequence[str] = (),
+    install: Sequence[str] = (),
 ) -> Side:
     """A side as the command line says it: ``env`` and ``settings`` as ``KEY=VALUE``.
 
+    ``install`` is kept only: :func:`with_installed` makes its environment.
     WorkerError, in one line, for an interpreter that does not run and for what is no ``KEY=VALUE``.
     """
+    for text in install:
+        _check_text(text, "request", name)
     return Side(
         name=name,
         python=find_python(python, name),
@@ -73,7 +78,32 @@ def make_side(
         env=dict(_pairs(env, "environment variable", "OMP_NUM_THREADS=4", name)),
         settings=_pairs(settings, "setting", "engine.mode=max-autotune", name),
         imports=tuple(imports),
+        install=tuple(install),
     )
+
+
+def with_installed(
+    sides: tuple[Side, Side], say: Callable[[str], None]
+) -> tuple[tuple[Side, Side], tuple[str, ...]]:
+    """The sides in the environments that they ask for, and what is to be noted of these.
+
+    ``say`` takes lines for the user. InstallError where an environment cannot be made.
+    """
+    notes: list[str] = []
+    found = []
+    for side in sides:
+        if side.install:
+            made = make(side.python, side.install, f"--{side.name}-install", say)
+            notes += [f"{side.name}: {problem}" for problem in made.problems]
+            side = replace(side, python=made.python)
+        found.append(side)
+    a, b = found
+    if (a.install or b.install) and a.python == b.python:
+        notes.append(
+            "what was to be installed makes no difference: both sides run in one environment"
+        )
+        say(notes[-1])
+    return (a, b), tuple(notes)
 
 
 def find_python(given: str | None, name: str) -> Path:
@@ -157,7 +187,11 @@ def describe(
     commits = old.pop("commit", None), new.pop("commit", None)
     parts = [*_changes(old, new, "none")]
     if a.python != b.python and not parts:
-        parts.append(f"interpreter {a.python} -> {b.python}")
+        if a.install != b.install:
+            before = f"{_words(a.install)} -> " if a.install else "+ "
+            parts.append(f"{before}{_words(b.install)}")
+        else:
+            parts.append(f"interpreter {a.python} -> {b.python}")
     if a.ref != b.ref or commits[0] != commits[1]:
         parts.append(_refs(a.ref, b.ref, commits))
     ours, theirs = dict(a.settings), dict(b.settings)
@@ -168,9 +202,12 @@ def describe(
             parts.append(f"{key} {before} -> {after}")
     parts += _changes(a.env, b.env, "unset")
     if a.imports != b.imports:
-        shown = [" ".join(side.imports) or "none" for side in (a, b)]
-        parts.append(f"imports {shown[0]} -> {shown[1]}")
+        parts.append(f"imports {_words(a.imports)} -> {_words(b.imports)}")
     return ", ".join(parts) or "nothing (A/A)"
+
+
+def _words(given: Sequence[str]) -> str:
+    return " ".join(given) or "none"
 
 
 def _changes(old: Mapping[str, str], new: Mapping[str, str], absent: str) -> list[str]:

@@ -178,6 +178,7 @@ def _side(side: SideRecord) -> str:
     parts = [side.python, f"ref {side.ref}" if side.ref else "working tree"]
     parts += [f"{key}={value}" for key, value in {**side.env, **side.settings}.items()]
     parts += [f"import {name}" for name in side.imports]
+    parts += [f"installed {text}" for text in side.install]
     return ", ".join(parts)
 
 

@@ -68,7 +68,7 @@ def _sweep(root: Path) -> None:
     for line in git(root, "worktree", "list", "--porcelain").stdout.splitlines():
         tree = Path(line.removeprefix("worktree "))
         found = _TREE.search(str(tree)) if line.startswith("worktree ") else None
-        if found and not _runs(int(found.group(1))):
+        if found and not runs(int(found.group(1))):
             _remove(root, tree)  # prunes, too: where the tree is gone, its entry may not be
             shutil.rmtree(tree.parent, ignore_errors=True)
 
@@ -77,11 +77,12 @@ def sweep_scratch() -> None:
     """Remove what runs that were killed left in the directory for temporary files."""
     for left in Path(tempfile.gettempdir()).glob(SCRATCH.format(pid="*") + "*"):
         found = re.match(r"perfline-(\d+)-", left.name)
-        if found and not _runs(int(found.group(1))):
+        if found and not runs(int(found.group(1))):
             shutil.rmtree(left, ignore_errors=True)
 
 
-def _runs(pid: int) -> bool:
+def runs(pid: int) -> bool:
+    """Whether a process of this machine has that number."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

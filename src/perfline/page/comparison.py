@@ -139,6 +139,8 @@ def _differences(case: CaseComparison) -> list[Difference]:
             **{f"${name}": value for name, value in side.env.items()},
             **side.settings,
             **({"imports": ", ".join(side.imports)} if side.imports else {}),
+            **({"installed": " ".join(side.install)} if side.install else {}),
+            **side.packages,
             **side.context,
             **side.facts,
         }
