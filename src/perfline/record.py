@@ -18,7 +18,7 @@ from perfline.environment import LAYOUT, Environment
 from perfline.errors import MetricError, RecordError
 from perfline.jsonfile import Node, Scalar
 from perfline.metrics import Metric
-from perfline.notices import Notice
+from perfline.notices import Notice, read_notices
 from perfline.stored import StoredAnswers
 from perfline.verdict import Flip, Gate, Verdict, Word
 
@@ -110,13 +110,8 @@ def load(path: Path) -> Record:
         partial=node.flag("partial"),
         environment=environment,
         cases={name: _case(name, child) for name, child in node.child("cases").children()},
-        notices=tuple(map(read_notice, node.items("notices"))) if "notices" in node.data else (),
+        notices=read_notices(node),
     )
-
-
-def read_notice(node: Node) -> Notice:
-    """One notice of a record; the file's own error where a key is wrong."""
-    return Notice(node.text("source"), node.text("text"), int(node.number("count")))
 
 
 def _environment_json(environment: Environment) -> dict[str, object]:

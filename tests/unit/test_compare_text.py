@@ -18,9 +18,11 @@ from fake_workers import (
     with_side,
 )
 from perfline.ab import compare
+from perfline.ab import file as compare_file
 from perfline.ab import text as compare_text
 from perfline.ab.record import CaseComparison, Comparison
 from perfline.errors import WorkerError
+from perfline.notices import Notice
 
 COMMAND = "perfline compare tiny --baseline-ref main"
 
@@ -308,3 +310,20 @@ def test_no_line_of_a_problem_is_a_command_of_github_s() -> None:
     shown = [line for line in text.splitlines() if line.startswith("  | ")]
     assert shown == ["  | candidate: crashed", "  | ::error::a", "  |     b ## [error]c"]
     assert not any(line.strip().startswith("::") for line in text.splitlines())
+
+
+def test_what_other_packages_said_is_told_with_the_side_that_heard_it(tmp_path) -> None:
+    deprecated = Notice("transformers", "`x` is deprecated", 3)
+    both = Notice("torch", "TF32 is off")
+    found = slower()
+    said = {"baseline": (both,), "candidate": (both, deprecated)}
+    sides = {
+        name: dataclasses.replace(side, notices=said[name]) for name, side in found.sides.items()
+    }
+    found = dataclasses.replace(found, sides=sides)
+    lines = terminal(found)
+    assert "notice, A and B: torch: TF32 is off" in lines
+    assert "notice, B: transformers: `x` is deprecated (seen 3 times" in lines
+    path = tmp_path / "compare.json"
+    compare_file.save(path, whole(found))
+    assert compare_file.load(path).cases["tiny"].sides == sides

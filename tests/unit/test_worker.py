@@ -6,6 +6,7 @@ import io
 import json
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -305,3 +306,16 @@ def test_a_setting_that_is_none_is_one_line(setting: tuple[str, str], message: s
         with_settings(case, [setting])
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_what_is_warned_of_while_it_gets_ready_is_told_and_ends_nothing(monkeypatch):
+    def opened(request, group=None):
+        warnings.warn("`x` is deprecated", FutureWarning, stacklevel=2)
+        return launch()
+
+    monkeypatch.setattr(Launch, "open", opened)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (reply,) = served(opening())
+    found = messages.ready(wire.parse(wire.line(**reply["ok"]), "x"))
+    assert [(each.text, each.count) for each in found.notices] == [("`x` is deprecated", 1)]

@@ -251,6 +251,7 @@ def _introduced(side: SideRecord, ready: Ready) -> SideRecord:
         context=dict(ready.context),
         facts=dict(ready.facts),
         packages=dict(ready.packages),
+        notices=ready.notices,
     )
 
 

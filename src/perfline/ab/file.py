@@ -27,6 +27,7 @@ from perfline.ab.record import (
 from perfline.ab.sequential import Decision
 from perfline.errors import RecordError
 from perfline.jsonfile import Node, Scalar
+from perfline.notices import read_notices
 from perfline.record import CASE_NAME, read_verdict
 
 SCHEMA = 1
@@ -86,8 +87,8 @@ def _case_json(case: CaseComparison) -> dict[str, object]:
     del data["case"]
     if case.ranks == 1:
         del data["ranks"]  # as before there were ranks
-    for side in data["sides"].values():  # as before anything could be installed
-        for key in ("install", "packages"):
+    for side in data["sides"].values():  # as before there were any
+        for key in ("install", "packages", "notices"):
             if not side[key]:
                 del side[key]
     for shown, pair in zip(data["pairs"], case.pairs, strict=True):
@@ -162,6 +163,7 @@ def _side(node: Node) -> SideRecord:
         facts=_texts(node, "facts"),
         install=node.texts("install") if "install" in node.data else (),
         packages=_texts(node, "packages") if "packages" in node.data else {},
+        notices=read_notices(node),
     )
 
 

@@ -19,6 +19,7 @@ from perfline.case import WeightsKind
 from perfline.engine import EngineName
 from perfline.errors import DataError, WorkerError
 from perfline.jsonfile import Node
+from perfline.notices import read_notices
 
 
 def workload_json(workload: Workload) -> dict[str, object]:
@@ -59,12 +60,12 @@ def ready(found: Node) -> Ready:
     values |= {name: count(found, name) for name in counts}
     for name in ("context", "facts"):
         values[name] = {key: found.child(name).text(key) for key in found.child(name).data}
-    # A ref of a project that brings its own, older perfline says nothing of ranks or packages.
+    # A project's ref that brings its own, older perfline tells no ranks, packages or notices.
     pids = found.texts("others") if "others" in found.data else ()
     if "packages" in found.data:
         told = found.child("packages")
         values["packages"] = {key: told.text(key) for key in told.data}
-    return Ready(**values, others=tuple(map(int, pids)))
+    return Ready(**values, others=tuple(map(int, pids)), notices=read_notices(found))
 
 
 def round_json(done: Round) -> dict[str, object]:

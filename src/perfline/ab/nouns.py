@@ -18,6 +18,7 @@ from perfline.answers import Answers
 from perfline.case import WeightsKind
 from perfline.engine import EngineName
 from perfline.jsonfile import Scalar
+from perfline.notices import Notice
 
 SideName = Literal["baseline", "candidate"]
 SIDES: tuple[SideName, SideName] = ("baseline", "candidate")
@@ -82,6 +83,7 @@ class Ready:
             ranks the most of any, and so is how long they took.
         others: processes of the ranks beside the first.
         packages: version of every installed distribution; empty from an older perfline.
+        notices: what other packages said up to then.
     """
 
     pid: int
@@ -102,6 +104,7 @@ class Ready:
     recompiles: int
     others: tuple[int, ...] = ()
     packages: Mapping[str, str] = field(default_factory=dict)
+    notices: tuple[Notice, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from typing import Literal
 from perfline.ab.installers import masked
 from perfline.ab.nouns import Ready, Round, Side, SideName
 from perfline.ab.sequential import Decision
+from perfline.notices import Notice
 from perfline.verdict import Verdict, Word, worst
 
 # Names of environment variables whose values are not for a file.
@@ -33,6 +34,7 @@ class SideRecord:
 
     ``machine`` to ``digest`` are empty until the first launch was ready. ``packages`` are all
     installed distributions with their versions; empty where no side had anything installed.
+    ``notices`` are what other packages said before the timed rounds.
     """
 
     python: str
@@ -48,6 +50,7 @@ class SideRecord:
     facts: Mapping[str, str] = field(default_factory=dict)
     install: tuple[str, ...] = ()
     packages: Mapping[str, str] = field(default_factory=dict)
+    notices: tuple[Notice, ...] = ()
 
     @classmethod
     def of(cls, side: Side) -> SideRecord:

@@ -165,7 +165,19 @@ def _facts(found: CaseComparison) -> list[str]:
     ]
     if found.pairs:
         facts += [_validity(found), _rounds(found)]
-    return [*facts, *found.notes]
+    return [*facts, *found.notes, *notice_lines(found)]
+
+
+def notice_lines(found: CaseComparison) -> list[str]:
+    """What other packages said, and on which side: what only B says is an upgrade's news."""
+    a, b = (
+        {(notice.source, notice.text): notice for notice in found.sides[name].notices}
+        for name in SIDES
+    )
+    return [
+        f"notice, {'A and B' if key in a and key in b else 'B' if key in b else 'A'}: {notice.line}"
+        for key, notice in {**a, **b}.items()
+    ]
 
 
 def _place(found: CaseComparison) -> str:

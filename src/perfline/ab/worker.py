@@ -27,10 +27,12 @@ import signal
 import sys
 import threading
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, BinaryIO
 
 from perfline.ab import wire
 from perfline.errors import PerflineError, WorkerError
+from perfline.notices import Notices
 
 if TYPE_CHECKING:
     from perfline.ab.serve import Launch
@@ -107,7 +109,8 @@ def _assist(imports: Sequence[str]) -> int:
         if problem is not None:
             group.command()
             raise problem
-        assist(group)
+        with Notices().listening():
+            assist(group)
     except PerflineError as error:
         sys.exit(str(error))  # torchrun tells whose that is
     return 0
@@ -116,21 +119,24 @@ def _assist(imports: Sequence[str]) -> int:
 def serve(requests: Iterable[bytes], sink: BinaryIO, as_rank: bool = False) -> None:
     """Answer every request; a PerflineError is an answer, any other error ends the process."""
     launch: Launch | None = None
-    for line in requests:
-        try:
-            request = wire.parse(line, "the parent")
-            word = request.text("ask")
-            if word == "open":
-                launch, answer = _open(request, as_rank)
-            elif launch is None:
-                raise WorkerError(f"was asked for '{word}' before 'open'")
-            else:
-                answer = launch.answer(word, request)
-            reply = wire.line(ok=answer)
-        except PerflineError as error:
-            reply = _refusal(error)
-        sink.write(reply)
-        sink.flush()
+    notices = Notices()
+    with notices.listening():
+        for line in requests:
+            try:
+                request = wire.parse(line, "the parent")
+                word = request.text("ask")
+                if word == "open":
+                    launch, answer = _open(request, as_rank)
+                    answer["notices"] = [asdict(notice) for notice in notices.all]
+                elif launch is None:
+                    raise WorkerError(f"was asked for '{word}' before 'open'")
+                else:
+                    answer = launch.answer(word, request)
+                reply = wire.line(ok=answer)
+            except PerflineError as error:
+                reply = _refusal(error)
+            sink.write(reply)
+            sink.flush()
 
 
 def _refusal(error: PerflineError) -> bytes:

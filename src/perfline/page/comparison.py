@@ -92,7 +92,7 @@ def _view(
                 "the baseline's answers (A) → the candidate's (B)",
             )
         ),
-        notes=case.notes,
+        notes=(*case.notes, *compare_text.notice_lines(case)),
         absent=inputs.absent.get(case.case, ()),
         created=whole.created,
         command=whole.command,
