@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from samples import packaged
 
 from perfline.ab import compare
 from perfline.ab.compare import Plan
@@ -19,6 +18,7 @@ from perfline.ab.nouns import Ready, Round, Side, SideName, Workload
 from perfline.ab.record import CaseComparison
 from perfline.answers import LETTERS, Answers
 from perfline.errors import DeviceMemory
+from samples import packaged
 
 MACHINE = "fake-gpu"
 SHORT: dict[str, str] = {"baseline": "A", "candidate": "B"}

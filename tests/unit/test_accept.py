@@ -5,6 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from perfline import accept, baseline
+from perfline.baseline import Baseline, Figure, Published
+from perfline.candidate import Candidate, Terms, measured_baseline
+from perfline.errors import BaselineError
+from perfline.metrics import Metric
+from perfline.record import CaseRecord
 from samples import (
     MACHINE,
     WORKLOAD,
@@ -16,13 +23,6 @@ from samples import (
     speed,
     verdict,
 )
-
-from perfline import accept, baseline
-from perfline.baseline import Baseline, Figure, Published
-from perfline.candidate import Candidate, Terms, measured_baseline
-from perfline.errors import BaselineError
-from perfline.metrics import Metric
-from perfline.record import CaseRecord
 
 RUN = Path("results/run.json")
 PATH = Path("baselines") / MACHINE / "tiny.json"

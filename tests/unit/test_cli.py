@@ -13,6 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+
+from perfline import baseline, cli
+from perfline.environment import Environment
+from perfline.errors import BaselineError
+from perfline.report import number
 from samples import (
     CONTEXT,
     MACHINE,
@@ -24,11 +29,6 @@ from samples import (
     saved,
     verdict,
 )
-
-from perfline import baseline, cli
-from perfline.environment import Environment
-from perfline.errors import BaselineError
-from perfline.report import number
 
 COMMANDS = [
     [],

@@ -11,13 +11,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from samples import case_record, packaged, record
 
 from perfline import baseline, cli, device, doctor, environment, telemetry
 from perfline.candidate import measured_baseline
 from perfline.device import Device
 from perfline.errors import DataError
 from perfline.telemetry import Clocks, Sample, Watch
+from samples import case_record, packaged, record
 
 GPU = Device("cuda", "NVIDIA H100 80GB HBM3", "nvidia-h100-80gb-hbm3")
 CPU = Device("cpu", "Test CPU", "cpu-test-2-cores")

@@ -18,7 +18,6 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from samples import MACHINE, answers, case_record, metrics, record, saved, speed, verdict
 
 from perfline import __version__
 from perfline.environment import Environment
@@ -29,6 +28,7 @@ from perfline.export import otava as export_otava
 from perfline.export.cli import FORMATS, add_export
 from perfline.metrics import Metric
 from perfline.stored import StoredAnswers
+from samples import MACHINE, answers, case_record, metrics, record, saved, speed, verdict
 
 PATH = Path("results/run.json")
 

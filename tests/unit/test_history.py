@@ -11,7 +11,6 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
-from samples import MACHINE, case_record, metrics, record, saved, speed, verdict
 
 from perfline.environment import Environment
 from perfline.errors import PerflineError, RecordError
@@ -19,6 +18,7 @@ from perfline.metrics import Metric
 from perfline.past import history, trend
 from perfline.past.cli import add_history
 from perfline.report import WIDTH
+from samples import MACHINE, case_record, metrics, record, saved, speed, verdict
 
 
 def perfline(*words: str) -> int:

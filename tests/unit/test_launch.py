@@ -14,16 +14,12 @@ from pathlib import Path
 
 import pytest
 
+from launches import READY, ROUND, SOURCE, WORKLOAD, gone
 from perfline.ab import messages, process
 from perfline.ab.launch import LaunchedWorker, Limits, ProcessLauncher
-from perfline.ab.nouns import SIDES, Ready, Round, Side, Workload
+from perfline.ab.nouns import SIDES, Side
 from perfline.ab.sides import Place
 from perfline.errors import DeviceMemory, WorkerError
-
-SOURCE = Path(process.__file__).parents[1]
-WORKLOAD = Workload("tiny", (), None, "real", "eager", 4)
-READY = Ready(1, "CPU", "cpu", {}, {}, "d", "fp32", "p", 100, 1.0, 1.0, 1.0, 1e-3, 0, 0, 0)
-ROUND = Round(1.0, 100, 0.5, 0.6)
 
 # Answers 'open' and 'round'; what it does else stands in the test.
 POLITE = f"""
@@ -88,18 +84,6 @@ def failing(launching: ProcessLauncher, **change: object) -> str:
 
 def ready(launching: ProcessLauncher) -> LaunchedWorker:
     return launching.start(side()).wait_ready()
-
-
-def gone(pid: int) -> bool:
-    """Whether the process ends within 10 s; a zombie that nobody reaps is as good as gone."""
-    for _ in range(500):
-        try:
-            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
-                return True
-        except OSError:
-            return True
-        time.sleep(0.02)
-    return False
 
 
 def test_a_round_comes_back(place: Place):

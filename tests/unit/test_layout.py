@@ -8,17 +8,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from samples import (
-    MACHINE,
-    WORKLOAD,
-    answers,
-    case_record,
-    metrics,
-    packaged,
-    record,
-    saved,
-    verdict,
-)
 
 from fakes import DEVICE
 from perfline import accept, baseline, cli, judge, report, report_markdown
@@ -31,6 +20,17 @@ from perfline.environment import Environment
 from perfline.errors import EngineError, RecordError
 from perfline.line import Options, Session, Tools
 from perfline.metrics import Metric
+from samples import (
+    MACHINE,
+    WORKLOAD,
+    answers,
+    case_record,
+    metrics,
+    packaged,
+    record,
+    saved,
+    verdict,
+)
 
 ONE = Environment(MACHINE, "Test CPU", "cpu", {"torch": "2.13.0"})
 EIGHT = ONE.of_ranks(["node-a"] * 8)

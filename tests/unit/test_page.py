@@ -12,10 +12,10 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-import samples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import samples
 from perfline import baseline
 from perfline import record as records
 from perfline.ab.record import CaseComparison, Comparison, SideRecord

@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
-from test_launch import READY, ROUND, SOURCE, WORKLOAD, gone
 
+from launches import READY, ROUND, SOURCE, WORKLOAD, gone
 from perfline.ab import messages, process, ranked
 from perfline.ab.launch import LaunchedWorker, Limits, ProcessLauncher
 from perfline.ab.nouns import SIDES, Side, Workload

@@ -6,8 +6,8 @@ import threading
 from dataclasses import dataclass, field
 
 import pytest
-from test_parallel import groups
 
+from fake_ranks import groups
 from perfline import ranks, rendezvous
 from perfline.accuracy import AccuracyOptions
 from perfline.errors import EngineError, RankError

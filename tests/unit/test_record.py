@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from samples import answers, case_record, record, saved, verdict
 
 from perfline import record as records
 from perfline.errors import PerflineError, RecordError
 from perfline.verdict import Flip, Verdict
+from samples import answers, case_record, record, saved, verdict
 
 
 def test_a_record_survives_its_file(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_parallel import groups
 
+from fake_ranks import groups
 from fakes import FakeClock, FakeEngine, FakeOpened, prompts
 from perfline import tensor_parallel
 from perfline.case import PACKAGED_CASES, load_case

@@ -7,8 +7,8 @@ import time
 from dataclasses import dataclass, field, replace
 
 import pytest
-from test_parallel import DictStore, groups
 
+from fake_ranks import DictStore, groups
 from fakes import DEVICE, FakeClock, FakeEngine, prompts
 from perfline import throughput
 from perfline.case import ThroughputSpec, load_cases

@@ -9,8 +9,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from test_parallel import groups
 
+from fake_ranks import groups
 from fakes import DEVICE, ENVIRONMENT, FakeClock, FakeEngine, FakeOpened, prompts
 from perfline.ab import messages, serve, wire
 from perfline.ab.nouns import Workload

@@ -10,7 +10,6 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
-from test_hf import CONFIG, case
 
 from perfline import hf
 from perfline.answers import LETTERS
@@ -21,6 +20,7 @@ from perfline.errors import DeviceMemory, EngineError
 from perfline.mmlu import Prompt
 from perfline.prefix import Limits
 from perfline.shared_prefix import SharedPrefixRunner, default_limits
+from random_llama import CONFIG, case
 
 ROOMY = Limits(forward_tokens=512, forward_cost_tokens=4)
 FULL = Limits(forward_tokens=512, forward_cost_tokens=30)
