@@ -14,13 +14,14 @@ from typing import Any
 from perfline.accuracy import AccuracyRun
 from perfline.bench import Bench
 from perfline.case import Case
-from perfline.engine import EngineName
+from perfline.engine import EngineName, run_pass
 from perfline.errors import PerflineError, ReplicaLost
 from perfline.group import Group
 from perfline.mmlu import Prompt
 from perfline.opened import Opened
 from perfline.parallel import help_with
-from perfline.replica import Replica, check_alike, follow
+from perfline.part import SharedRunner
+from perfline.replica import Replica, check_alike
 from perfline.rounds import STEPS, serve
 
 
@@ -93,13 +94,41 @@ class Helper:
         self._opened = opened
         replica = Replica(group, case.parallel.tensor, opened)
         try:
-            found: Any = self.open(case, replica)
+            found = self.open(case, replica)
         except PerflineError:
             return  # the replica's first rank knows, and tells
         try:
             follow(replica, found)
         finally:
             found.close()
+
+
+def follow(replica: Replica, opened: Opened) -> None:
+    """Run what the replica's first rank runs, until it closes the case.
+
+    What goes wrong on all ranks alike is told by the first, who meets it too.
+    """
+    by_id = {prompt.id: prompt for prompt in opened.prompts}
+    runners: dict[EngineName, SharedRunner | None] = {}
+    while (said := replica.hear())["do"] != "close":
+        name: EngineName = said["engine"]
+        prompts = [by_id[each] for each in said.get("prompts", ())]
+        try:
+            if said["do"] == "pass":
+                run_pass(opened.engine(name), prompts, said["head"])
+            else:
+                if name not in runners:
+                    runners[name] = opened.shared(name, lambda line: None)
+                runner = runners[name]
+                assert runner is not None
+                runner.follow(said, prompts)
+        except PerflineError:
+            if replica.broken:
+                raise ReplicaLost(replica.broken) from None
+        except Exception as error:  # the others would wait for this rank until --rank-timeout
+            first = (str(error) or type(error).__name__).splitlines()[0]
+            replica.fail(f"{type(error).__name__}: {first}")
+            raise
 
 
 def obey_all(group: Group, helper: Helper) -> Mapping[str, Any]:

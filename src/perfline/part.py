@@ -6,7 +6,7 @@ answered them: they merge by question id.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -64,6 +64,9 @@ class SharedRunner(Protocol):
         on_batch: Keep | None,
     ) -> SharedPass:
         """Answer every prompt."""
+
+    def follow(self, said: Mapping[str, Any], prompts: Sequence[Prompt]) -> None:
+        """Do what the first rank's runner does, where ranks hold one model between them."""
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,9 @@
 
 Every weight is split over the ranks of a replica (``parallel.tensor`` in a case's YAML), and they
 take every step of every forward together. The first of them leads: it does what a process by itself
-would do, and tells the others before each pass which one that is. They do nothing but ``follow``.
-What is told goes through the group's store, outside of anything timed; tensors go through the
-replica's own torch.distributed world.
+would do, and tells the others before each pass which one that is. They do nothing but follow
+(``helper.follow``). What is told goes through the group's store, outside of anything timed; tensors
+go through the replica's own torch.distributed world.
 """
 
 from __future__ import annotations
@@ -12,16 +12,14 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Protocol
+from typing import Any
 
-from perfline.engine import Engine, EngineName, run_pass
 from perfline.errors import PerflineError, RankError, ReplicaLost, told
 from perfline.group import Group
-from perfline.mmlu import Prompt
 
 _CAUSE_S = 2.0  # for which a rank whose collective failed looks for the one that knows why
 
@@ -192,53 +190,6 @@ class Replica:
 
     def _key(self, name: str) -> str:
         return f"replica/{self.opening}/{self.first}/{name}"
-
-
-class Runner(Protocol):
-    """What answers by shared prefixes, as its leader says (``shared_prefix``)."""
-
-    def follow(self, said: dict[str, Any], prompts: Sequence[Prompt]) -> None:
-        """Do what the leader's runner does."""
-
-
-class Followed(Protocol):
-    """An opened case (``opened.OpenCase``)."""
-
-    @property
-    def prompts(self) -> Sequence[Prompt]:
-        """Every question's prompt."""
-
-    def engine(self, name: EngineName) -> Engine:
-        """The engine of that name."""
-
-    def shared(self, name: EngineName, say: Any) -> Any:
-        """What answers by shared prefixes."""
-
-
-def follow(replica: Replica, opened: Followed) -> None:
-    """Run what the leader runs, until it closes the case.
-
-    What goes wrong on all ranks alike is told by the leader, who meets it too.
-    """
-    by_id = {prompt.id: prompt for prompt in opened.prompts}
-    runners: dict[EngineName, Runner] = {}
-    while (said := replica.hear())["do"] != "close":
-        name: EngineName = said["engine"]
-        prompts = [by_id[each] for each in said.get("prompts", ())]
-        try:
-            if said["do"] == "pass":
-                run_pass(opened.engine(name), prompts, said["head"])
-            else:
-                if name not in runners:
-                    runners[name] = opened.shared(name, lambda line: None)
-                runners[name].follow(said, prompts)
-        except PerflineError:
-            if replica.broken:
-                raise ReplicaLost(replica.broken) from None
-        except Exception as error:  # the others would wait for this rank until --rank-timeout
-            first = (str(error) or type(error).__name__).splitlines()[0]
-            replica.fail(f"{type(error).__name__}: {first}")
-            raise
 
 
 def check_alike(first: Mapping[str, str], own: Mapping[str, str], leader: int = 0) -> None:

@@ -155,9 +155,10 @@ from perfline import hf
 from perfline.case import load_case
 from perfline.device import current_device
 from perfline.engine import run_pass
+from perfline.helper import follow
 from perfline.lengths import dummy_prompts
 from perfline.rendezvous import join
-from perfline.replica import Replica, follow
+from perfline.replica import Replica
 
 here = Path(sys.argv[1])
 group = join(100.0)

@@ -24,9 +24,10 @@ from perfline.errors import (
     RankError,
     ReplicaLost,
 )
+from perfline.helper import follow
 from perfline.opened import open_case
 from perfline.parallel import Lead
-from perfline.replica import Replica, follow
+from perfline.replica import Replica
 
 TINY = load_case(PACKAGED_CASES / "tiny.yaml")
 
