@@ -30,17 +30,18 @@ import yaml
 from _scaling_cost import Cost, Work, fit, last_ends, left_out_error, work
 from tabulate import tabulate
 
-from perfline import case as cases
-from perfline import data, environment, record
+from perfline import environment, record
 from perfline.accuracy import AccuracyRun
-from perfline.answers import Answers, union
 from perfline.bench import Bench
-from perfline.case import Case, WeightsKind
+from perfline.cases import case as cases
+from perfline.cases import data
+from perfline.cases.case import Case, WeightsKind
 from perfline.device import cpu_contention, current_device
 from perfline.engine import EngineName, run_pass
 from perfline.journal import Journal
-from perfline.mmlu import Prompt
 from perfline.opened import Opened, open_case
+from perfline.tasks.answers import Answers, union
+from perfline.tasks.mmlu import Prompt
 from perfline.throughput import PREFIX
 from perfline.units import cut
 

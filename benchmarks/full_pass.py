@@ -28,7 +28,7 @@ from tabulate import tabulate
 from perfline import environment
 from perfline.accuracy import AccuracyOptions, AccuracyPass
 from perfline.bench import Bench
-from perfline.case import Case, load_cases
+from perfline.cases.case import Case, load_cases
 from perfline.device import Device, current_device
 from perfline.engine import ENGINE_NAMES, EngineName, run_pass
 from perfline.opened import open_case

@@ -47,15 +47,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
-from perfline import environment, mmlu
+from perfline import environment
 from perfline.accuracy_gates import same_answers
 from perfline.device import cpu_contention, current_device
+from perfline.tasks import mmlu
 
 if TYPE_CHECKING:
-    from perfline.answers import Answers
     from perfline.hf import Model
-    from perfline.mmlu import Prompt, Subject
     from perfline.shared_prefix import SharedPrefixRunner
+    from perfline.tasks.answers import Answers
+    from perfline.tasks.mmlu import Prompt, Subject
 
 ROOT = Path(__file__).parents[1]
 QUESTIONS = "high_school_us_history:8,elementary_mathematics:60,moral_scenarios:60"
@@ -411,7 +412,7 @@ class Harness:
             if sample["arguments"][0][0] != self._texts[name]:
                 raise SystemExit(f"question {name}: the harness' prompt is not perfline's")
             rows[name] = [float(response[0][0]) for response in sample["resps"]]
-        from perfline.answers import Answers
+        from perfline.tasks.answers import Answers
 
         return Answers(
             ids=tuple(self._ids),

@@ -26,10 +26,11 @@ from pathlib import Path
 from _scaling_cost import Cost, Work, last_ends, work
 from tabulate import tabulate
 
-from perfline import lengths, prefix, record
+from perfline import prefix, record
 from perfline.engine import ENGINE_NAMES, EngineName
-from perfline.mmlu import Prompt
 from perfline.prefix import Limits
+from perfline.tasks import prompt_lengths as lengths
+from perfline.tasks.mmlu import Prompt
 from perfline.throughput import PREFIX
 from perfline.units import Unit, cut
 

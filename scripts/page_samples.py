@@ -33,13 +33,13 @@ from perfline.ab.record import (
     SideRecord,
 )
 from perfline.ab.sequential import LOOKS, decide
-from perfline.case import Case, load_cases
-from perfline.data import find_mmlu
+from perfline.cases.case import Case, load_cases
+from perfline.cases.data import find_mmlu
 from perfline.environment import Environment
 from perfline.metrics import Metric, mfu
-from perfline.mmlu import load_subjects, question_set_digest
 from perfline.record import CaseRecord, Record
-from perfline.stored import StoredAnswers
+from perfline.tasks.mmlu import load_subjects, question_set_digest
+from perfline.tasks.stored_answers import StoredAnswers
 from perfline.verdict import Verdict
 
 MACHINE = "nvidia-h100-80gb-hbm3"
@@ -80,7 +80,7 @@ def questions_of(case: Case) -> list[tuple[str, str]]:
     if case.id == "tiny":
         subjects = load_subjects(find_mmlu(case, None), case.mmlu.few_shots)
         return [(q.id, q.label) for subject in subjects for q in subject.test]
-    text = resources.files("perfline").joinpath("data/mmlu_token_lengths.json").read_text("utf-8")
+    text = resources.files("perfline.tasks").joinpath("mmlu_token_lengths.json").read_text("utf-8")
     labels = random.Random(0)
     return [
         (f"{subject}/{index}", labels.choice("ABCD"))

@@ -16,8 +16,8 @@ from perfline.ab import compare
 from perfline.ab.compare import Plan
 from perfline.ab.nouns import Ready, Round, Side, SideName, Workload
 from perfline.ab.record import CaseComparison
-from perfline.answers import LETTERS, Answers
 from perfline.errors import DeviceMemory
+from perfline.tasks.answers import LETTERS, Answers
 from samples import packaged
 
 MACHINE = "fake-gpu"

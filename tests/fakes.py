@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from perfline.answers import LETTERS
 from perfline.device import Device
 from perfline.engine import CompileCounts, EngineName, Head
 from perfline.environment import Environment
-from perfline.mmlu import Prompt
+from perfline.tasks.answers import LETTERS
+from perfline.tasks.mmlu import Prompt
 
 DEVICE = Device("cpu", "Fake CPU", "fake-cpu")
 ENVIRONMENT = Environment("fake-cpu", "Fake CPU", "cpu", {"torch": "9.9", "commit": "abc1234"})

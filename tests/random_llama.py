@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from perfline.case import Case, EngineSpec, ModelSpec
+from perfline.cases.case import Case, EngineSpec, ModelSpec
 
 CONFIG = {
     "model_type": "llama",

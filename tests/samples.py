@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from perfline import record as records
-from perfline.case import Case, load_cases
+from perfline.cases.case import Case, load_cases
 from perfline.environment import Environment
 from perfline.metrics import Metric
 from perfline.record import CaseRecord, Record
-from perfline.stored import StoredAnswers
+from perfline.tasks.stored_answers import StoredAnswers
 from perfline.verdict import Gate, Verdict, Word
 
 MACHINE = "cpu-test-2-cores"

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from _accuracy_rules import GATE, UNPAIRED, Counts, alarms, count, gate_word
 
-from perfline.case import GatesSpec
+from perfline.cases.case import GatesSpec
 from perfline.statistics import clopper_pearson, mcnemar_p
 from perfline.verdict import Word
 

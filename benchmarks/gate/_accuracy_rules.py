@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from functools import cache
 
 from perfline.accuracy_gates import accuracy_baseline
-from perfline.case import GatesSpec
-from perfline.stored import Scored
+from perfline.cases.case import GatesSpec
+from perfline.tasks.stored_answers import Scored
 from perfline.verdict import Word
 
 GATE = "perfline"

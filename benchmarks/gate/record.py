@@ -38,7 +38,7 @@ from perfline.ab.launch import ProcessLauncher
 from perfline.ab.nouns import SIDES, Side, SideName, Worker, Workload
 from perfline.ab.pairs import repeats_for
 from perfline.ab.sides import make_side, places
-from perfline.case import WeightsKind, load_cases
+from perfline.cases.case import WeightsKind, load_cases
 from perfline.errors import RecordError
 
 ROOT = Path(__file__).parents[2]

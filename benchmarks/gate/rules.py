@@ -20,7 +20,7 @@ import numpy.typing as npt
 from scipy import stats
 
 from perfline.ab.sequential import LOOKS, Decision, decide
-from perfline.case import GatesSpec
+from perfline.cases.case import GatesSpec
 from perfline.gates import throughput_baseline
 from perfline.metrics import Metric
 from perfline.verdict import Word

@@ -14,15 +14,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
-from perfline.answers import Answers, no_answers, subset, union
-from perfline.case import Case
+from perfline.cases.case import Case
 from perfline.engine import Clock, CompileCounts, Engine, EngineName, Progress, run_pass
 from perfline.journal import Journal
-from perfline.mmlu import Prompt
 from perfline.part import Keep, Part, SharedRunner, plain_part, shared_part
 from perfline.replica import Replica
 from perfline.rounds import Repeat, TimedRun
-from perfline.tiers import tier_order
+from perfline.tasks.answers import Answers, no_answers, subset, union
+from perfline.tasks.mmlu import Prompt
+from perfline.tasks.sampling import tier_order
 from perfline.together import Together
 
 # Shares of all questions at which a sequential run looks; fixed in advance, alpha is split evenly.

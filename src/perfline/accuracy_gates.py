@@ -9,18 +9,18 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from perfline.answers import subset
 from perfline.metrics import Metric
 from perfline.statistics import detectable_drop_pp, drop_upper, mcnemar_p, zero_flip_bound
-from perfline.stored import Scored, question_key
+from perfline.tasks.answers import subset
+from perfline.tasks.stored_answers import Scored, question_key
 from perfline.verdict import Flip, Verdict, Word, signed
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from perfline.answers import Answers
-    from perfline.case import GatesSpec, Precision
+    from perfline.cases.case import GatesSpec, Precision
+    from perfline.tasks.answers import Answers
 
 # What two correct engines may differ by in a letter logit, as a share of the largest one: rounding
 # errors of some 30 layers, about 8 units in the last place of fp16 and bf16 (2^-11, 2^-8).

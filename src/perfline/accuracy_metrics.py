@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from perfline.accuracy import AccuracyPass
-from perfline.answers import accuracy
-from perfline.case import Case, Scoring
+from perfline.cases.case import Case, Scoring
 from perfline.engine import EngineName
 from perfline.metrics import Metric
+from perfline.tasks.answers import accuracy
 from perfline.throughput import PREFIX
 
 

@@ -17,7 +17,7 @@ from perfline import accept, baseline, report
 from perfline.accept import ACCURACY
 from perfline.baseline import Baseline
 from perfline.candidate import Candidate
-from perfline.case import Scoring, WeightsKind
+from perfline.cases.case import Scoring, WeightsKind
 from perfline.metrics import Metric
 from perfline.verdict import signed
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from perfline.baseline import Baseline, Published, Session
-from perfline.case import Case
+from perfline.cases.case import Case
 from perfline.jsonfile import Scalar
 from perfline.record import CaseRecord, Record
-from perfline.stored import StoredAnswers
+from perfline.tasks.stored_answers import StoredAnswers
 
 _KEPT_INFO = (
     "compile_time",

@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     status = 141  # of a reader that left before the end (SIGPIPE), as in any pipe: no pass
     try:
         if "data_dir" in args:
-            from perfline import data
+            from perfline.cases import data
 
             args.data_dir = data.directory(args.data_dir)
         status = run(args)
@@ -232,7 +232,7 @@ def _run(parser: argparse.ArgumentParser) -> None:
 
 
 def _doctor(args: argparse.Namespace) -> int:
-    from perfline.case import load_cases
+    from perfline.cases.case import load_cases
     from perfline.doctor import doctor
 
     names = None if args.cases is None else [name.strip() for name in args.cases.split(",")]
@@ -241,7 +241,7 @@ def _doctor(args: argparse.Namespace) -> int:
 
 
 def _prompt(args: argparse.Namespace) -> int:
-    from perfline.case import load_cases
+    from perfline.cases.case import load_cases
     from perfline.prompt_cli import prompt
 
     (case,) = load_cases([args.case], args.case_dir)

@@ -15,8 +15,9 @@ from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 
-from perfline import baseline, data, environment, telemetry
-from perfline.case import Case, WeightsKind
+from perfline import baseline, environment, telemetry
+from perfline.cases import data
+from perfline.cases.case import Case, WeightsKind
 from perfline.compilers import Compiler, compiler
 from perfline.device import GIB, Device, cpu_contention, current_device
 from perfline.errors import DataError, MissingData, PerflineError

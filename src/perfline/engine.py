@@ -14,9 +14,9 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from perfline.answers import Answers
 from perfline.errors import EngineError
-from perfline.mmlu import Prompt
+from perfline.tasks.answers import Answers
+from perfline.tasks.mmlu import Prompt
 
 EngineName = Literal["eager", "inductor"]
 Head = Literal["all", "last"]

@@ -18,7 +18,7 @@ from perfline.statistics import half_width, prediction_interval, session_sd
 from perfline.verdict import Gate, Verdict, Word, signed
 
 if TYPE_CHECKING:
-    from perfline.case import GatesSpec
+    from perfline.cases.case import GatesSpec
 
 MIN_ROUNDS = 3
 MAX_CONTENTION_FRACTION = 0.1  # of the CPU taken by other processes during the timed rounds

@@ -13,16 +13,16 @@ from typing import Any
 
 from perfline.accuracy import AccuracyRun
 from perfline.bench import Bench
-from perfline.case import Case
+from perfline.cases.case import Case
 from perfline.engine import EngineName, run_pass
 from perfline.errors import PerflineError, ReplicaLost
 from perfline.group import Group
-from perfline.mmlu import Prompt
 from perfline.opened import Opened
 from perfline.parallel import help_with
 from perfline.part import SharedRunner
 from perfline.replica import Replica, check_alike
 from perfline.rounds import STEPS, serve
+from perfline.tasks.mmlu import Prompt
 
 
 @dataclass

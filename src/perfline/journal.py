@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from perfline.answers import Answers, union
 from perfline.errors import DataError, RecordError
+from perfline.tasks.answers import Answers, union
 
 SCHEMA = 1
 

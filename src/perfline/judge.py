@@ -13,14 +13,14 @@ from pathlib import Path
 from perfline import accuracy_gates, gates, verdict
 from perfline import baseline as baselines
 from perfline.accuracy import AccuracyPass
-from perfline.answers import Answers
 from perfline.baseline import Baseline, Published
-from perfline.case import Case, WeightsKind
+from perfline.cases.case import Case, WeightsKind
 from perfline.engine import EngineName
 from perfline.environment import Environment
 from perfline.jsonfile import Scalar
 from perfline.metrics import Metric
-from perfline.stored import Scored, StoredAnswers
+from perfline.tasks.answers import Answers
+from perfline.tasks.stored_answers import Scored, StoredAnswers
 from perfline.throughput import PREFIX, Timings
 from perfline.verdict import Verdict
 

@@ -18,11 +18,10 @@ import pytest
 from perfline import baseline as baselines
 from perfline import judge, offer, record, report, report_markdown, verdict
 from perfline.accuracy import AccuracyOptions, AccuracyPass, Share
-from perfline.answers import Answers
 from perfline.baseline import Published
 from perfline.bench import Bench, ProgressOf
 from perfline.candidate import Terms
-from perfline.case import Case, WeightsKind
+from perfline.cases.case import Case, WeightsKind
 from perfline.device import Device
 from perfline.engine import Clock, EngineName
 from perfline.environment import Environment, peak_flops, today
@@ -35,7 +34,8 @@ from perfline.opened import Opened
 from perfline.record import CaseRecord, Record
 from perfline.replica import Replica
 from perfline.spoilt import spoilt
-from perfline.stored import StoredAnswers
+from perfline.tasks.answers import Answers
+from perfline.tasks.stored_answers import StoredAnswers
 from perfline.throughput import PREFIX, Timings
 from perfline.verdict import Verdict
 

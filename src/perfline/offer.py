@@ -11,7 +11,7 @@ from pathlib import Path
 from perfline import accept, baseline
 from perfline.baseline import Baseline
 from perfline.candidate import Candidate, Terms, measured_baseline
-from perfline.case import Case
+from perfline.cases.case import Case
 from perfline.errors import BaselineError
 from perfline.record import Record
 

@@ -9,12 +9,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from perfline.case import Case, WeightsKind
+from perfline.cases.case import Case, WeightsKind
 from perfline.device import Device
 from perfline.engine import Engine, EngineName
 from perfline.errors import MissingRanks, RankError
-from perfline.mmlu import Prompt
 from perfline.part import SharedRunner
+from perfline.tasks.mmlu import Prompt
 
 if TYPE_CHECKING:
     from perfline.replica import Replica
@@ -77,7 +77,10 @@ def open_case(
     ``replica``: the ranks that the model is split over; None for a model that is not. Raises
     MissingData (with the command that gets them), MissingRanks, DataError, EngineError, RankError.
     """
-    from perfline import data, hf, lengths, mmlu, prompt_cache
+    from perfline import hf
+    from perfline.cases import data
+    from perfline.tasks import mmlu, prompt_cache
+    from perfline.tasks import prompt_lengths as lengths
 
     if replica is None and case.parallel.tensor > 1:
         raise MissingRanks(

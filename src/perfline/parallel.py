@@ -12,16 +12,16 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from perfline.accuracy import AccuracyRun
-from perfline.answers import Answers, union
-from perfline.case import Case
+from perfline.cases.case import Case
 from perfline.engine import CompileCounts, EngineName
 from perfline.errors import MissingRanks, RankError
 from perfline.group import POLL_S, Group
 from perfline.journal import from_row, to_row
-from perfline.mmlu import Prompt
 from perfline.part import Keep, Part
 from perfline.replica import Replica
 from perfline.rounds import Repeat, TimedRun, conduct
+from perfline.tasks.answers import Answers, union
+from perfline.tasks.mmlu import Prompt
 from perfline.together import Together
 from perfline.units import Unit, cut
 

@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from perfline.answers import Answers, union
 from perfline.engine import Clock, CompileCounts, Engine, Progress, run_pass
-from perfline.mmlu import Prompt
+from perfline.tasks.answers import Answers, union
+from perfline.tasks.mmlu import Prompt
 
 KEEP_EVERY = 16  # plain answers that an interrupt may cost
 Keep = Callable[[Answers], None]

@@ -17,10 +17,11 @@ from typing import Any
 
 import pytest
 
-from perfline import case as cases
-from perfline import data, ranks, rendezvous
+from perfline import ranks, rendezvous
 from perfline.accuracy import AccuracyOptions
-from perfline.case import Case
+from perfline.cases import case as cases
+from perfline.cases import data
+from perfline.cases.case import Case
 from perfline.errors import MissingData, MissingRanks, PerflineError
 from perfline.line import Line, Options, Session
 

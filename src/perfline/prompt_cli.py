@@ -11,10 +11,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from perfline import data, mmlu
-from perfline.case import Case
+from perfline.cases import data
+from perfline.cases.case import Case
 from perfline.errors import DataError
-from perfline.mmlu import Question, Subject
+from perfline.tasks import mmlu
+from perfline.tasks.mmlu import Question, Subject
 
 
 def prompt(

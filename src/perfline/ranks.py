@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from perfline.case import Case
+from perfline.cases.case import Case
 from perfline.device import current_device
 from perfline.environment import collect
 from perfline.errors import RankError

@@ -18,7 +18,7 @@ from perfline.environment import LAYOUT, Environment
 from perfline.errors import MetricError, RecordError
 from perfline.jsonfile import Node, Scalar
 from perfline.metrics import Metric
-from perfline.stored import StoredAnswers
+from perfline.tasks.stored_answers import StoredAnswers
 from perfline.verdict import Flip, Gate, Verdict, Word
 
 SCHEMA = 1

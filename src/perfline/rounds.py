@@ -25,13 +25,13 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
-from perfline.case import Case
+from perfline.cases.case import Case
 from perfline.device import Device
 from perfline.engine import Clock, CompileCounts, Engine
 from perfline.errors import RankError, told
 from perfline.group import Group
 from perfline.journal import from_row, to_row
-from perfline.mmlu import Prompt
+from perfline.tasks.mmlu import Prompt
 from perfline.telemetry import RoundHealth, Watch, watch
 from perfline.throughput import Ready, Round, Stopwatch, Timings
 from perfline.together import ReplicaTimings, Together, aggregate

@@ -19,13 +19,13 @@ import numpy as np
 import torch
 
 from perfline import prefix
-from perfline.answers import Answers
 from perfline.device import GIB, Device
 from perfline.engine import Clock, Progress
 from perfline.errors import DeviceMemory, EngineError
-from perfline.mmlu import Prompt
 from perfline.prefix import Batch, Limits, Plan
 from perfline.prefix_forward import Ints, KeysValues, PrefixForward
+from perfline.tasks.answers import Answers
+from perfline.tasks.mmlu import Prompt
 from perfline.torch_engine import TorchEngine
 
 OnBatch = Callable[[Answers], None]

@@ -13,7 +13,7 @@ from typing import cast
 
 from perfline import gates
 from perfline.candidate import Candidate
-from perfline.case import WeightsKind
+from perfline.cases.case import WeightsKind
 from perfline.metrics import Metric
 
 AGAIN = "run pytest again"

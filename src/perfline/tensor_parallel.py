@@ -19,7 +19,7 @@ import torch
 from perfline.errors import CaseError, EngineError
 
 if TYPE_CHECKING:
-    from perfline.case import Case
+    from perfline.cases.case import Case
     from perfline.replica import Replica
 
 

@@ -20,12 +20,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from perfline import gates
-from perfline.answers import Answers
-from perfline.case import ThroughputSpec
+from perfline.cases.case import ThroughputSpec
 from perfline.device import cpu_contention
 from perfline.engine import Clock, CompileCounts, Engine, EngineName, Head, Pass, Progress, run_pass
 from perfline.metrics import Metric, mfu
-from perfline.mmlu import Prompt
+from perfline.tasks.answers import Answers
+from perfline.tasks.mmlu import Prompt
 from perfline.telemetry import ENERGY_STEP_S, RoundHealth, Watch
 
 PREFIX: dict[EngineName, str] = {

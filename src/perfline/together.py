@@ -14,11 +14,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from perfline import accuracy_gates, gates
-from perfline.answers import Answers
-from perfline.case import GatesSpec, Precision
+from perfline.cases.case import GatesSpec, Precision
 from perfline.engine import CompileCounts
 from perfline.jsonfile import Scalar
 from perfline.metrics import Metric
+from perfline.tasks.answers import Answers
 from perfline.telemetry import RoundHealth
 from perfline.throughput import PREFIX, Ready, Round, Timings
 

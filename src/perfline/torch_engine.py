@@ -16,11 +16,11 @@ import torch
 import transformers
 from torch import nn
 
-from perfline.answers import full_vocab_letter
 from perfline.device import Device
 from perfline.engine import CompileCounts, EngineName, Head
 from perfline.errors import DeviceMemory, EngineError
-from perfline.mmlu import Prompt
+from perfline.tasks.answers import full_vocab_letter
+from perfline.tasks.mmlu import Prompt
 
 if TYPE_CHECKING:
     from perfline.hf import Model

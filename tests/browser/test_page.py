@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 
 from perfline import baseline, record
-from perfline.case import load_cases
-from perfline.data import find_mmlu
-from perfline.mmlu import load_subjects, question_set_digest
+from perfline.cases.case import load_cases
+from perfline.cases.data import find_mmlu
 from perfline.page import page
 from perfline.page.inputs import Places, gather
+from perfline.tasks.mmlu import load_subjects, question_set_digest
 from perfline.verdict import Flip, Verdict
 
 REPOSITORY = Path(__file__).parents[2]

@@ -34,8 +34,8 @@ from doc_pages import (
     rows,
     yaml_blocks,
 )
-from perfline import case as cases
 from perfline import cli
+from perfline.cases import case as cases
 
 COPIED = (
     "README.md",

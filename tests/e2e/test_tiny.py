@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from perfline import data
+from perfline.cases import data
 from perfline.cli import main
 
 REPOSITORY = Path(__file__).parents[2]
@@ -120,7 +120,7 @@ def test_a_damaged_model_is_regressed_and_its_flips_are_named(accepted: Path, tm
 
 
 DROP_A_SHOT = """
-from perfline import mmlu
+from perfline.tasks import mmlu
 
 original = mmlu.render_prompt
 mmlu.render_prompt = lambda subject, question, shots: original(subject, question, shots - 1)

@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 
 from perfline import hf
-from perfline.case import PACKAGED_CASES, load_case
+from perfline.cases.case import PACKAGED_CASES, load_case
 from perfline.device import current_device
 from perfline.engine import run_pass
-from perfline.lengths import dummy_prompts
+from perfline.tasks.prompt_lengths import dummy_prompts
 from together import TOGETHER
 
 REPOSITORY = Path(__file__).parents[2]
@@ -152,11 +152,11 @@ from pathlib import Path
 import numpy as np
 
 from perfline import hf
-from perfline.case import load_case
+from perfline.cases.case import load_case
 from perfline.device import current_device
 from perfline.engine import run_pass
 from perfline.helper import follow
-from perfline.lengths import dummy_prompts
+from perfline.tasks.prompt_lengths import dummy_prompts
 from perfline.rendezvous import join
 from perfline.replica import Replica
 

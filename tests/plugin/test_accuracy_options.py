@@ -9,9 +9,9 @@ import pytest
 
 from fakes import prompts
 from perfline.accuracy_gates import accuracy_baseline, verified
-from perfline.answers import Answers
-from perfline.case import GatesSpec
-from perfline.stored import Scored
+from perfline.cases.case import GatesSpec
+from perfline.tasks.answers import Answers
+from perfline.tasks.stored_answers import Scored
 
 WRONG = [f"even/{i}" for i in range(20)]
 

@@ -231,7 +231,7 @@ def test_wrong_answers_are_never_offered_for_acceptance(accepted):
 
 
 def test_a_slowdown_that_waiting_does_not_explain_is_regressed_all_the_same():
-    from perfline.case import GatesSpec
+    from perfline.cases.case import GatesSpec
     from perfline.gates import throughput_baseline
     from perfline.metrics import Metric
 

@@ -13,19 +13,28 @@ SOURCE = Path(perfline.__file__).parent
 FILES = [path for path in SOURCE.rglob("*.py") if path.stem != "__init__"]
 # Lower may not import higher; a module may import from the layers before its own.
 LAYERS = (
-    {"errors", "options", "device", "compilers", "kinds", "progress", "statistics", "tiers"},
+    {
+        "errors",
+        "options",
+        "device",
+        "compilers",
+        "kinds",
+        "progress",
+        "statistics",
+        "tasks.sampling",
+    },
     {"ab.sequential", "page.svg"},
     {"ab.cli", "export.cli", "page.cli", "past.cli"},  # parsers; they import their work when called
-    {"attention", "group", "metrics", "jsonfile", "case", "environment", "telemetry"},
+    {"attention", "group", "metrics", "jsonfile", "cases.case", "environment", "telemetry"},
     {"ab.worktree", "rendezvous"},
-    {"answers", "stored", "verdict", "data", "ab.wire"},
-    {"mmlu", "baseline", "gates", "accuracy_gates", "record", "journal"},
+    {"tasks.answers", "tasks.stored_answers", "verdict", "cases.data", "ab.wire"},
+    {"tasks.mmlu", "baseline", "gates", "accuracy_gates", "record", "journal"},
     {"page.plots", "ab.process", "ab.worker", "candidate"},
     {"spoilt", "ab.ranked"},
     {"accept"},
     {"hints", "offer"},
     {"outcome"},
-    {"engine", "lengths", "prefix", "prompt_cache", "report", "units"},
+    {"engine", "tasks.prompt_lengths", "prefix", "tasks.prompt_cache", "report", "units"},
     {"replica"},
     {"throughput", "part", "tensor_parallel", "torch_engine", "report_markdown", "ab.nouns"},
     {"ab.fields"},

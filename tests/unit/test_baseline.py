@@ -13,7 +13,7 @@ import perfline.baseline
 from perfline.baseline import Anchor, Baseline, Session, load, load_published, locked, merge, save
 from perfline.errors import BaselineError
 from perfline.metrics import Metric
-from perfline.stored import StoredAnswers
+from perfline.tasks.stored_answers import StoredAnswers
 
 REPOSITORY = Path(__file__).parents[2]
 WORKLOAD = {"prompts": 64, "tokens": 43511}

@@ -58,7 +58,7 @@ def run(*words: str) -> int:
 
 
 def other_case(directory: Path, name: str = "other") -> str:
-    from perfline.case import PACKAGED_CASES
+    from perfline.cases.case import PACKAGED_CASES
 
     directory.mkdir(exist_ok=True)
     text = (PACKAGED_CASES / "tiny.yaml").read_text()

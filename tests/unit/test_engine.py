@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from fakes import FakeClock, FakeEngine, prompts
-from perfline.answers import accuracy
 from perfline.engine import CompileCounts, run_pass
 from perfline.errors import EngineError
+from perfline.tasks.answers import accuracy
 
 
 def test_core_is_the_synchronised_forward_alone_and_whole_is_everything():

@@ -27,7 +27,7 @@ from perfline.export import lm_eval as export_lm_eval
 from perfline.export import otava as export_otava
 from perfline.export.cli import FORMATS, add_export
 from perfline.metrics import Metric
-from perfline.stored import StoredAnswers
+from perfline.tasks.stored_answers import StoredAnswers
 from samples import MACHINE, answers, case_record, metrics, record, saved, speed, verdict
 
 PATH = Path("results/run.json")

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from perfline.accuracy_gates import accuracy_baseline
-from perfline.case import GatesSpec, load_cases
+from perfline.cases.case import GatesSpec, load_cases
 from perfline.statistics import clopper_pearson
-from perfline.stored import Scored
+from perfline.tasks.stored_answers import Scored
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks" / "gate"))
 import _accuracy_rates as rates

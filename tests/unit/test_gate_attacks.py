@@ -19,7 +19,7 @@ from fakes import ENVIRONMENT, FakeClock, FakeEngine, FakeOpened, prompts
 from perfline import baseline, baselines_cli, gates, judge, record, throughput, verdict
 from perfline.bench import Bench
 from perfline.candidate import Terms
-from perfline.case import GatesSpec, load_cases
+from perfline.cases.case import GatesSpec, load_cases
 from perfline.device import Device
 from perfline.engine import CompileCounts
 from perfline.environment import Environment

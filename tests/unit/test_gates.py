@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from perfline.accuracy_gates import accuracy_baseline, accuracy_published, same_answers
-from perfline.answers import Answers
-from perfline.case import GatesSpec
+from perfline.cases.case import GatesSpec
 from perfline.gates import (
     compile_health,
     memory_baseline,
@@ -18,7 +17,8 @@ from perfline.gates import (
     throughput_published,
 )
 from perfline.metrics import Metric
-from perfline.stored import Scored
+from perfline.tasks.answers import Answers
+from perfline.tasks.stored_answers import Scored
 from perfline.verdict import Verdict
 
 GATES = GatesSpec()

@@ -12,7 +12,7 @@ from perfline import hf
 from perfline.device import current_device
 from perfline.engine import run_pass
 from perfline.errors import CaseError, DeviceMemory, EngineError
-from perfline.mmlu import Prompt
+from perfline.tasks.mmlu import Prompt
 from perfline.torch_engine import decoder_layers
 from random_llama import CONFIG, case
 
@@ -174,7 +174,7 @@ def checkpoint(tmp_path):
     """A copy of the embedded model's checkpoint."""
     import shutil
 
-    from perfline.data import PACKAGED_DATA
+    from perfline.cases.data import PACKAGED_DATA
 
     target = tmp_path / "hf"
     shutil.copytree(PACKAGED_DATA / "tiny_mmlu" / "tiny_hf", target)

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from perfline.answers import Answers
 from perfline.errors import RecordError
 from perfline.journal import Journal
+from perfline.tasks.answers import Answers
 
 IDENTITY = {"case": "sha256:1", "weights": "sha256:2", "mmlu": "sha256:3", "engine": "eager"}
 

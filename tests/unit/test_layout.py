@@ -13,13 +13,13 @@ from fakes import DEVICE
 from perfline import accept, baseline, cli, judge, report, report_markdown
 from perfline import record as records
 from perfline.accuracy import AccuracyOptions, AccuracyPass
-from perfline.answers import Answers
 from perfline.bench import Bench
 from perfline.candidate import Candidate, Terms, measured_baseline
 from perfline.environment import Environment
 from perfline.errors import EngineError, RecordError
 from perfline.line import Options, Session, Tools
 from perfline.metrics import Metric
+from perfline.tasks.answers import Answers
 from samples import (
     MACHINE,
     WORKLOAD,

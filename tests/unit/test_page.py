@@ -31,7 +31,7 @@ from perfline.page import page
 from perfline.page import view as page_view
 from perfline.page.inputs import Inputs, Places, gather
 from perfline.report_markdown import LIMIT, markdown, quoted
-from perfline.stored import StoredAnswers
+from perfline.tasks.stored_answers import StoredAnswers
 from perfline.verdict import WORST_FIRST, Flip, Verdict, fails
 
 EVIL = "<script>alert(1)</script>\"'&|`*[x](y)@all\n```"
@@ -288,8 +288,8 @@ def test_the_change_per_subject_is_that_of_the_verdict_s_flips():
 
 
 def test_flips_come_with_question_choices_and_who_took_which(tmp_path):
-    from perfline.data import find_mmlu
-    from perfline.mmlu import load_subjects, question_set_digest
+    from perfline.cases.data import find_mmlu
+    from perfline.tasks.mmlu import load_subjects, question_set_digest
 
     case = samples.packaged()
     subjects = load_subjects(find_mmlu(case, None), case.mmlu.few_shots)

@@ -13,7 +13,7 @@ import torch
 from fake_ranks import groups
 from fakes import FakeClock, FakeEngine, FakeOpened, prompts
 from perfline import tensor_parallel
-from perfline.case import PACKAGED_CASES, load_case
+from perfline.cases.case import PACKAGED_CASES, load_case
 from perfline.device import current_device
 from perfline.engine import run_pass
 from perfline.errors import (

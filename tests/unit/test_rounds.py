@@ -11,7 +11,7 @@ import pytest
 from fake_ranks import DictStore, groups
 from fakes import DEVICE, FakeClock, FakeEngine, prompts
 from perfline import throughput
-from perfline.case import ThroughputSpec, load_cases
+from perfline.cases.case import ThroughputSpec, load_cases
 from perfline.errors import EngineError, PerflineError, RankError
 from perfline.parallel import Lead
 from perfline.rounds import ALONE_ROUNDS, STEPS, TimedRun, serve

@@ -12,14 +12,14 @@ import pytest
 import torch
 
 from perfline import hf
-from perfline.answers import LETTERS
 from perfline.attention import grouped_sdpa
 from perfline.device import Device, current_device
 from perfline.engine import run_pass
 from perfline.errors import DeviceMemory, EngineError
-from perfline.mmlu import Prompt
 from perfline.prefix import Limits
 from perfline.shared_prefix import SharedPrefixRunner, default_limits
+from perfline.tasks.answers import LETTERS
+from perfline.tasks.mmlu import Prompt
 from random_llama import CONFIG, case
 
 ROOMY = Limits(forward_tokens=512, forward_cost_tokens=4)

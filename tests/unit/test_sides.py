@@ -16,7 +16,7 @@ import pytest
 from perfline.ab import worktree
 from perfline.ab.nouns import Side
 from perfline.ab.sides import Place, describe, find_python, make_side, places
-from perfline.case import load_cases
+from perfline.cases.case import load_cases
 from perfline.errors import WorkerError
 
 HERE = Side("baseline", Path(sys.executable))

@@ -6,7 +6,7 @@ import pytest
 
 from fakes import FakeClock, FakeEngine, FakeOpened, prompts
 from perfline.bench import Bench
-from perfline.case import ThroughputSpec, load_cases
+from perfline.cases.case import ThroughputSpec, load_cases
 from perfline.device import Device
 from perfline.telemetry import RoundHealth, Watch
 from perfline.throughput import Stopwatch, make_ready, metrics

@@ -8,7 +8,7 @@ import pytest
 
 from fakes import FakeClock, FakeEngine, prompts
 from perfline import throughput
-from perfline.case import GatesSpec, ThroughputSpec
+from perfline.cases.case import GatesSpec, ThroughputSpec
 from perfline.engine import CompileCounts
 from perfline.telemetry import RoundHealth
 from perfline.throughput import Round, Stopwatch, make_ready

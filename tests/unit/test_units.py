@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perfline.mmlu import Prompt
+from perfline.tasks.mmlu import Prompt
 from perfline.units import LEAST_QUESTIONS, cut
 
 

@@ -17,10 +17,10 @@ from perfline.ab import fields, messages, wire, worker
 from perfline.ab.nouns import Round, Workload
 from perfline.ab.serve import Launch, prompts_digest
 from perfline.bench import Bench
-from perfline.case import load_cases, with_settings
+from perfline.cases.case import load_cases, with_settings
 from perfline.errors import CaseError, DeviceMemory, WorkerError
 from perfline.jsonfile import Node
-from perfline.tiers import tier_order
+from perfline.tasks.sampling import tier_order
 
 WORKLOAD = Workload("tiny", (), None, "real", "eager", 6)
 SAMPLE = 8
@@ -263,7 +263,7 @@ def imported(module: str) -> set[str]:
 
 
 def test_the_worker_itself_needs_nothing_but_python():
-    assert not imported("perfline.ab.worker") & {"numpy", "yaml", "torch", "perfline.case"}
+    assert not imported("perfline.ab.worker") & {"numpy", "yaml", "torch", "perfline.cases.case"}
 
 
 def test_what_it_measures_with_needs_no_more_than_it_says():

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from perfline.ab.compare import Plan
     from perfline.ab.nouns import Launcher, Side, SideName, Workload
     from perfline.ab.record import Comparison
-    from perfline.case import Case
+    from perfline.cases.case import Case
 
 LauncherOf = Callable[["Workload"], AbstractContextManager["Launcher"]]
 
@@ -232,7 +232,7 @@ def _plans(args: argparse.Namespace) -> tuple[tuple[Side, Side], list[Plan]]:
     from perfline.ab.compare import Plan, begin
     from perfline.ab.nouns import Workload
     from perfline.ab.sides import make_side
-    from perfline.case import load_cases
+    from perfline.cases.case import load_cases
 
     cases = load_cases(args.cases, args.case_dir)
 
@@ -273,8 +273,8 @@ def _plans(args: argparse.Namespace) -> tuple[tuple[Side, Side], list[Plan]]:
 
 def _check_data(case: Case, sides: Sequence[Side], data_dir: Path | None) -> None:
     """MissingData, with the command that gets it; an archive is unpacked now, by one process."""
-    from perfline import data
-    from perfline.case import with_settings
+    from perfline.cases import data
+    from perfline.cases.case import with_settings
 
     for side in sides:
         data.locate(with_settings(case, side.settings), data_dir)

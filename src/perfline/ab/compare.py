@@ -20,7 +20,7 @@ from perfline.ab.nouns import SIDES, Launcher, Ready, Side, SideName, Workload
 from perfline.ab.pairs import Done, Task, interleaved, whole_launches
 from perfline.ab.record import CaseComparison, SideRecord
 from perfline.ab.sides import describe
-from perfline.case import Case, with_settings
+from perfline.cases.case import Case, with_settings
 from perfline.errors import CaseError, DeviceMemory, EngineError, MissingRanks, WorkerError
 from perfline.verdict import Verdict, Word
 

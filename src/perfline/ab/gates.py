@@ -23,11 +23,11 @@ from perfline.ab.nouns import SIDES, Ready, SideName
 from perfline.ab.record import AnswersRecord, CaseComparison, Seconds, per_token
 from perfline.ab.sequential import hodges_lehmann
 from perfline.accuracy_gates import ROUNDING_FRACTION
-from perfline.answers import Answers, accuracy
-from perfline.case import Case, GatesSpec, Precision
+from perfline.cases.case import Case, GatesSpec, Precision
 from perfline.metrics import Metric
 from perfline.statistics import zero_flip_bound
-from perfline.stored import Scored
+from perfline.tasks.answers import Answers, accuracy
+from perfline.tasks.stored_answers import Scored
 from perfline.verdict import Flip, Verdict, Word, signed
 
 TIME = "core_time"

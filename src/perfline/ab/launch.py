@@ -19,9 +19,9 @@ from perfline.ab.process import Process
 from perfline.ab.ranked import RankedProcess
 from perfline.ab.sides import Place
 from perfline.ab.worker import DIE_WITH_PARENT
-from perfline.answers import Answers
 from perfline.errors import WorkerError
 from perfline.jsonfile import Node
+from perfline.tasks.answers import Answers
 
 _LONG_PROMPT = 4096  # tokens; for a time limit
 

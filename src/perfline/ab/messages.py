@@ -14,11 +14,11 @@ import numpy as np
 
 from perfline.ab.fields import count
 from perfline.ab.nouns import Ready, Round, Workload
-from perfline.answers import Answers
-from perfline.case import WeightsKind
+from perfline.cases.case import WeightsKind
 from perfline.engine import EngineName
 from perfline.errors import DataError, WorkerError
 from perfline.jsonfile import Node
+from perfline.tasks.answers import Answers
 
 
 def workload_json(workload: Workload) -> dict[str, object]:

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
-from perfline.answers import Answers
-from perfline.case import WeightsKind
+from perfline.cases.case import WeightsKind
 from perfline.engine import EngineName
 from perfline.jsonfile import Scalar
+from perfline.tasks.answers import Answers
 
 SideName = Literal["baseline", "candidate"]
 SIDES: tuple[SideName, SideName] = ("baseline", "candidate")

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field, replace
 
 from perfline.ab.nouns import SIDES, Launcher, Ready, Round, Side, SideName, Worker
 from perfline.ab.record import LaunchRecord, PairRecord
-from perfline.answers import Answers
 from perfline.errors import WorkerError
+from perfline.tasks.answers import Answers
 
 MIN_ROUND_PAIRS = 3
 MAX_FAULTY_FRACTION = 0.2  # of a launch pair's round pairs

@@ -17,9 +17,8 @@ from typing import Any
 
 from perfline.ab import messages, wire
 from perfline.ab.nouns import Ready, Round, Workload
-from perfline.answers import Answers, no_answers
 from perfline.bench import Bench
-from perfline.case import Case, load_cases, with_settings
+from perfline.cases.case import Case, load_cases, with_settings
 from perfline.device import Device, current_device
 from perfline.engine import run_pass
 from perfline.environment import Environment, collect
@@ -27,14 +26,15 @@ from perfline.errors import WorkerError
 from perfline.group import Group
 from perfline.helper import Helper, obey_all
 from perfline.jsonfile import Node
-from perfline.mmlu import Prompt
 from perfline.opened import Opened, open_case
 from perfline.parallel import Lead
 from perfline.replica import Replica
 from perfline.rounds import Rounds
+from perfline.tasks.answers import Answers, no_answers
+from perfline.tasks.mmlu import Prompt
+from perfline.tasks.sampling import tier_order
 from perfline.telemetry import Watch, watch
 from perfline.throughput import Timings
-from perfline.tiers import tier_order
 from perfline.together import combine, worst_ready
 
 

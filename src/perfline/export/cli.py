@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from perfline.options import add_case_dir
 
 if TYPE_CHECKING:
-    from perfline.case import Case
+    from perfline.cases.case import Case
     from perfline.export.exports import Export
 
 FORMATS = ("customBiggerIsBetter", "customSmallerIsBetter", "bencher", "otava", "lm-eval")
@@ -115,7 +115,7 @@ def _lm_eval(directory: Path, found: Sequence[Export], case_dirs: Sequence[Path]
 
 def _definitions(names: Iterable[str], directories: Sequence[Path]) -> dict[str, Case]:
     """The definitions that are at hand: a record can be older than its case, or from elsewhere."""
-    from perfline.case import load_cases
+    from perfline.cases.case import load_cases
 
     wanted = set(names)
     return {case.id: case for case in load_cases(None, directories) if case.id in wanted}

@@ -20,13 +20,13 @@ from itertools import groupby
 from pathlib import Path
 
 from perfline import __version__
-from perfline.case import Case, WeightsKind
+from perfline.cases.case import Case, WeightsKind
 from perfline.engine import EngineName
 from perfline.errors import RecordError
 from perfline.export.exports import Export
 from perfline.jsonfile import write_text
-from perfline.lengths import recorded_lengths
-from perfline.stored import StoredAnswers, question_key
+from perfline.tasks.prompt_lengths import recorded_lengths
+from perfline.tasks.stored_answers import StoredAnswers, question_key
 from perfline.throughput import PREFIX
 
 _ACC, _EXACT = "acc,none", "exact_match,full-vocab"

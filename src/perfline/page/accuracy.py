@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from perfline import report
-from perfline.case import Scoring
-from perfline.mmlu import Question
+from perfline.cases.case import Scoring
 from perfline.page import plots
 from perfline.page.inputs import CaseInputs
 from perfline.record import CaseRecord
-from perfline.stored import StoredAnswers
+from perfline.tasks.mmlu import Question
+from perfline.tasks.stored_answers import StoredAnswers
 from perfline.verdict import Flip, Verdict
 
 ENGINES = {"inductor": "acc_infer", "eager": "acc_val"}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from perfline import report
 from perfline.baseline import Baseline
-from perfline.case import Case
+from perfline.cases.case import Case
 from perfline.metrics import Metric
 from perfline.page import plots
 from perfline.page.accuracy import ENGINES, scoring_of

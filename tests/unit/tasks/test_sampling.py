@@ -5,8 +5,8 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perfline.lengths import recorded_lengths
-from perfline.tiers import tier_order
+from perfline.tasks.prompt_lengths import recorded_lengths
+from perfline.tasks.sampling import tier_order
 
 sizes = st.lists(st.integers(1, 40), min_size=1, max_size=8)
 

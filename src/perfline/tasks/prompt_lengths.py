@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from perfline.errors import DataError
-from perfline.mmlu import Prompt
+from perfline.tasks.mmlu import Prompt
 
-_FILE = Path(__file__).parent / "data" / "mmlu_token_lengths.json"
+_FILE = Path(__file__).parent / "mmlu_token_lengths.json"
 _SEED = 20240607
 
 

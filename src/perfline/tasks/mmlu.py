@@ -21,9 +21,9 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from perfline.answers import LETTERS
-from perfline.case import MmluSpec
+from perfline.cases.case import MmluSpec
 from perfline.errors import DataError
+from perfline.tasks.answers import LETTERS
 
 Encode = Callable[[Sequence[str]], list[list[int]]]  # texts -> token ids, special tokens included
 _BATCH = 512  # texts tokenised at a time: bounds the memory that the ids take as Python ints

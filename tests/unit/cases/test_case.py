@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from perfline.case import Case, find_cases, load_case, load_cases
-from perfline.data import PACKAGED_DATA
+from perfline.cases.case import Case, find_cases, load_case, load_cases
+from perfline.cases.data import PACKAGED_DATA
 from perfline.errors import CaseError
 
 MINIMAL = """\

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from perfline.errors import DataError
-from perfline.lengths import SubjectLengths, dummy_prompts, recorded_lengths
-from perfline.mmlu import Prompt
+from perfline.tasks.mmlu import Prompt
+from perfline.tasks.prompt_lengths import SubjectLengths, dummy_prompts, recorded_lengths
 
 
 @pytest.fixture(scope="module")

@@ -21,11 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import IO, cast
 
-from perfline.case import Case
+from perfline.cases.case import Case
 from perfline.errors import DataError, MissingData
 from perfline.jsonfile import printable
 
-PACKAGED_DATA = Path(__file__).parent / "data"
+PACKAGED_DATA = Path(__file__).parent / "embedded"
 MMLU_URL = "https://people.eecs.berkeley.edu/~hendrycks/data.tar"
 VARIABLE = "PERFLINE_DATA_DIR"
 _SPLITS = ("dev", "test")

@@ -13,9 +13,16 @@ from pathlib import Path
 
 import pytest
 
-import perfline.data
-from perfline.case import Case, load_cases
-from perfline.data import Located, check_weights, find_mmlu, find_weights, locate, weights_digest
+import perfline.cases.data
+from perfline.cases.case import Case, load_cases
+from perfline.cases.data import (
+    Located,
+    check_weights,
+    find_mmlu,
+    find_weights,
+    locate,
+    weights_digest,
+)
 from perfline.errors import DataError, MissingData
 
 HOME = "llama3_8b_mmlu"
@@ -118,7 +125,7 @@ def test_the_package_s_own_data_comes_last(
     monkeypatch: pytest.MonkeyPatch, case: Case, tmp_path: Path, root: Path
 ) -> None:
     packaged = tmp_path / "packaged"
-    monkeypatch.setattr(perfline.data, "PACKAGED_DATA", packaged)
+    monkeypatch.setattr(perfline.cases.data, "PACKAGED_DATA", packaged)
     (packaged / HOME / "llama3_8b_hf").mkdir(parents=True)
 
     assert find_weights(case, root) == packaged / HOME / "llama3_8b_hf"
@@ -468,8 +475,8 @@ def test_the_digest_moves_with_every_byte_of_a_small_checkpoint(checkpoint: Path
 def test_the_digest_samples_a_large_file_from_first_to_last_byte(
     monkeypatch: pytest.MonkeyPatch, checkpoint: Path
 ) -> None:
-    monkeypatch.setattr(perfline.data, "_BLOCK", 4)
-    monkeypatch.setattr(perfline.data, "_BLOCKS", 5)
+    monkeypatch.setattr(perfline.cases.data, "_BLOCK", 4)
+    monkeypatch.setattr(perfline.cases.data, "_BLOCKS", 5)
     content = tensor_file(bytes(1000))
     path = checkpoint / "model.safetensors"
     path.write_bytes(content)

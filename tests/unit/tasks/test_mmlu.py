@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from perfline.answers import Answers, accuracy, full_vocab_letter
-from perfline.case import MmluSpec
+from perfline.cases.case import MmluSpec
 from perfline.errors import DataError
-from perfline.mmlu import (
+from perfline.tasks.answers import Answers, accuracy, full_vocab_letter
+from perfline.tasks.mmlu import (
     Question,
     Subject,
     build_prompts,

@@ -25,7 +25,7 @@ import yaml
 
 from perfline.errors import CaseError
 
-PACKAGED_CASES = Path(__file__).parent / "cases"
+PACKAGED_CASES = Path(__file__).parent
 CASE_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,29}")
 
 Precision = Literal["fp32", "fp16", "bf16"]

@@ -14,7 +14,7 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 
-from perfline.case import Scoring
+from perfline.cases.case import Scoring
 from perfline.errors import DataError
 
 LETTERS = "ABCD"

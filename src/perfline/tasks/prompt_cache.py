@@ -19,9 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
-from perfline import mmlu
-from perfline.case import Case
-from perfline.mmlu import Prompt, Subject, question_set_digest
+from perfline.cases.case import Case
+from perfline.tasks import mmlu
+from perfline.tasks.mmlu import Prompt, Subject, question_set_digest
 
 _FORMAT = 1
 # config.json for the number of positions, which the prompts were checked against.

@@ -9,10 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from perfline.case import MmluSpec
-from perfline.lengths import recorded_lengths
-from perfline.mmlu import Encode, Question, Subject, build_prompts, load_subjects, render_prompt
+from perfline.cases.case import MmluSpec
 from perfline.prefix import Limits, plan
+from perfline.tasks.mmlu import (
+    Encode,
+    Question,
+    Subject,
+    build_prompts,
+    load_subjects,
+    render_prompt,
+)
+from perfline.tasks.prompt_lengths import recorded_lengths
 
 pytestmark = pytest.mark.realdata
 
@@ -34,7 +41,7 @@ def subjects(directory: Path) -> tuple[Subject, ...]:
 def llama3() -> Encode:
     """Llama 3's tokenizer, with BOS, from the file that llama-models ships."""
     pytest.importorskip("tiktoken", reason="tiktoken is not installed")
-    script = Path(__file__).parents[2] / "scripts" / "make_token_lengths.py"
+    script = Path(__file__).parents[3] / "scripts" / "make_token_lengths.py"
     spec = importlib.util.spec_from_file_location("make_token_lengths", script)
     assert spec is not None
     assert spec.loader is not None

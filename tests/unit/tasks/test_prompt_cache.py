@@ -5,10 +5,10 @@ import dataclasses
 import numpy as np
 import pytest
 
-from perfline.case import load_cases
-from perfline.data import locate
-from perfline.mmlu import Prompt, load_subjects
-from perfline.prompt_cache import cached_prompts
+from perfline.cases.case import load_cases
+from perfline.cases.data import locate
+from perfline.tasks.mmlu import Prompt, load_subjects
+from perfline.tasks.prompt_cache import cached_prompts
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_another_setting_tokenizer_or_question_set_is_another_file(tiny, tmp_pat
 
 
 def test_a_changed_prompt_is_never_served_from_the_cache(tiny, tmp_path, monkeypatch):
-    from perfline import mmlu
+    from perfline.tasks import mmlu
 
     case, weights, subjects = tiny
     log: list[str] = []
