@@ -30,20 +30,21 @@ import yaml
 from _scaling_cost import Cost, Work, fit, last_ends, left_out_error, work
 from tabulate import tabulate
 
-from perfline import environment, record
+from perfline import record
 from perfline.accuracy import AccuracyRun
 from perfline.bench import Bench
 from perfline.cases import case as cases
 from perfline.cases import data
 from perfline.cases.case import Case, WeightsKind
-from perfline.device import cpu_contention, current_device
-from perfline.engine import EngineName, run_pass
+from perfline.distributed.work_units import cut
+from perfline.engines import environment
+from perfline.engines.device import cpu_contention, current_device
+from perfline.engines.engine import EngineName, run_pass
 from perfline.journal import Journal
 from perfline.opened import Opened, open_case
 from perfline.tasks.answers import Answers, union
 from perfline.tasks.mmlu import Prompt
 from perfline.throughput import PREFIX
-from perfline.units import cut
 
 ROOT = Path(__file__).parents[1]
 SIZES = (8, 16, 4, 64, 32)  # questions of the timed units, in turn
@@ -279,7 +280,7 @@ def lay_out(mmlu: Path, out: Path, every: int) -> None:
     Asked is 1 of ``every`` questions of each subject, so that subjects are as unequal as they are;
     timed are questions that follow, of every second subject.
     """
-    text = yaml.safe_load((Path(cases.__file__).parent / "cases" / "tiny.yaml").read_text())
+    text = yaml.safe_load((cases.PACKAGED_CASES / "tiny.yaml").read_text())
     text["case"] = CASE
     text["mmlu"]["max_prompt_tokens"] = 4096  # the embedded tokenizer knows few words
     (out / "cases").mkdir(exist_ok=True)

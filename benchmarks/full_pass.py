@@ -25,12 +25,12 @@ from typing import Any
 
 from tabulate import tabulate
 
-from perfline import environment
 from perfline.accuracy import AccuracyOptions, AccuracyPass
 from perfline.bench import Bench
 from perfline.cases.case import Case, load_cases
-from perfline.device import Device, current_device
-from perfline.engine import ENGINE_NAMES, EngineName, run_pass
+from perfline.engines import environment
+from perfline.engines.device import Device, current_device
+from perfline.engines.engine import ENGINE_NAMES, EngineName, run_pass
 from perfline.opened import open_case
 
 ROOT = Path(__file__).parents[1]

@@ -26,13 +26,14 @@ from pathlib import Path
 from _scaling_cost import Cost, Work, last_ends, work
 from tabulate import tabulate
 
-from perfline import prefix, record
-from perfline.engine import ENGINE_NAMES, EngineName
-from perfline.prefix import Limits
+from perfline import record
+from perfline.distributed.work_units import Unit, cut
+from perfline.engines import prefix_plan as prefix
+from perfline.engines.engine import ENGINE_NAMES, EngineName
+from perfline.engines.prefix_plan import Limits
 from perfline.tasks import prompt_lengths as lengths
 from perfline.tasks.mmlu import Prompt
 from perfline.throughput import PREFIX
-from perfline.units import Unit, cut
 
 VOCABULARY, MAX_PROMPT = 128_256, 2048  # Llama-3's
 RANKS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)

@@ -35,7 +35,7 @@ from perfline.ab.record import (
 from perfline.ab.sequential import LOOKS, decide
 from perfline.cases.case import Case, load_cases
 from perfline.cases.data import find_mmlu
-from perfline.environment import Environment
+from perfline.engines.environment import Environment
 from perfline.metrics import Metric, mfu
 from perfline.record import CaseRecord, Record
 from perfline.tasks.mmlu import load_subjects, question_set_digest

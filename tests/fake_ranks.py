@@ -6,7 +6,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 
-from perfline.group import Group
+from perfline.distributed.group import Group
 
 
 @dataclass

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from perfline.device import Device
-from perfline.engine import CompileCounts, EngineName, Head
-from perfline.environment import Environment
+from perfline.engines.device import Device
+from perfline.engines.engine import CompileCounts, EngineName, Head
+from perfline.engines.environment import Environment
 from perfline.tasks.answers import LETTERS
 from perfline.tasks.mmlu import Prompt
 

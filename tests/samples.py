@@ -9,7 +9,7 @@ from typing import Any
 
 from perfline import record as records
 from perfline.cases.case import Case, load_cases
-from perfline.environment import Environment
+from perfline.engines.environment import Environment
 from perfline.metrics import Metric
 from perfline.record import CaseRecord, Record
 from perfline.tasks.stored_answers import StoredAnswers

@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from perfline import hf
 from perfline.cases import data
 from perfline.cases.case import Case, Precision
-from perfline.device import current_device
-from perfline.engine import run_pass
-from perfline.hf import Model
-from perfline.shared_prefix import SharedPrefixRunner
+from perfline.engines import hf
+from perfline.engines.device import current_device
+from perfline.engines.engine import run_pass
+from perfline.engines.hf import Model
+from perfline.engines.shared_prefix import SharedPrefixRunner
 from perfline.tasks import mmlu
 from perfline.tasks.answers import Answers
 from perfline.tasks.mmlu import Prompt

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Protocol
 
 from perfline.cases.case import Case
-from perfline.engine import Clock, CompileCounts, Engine, EngineName, Progress, run_pass
+from perfline.distributed.replica import Replica
+from perfline.engines.engine import Clock, CompileCounts, Engine, EngineName, Progress, run_pass
 from perfline.journal import Journal
 from perfline.part import Keep, Part, SharedRunner, plain_part, shared_part
-from perfline.replica import Replica
 from perfline.rounds import Repeat, TimedRun
 from perfline.tasks.answers import Answers, no_answers, subset, union
 from perfline.tasks.mmlu import Prompt

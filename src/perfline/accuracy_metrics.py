@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from perfline.accuracy import AccuracyPass
 from perfline.cases.case import Case, Scoring
-from perfline.engine import EngineName
+from perfline.engines.engine import EngineName
 from perfline.metrics import Metric
 from perfline.tasks.answers import accuracy
 from perfline.throughput import PREFIX

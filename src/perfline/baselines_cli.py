@@ -18,7 +18,7 @@ from perfline import accept, baseline, baselines_text, offer
 from perfline.baseline import Baseline
 from perfline.candidate import Terms
 from perfline.cases.case import Case, load_cases
-from perfline.environment import LAYOUT
+from perfline.engines.environment import LAYOUT
 from perfline.errors import BaselineError, PerflineError
 from perfline.record import load as load_record
 from perfline.report import paragraph

@@ -14,14 +14,14 @@ from perfline import throughput
 from perfline.accuracy import AccuracyOptions, AccuracyPass, AccuracyRun, Share, choose
 from perfline.accuracy_metrics import accuracy_metrics
 from perfline.cases.case import Case
-from perfline.device import Device
-from perfline.engine import Clock, EngineName, Progress, run_pass
+from perfline.engines.device import Device
+from perfline.engines.engine import Clock, EngineName, Progress, run_pass
+from perfline.engines.telemetry import watch
 from perfline.metrics import Metric
 from perfline.opened import Opened
 from perfline.rounds import Repeat, TimedRun
 from perfline.tasks.answers import Answers
 from perfline.tasks.mmlu import Prompt, stratified_sample
-from perfline.telemetry import watch
 from perfline.throughput import PREFIX, Ready, Stopwatch, Timings
 from perfline.together import Together
 

@@ -15,15 +15,16 @@ from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 
-from perfline import baseline, environment, telemetry
+from perfline import baseline
 from perfline.cases import data
 from perfline.cases.case import Case, WeightsKind
-from perfline.compilers import Compiler, compiler
-from perfline.device import GIB, Device, cpu_contention, current_device
+from perfline.engines import environment, telemetry
+from perfline.engines.compilers import Compiler, compiler
+from perfline.engines.device import GIB, Device, cpu_contention, current_device
+from perfline.engines.telemetry import Clocks, Sample
 from perfline.errors import DataError, MissingData, PerflineError
 from perfline.gates import MAX_CONTENTION_FRACTION
 from perfline.report import paragraph
-from perfline.telemetry import Clocks, Sample
 
 _PACKAGES = ("pytest", "pytest-benchmark", "nvidia-ml-py", "accelerate")
 _BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}

@@ -14,13 +14,13 @@ from typing import Any
 from perfline.accuracy import AccuracyRun
 from perfline.bench import Bench
 from perfline.cases.case import Case
-from perfline.engine import EngineName, run_pass
+from perfline.distributed.group import Group
+from perfline.distributed.replica import Replica, check_alike
+from perfline.engines.engine import EngineName, run_pass
 from perfline.errors import PerflineError, ReplicaLost
-from perfline.group import Group
 from perfline.opened import Opened
 from perfline.parallel import help_with
 from perfline.part import SharedRunner
-from perfline.replica import Replica, check_alike
 from perfline.rounds import STEPS, serve
 from perfline.tasks.mmlu import Prompt
 

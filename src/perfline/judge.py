@@ -15,8 +15,8 @@ from perfline import baseline as baselines
 from perfline.accuracy import AccuracyPass
 from perfline.baseline import Baseline, Published
 from perfline.cases.case import Case, WeightsKind
-from perfline.engine import EngineName
-from perfline.environment import Environment
+from perfline.engines.engine import EngineName
+from perfline.engines.environment import Environment
 from perfline.jsonfile import Scalar
 from perfline.metrics import Metric
 from perfline.tasks.answers import Answers

@@ -22,9 +22,10 @@ from perfline.baseline import Published
 from perfline.bench import Bench, ProgressOf
 from perfline.candidate import Terms
 from perfline.cases.case import Case, WeightsKind
-from perfline.device import Device
-from perfline.engine import Clock, EngineName
-from perfline.environment import Environment, peak_flops, today
+from perfline.distributed.replica import Replica
+from perfline.engines.device import Device
+from perfline.engines.engine import Clock, EngineName
+from perfline.engines.environment import Environment, peak_flops, today
 from perfline.errors import DataError, PerflineError, RecordError
 from perfline.hints import Refused, settling
 from perfline.jsonfile import Scalar
@@ -32,7 +33,6 @@ from perfline.judge import Against
 from perfline.metrics import Metric
 from perfline.opened import Opened
 from perfline.record import CaseRecord, Record
-from perfline.replica import Replica
 from perfline.spoilt import spoilt
 from perfline.tasks.answers import Answers
 from perfline.tasks.stored_answers import StoredAnswers

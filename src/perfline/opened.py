@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from perfline.cases.case import Case, WeightsKind
-from perfline.device import Device
-from perfline.engine import Engine, EngineName
+from perfline.engines.device import Device
+from perfline.engines.engine import Engine, EngineName
 from perfline.errors import MissingRanks, RankError
 from perfline.part import SharedRunner
 from perfline.tasks.mmlu import Prompt
 
 if TYPE_CHECKING:
-    from perfline.replica import Replica
+    from perfline.distributed.replica import Replica
 
 
 _ALIKE = ("torch", "transformers")  # on all ranks that hold one model between them
@@ -77,8 +77,8 @@ def open_case(
     ``replica``: the ranks that the model is split over; None for a model that is not. Raises
     MissingData (with the command that gets them), MissingRanks, DataError, EngineError, RankError.
     """
-    from perfline import hf
     from perfline.cases import data
+    from perfline.engines import hf
     from perfline.tasks import mmlu, prompt_cache
     from perfline.tasks import prompt_lengths as lengths
 
@@ -120,7 +120,7 @@ def open_case(
             raise
 
     def shared(name: EngineName, say: Callable[[str], None]) -> SharedRunner:
-        from perfline.shared_prefix import SharedPrefixRunner
+        from perfline.engines.shared_prefix import SharedPrefixRunner
 
         return SharedPrefixRunner(model.engine(name), say=say)
 

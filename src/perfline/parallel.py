@@ -13,17 +13,17 @@ from typing import Any
 
 from perfline.accuracy import AccuracyRun
 from perfline.cases.case import Case
-from perfline.engine import CompileCounts, EngineName
+from perfline.distributed.group import POLL_S, Group
+from perfline.distributed.replica import Replica
+from perfline.distributed.work_units import Unit, cut
+from perfline.engines.engine import CompileCounts, EngineName
 from perfline.errors import MissingRanks, RankError
-from perfline.group import POLL_S, Group
 from perfline.journal import from_row, to_row
 from perfline.part import Keep, Part
-from perfline.replica import Replica
 from perfline.rounds import Repeat, TimedRun, conduct
 from perfline.tasks.answers import Answers, union
 from perfline.tasks.mmlu import Prompt
 from perfline.together import Together
-from perfline.units import Unit, cut
 
 Prompts = Mapping[str, Prompt]  # by id
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from perfline.engine import Clock, CompileCounts, Engine, Progress, run_pass
+from perfline.engines.engine import Clock, CompileCounts, Engine, Progress, run_pass
 from perfline.tasks.answers import Answers, union
 from perfline.tasks.mmlu import Prompt
 

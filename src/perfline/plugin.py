@@ -17,11 +17,12 @@ from typing import Any
 
 import pytest
 
-from perfline import ranks, rendezvous
+from perfline import ranks
 from perfline.accuracy import AccuracyOptions
 from perfline.cases import case as cases
 from perfline.cases import data
 from perfline.cases.case import Case
+from perfline.distributed import rendezvous
 from perfline.errors import MissingData, MissingRanks, PerflineError
 from perfline.line import Line, Options, Session
 
@@ -120,7 +121,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         ids = [case.id for case in found]
         metafunc.parametrize("perfline_bench", found, ids=ids, indirect=True, scope="session")
     if "engine_name" in metafunc.fixturenames:
-        from perfline.engine import ENGINE_NAMES
+        from perfline.engines.engine import ENGINE_NAMES
 
         metafunc.parametrize("engine_name", ENGINE_NAMES)
 
@@ -136,7 +137,7 @@ def perfline_opener() -> Callable[..., Any]:
 @pytest.fixture(scope="session")
 def perfline_environment(pytestconfig: pytest.Config) -> Any:
     """The machine and its software."""
-    from perfline.environment import collect
+    from perfline.engines.environment import collect
 
     return collect(pytestconfig.rootpath)
 
@@ -144,7 +145,7 @@ def perfline_environment(pytestconfig: pytest.Config) -> Any:
 @pytest.fixture(scope="session")
 def perfline_device() -> Any:
     """The device that models run on."""
-    from perfline.device import current_device
+    from perfline.engines.device import current_device
 
     return current_device()
 

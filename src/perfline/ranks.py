@@ -19,15 +19,15 @@ from typing import Any
 import pytest
 
 from perfline.cases.case import Case
-from perfline.device import current_device
-from perfline.environment import collect
+from perfline.distributed.group import Group
+from perfline.distributed.rendezvous import join
+from perfline.engines.device import current_device
+from perfline.engines.environment import collect
 from perfline.errors import RankError
-from perfline.group import Group
 from perfline.helper import Helper, obey_all
 from perfline.line import Options, Tools
 from perfline.opened import open_case
 from perfline.parallel import Lead
-from perfline.rendezvous import join
 
 GROUP = pytest.StashKey[Group]()
 LEAD = pytest.StashKey[Lead]()

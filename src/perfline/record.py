@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import cast, get_args
 
 from perfline import jsonfile
-from perfline.environment import LAYOUT, Environment
+from perfline.engines.environment import LAYOUT, Environment
 from perfline.errors import MetricError, RecordError
 from perfline.jsonfile import Node, Scalar
 from perfline.metrics import Metric

@@ -26,13 +26,13 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 from perfline.cases.case import Case
-from perfline.device import Device
-from perfline.engine import Clock, CompileCounts, Engine
+from perfline.distributed.group import Group
+from perfline.engines.device import Device
+from perfline.engines.engine import Clock, CompileCounts, Engine
+from perfline.engines.telemetry import RoundHealth, Watch, watch
 from perfline.errors import RankError, told
-from perfline.group import Group
 from perfline.journal import from_row, to_row
 from perfline.tasks.mmlu import Prompt
-from perfline.telemetry import RoundHealth, Watch, watch
 from perfline.throughput import Ready, Round, Stopwatch, Timings
 from perfline.together import ReplicaTimings, Together, aggregate
 

@@ -21,12 +21,21 @@ from dataclasses import dataclass, field, replace
 
 from perfline import gates
 from perfline.cases.case import ThroughputSpec
-from perfline.device import cpu_contention
-from perfline.engine import Clock, CompileCounts, Engine, EngineName, Head, Pass, Progress, run_pass
+from perfline.engines.device import cpu_contention
+from perfline.engines.engine import (
+    Clock,
+    CompileCounts,
+    Engine,
+    EngineName,
+    Head,
+    Pass,
+    Progress,
+    run_pass,
+)
+from perfline.engines.telemetry import ENERGY_STEP_S, RoundHealth, Watch
 from perfline.metrics import Metric, mfu
 from perfline.tasks.answers import Answers
 from perfline.tasks.mmlu import Prompt
-from perfline.telemetry import ENERGY_STEP_S, RoundHealth, Watch
 
 PREFIX: dict[EngineName, str] = {
     "eager": "val",

@@ -15,11 +15,11 @@ from typing import Any
 
 from perfline import accuracy_gates, gates
 from perfline.cases.case import GatesSpec, Precision
-from perfline.engine import CompileCounts
+from perfline.engines.engine import CompileCounts
+from perfline.engines.telemetry import RoundHealth
 from perfline.jsonfile import Scalar
 from perfline.metrics import Metric
 from perfline.tasks.answers import Answers
-from perfline.telemetry import RoundHealth
 from perfline.throughput import PREFIX, Ready, Round, Timings
 
 

@@ -46,7 +46,7 @@ RANK = os.environ["RANK"]
 SLOW = """
 import os
 import time
-from perfline.torch_engine import TorchEngine
+from perfline.engines.torch_engine import TorchEngine
 
 forward = TorchEngine.forward
 

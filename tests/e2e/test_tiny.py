@@ -133,7 +133,7 @@ def test_a_dropped_shot_is_regressed(accepted: Path):
 
 
 TWICE = """
-from perfline.torch_engine import TorchEngine
+from perfline.engines.torch_engine import TorchEngine
 
 original = TorchEngine.forward
 
@@ -155,7 +155,7 @@ def test_a_forward_that_takes_twice_as_long_is_regressed(accepted: Path):
 
 
 WRONG_COMPILED = """
-from perfline.torch_engine import TorchEngine
+from perfline.engines.torch_engine import TorchEngine
 
 original = TorchEngine.forward
 

@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from perfline import hf
 from perfline.cases.case import PACKAGED_CASES, load_case
-from perfline.device import current_device
-from perfline.engine import run_pass
+from perfline.engines import hf
+from perfline.engines.device import current_device
+from perfline.engines.engine import run_pass
 from perfline.tasks.prompt_lengths import dummy_prompts
 from together import TOGETHER
 
@@ -151,14 +151,14 @@ from pathlib import Path
 
 import numpy as np
 
-from perfline import hf
+from perfline.engines import hf
 from perfline.cases.case import load_case
-from perfline.device import current_device
-from perfline.engine import run_pass
+from perfline.engines.device import current_device
+from perfline.engines.engine import run_pass
 from perfline.helper import follow
 from perfline.tasks.prompt_lengths import dummy_prompts
-from perfline.rendezvous import join
-from perfline.replica import Replica
+from perfline.distributed.rendezvous import join
+from perfline.distributed.replica import Replica
 
 here = Path(sys.argv[1])
 group = join(100.0)
@@ -207,7 +207,7 @@ def test_random_weights_of_a_real_architecture_answer_as_unsplit_ones(tmp_path: 
 
 
 FOLLOWER_KILLED = """
-from perfline.shared_prefix import SharedPrefixRunner
+from perfline.engines.shared_prefix import SharedPrefixRunner
 
 follow = SharedPrefixRunner.follow
 

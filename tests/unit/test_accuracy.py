@@ -6,7 +6,7 @@ import pytest
 
 from fakes import FakeClock, FakeEngine, prompts
 from perfline.accuracy import AccuracyOptions, AccuracyRun, choose, looks
-from perfline.engine import run_pass
+from perfline.engines.engine import run_pass
 from perfline.errors import EngineError
 
 IDENTITY = {"case": "fake", "engine": "inductor", "weights": "sha256:1"}

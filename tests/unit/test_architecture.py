@@ -16,8 +16,8 @@ LAYERS = (
     {
         "errors",
         "options",
-        "device",
-        "compilers",
+        "engines.device",
+        "engines.compilers",
         "kinds",
         "progress",
         "statistics",
@@ -25,8 +25,16 @@ LAYERS = (
     },
     {"ab.sequential", "page.svg"},
     {"ab.cli", "export.cli", "page.cli", "past.cli"},  # parsers; they import their work when called
-    {"attention", "group", "metrics", "jsonfile", "cases.case", "environment", "telemetry"},
-    {"ab.worktree", "rendezvous"},
+    {
+        "engines.attention",
+        "distributed.group",
+        "metrics",
+        "jsonfile",
+        "cases.case",
+        "engines.environment",
+        "engines.telemetry",
+    },
+    {"ab.worktree", "distributed.rendezvous"},
     {"tasks.answers", "tasks.stored_answers", "verdict", "cases.data", "ab.wire"},
     {"tasks.mmlu", "baseline", "gates", "accuracy_gates", "record", "journal"},
     {"page.plots", "ab.process", "ab.worker", "candidate"},
@@ -34,12 +42,26 @@ LAYERS = (
     {"accept"},
     {"hints", "offer"},
     {"outcome"},
-    {"engine", "tasks.prompt_lengths", "prefix", "tasks.prompt_cache", "report", "units"},
-    {"replica"},
-    {"throughput", "part", "tensor_parallel", "torch_engine", "report_markdown", "ab.nouns"},
+    {
+        "engines.engine",
+        "tasks.prompt_lengths",
+        "engines.prefix_plan",
+        "tasks.prompt_cache",
+        "report",
+        "distributed.work_units",
+    },
+    {"distributed.replica"},
+    {
+        "throughput",
+        "part",
+        "engines.tensor_parallel",
+        "engines.torch_engine",
+        "report_markdown",
+        "ab.nouns",
+    },
     {"ab.fields"},
-    {"hf", "prefix_forward", "together", "ab.messages", "ab.record", "ab.sides"},
-    {"shared_prefix", "rounds"},
+    {"engines.hf", "engines.prefix_forward", "together", "ab.messages", "ab.record", "ab.sides"},
+    {"engines.shared_prefix", "rounds"},
     {"accuracy", "opened"},
     {"accuracy_metrics"},
     {"bench", "parallel", "export.exports", "ab.file", "ab.gates", "ab.launch", "ab.pairs"},
@@ -103,8 +125,13 @@ def test_only_the_real_engine_imports_torch_at_its_top():
         for path in FILES
         if {name.split(".")[0] for name in imports(path, top_level=True)} & HEAVY
     }
-    engine = {"hf", "torch_engine", "prefix_forward", "shared_prefix"}
-    assert heavy == {"attention", "tensor_parallel"} | engine
+    engine = {
+        "engines.hf",
+        "engines.torch_engine",
+        "engines.prefix_forward",
+        "engines.shared_prefix",
+    }
+    assert heavy == {"engines.attention", "engines.tensor_parallel"} | engine
 
 
 def test_only_cli_writes_baselines():

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from perfline import baseline, cli
-from perfline.environment import Environment
+from perfline.engines.environment import Environment
 from perfline.errors import BaselineError
 from perfline.report import number
 from samples import (

@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 
-from perfline import baseline, cli, device, doctor, environment, telemetry
+from perfline import baseline, cli, doctor
 from perfline.candidate import measured_baseline
-from perfline.device import Device
+from perfline.engines import device, environment, telemetry
+from perfline.engines.device import Device
+from perfline.engines.telemetry import Clocks, Sample, Watch
 from perfline.errors import DataError
-from perfline.telemetry import Clocks, Sample, Watch
 from samples import case_record, packaged, record
 
 GPU = Device("cuda", "NVIDIA H100 80GB HBM3", "nvidia-h100-80gb-hbm3")

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from perfline import __version__
-from perfline.environment import Environment
+from perfline.engines.environment import Environment
 from perfline.errors import RecordError
 from perfline.export import exports
 from perfline.export import lm_eval as export_lm_eval

@@ -20,13 +20,13 @@ from perfline import baseline, baselines_cli, gates, judge, record, throughput, 
 from perfline.bench import Bench
 from perfline.candidate import Terms
 from perfline.cases.case import GatesSpec, load_cases
-from perfline.device import Device
-from perfline.engine import CompileCounts
-from perfline.environment import Environment
+from perfline.engines.device import Device
+from perfline.engines.engine import CompileCounts
+from perfline.engines.environment import Environment
+from perfline.engines.telemetry import RoundHealth
 from perfline.errors import BaselineError
 from perfline.metrics import Metric
 from perfline.record import CaseRecord, Record
-from perfline.telemetry import RoundHealth
 from perfline.throughput import Ready, Round, Timings
 from perfline.verdict import Verdict, Word
 

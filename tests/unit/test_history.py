@@ -12,7 +12,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from perfline.environment import Environment
+from perfline.engines.environment import Environment
 from perfline.errors import PerflineError, RecordError
 from perfline.metrics import Metric
 from perfline.past import history, trend

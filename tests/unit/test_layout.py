@@ -15,7 +15,7 @@ from perfline import record as records
 from perfline.accuracy import AccuracyOptions, AccuracyPass
 from perfline.bench import Bench
 from perfline.candidate import Candidate, Terms, measured_baseline
-from perfline.environment import Environment
+from perfline.engines.environment import Environment
 from perfline.errors import EngineError, RecordError
 from perfline.line import Options, Session, Tools
 from perfline.metrics import Metric

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 import pytest
 
 from fake_ranks import groups
-from perfline import ranks, rendezvous
+from perfline import ranks
 from perfline.accuracy import AccuracyOptions
+from perfline.distributed import rendezvous
+from perfline.distributed.group import Group
 from perfline.errors import EngineError, RankError
-from perfline.group import Group
 from perfline.line import Options
 from perfline.parallel import Lead
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from perfline import report, report_markdown
-from perfline.environment import Environment
+from perfline.engines.environment import Environment
 from perfline.hints import next_command, settling
 from perfline.metrics import Metric
 from perfline.record import CaseRecord, Record

@@ -7,8 +7,8 @@ import pytest
 from fakes import FakeClock, FakeEngine, FakeOpened, prompts
 from perfline.bench import Bench
 from perfline.cases.case import ThroughputSpec, load_cases
-from perfline.device import Device
-from perfline.telemetry import RoundHealth, Watch
+from perfline.engines.device import Device
+from perfline.engines.telemetry import RoundHealth, Watch
 from perfline.throughput import Stopwatch, make_ready, metrics
 
 SPEC = ThroughputSpec(sample=4, rounds=3, min_round_s=0.001)

@@ -9,8 +9,8 @@ import pytest
 from fakes import FakeClock, FakeEngine, prompts
 from perfline import throughput
 from perfline.cases.case import GatesSpec, ThroughputSpec
-from perfline.engine import CompileCounts
-from perfline.telemetry import RoundHealth
+from perfline.engines.engine import CompileCounts
+from perfline.engines.telemetry import RoundHealth
 from perfline.throughput import Round, Stopwatch, make_ready
 from perfline.together import ReplicaTimings, aggregate
 

@@ -145,7 +145,7 @@ def run(args: argparse.Namespace) -> int:
     from perfline.ab import file as compare_file
     from perfline.ab import text as compare_text
     from perfline.ab.record import Comparison
-    from perfline.environment import today
+    from perfline.engines.environment import today
     from perfline.errors import RecordError
 
     sides, plans = _plans(args)

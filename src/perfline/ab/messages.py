@@ -15,7 +15,7 @@ import numpy as np
 from perfline.ab.fields import count
 from perfline.ab.nouns import Ready, Round, Workload
 from perfline.cases.case import WeightsKind
-from perfline.engine import EngineName
+from perfline.engines.engine import EngineName
 from perfline.errors import DataError, WorkerError
 from perfline.jsonfile import Node
 from perfline.tasks.answers import Answers

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from perfline.cases.case import WeightsKind
-from perfline.engine import EngineName
+from perfline.engines.engine import EngineName
 from perfline.jsonfile import Scalar
 from perfline.tasks.answers import Answers
 

@@ -19,21 +19,21 @@ from perfline.ab import messages, wire
 from perfline.ab.nouns import Ready, Round, Workload
 from perfline.bench import Bench
 from perfline.cases.case import Case, load_cases, with_settings
-from perfline.device import Device, current_device
-from perfline.engine import run_pass
-from perfline.environment import Environment, collect
+from perfline.distributed.group import Group
+from perfline.distributed.replica import Replica
+from perfline.engines.device import Device, current_device
+from perfline.engines.engine import run_pass
+from perfline.engines.environment import Environment, collect
+from perfline.engines.telemetry import Watch, watch
 from perfline.errors import WorkerError
-from perfline.group import Group
 from perfline.helper import Helper, obey_all
 from perfline.jsonfile import Node
 from perfline.opened import Opened, open_case
 from perfline.parallel import Lead
-from perfline.replica import Replica
 from perfline.rounds import Rounds
 from perfline.tasks.answers import Answers, no_answers
 from perfline.tasks.mmlu import Prompt
 from perfline.tasks.sampling import tier_order
-from perfline.telemetry import Watch, watch
 from perfline.throughput import Timings
 from perfline.together import combine, worst_ready
 
@@ -243,7 +243,7 @@ def _pids(request: Node) -> list[int]:
 @contextmanager
 def _memory_in_words(device: Device, what: str) -> Iterator[None]:
     """Outside of the engine's own forwards too, a full device is a DeviceMemory."""
-    from perfline.torch_engine import full, out_of_memory
+    from perfline.engines.torch_engine import full, out_of_memory
 
     try:
         yield

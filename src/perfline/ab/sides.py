@@ -20,7 +20,7 @@ from pathlib import Path
 from perfline.ab.nouns import Side, SideName
 from perfline.ab.worktree import GIT_PLACES, SCRATCH, git, sweep_scratch, work_tree
 from perfline.cases.case import Case
-from perfline.environment import git_commit
+from perfline.engines.environment import git_commit
 from perfline.errors import WorkerError
 
 OLDEST_PYTHON = (3, 10)

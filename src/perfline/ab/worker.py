@@ -34,7 +34,7 @@ from perfline.errors import PerflineError, WorkerError
 
 if TYPE_CHECKING:
     from perfline.ab.serve import Launch
-    from perfline.group import Group
+    from perfline.distributed.group import Group
     from perfline.jsonfile import Node
 
 DIE_WITH_PARENT = "--die-with-parent"
@@ -100,7 +100,7 @@ def _assist(imports: Sequence[str]) -> int:
     except WorkerError as error:
         problem = error  # rank 0 says so, unless it is this rank's alone
     from perfline.ab.serve import assist
-    from perfline.rendezvous import join
+    from perfline.distributed.rendezvous import join
 
     try:
         group = join(PATIENCE_S)
@@ -153,7 +153,7 @@ def _open(request: Node, as_rank: bool) -> tuple[Launch, dict[str, object]]:
 
     group: Group | None = None
     if as_rank:
-        from perfline.rendezvous import join
+        from perfline.distributed.rendezvous import join
 
         group = join(PATIENCE_S)
     launch = Launch.open(request, group)

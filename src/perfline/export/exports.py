@@ -22,7 +22,7 @@ from datetime import datetime
 from pathlib import Path
 
 from perfline.baseline import DUMMY_SUFFIX
-from perfline.environment import Environment
+from perfline.engines.environment import Environment
 from perfline.errors import RecordError
 from perfline.metrics import Direction, Metric
 from perfline.record import CaseRecord, Record

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from perfline import __version__
 from perfline.cases.case import Case, WeightsKind
-from perfline.engine import EngineName
+from perfline.engines.engine import EngineName
 from perfline.errors import RecordError
 from perfline.export.exports import Export
 from perfline.jsonfile import write_text

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from perfline.cases.case import MmluSpec
-from perfline.prefix import Limits, plan
+from perfline.engines.prefix_plan import Limits, plan
 from perfline.tasks.mmlu import (
     Encode,
     Question,

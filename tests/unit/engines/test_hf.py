@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from perfline import hf
-from perfline.device import current_device
-from perfline.engine import run_pass
+from perfline.engines import hf
+from perfline.engines.device import current_device
+from perfline.engines.engine import run_pass
+from perfline.engines.torch_engine import decoder_layers
 from perfline.errors import CaseError, DeviceMemory, EngineError
 from perfline.tasks.mmlu import Prompt
-from perfline.torch_engine import decoder_layers
 from random_llama import CONFIG, case
 
 

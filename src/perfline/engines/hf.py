@@ -21,14 +21,14 @@ import torch
 import transformers
 from torch import nn
 
-from perfline import tensor_parallel
 from perfline.cases.case import Case
-from perfline.device import Device
-from perfline.engine import EngineName
+from perfline.distributed.replica import Replica
+from perfline.engines import tensor_parallel
+from perfline.engines.device import Device
+from perfline.engines.engine import EngineName
+from perfline.engines.torch_engine import TorchEngine, out_of_memory
 from perfline.errors import CaseError, EngineError, PerflineError
-from perfline.replica import Replica
 from perfline.tasks import mmlu
-from perfline.torch_engine import TorchEngine, out_of_memory
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 

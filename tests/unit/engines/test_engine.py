@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fakes import FakeClock, FakeEngine, prompts
-from perfline.engine import CompileCounts, run_pass
+from perfline.engines.engine import CompileCounts, run_pass
 from perfline.errors import EngineError
 from perfline.tasks.answers import accuracy
 

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from perfline.device import Device, cpu_contention, current_device, slugify
-from perfline.environment import collect, git_commit, peak_flops
+from perfline.engines.device import Device, cpu_contention, current_device, slugify
+from perfline.engines.environment import collect, git_commit, peak_flops
 
 
 @pytest.mark.parametrize(

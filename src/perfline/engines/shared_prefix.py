@@ -18,15 +18,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from perfline import prefix
-from perfline.device import GIB, Device
-from perfline.engine import Clock, Progress
+from perfline.engines import prefix_plan as prefix
+from perfline.engines.device import GIB, Device
+from perfline.engines.engine import Clock, Progress
+from perfline.engines.prefix_forward import Ints, KeysValues, PrefixForward
+from perfline.engines.prefix_plan import Batch, Limits, Plan
+from perfline.engines.torch_engine import TorchEngine
 from perfline.errors import DeviceMemory, EngineError
-from perfline.prefix import Batch, Limits, Plan
-from perfline.prefix_forward import Ints, KeysValues, PrefixForward
 from perfline.tasks.answers import Answers
 from perfline.tasks.mmlu import Prompt
-from perfline.torch_engine import TorchEngine
 
 OnBatch = Callable[[Answers], None]
 

@@ -20,7 +20,7 @@ from perfline.errors import CaseError, EngineError
 
 if TYPE_CHECKING:
     from perfline.cases.case import Case
-    from perfline.replica import Replica
+    from perfline.distributed.replica import Replica
 
 
 def arguments(replica: Replica | None) -> dict[str, Any]:

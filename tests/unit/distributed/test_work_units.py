@@ -4,8 +4,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from perfline.distributed.work_units import LEAST_QUESTIONS, cut
 from perfline.tasks.mmlu import Prompt
-from perfline.units import LEAST_QUESTIONS, cut
 
 
 def prompts_of(sizes: list[int], length: int = 50) -> list[Prompt]:

@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from perfline.attention import GROUPED, attending
+from perfline.engines.attention import GROUPED, attending
+from perfline.engines.torch_engine import TorchEngine
 from perfline.errors import EngineError
-from perfline.torch_engine import TorchEngine
 
 Ints = npt.NDArray[np.int64]
 KeysValues = list[tuple[torch.Tensor, torch.Tensor]]  # by layer: (1, heads, _FRONT + tokens, size)

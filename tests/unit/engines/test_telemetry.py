@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from perfline.device import Device
-from perfline.telemetry import Clocks, RoundHealth, clocks, watch
+from perfline.engines.device import Device
+from perfline.engines.telemetry import Clocks, RoundHealth, clocks, watch
 
 GPU = Device("cuda", "NVIDIA H100 80GB HBM3", "nvidia-h100-80gb-hbm3")
 NEVER_S = 1e6  # no reading between begin and end

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perfline.prefix import LEAST_WIDTH, Batch, Limits, Node, Plan, plan
+from perfline.engines.prefix_plan import LEAST_WIDTH, Batch, Limits, Node, Plan, plan
 from perfline.tasks.mmlu import Prompt
 from perfline.tasks.prompt_lengths import dummy_prompts
 

@@ -12,10 +12,11 @@ import torch
 
 from fake_ranks import groups
 from fakes import FakeClock, FakeEngine, FakeOpened, prompts
-from perfline import tensor_parallel
 from perfline.cases.case import PACKAGED_CASES, load_case
-from perfline.device import current_device
-from perfline.engine import run_pass
+from perfline.distributed.replica import Replica
+from perfline.engines import tensor_parallel
+from perfline.engines.device import current_device
+from perfline.engines.engine import run_pass
 from perfline.errors import (
     CaseError,
     DeviceMemory,
@@ -27,7 +28,6 @@ from perfline.errors import (
 from perfline.helper import follow
 from perfline.opened import open_case
 from perfline.parallel import Lead
-from perfline.replica import Replica
 
 TINY = load_case(PACKAGED_CASES / "tiny.yaml")
 

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from perfline.device import Device
+from perfline.engines.device import Device
 
 # nvml.h, nvmlClocksEventReasons*: what slows the clocks against the owner's wish. The power cap
 # (0x4) is left out: a large GPU at full load runs at it, that is its normal state.

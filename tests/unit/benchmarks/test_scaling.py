@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from perfline import prefix
+from perfline.engines import prefix_plan as prefix
 from perfline.tasks.mmlu import Prompt
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
 sys.path.append(str(BENCHMARKS))
 
 import _scaling_cost as model  # noqa: E402

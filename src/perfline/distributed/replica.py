@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+from perfline.distributed.group import Group
 from perfline.errors import PerflineError, RankError, ReplicaLost, told
-from perfline.group import Group
 
 _CAUSE_S = 2.0  # for which a rank whose collective failed looks for the one that knows why
 

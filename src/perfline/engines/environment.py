@@ -19,7 +19,7 @@ from pathlib import Path
 
 import yaml
 
-from perfline.device import current_device
+from perfline.engines.device import current_device
 
 PACKAGES = ("torch", "triton", "transformers", "tokenizers", "safetensors", "numpy")
 
@@ -74,7 +74,9 @@ def peak_flops(device: str, dtype: str) -> float | None:
 
     None for a device that the table does not list: an unknown device has no MFU.
     """
-    table = yaml.safe_load(resources.files("perfline").joinpath("peaks.yaml").read_text("utf-8"))
+    table = yaml.safe_load(
+        resources.files("perfline.engines").joinpath("peaks.yaml").read_text("utf-8")
+    )
     for row in table:
         if re.fullmatch(row["device"], device) and dtype in row["peaks"]:
             return float(row["peaks"][dtype])

@@ -16,14 +16,14 @@ import torch
 import transformers
 from torch import nn
 
-from perfline.device import Device
-from perfline.engine import CompileCounts, EngineName, Head
+from perfline.engines.device import Device
+from perfline.engines.engine import CompileCounts, EngineName, Head
 from perfline.errors import DeviceMemory, EngineError
 from perfline.tasks.answers import full_vocab_letter
 from perfline.tasks.mmlu import Prompt
 
 if TYPE_CHECKING:
-    from perfline.hf import Model
+    from perfline.engines.hf import Model
 
 _COMPILE_ERRORS = (
     torch._dynamo.exc.TorchDynamoException,

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from perfline import hf
-from perfline.attention import grouped_sdpa
-from perfline.device import Device, current_device
-from perfline.engine import run_pass
+from perfline.engines import hf
+from perfline.engines.attention import grouped_sdpa
+from perfline.engines.device import Device, current_device
+from perfline.engines.engine import run_pass
+from perfline.engines.prefix_plan import Limits
+from perfline.engines.shared_prefix import SharedPrefixRunner, default_limits
 from perfline.errors import DeviceMemory, EngineError
-from perfline.prefix import Limits
-from perfline.shared_prefix import SharedPrefixRunner, default_limits
 from perfline.tasks.answers import LETTERS
 from perfline.tasks.mmlu import Prompt
 from random_llama import CONFIG, case
