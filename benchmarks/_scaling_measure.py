@@ -30,9 +30,6 @@ import yaml
 from _scaling_cost import Cost, Work, fit, last_ends, left_out_error, work
 from tabulate import tabulate
 
-from perfline import record
-from perfline.accuracy import AccuracyRun
-from perfline.bench import Bench
 from perfline.cases import case as cases
 from perfline.cases import data
 from perfline.cases.case import Case, WeightsKind
@@ -40,11 +37,14 @@ from perfline.distributed.work_units import cut
 from perfline.engines import environment
 from perfline.engines.device import cpu_contention, current_device
 from perfline.engines.engine import EngineName, run_pass
-from perfline.journal import Journal
-from perfline.opened import Opened, open_case
+from perfline.measure import record
+from perfline.measure.accuracy import AccuracyRun
+from perfline.measure.case_run import Bench
+from perfline.measure.journal import Journal
+from perfline.measure.loaded_case import Opened, open_case
+from perfline.measure.throughput import PREFIX
 from perfline.tasks.answers import Answers, union
 from perfline.tasks.mmlu import Prompt
-from perfline.throughput import PREFIX
 
 ROOT = Path(__file__).parents[1]
 SIZES = (8, 16, 4, 64, 32)  # questions of the timed units, in turn

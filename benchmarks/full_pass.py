@@ -25,13 +25,13 @@ from typing import Any
 
 from tabulate import tabulate
 
-from perfline.accuracy import AccuracyOptions, AccuracyPass
-from perfline.bench import Bench
 from perfline.cases.case import Case, load_cases
 from perfline.engines import environment
 from perfline.engines.device import Device, current_device
 from perfline.engines.engine import ENGINE_NAMES, EngineName, run_pass
-from perfline.opened import open_case
+from perfline.measure.accuracy import AccuracyOptions, AccuracyPass
+from perfline.measure.case_run import Bench
+from perfline.measure.loaded_case import open_case
 
 ROOT = Path(__file__).parents[1]
 MATRIX = 8192  # of the large product, a side; on a CPU an eighth of it

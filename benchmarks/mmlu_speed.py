@@ -47,9 +47,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
-from perfline.accuracy_gates import same_answers
 from perfline.engines import environment
 from perfline.engines.device import cpu_contention, current_device
+from perfline.gates.accuracy import same_answers
 from perfline.tasks import mmlu
 
 if TYPE_CHECKING:

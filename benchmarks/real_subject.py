@@ -80,7 +80,7 @@ def copy_subject(mmlu: Path, subject: str, target: Path, args: argparse.Namespac
 
 def report(run: Path) -> None:
     """Compare the two engines' answers to all questions."""
-    from perfline import record
+    from perfline.measure import record
 
     accuracy = record.load(run).cases["llama-100m"].accuracy
     eager, compiled = accuracy["eager"], accuracy["inductor"]

@@ -26,14 +26,14 @@ from pathlib import Path
 from _scaling_cost import Cost, Work, last_ends, work
 from tabulate import tabulate
 
-from perfline import record
 from perfline.distributed.work_units import Unit, cut
 from perfline.engines import prefix_plan as prefix
 from perfline.engines.engine import ENGINE_NAMES, EngineName
 from perfline.engines.prefix_plan import Limits
+from perfline.measure import record
+from perfline.measure.throughput import PREFIX
 from perfline.tasks import prompt_lengths as lengths
 from perfline.tasks.mmlu import Prompt
-from perfline.throughput import PREFIX
 
 VOCABULARY, MAX_PROMPT = 128_256, 2048  # Llama-3's
 RANKS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
-from perfline import accuracy_gates, baseline, gates, record, verdict
+from perfline import baseline
 from perfline.ab import file as compare_file
 from perfline.ab import gates as compare_gates
 from perfline.ab.nouns import SIDES, Round
@@ -36,11 +36,15 @@ from perfline.ab.sequential import LOOKS, decide
 from perfline.cases.case import Case, load_cases
 from perfline.cases.data import find_mmlu
 from perfline.engines.environment import Environment
+from perfline.gates import accuracy as accuracy_gates
+from perfline.gates import performance as gates
+from perfline.gates import verdict
+from perfline.gates.verdict import Verdict
+from perfline.measure import record
+from perfline.measure.record import CaseRecord, Record
 from perfline.metrics import Metric, mfu
-from perfline.record import CaseRecord, Record
 from perfline.tasks.mmlu import load_subjects, question_set_digest
 from perfline.tasks.stored_answers import StoredAnswers
-from perfline.verdict import Verdict
 
 MACHINE = "nvidia-h100-80gb-hbm3"
 CONTEXT = {

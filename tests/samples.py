@@ -7,13 +7,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from perfline import record as records
 from perfline.cases.case import Case, load_cases
 from perfline.engines.environment import Environment
+from perfline.gates.verdict import Gate, Verdict, Word
+from perfline.measure import record as records
+from perfline.measure.record import CaseRecord, Record
 from perfline.metrics import Metric
-from perfline.record import CaseRecord, Record
 from perfline.tasks.stored_answers import StoredAnswers
-from perfline.verdict import Gate, Verdict, Word
 
 MACHINE = "cpu-test-2-cores"
 CONTEXT = {"torch": "2.13.0", "commit": "abc123456789"}

@@ -19,8 +19,8 @@ import numpy.typing as npt
 from _accuracy_rules import GATE, UNPAIRED, Counts, alarms, count, gate_word
 
 from perfline.cases.case import GatesSpec
-from perfline.statistics import clopper_pearson, mcnemar_p
-from perfline.verdict import Word
+from perfline.gates.statistics import clopper_pearson, mcnemar_p
+from perfline.gates.verdict import Word
 
 SEED = 20261122
 DRAWS = 2000  # of each arm and size; of MMLU's size, where one verdict takes 6 ms, a twentieth

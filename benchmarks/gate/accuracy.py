@@ -28,9 +28,9 @@ from typing import Any
 import _accuracy_tables
 from _accuracy_rates import DRAWS, SEED, evaluate
 
-from perfline.accuracy_gates import accuracy_baseline
 from perfline.cases.case import Case, load_cases
 from perfline.engines import environment
+from perfline.gates.accuracy import accuracy_baseline
 
 HERE = Path(__file__).parent
 OUT, PAGE = HERE / "results" / "accuracy-tiny.json", HERE / "ACCURACY.md"

@@ -15,13 +15,15 @@ import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from perfline import accuracy_gates, gates
 from perfline import baseline as baselines
 from perfline.baseline import Baseline
 from perfline.candidate import Candidate, Terms
 from perfline.errors import BaselineError
+from perfline.gates import accuracy as accuracy_gates
+from perfline.gates import performance as gates
+from perfline.gates.verdict import Verdict, signed, worst
+from perfline.measure.record import Record
 from perfline.metrics import Metric
-from perfline.record import Record
 from perfline.spoilt import (
     AGAIN,
     contended,
@@ -31,7 +33,6 @@ from perfline.spoilt import (
     spoilt,
     waited_note,
 )
-from perfline.verdict import Verdict, signed, worst
 
 # Published names of what each engine answers.
 ACCURACY = {"eager": "acc_val", "inductor": "acc_infer"}

@@ -20,7 +20,7 @@ from perfline.candidate import Terms
 from perfline.cases.case import Case, load_cases
 from perfline.engines.environment import LAYOUT
 from perfline.errors import BaselineError, PerflineError
-from perfline.record import load as load_record
+from perfline.measure.record import load as load_record
 from perfline.report import paragraph
 
 

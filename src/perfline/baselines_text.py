@@ -18,8 +18,8 @@ from perfline.accept import ACCURACY
 from perfline.baseline import Baseline
 from perfline.candidate import Candidate
 from perfline.cases.case import Scoring, WeightsKind
+from perfline.gates.verdict import signed
 from perfline.metrics import Metric
-from perfline.verdict import signed
 
 _UNIT_ORDER = ("tok/s", "fraction", "GiB", "count", "s")
 _SCORINGS: tuple[Scoring, ...] = ("full-vocab", "letters")

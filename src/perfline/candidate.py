@@ -12,7 +12,7 @@ from pathlib import Path
 from perfline.baseline import Baseline, Published, Session
 from perfline.cases.case import Case
 from perfline.jsonfile import Scalar
-from perfline.record import CaseRecord, Record
+from perfline.measure.record import CaseRecord, Record
 from perfline.tasks.stored_answers import StoredAnswers
 
 _KEPT_INFO = (

@@ -23,7 +23,7 @@ from perfline.engines.compilers import Compiler, compiler
 from perfline.engines.device import GIB, Device, cpu_contention, current_device
 from perfline.engines.telemetry import Clocks, Sample
 from perfline.errors import DataError, MissingData, PerflineError
-from perfline.gates import MAX_CONTENTION_FRACTION
+from perfline.gates.performance import MAX_CONTENTION_FRACTION
 from perfline.report import paragraph
 
 _PACKAGES = ("pytest", "pytest-benchmark", "nvidia-ml-py", "accelerate")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from perfline.candidate import Terms
+from perfline.gates.verdict import Verdict
 from perfline.jsonfile import Scalar
-from perfline.verdict import Verdict
 
 Refused = Callable[[Terms], str]  # why an update with these terms is refused; empty where not
 

@@ -10,19 +10,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from perfline import accuracy_gates, gates, verdict
 from perfline import baseline as baselines
-from perfline.accuracy import AccuracyPass
 from perfline.baseline import Baseline, Published
 from perfline.cases.case import Case, WeightsKind
 from perfline.engines.engine import EngineName
 from perfline.engines.environment import Environment
+from perfline.gates import accuracy as accuracy_gates
+from perfline.gates import performance as gates
+from perfline.gates import verdict
+from perfline.gates.verdict import Verdict
 from perfline.jsonfile import Scalar
+from perfline.measure.accuracy import AccuracyPass
+from perfline.measure.throughput import PREFIX, Timings
 from perfline.metrics import Metric
 from perfline.tasks.answers import Answers
 from perfline.tasks.stored_answers import Scored, StoredAnswers
-from perfline.throughput import PREFIX, Timings
-from perfline.verdict import Verdict
 
 JUDGED = {
     "eager": ("p_val_core", "p_val_whole"),

@@ -16,10 +16,8 @@ from typing import Any
 import pytest
 
 from perfline import baseline as baselines
-from perfline import judge, offer, record, report, report_markdown, verdict
-from perfline.accuracy import AccuracyOptions, AccuracyPass, Share
+from perfline import judge, offer, report, report_markdown
 from perfline.baseline import Published
-from perfline.bench import Bench, ProgressOf
 from perfline.candidate import Terms
 from perfline.cases.case import Case, WeightsKind
 from perfline.distributed.replica import Replica
@@ -27,17 +25,21 @@ from perfline.engines.device import Device
 from perfline.engines.engine import Clock, EngineName
 from perfline.engines.environment import Environment, peak_flops, today
 from perfline.errors import DataError, PerflineError, RecordError
+from perfline.gates import verdict
+from perfline.gates.verdict import Verdict
 from perfline.hints import Refused, settling
 from perfline.jsonfile import Scalar
 from perfline.judge import Against
+from perfline.measure import record
+from perfline.measure.accuracy import AccuracyOptions, AccuracyPass, Share
+from perfline.measure.case_run import Bench, ProgressOf
+from perfline.measure.loaded_case import Opened
+from perfline.measure.record import CaseRecord, Record
+from perfline.measure.throughput import PREFIX, Timings
 from perfline.metrics import Metric
-from perfline.opened import Opened
-from perfline.record import CaseRecord, Record
 from perfline.spoilt import spoilt
 from perfline.tasks.answers import Answers
 from perfline.tasks.stored_answers import StoredAnswers
-from perfline.throughput import PREFIX, Timings
-from perfline.verdict import Verdict
 
 Opener = Callable[..., Opened]  # as opened.open_case
 

@@ -13,7 +13,7 @@ from perfline.baseline import Baseline
 from perfline.candidate import Candidate, Terms, measured_baseline
 from perfline.cases.case import Case
 from perfline.errors import BaselineError
-from perfline.record import Record
+from perfline.measure.record import Record
 
 
 def place(root: Path, record: Record, name: str) -> Path:

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from perfline.gates.verdict import WORST_FIRST, Word, fails, skips, worst
 from perfline.hints import Refused, next_command
-from perfline.record import CaseRecord, Record
-from perfline.verdict import WORST_FIRST, Word, fails, skips, worst
+from perfline.measure.record import CaseRecord, Record
 
 
 @dataclass(frozen=True)

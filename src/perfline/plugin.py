@@ -18,13 +18,13 @@ from typing import Any
 import pytest
 
 from perfline import ranks
-from perfline.accuracy import AccuracyOptions
 from perfline.cases import case as cases
 from perfline.cases import data
 from perfline.cases.case import Case
 from perfline.distributed import rendezvous
 from perfline.errors import MissingData, MissingRanks, PerflineError
 from perfline.line import Line, Options, Session
+from perfline.measure.accuracy import AccuracyOptions
 
 SESSION = pytest.StashKey[Session]()
 
@@ -129,7 +129,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture(scope="session")
 def perfline_opener() -> Callable[..., Any]:
     """What opens a case; a test of the suite itself overrides it with a scripted engine."""
-    from perfline.opened import open_case
+    from perfline.measure.loaded_case import open_case
 
     return open_case
 
@@ -409,6 +409,6 @@ def _progress(config: pytest.Config) -> Callable[[str], Callable[[int, int], Non
     reporter: Any = config.pluginmanager.getplugin("terminalreporter")
     if write is None:
         return None
-    from perfline.progress import ProgressLine
+    from perfline.measure.progress import ProgressLine
 
     return lambda what: ProgressLine(what, write, reporter.isatty)

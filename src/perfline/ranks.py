@@ -24,10 +24,10 @@ from perfline.distributed.rendezvous import join
 from perfline.engines.device import current_device
 from perfline.engines.environment import collect
 from perfline.errors import RankError
-from perfline.helper import Helper, obey_all
 from perfline.line import Options, Tools
-from perfline.opened import open_case
-from perfline.parallel import Lead
+from perfline.measure.loaded_case import open_case
+from perfline.measure.parallel_accuracy import Lead
+from perfline.measure.rank_worker import Helper, obey_all
 
 GROUP = pytest.StashKey[Group]()
 LEAD = pytest.StashKey[Lead]()

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from tabulate import tabulate
 
 from perfline.baseline import Published
+from perfline.gates.verdict import WORST_FIRST, Flip, Verdict, worst
 from perfline.hints import Refused, next_command, settling
 from perfline.jsonfile import Scalar
+from perfline.measure.record import CaseRecord, Record
 from perfline.metrics import Metric, summary
 from perfline.outcome import next_of
-from perfline.record import CaseRecord, Record
-from perfline.verdict import WORST_FIRST, Flip, Verdict, worst
 
 WIDTH = 80
 FLIPS_SHOWN = 10

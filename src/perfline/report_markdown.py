@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 
 from perfline import report
 from perfline.baseline import Published
+from perfline.gates.verdict import Flip, Verdict
 from perfline.hints import Refused
+from perfline.measure.record import CaseRecord, Record
 from perfline.outcome import gravest_first, next_of, outcome
-from perfline.record import CaseRecord, Record
-from perfline.verdict import Flip, Verdict
 
 LIMIT = 65_000
 _TEXT = 1_000  # characters of one quoted text

@@ -11,9 +11,9 @@ import statistics
 from collections.abc import Iterator
 from typing import cast
 
-from perfline import gates
 from perfline.candidate import Candidate
 from perfline.cases.case import WeightsKind
+from perfline.gates import performance as gates
 from perfline.metrics import Metric
 
 AGAIN = "run pytest again"

@@ -29,7 +29,7 @@ import sys
 import time
 from pathlib import Path
 
-from perfline.throughput import Stopwatch
+from perfline.measure.throughput import Stopwatch
 
 timed_round = Stopwatch.round
 

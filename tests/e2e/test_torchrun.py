@@ -155,7 +155,7 @@ from perfline.engines import hf
 from perfline.cases.case import load_case
 from perfline.engines.device import current_device
 from perfline.engines.engine import run_pass
-from perfline.helper import follow
+from perfline.measure.rank_worker import follow
 from perfline.tasks.prompt_lengths import dummy_prompts
 from perfline.distributed.rendezvous import join
 from perfline.distributed.replica import Replica

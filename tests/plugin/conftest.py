@@ -130,5 +130,5 @@ def suite(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Suite:
     paths = (Path(perfline.__file__).parents[1], REPOSITORY / "tests")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, paths)))
     # Engine and clock are scripted: what else this machine does must not be seen.
-    monkeypatch.setattr("perfline.throughput.cpu_contention", lambda: None)
+    monkeypatch.setattr("perfline.measure.throughput.cpu_contention", lambda: None)
     return Suite(pytester)

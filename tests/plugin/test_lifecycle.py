@@ -43,7 +43,7 @@ def test_no_update_is_offered_that_would_be_refused(suite, monkeypatch, capsys, 
         suite.script(inductor={"token_s": 1.1e-4})
     ticks = iter(range(10**6))
     # Of every two seconds that are wanted, one is waited for.
-    monkeypatch.setattr("perfline.throughput.cpu_contention", lambda: (next(ticks),) * 2)
+    monkeypatch.setattr("perfline.measure.throughput.cpu_contention", lambda: (next(ticks),) * 2)
     result = suite.run("-m", "perf")
     shown = " ".join(result.stdout.str().split())
     assert (
@@ -232,7 +232,7 @@ def test_wrong_answers_are_never_offered_for_acceptance(accepted):
 
 def test_a_slowdown_that_waiting_does_not_explain_is_regressed_all_the_same():
     from perfline.cases.case import GatesSpec
-    from perfline.gates import throughput_baseline
+    from perfline.gates.performance import throughput_baseline
     from perfline.metrics import Metric
 
     def judged(value, waited):

@@ -10,8 +10,8 @@ from perfline import accept, baseline
 from perfline.baseline import Baseline, Figure, Published
 from perfline.candidate import Candidate, Terms, measured_baseline
 from perfline.errors import BaselineError
+from perfline.measure.record import CaseRecord
 from perfline.metrics import Metric
-from perfline.record import CaseRecord
 from samples import (
     MACHINE,
     WORKLOAD,

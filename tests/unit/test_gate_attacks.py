@@ -16,8 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fakes import ENVIRONMENT, FakeClock, FakeEngine, FakeOpened, prompts
-from perfline import baseline, baselines_cli, gates, judge, record, throughput, verdict
-from perfline.bench import Bench
+from perfline import baseline, baselines_cli, judge
 from perfline.candidate import Terms
 from perfline.cases.case import GatesSpec, load_cases
 from perfline.engines.device import Device
@@ -25,10 +24,14 @@ from perfline.engines.engine import CompileCounts
 from perfline.engines.environment import Environment
 from perfline.engines.telemetry import RoundHealth
 from perfline.errors import BaselineError
+from perfline.gates import performance as gates
+from perfline.gates import verdict
+from perfline.gates.verdict import Verdict, Word
+from perfline.measure import record, throughput
+from perfline.measure.case_run import Bench
+from perfline.measure.record import CaseRecord, Record
+from perfline.measure.throughput import Ready, Round, Timings
 from perfline.metrics import Metric
-from perfline.record import CaseRecord, Record
-from perfline.throughput import Ready, Round, Timings
-from perfline.verdict import Verdict, Word
 
 CASE = """
 case: {name}
@@ -485,7 +488,7 @@ def test_a_run_that_the_device_spoilt_is_invalid_and_no_baseline(
     )
     hot = throughput.Watch()
     hot.end = lambda: RoundHealth(throttled="clocks throttled", readings=1)  # type: ignore[method-assign]
-    monkeypatch.setattr("perfline.bench.watch", lambda _: nullcontext(hot))
+    monkeypatch.setattr("perfline.measure.case_run.watch", lambda _: nullcontext(hot))
 
     timed = bench.time("inductor", lambda timed_round, n: [timed_round() for _ in range(n)])
     against = judge.against(line.baselines, ENVIRONMENT, line.case, "real")

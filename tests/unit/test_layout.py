@@ -11,13 +11,13 @@ import pytest
 
 from fakes import DEVICE
 from perfline import accept, baseline, cli, judge, report, report_markdown
-from perfline import record as records
-from perfline.accuracy import AccuracyOptions, AccuracyPass
-from perfline.bench import Bench
 from perfline.candidate import Candidate, Terms, measured_baseline
 from perfline.engines.environment import Environment
 from perfline.errors import EngineError, RecordError
 from perfline.line import Options, Session, Tools
+from perfline.measure import record as records
+from perfline.measure.accuracy import AccuracyOptions, AccuracyPass
+from perfline.measure.case_run import Bench
 from perfline.metrics import Metric
 from perfline.tasks.answers import Answers
 from samples import (

@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 
 import samples
 from perfline import baseline
-from perfline import record as records
 from perfline.ab.record import CaseComparison, Comparison, SideRecord
 from perfline.candidate import measured_baseline
 from perfline.errors import PerflineError
+from perfline.gates.verdict import WORST_FIRST, Flip, Verdict, fails
+from perfline.measure import record as records
 from perfline.metrics import Metric
 from perfline.outcome import outcome
 from perfline.page import charts as page_plots
@@ -32,7 +33,6 @@ from perfline.page import view as page_view
 from perfline.page.inputs import Inputs, Places, gather
 from perfline.report_markdown import LIMIT, markdown, quoted
 from perfline.tasks.stored_answers import StoredAnswers
-from perfline.verdict import WORST_FIRST, Flip, Verdict, fails
 
 EVIL = "<script>alert(1)</script>\"'&|`*[x](y)@all\n```"
 
@@ -342,7 +342,7 @@ def stored(directory: Path, *factors: float) -> baseline.Baseline:
 
 
 def test_the_interval_of_decision_is_the_gate_s(tmp_path):
-    from perfline import gates
+    from perfline.gates import performance as gates
 
     held = stored(tmp_path, 1.0, 1.01, 0.99)
     case = samples.packaged()

@@ -9,12 +9,12 @@ import pytest
 
 from fake_ranks import groups
 from perfline import ranks
-from perfline.accuracy import AccuracyOptions
 from perfline.distributed import rendezvous
 from perfline.distributed.group import Group
 from perfline.errors import EngineError, RankError
 from perfline.line import Options
-from perfline.parallel import Lead
+from perfline.measure.accuracy import AccuracyOptions
+from perfline.measure.parallel_accuracy import Lead
 
 ENVIRON = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
 

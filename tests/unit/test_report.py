@@ -6,11 +6,11 @@ import pytest
 
 from perfline import report, report_markdown
 from perfline.engines.environment import Environment
+from perfline.gates.verdict import Flip, Verdict
 from perfline.hints import next_command, settling
+from perfline.measure.record import CaseRecord, Record
 from perfline.metrics import Metric
-from perfline.record import CaseRecord, Record
 from perfline.report import Origin, context_change, failure, number
-from perfline.verdict import Flip, Verdict
 
 SLOW = Verdict(
     metric="p_infer_core",

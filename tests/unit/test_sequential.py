@@ -22,7 +22,7 @@ from perfline.ab.sequential import (
     signed_rank_p,
     spreads,
 )
-from perfline.statistics import clopper_pearson
+from perfline.gates.statistics import clopper_pearson
 
 MARGIN = math.log1p(0.02)
 

@@ -104,7 +104,9 @@ def test_a_rank_that_answers_otherwise_spoils_the_round(monkeypatch: pytest.Monk
 
 def test_all_processes_of_both_sides_are_told_to_every_watch(monkeypatch: pytest.MonkeyPatch):
     seen: list[list[int]] = []
-    monkeypatch.setattr("perfline.rounds._others", lambda pids: seen.append(list(pids)) or [])
+    monkeypatch.setattr(
+        "perfline.measure.parallel_rounds._others", lambda pids: seen.append(list(pids)) or []
+    )
     with launched(monkeypatch, {}, {}) as (launch, _):
         found = launch.ready()
         launch.round(1, [12, 34])

@@ -16,10 +16,10 @@ from fakes import DEVICE, ENVIRONMENT, FakeClock, FakeEngine, FakeOpened, prompt
 from perfline.ab import fields, messages, wire, worker
 from perfline.ab.nouns import Round, Workload
 from perfline.ab.serve import Launch, prompts_digest
-from perfline.bench import Bench
 from perfline.cases.case import load_cases, with_settings
 from perfline.errors import CaseError, DeviceMemory, WorkerError
 from perfline.jsonfile import Node
+from perfline.measure.case_run import Bench
 from perfline.tasks.sampling import tier_order
 
 WORKLOAD = Workload("tiny", (), None, "real", "eager", 6)

@@ -141,12 +141,12 @@ def _add_sides(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compare every case; print, save and return the exit status."""
-    from perfline import verdict
     from perfline.ab import file as compare_file
     from perfline.ab import text as compare_text
     from perfline.ab.record import Comparison
     from perfline.engines.environment import today
     from perfline.errors import RecordError
+    from perfline.gates import verdict
 
     sides, plans = _plans(args)
     if args.markdown is not None and args.markdown.resolve() == args.out.resolve():

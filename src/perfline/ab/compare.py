@@ -22,7 +22,7 @@ from perfline.ab.record import CaseComparison, SideRecord
 from perfline.ab.sides import describe
 from perfline.cases.case import Case, with_settings
 from perfline.errors import CaseError, DeviceMemory, EngineError, MissingRanks, WorkerError
-from perfline.verdict import Verdict, Word
+from perfline.gates.verdict import Verdict, Word
 
 FIRST_ROUNDS = 6  # kept rounds a side and launch, until the spreads are known
 SPREADS_AFTER = 4  # launch pairs

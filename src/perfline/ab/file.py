@@ -27,7 +27,7 @@ from perfline.ab.record import (
 from perfline.ab.sequential import Decision
 from perfline.errors import RecordError
 from perfline.jsonfile import Node, Scalar
-from perfline.record import CASE_NAME, read_verdict
+from perfline.measure.record import CASE_NAME, read_verdict
 
 SCHEMA = 1
 _FIX = "run perfline compare again"

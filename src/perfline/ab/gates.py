@@ -18,17 +18,18 @@ from dataclasses import replace
 
 import numpy as np
 
-from perfline import accuracy_gates, gates
 from perfline.ab.nouns import SIDES, Ready, SideName
 from perfline.ab.record import AnswersRecord, CaseComparison, Seconds, per_token
 from perfline.ab.sequential import hodges_lehmann
-from perfline.accuracy_gates import ROUNDING_FRACTION
 from perfline.cases.case import Case, GatesSpec, Precision
+from perfline.gates import accuracy as accuracy_gates
+from perfline.gates import performance as gates
+from perfline.gates.accuracy import ROUNDING_FRACTION
+from perfline.gates.statistics import zero_flip_bound
+from perfline.gates.verdict import Flip, Verdict, Word, signed
 from perfline.metrics import Metric
-from perfline.statistics import zero_flip_bound
 from perfline.tasks.answers import Answers, accuracy
 from perfline.tasks.stored_answers import Scored
-from perfline.verdict import Flip, Verdict, Word, signed
 
 TIME = "core_time"
 LOGITS = "letter_logits"

@@ -39,7 +39,7 @@ _REPORT_S = 40.0  # torchrun gives its ranks 30 s to end, then tells which one f
 _NEWS_S = 2.0  # for torchrun to see that a rank has ended, and to end the others
 _STUCK_SHOWN = 2  # ranks
 _PROC = Path("/proc")
-_WAITING = re.compile(r'/(?:group|rounds)\.py", line \d+ in (?:wait_for|_gather)$')
+_WAITING = re.compile(r'/(?:group|rounds|parallel_rounds)\.py", line \d+ in (?:wait_for|_gather)$')
 
 
 class RankedProcess(Process):

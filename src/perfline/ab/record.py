@@ -14,7 +14,7 @@ from typing import Literal
 
 from perfline.ab.nouns import Ready, Round, Side, SideName
 from perfline.ab.sequential import Decision
-from perfline.verdict import Verdict, Word, worst
+from perfline.gates.verdict import Verdict, Word, worst
 
 # Names of environment variables whose values are not for a file.
 _SECRET = re.compile(

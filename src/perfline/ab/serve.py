@@ -17,7 +17,6 @@ from typing import Any
 
 from perfline.ab import messages, wire
 from perfline.ab.nouns import Ready, Round, Workload
-from perfline.bench import Bench
 from perfline.cases.case import Case, load_cases, with_settings
 from perfline.distributed.group import Group
 from perfline.distributed.replica import Replica
@@ -26,16 +25,17 @@ from perfline.engines.engine import run_pass
 from perfline.engines.environment import Environment, collect
 from perfline.engines.telemetry import Watch, watch
 from perfline.errors import WorkerError
-from perfline.helper import Helper, obey_all
 from perfline.jsonfile import Node
-from perfline.opened import Opened, open_case
-from perfline.parallel import Lead
-from perfline.rounds import Rounds
+from perfline.measure.aggregate_timings import combine, worst_ready
+from perfline.measure.case_run import Bench
+from perfline.measure.loaded_case import Opened, open_case
+from perfline.measure.parallel_accuracy import Lead
+from perfline.measure.parallel_rounds import Rounds
+from perfline.measure.rank_worker import Helper, obey_all
+from perfline.measure.throughput import Timings
 from perfline.tasks.answers import Answers, no_answers
 from perfline.tasks.mmlu import Prompt
 from perfline.tasks.sampling import tier_order
-from perfline.throughput import Timings
-from perfline.together import combine, worst_ready
 
 
 @dataclass

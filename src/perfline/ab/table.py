@@ -16,9 +16,9 @@ from perfline.ab.gates import highest, middle
 from perfline.ab.nouns import SIDES
 from perfline.ab.record import CaseComparison, PairRecord, Seconds
 from perfline.ab.sequential import hodges_lehmann
+from perfline.gates.verdict import Verdict, signed
 from perfline.report import number
 from perfline.report_markdown import quoted
-from perfline.verdict import Verdict, signed
 
 _HEADERS = ["metric", "unit", "A", "B", "change", "limit", "verdict"]
 

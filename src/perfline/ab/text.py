@@ -16,9 +16,9 @@ from perfline.ab.nouns import SIDES
 from perfline.ab.record import CaseComparison, Comparison, PairRecord, SideRecord
 from perfline.ab.sequential import LOOKS
 from perfline.ab.table import percent, table
+from perfline.gates.verdict import WORST_FIRST, Verdict
 from perfline.report import FLIPS_SHOWN, WIDTH, paragraph, reason_lines
 from perfline.report_markdown import quoted
-from perfline.verdict import WORST_FIRST, Verdict
 
 MOST_PAIRS = 500  # beyond it, a comparison is no answer to noise
 _PAIRS_TIMED = 5  # the last ones say how long the next will take

@@ -59,9 +59,10 @@ def add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def _run(args: argparse.Namespace) -> int:
-    from perfline import jsonfile, record
+    from perfline import jsonfile
     from perfline.errors import RecordError
     from perfline.export import exports
+    from perfline.measure import record
 
     found = exports.exports(args.run, record.load(args.run), _names(args.case))
     output: Path | None = args.output

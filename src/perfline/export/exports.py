@@ -24,10 +24,10 @@ from pathlib import Path
 from perfline.baseline import DUMMY_SUFFIX
 from perfline.engines.environment import Environment
 from perfline.errors import RecordError
+from perfline.gates.verdict import WORST_FIRST, Word
+from perfline.measure.record import CaseRecord, Record
 from perfline.metrics import Direction, Metric
-from perfline.record import CaseRecord, Record
 from perfline.report import keyed_by_unit
-from perfline.verdict import WORST_FIRST, Word
 
 # An engine's timed region is disturbed as a whole, and its verdict stands on the first metric. Not
 # of that region: what was measured before it, and the counts of what was asked.

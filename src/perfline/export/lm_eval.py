@@ -25,9 +25,9 @@ from perfline.engines.engine import EngineName
 from perfline.errors import RecordError
 from perfline.export.exports import Export
 from perfline.jsonfile import write_text
+from perfline.measure.throughput import PREFIX
 from perfline.tasks.prompt_lengths import recorded_lengths
 from perfline.tasks.stored_answers import StoredAnswers, question_key
-from perfline.throughput import PREFIX
 
 _ACC, _EXACT = "acc,none", "exact_match,full-vocab"
 _LETTERS = "ABCD"

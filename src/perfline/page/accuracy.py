@@ -12,12 +12,12 @@ from typing import Literal
 
 from perfline import report
 from perfline.cases.case import Scoring
+from perfline.gates.verdict import Flip, Verdict
+from perfline.measure.record import CaseRecord
 from perfline.page import plots
 from perfline.page.inputs import CaseInputs
-from perfline.record import CaseRecord
 from perfline.tasks.mmlu import Question
 from perfline.tasks.stored_answers import StoredAnswers
-from perfline.verdict import Flip, Verdict
 
 ENGINES = {"inductor": "acc_infer", "eager": "acc_val"}
 _LETTERS = "ABCD"

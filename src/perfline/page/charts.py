@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from perfline import report
 from perfline.baseline import Baseline
 from perfline.cases.case import Case
+from perfline.gates.statistics import prediction_interval
+from perfline.gates.verdict import Verdict
 from perfline.metrics import Metric
 from perfline.page import plots
 from perfline.page.accuracy import ENGINES, scoring_of
 from perfline.page.inputs import CaseInputs, Past
 from perfline.page.plots import Bar, HistoryPoint, Interval, Series
-from perfline.statistics import prediction_interval
-from perfline.verdict import Verdict
 
 # As in the gate: the lower end rules a slowdown out (ok), the upper end proves one (regressed).
 _LOWER, _UPPER = 0.975, 0.99

@@ -10,12 +10,12 @@ from perfline.ab import sequential
 from perfline.ab import text as compare_text
 from perfline.ab.nouns import SIDES
 from perfline.ab.record import CaseComparison, Comparison, LaunchRecord, PairRecord
+from perfline.gates.verdict import Verdict, Word
 from perfline.page.accuracy import FlipList, flip_lists
 from perfline.page.charts import Figure
 from perfline.page.inputs import CompareInputs
 from perfline.page.plots import Bar, Estimate, bars, converging
 from perfline.page.view import Difference, Finding, findings
-from perfline.verdict import Verdict, Word
 
 
 @dataclass(frozen=True)

@@ -15,19 +15,20 @@ from functools import partial
 from pathlib import Path
 
 from perfline import baseline as baselines
-from perfline import jsonfile, kinds, offer, record
+from perfline import jsonfile, kinds, offer
 from perfline.ab.file import load as load_comparison
 from perfline.ab.record import Comparison
 from perfline.baseline import Baseline, Published
 from perfline.cases import data
 from perfline.cases.case import Case, load_cases
 from perfline.errors import PerflineError, RecordError
+from perfline.gates.verdict import WORST_FIRST, Verdict, Word
 from perfline.hints import Refused
 from perfline.jsonfile import Node, Scalar
-from perfline.record import CaseRecord, Record
+from perfline.measure import record
+from perfline.measure.record import CaseRecord, Record
 from perfline.tasks import mmlu
 from perfline.tasks.mmlu import Question
-from perfline.verdict import WORST_FIRST, Verdict, Word
 
 _MOST_PAST = 400  # records in one history: more than a year of nights
 _FIX = "run pytest again"

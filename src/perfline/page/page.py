@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 
 from perfline import __version__
 from perfline.errors import PerflineError
+from perfline.gates.verdict import WORST_FIRST, Word
 from perfline.page.comparison import comparison_views
 from perfline.page.headline import headline
 from perfline.page.inputs import Inputs
 from perfline.page.view import CaseView, case_view
 from perfline.report import number, unit_shown
-from perfline.verdict import WORST_FIRST, Word
 
 if TYPE_CHECKING:
     import jinja2

@@ -10,8 +10,8 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from perfline.gates.verdict import Word
 from perfline.page.svg import Axis, Chart, linear, named, number
-from perfline.verdict import Word
 
 _ROW = 34  # units that one row of an interval chart takes
 _CROWD = 60  # points from which they are drawn smaller

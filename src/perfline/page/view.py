@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from perfline import report
+from perfline.gates.verdict import WORST_FIRST, Verdict, Word, worst
+from perfline.measure.record import CaseRecord, Record
 from perfline.metrics import Metric
 from perfline.page.accuracy import (
     FlipList,
@@ -19,8 +21,6 @@ from perfline.page.accuracy import (
 )
 from perfline.page.charts import Figure, figures
 from perfline.page.inputs import CaseInputs
-from perfline.record import CaseRecord, Record
-from perfline.verdict import WORST_FIRST, Verdict, Word, worst
 
 _ENGINE_OF = {"p_val": "eager", "acc_val": "eager", "e2e_time": "both"}  # else inductor
 _CLOCKS = {"sm_clock": "lowest", "temperature": "highest", "power": "mean"}

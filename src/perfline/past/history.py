@@ -17,15 +17,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from perfline import record as records
 from perfline.errors import RecordError
 from perfline.export.exports import undisturbed
+from perfline.gates.verdict import worst
 from perfline.jsonfile import Scalar, printable
 from perfline.kinds import kind
+from perfline.measure import record as records
+from perfline.measure.record import CaseRecord, Record
 from perfline.metrics import Metric
-from perfline.record import CaseRecord, Record
 from perfline.report import WIDTH, number
-from perfline.verdict import worst
 
 KEY_METRICS = ("p_infer_core", "acc_infer", "mem")
 _GAP = "  "  # between columns

@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from perfline.errors import PerflineError
+from perfline.gates.verdict import signed
 from perfline.jsonfile import printable
 from perfline.metrics import Direction
 from perfline.past.history import History, Row, commit, moment
 from perfline.report import WIDTH, context_change, number
-from perfline.verdict import signed
 
 WINDOW, P_VALUE = 50, 0.001  # Otava's defaults
 LEAST = 5  # sessions of a series: with fewer, only huge steps can reach the p-value

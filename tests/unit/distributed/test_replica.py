@@ -25,9 +25,9 @@ from perfline.errors import (
     RankError,
     ReplicaLost,
 )
-from perfline.helper import follow
-from perfline.opened import open_case
-from perfline.parallel import Lead
+from perfline.measure.loaded_case import open_case
+from perfline.measure.parallel_accuracy import Lead
+from perfline.measure.rank_worker import follow
 
 TINY = load_case(PACKAGED_CASES / "tiny.yaml")
 

@@ -19,7 +19,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from perfline import gates
 from perfline.cases.case import ThroughputSpec
 from perfline.engines.device import cpu_contention
 from perfline.engines.engine import (
@@ -33,6 +32,7 @@ from perfline.engines.engine import (
     run_pass,
 )
 from perfline.engines.telemetry import ENERGY_STEP_S, RoundHealth, Watch
+from perfline.gates import performance as gates
 from perfline.metrics import Metric, mfu
 from perfline.tasks.answers import Answers
 from perfline.tasks.mmlu import Prompt

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from fake_ranks import DictStore, groups
 from fakes import FakeClock, FakeEngine, prompts
-from perfline.accuracy import AccuracyOptions, AccuracyRun
 from perfline.distributed.group import Group
 from perfline.distributed.replica import check_alike
 from perfline.errors import PerflineError, RankError
-from perfline.parallel import Lead, help_with
+from perfline.measure.accuracy import AccuracyOptions, AccuracyRun
+from perfline.measure.parallel_accuracy import Lead, help_with
 
 IDENTITY = {"case": "fake", "engine": "eager", "torch": "9.9"}
 

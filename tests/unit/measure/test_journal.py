@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from perfline.errors import RecordError
-from perfline.journal import Journal
+from perfline.measure.journal import Journal
 from perfline.tasks.answers import Answers
 
 IDENTITY = {"case": "sha256:1", "weights": "sha256:2", "mmlu": "sha256:3", "engine": "eager"}

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 import pytest
 
 from fakes import FakeClock, FakeEngine, prompts
-from perfline.accuracy import AccuracyOptions, AccuracyRun, choose, looks
 from perfline.engines.engine import run_pass
 from perfline.errors import EngineError
+from perfline.measure.accuracy import AccuracyOptions, AccuracyRun, choose, looks
 
 IDENTITY = {"case": "fake", "engine": "inductor", "weights": "sha256:1"}
 

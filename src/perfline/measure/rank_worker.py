@@ -11,17 +11,17 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from perfline.accuracy import AccuracyRun
-from perfline.bench import Bench
 from perfline.cases.case import Case
 from perfline.distributed.group import Group
 from perfline.distributed.replica import Replica, check_alike
 from perfline.engines.engine import EngineName, run_pass
 from perfline.errors import PerflineError, ReplicaLost
-from perfline.opened import Opened
-from perfline.parallel import help_with
-from perfline.part import SharedRunner
-from perfline.rounds import STEPS, serve
+from perfline.measure.accuracy import AccuracyRun
+from perfline.measure.case_run import Bench
+from perfline.measure.loaded_case import Opened
+from perfline.measure.parallel_accuracy import help_with
+from perfline.measure.parallel_rounds import STEPS, serve
+from perfline.measure.pass_part import SharedRunner
 from perfline.tasks.mmlu import Prompt
 
 

@@ -6,8 +6,7 @@ from typing import get_args
 
 import pytest
 
-from perfline.metrics import Metric
-from perfline.verdict import (
+from perfline.gates.verdict import (
     WORST_FIRST,
     Flip,
     Verdict,
@@ -20,6 +19,7 @@ from perfline.verdict import (
     skips,
     worst,
 )
+from perfline.metrics import Metric
 
 SPEED = Metric("p_infer_core", 1179.8, "tok/s", "higher")
 

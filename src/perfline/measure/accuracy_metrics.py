@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from perfline.accuracy import AccuracyPass
 from perfline.cases.case import Case, Scoring
 from perfline.engines.engine import EngineName
+from perfline.measure.accuracy import AccuracyPass
+from perfline.measure.throughput import PREFIX
 from perfline.metrics import Metric
 from perfline.tasks.answers import accuracy
-from perfline.throughput import PREFIX
 
 
 def accuracy_metrics(

@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 
 from fakes import FakeClock, FakeEngine, prompts
-from perfline import throughput
 from perfline.cases.case import GatesSpec, ThroughputSpec
 from perfline.engines.engine import CompileCounts
 from perfline.engines.telemetry import RoundHealth
-from perfline.throughput import Round, Stopwatch, make_ready
-from perfline.together import ReplicaTimings, aggregate
+from perfline.measure import throughput
+from perfline.measure.aggregate_timings import ReplicaTimings, aggregate
+from perfline.measure.throughput import Round, Stopwatch, make_ready
 
 SPEC = ThroughputSpec(sample=4, rounds=3, min_round_s=0.001)
 TOKENS = 100 + 101 + 102 + 103

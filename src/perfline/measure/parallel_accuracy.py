@@ -11,19 +11,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from perfline.accuracy import AccuracyRun
 from perfline.cases.case import Case
 from perfline.distributed.group import POLL_S, Group
 from perfline.distributed.replica import Replica
 from perfline.distributed.work_units import Unit, cut
 from perfline.engines.engine import CompileCounts, EngineName
 from perfline.errors import MissingRanks, RankError
-from perfline.journal import from_row, to_row
-from perfline.part import Keep, Part
-from perfline.rounds import Repeat, TimedRun, conduct
+from perfline.measure.accuracy import AccuracyRun
+from perfline.measure.aggregate_timings import Together
+from perfline.measure.journal import from_row, to_row
+from perfline.measure.parallel_rounds import Repeat, TimedRun, conduct
+from perfline.measure.pass_part import Keep, Part
 from perfline.tasks.answers import Answers, union
 from perfline.tasks.mmlu import Prompt
-from perfline.together import Together
 
 Prompts = Mapping[str, Prompt]  # by id
 

@@ -5,11 +5,11 @@ from contextlib import nullcontext
 import pytest
 
 from fakes import FakeClock, FakeEngine, FakeOpened, prompts
-from perfline.bench import Bench
 from perfline.cases.case import ThroughputSpec, load_cases
 from perfline.engines.device import Device
 from perfline.engines.telemetry import RoundHealth, Watch
-from perfline.throughput import Stopwatch, make_ready, metrics
+from perfline.measure.case_run import Bench
+from perfline.measure.throughput import Stopwatch, make_ready, metrics
 
 SPEC = ThroughputSpec(sample=4, rounds=3, min_round_s=0.001)
 
@@ -256,8 +256,10 @@ def bench_notes(monkeypatch, *healths):
     engines = {"inductor": FakeEngine("inductor", clock, token_s=0.01)}
     (case,) = load_cases(["tiny"])
     bench = Bench(case, FakeOpened(engines, prompts(4)), Device("cpu", "x", "x"), clock=clock)
-    monkeypatch.setattr("perfline.bench.watch", lambda _: nullcontext(ScriptedWatch(*healths)))
-    monkeypatch.setattr("perfline.throughput.cpu_contention", lambda: None)
+    monkeypatch.setattr(
+        "perfline.measure.case_run.watch", lambda _: nullcontext(ScriptedWatch(*healths))
+    )
+    monkeypatch.setattr("perfline.measure.throughput.cpu_contention", lambda: None)
     bench.time("inductor", lambda timed, _: [timed() for _ in healths])
     return bench.notes(), bench
 

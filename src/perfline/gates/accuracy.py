@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from perfline.gates.statistics import detectable_drop_pp, drop_upper, mcnemar_p, zero_flip_bound
+from perfline.gates.verdict import Flip, Verdict, Word, signed
 from perfline.metrics import Metric
-from perfline.statistics import detectable_drop_pp, drop_upper, mcnemar_p, zero_flip_bound
 from perfline.tasks.answers import subset
 from perfline.tasks.stored_answers import Scored, question_key
-from perfline.verdict import Flip, Verdict, Word, signed
 
 if TYPE_CHECKING:
     import numpy as np

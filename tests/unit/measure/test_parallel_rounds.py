@@ -10,12 +10,12 @@ import pytest
 
 from fake_ranks import DictStore, groups
 from fakes import DEVICE, FakeClock, FakeEngine, prompts
-from perfline import throughput
 from perfline.cases.case import ThroughputSpec, load_cases
 from perfline.errors import EngineError, PerflineError, RankError
-from perfline.parallel import Lead
-from perfline.rounds import ALONE_ROUNDS, STEPS, TimedRun, serve
-from perfline.throughput import make_ready
+from perfline.measure import throughput
+from perfline.measure.parallel_accuracy import Lead
+from perfline.measure.parallel_rounds import ALONE_ROUNDS, STEPS, TimedRun, serve
+from perfline.measure.throughput import make_ready
 
 CASE = replace(
     load_cases(["tiny"])[0], throughput=ThroughputSpec(sample=4, rounds=3, min_round_s=9.0)

@@ -10,20 +10,20 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from perfline import throughput
-from perfline.accuracy import AccuracyOptions, AccuracyPass, AccuracyRun, Share, choose
-from perfline.accuracy_metrics import accuracy_metrics
 from perfline.cases.case import Case
 from perfline.engines.device import Device
 from perfline.engines.engine import Clock, EngineName, Progress, run_pass
 from perfline.engines.telemetry import watch
+from perfline.measure import throughput
+from perfline.measure.accuracy import AccuracyOptions, AccuracyPass, AccuracyRun, Share, choose
+from perfline.measure.accuracy_metrics import accuracy_metrics
+from perfline.measure.aggregate_timings import Together
+from perfline.measure.loaded_case import Opened
+from perfline.measure.parallel_rounds import Repeat, TimedRun
+from perfline.measure.throughput import PREFIX, Ready, Stopwatch, Timings
 from perfline.metrics import Metric
-from perfline.opened import Opened
-from perfline.rounds import Repeat, TimedRun
 from perfline.tasks.answers import Answers
 from perfline.tasks.mmlu import Prompt, stratified_sample
-from perfline.throughput import PREFIX, Ready, Stopwatch, Timings
-from perfline.together import Together
 
 ProgressOf = Callable[[str], Progress]
 

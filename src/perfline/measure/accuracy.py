@@ -17,13 +17,13 @@ from typing import Protocol
 from perfline.cases.case import Case
 from perfline.distributed.replica import Replica
 from perfline.engines.engine import Clock, CompileCounts, Engine, EngineName, Progress, run_pass
-from perfline.journal import Journal
-from perfline.part import Keep, Part, SharedRunner, plain_part, shared_part
-from perfline.rounds import Repeat, TimedRun
+from perfline.measure.aggregate_timings import Together
+from perfline.measure.journal import Journal
+from perfline.measure.parallel_rounds import Repeat, TimedRun
+from perfline.measure.pass_part import Keep, Part, SharedRunner, plain_part, shared_part
 from perfline.tasks.answers import Answers, no_answers, subset, union
 from perfline.tasks.mmlu import Prompt
 from perfline.tasks.sampling import tier_order
-from perfline.together import Together
 
 # Shares of all questions at which a sequential run looks; fixed in advance, alpha is split evenly.
 LOOKS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)

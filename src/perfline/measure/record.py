@@ -16,10 +16,10 @@ from typing import cast, get_args
 from perfline import jsonfile
 from perfline.engines.environment import LAYOUT, Environment
 from perfline.errors import MetricError, RecordError
+from perfline.gates.verdict import Flip, Gate, Verdict, Word
 from perfline.jsonfile import Node, Scalar
 from perfline.metrics import Metric
 from perfline.tasks.stored_answers import StoredAnswers
-from perfline.verdict import Flip, Gate, Verdict, Word
 
 SCHEMA = 1
 _FIX = "run pytest again"

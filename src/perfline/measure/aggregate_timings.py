@@ -13,14 +13,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from perfline import accuracy_gates, gates
 from perfline.cases.case import GatesSpec, Precision
 from perfline.engines.engine import CompileCounts
 from perfline.engines.telemetry import RoundHealth
+from perfline.gates import accuracy as accuracy_gates
+from perfline.gates import performance as gates
 from perfline.jsonfile import Scalar
+from perfline.measure.throughput import PREFIX, Ready, Round, Timings
 from perfline.metrics import Metric
 from perfline.tasks.answers import Answers
-from perfline.throughput import PREFIX, Ready, Round, Timings
 
 
 @dataclass(frozen=True)

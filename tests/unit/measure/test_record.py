@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from perfline import record as records
 from perfline.errors import PerflineError, RecordError
-from perfline.verdict import Flip, Verdict
+from perfline.gates.verdict import Flip, Verdict
+from perfline.measure import record as records
 from samples import answers, case_record, record, saved, verdict
 
 

@@ -8,18 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perfline.accuracy_gates import accuracy_baseline, accuracy_published, same_answers
 from perfline.cases.case import GatesSpec
-from perfline.gates import (
+from perfline.gates.accuracy import accuracy_baseline, accuracy_published, same_answers
+from perfline.gates.performance import (
     compile_health,
     memory_baseline,
     throughput_baseline,
     throughput_published,
 )
+from perfline.gates.verdict import Verdict
 from perfline.metrics import Metric
 from perfline.tasks.answers import Answers
 from perfline.tasks.stored_answers import Scored
-from perfline.verdict import Verdict
 
 GATES = GatesSpec()
 WORDS = ["regressed", "unsure", "ok", "improved"]  # as throughput rises

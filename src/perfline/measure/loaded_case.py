@@ -13,7 +13,7 @@ from perfline.cases.case import Case, WeightsKind
 from perfline.engines.device import Device
 from perfline.engines.engine import Engine, EngineName
 from perfline.errors import MissingRanks, RankError
-from perfline.part import SharedRunner
+from perfline.measure.pass_part import SharedRunner
 from perfline.tasks.mmlu import Prompt
 
 if TYPE_CHECKING:

@@ -31,10 +31,10 @@ from perfline.engines.device import Device
 from perfline.engines.engine import Clock, CompileCounts, Engine
 from perfline.engines.telemetry import RoundHealth, Watch, watch
 from perfline.errors import RankError, told
-from perfline.journal import from_row, to_row
+from perfline.measure.aggregate_timings import ReplicaTimings, Together, aggregate
+from perfline.measure.journal import from_row, to_row
+from perfline.measure.throughput import Ready, Round, Stopwatch, Timings
 from perfline.tasks.mmlu import Prompt
-from perfline.throughput import Ready, Round, Stopwatch, Timings
-from perfline.together import ReplicaTimings, Together, aggregate
 
 STEPS = ("begin", "round", "finish", "over")  # of a pass; one who failed in it may still hear them
 ALONE_ROUNDS = 5  # of one rank, before those of all

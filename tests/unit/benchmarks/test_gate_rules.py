@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from perfline.ab.sequential import LOOKS
 from perfline.errors import PerflineError, RecordError
 
-sys.path.append(str(Path(__file__).parents[2] / "benchmarks" / "gate"))
+sys.path.append(str(Path(__file__).parents[3] / "benchmarks" / "gate"))
 import _recording
 import _table
 import evaluate

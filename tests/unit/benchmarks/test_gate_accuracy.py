@@ -16,12 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from perfline.accuracy_gates import accuracy_baseline
 from perfline.cases.case import GatesSpec, load_cases
-from perfline.statistics import clopper_pearson
+from perfline.gates.accuracy import accuracy_baseline
+from perfline.gates.statistics import clopper_pearson
 from perfline.tasks.stored_answers import Scored
 
-sys.path.append(str(Path(__file__).parents[2] / "benchmarks" / "gate"))
+sys.path.append(str(Path(__file__).parents[3] / "benchmarks" / "gate"))
 import _accuracy_rates as rates
 import _accuracy_tables as tables
 import _damage

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from fakes import FakeClock
-from perfline.progress import ProgressLine
+from perfline.measure.progress import ProgressLine
 
 
 def run(tty, seconds_each, total):

@@ -9,7 +9,7 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perfline.statistics import (
+from perfline.gates.statistics import (
     PRIOR_DEGREES,
     clopper_pearson,
     detectable_drop_pp,

@@ -2,7 +2,7 @@
 
 ``ok`` and ``improved`` pass; ``regressed``, ``incomparable`` and ``invalid`` fail; ``missing`` and
 ``unsure`` skip, and fail where nothing uncompared may be green (``--strict``). The comparisons
-themselves stand in :mod:`perfline.gates`.
+themselves stand in ``gates.performance`` and ``gates.accuracy``.
 """
 
 from __future__ import annotations

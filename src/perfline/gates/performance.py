@@ -1,8 +1,8 @@
 """Is a measured number worse than it may be? Every comparison of a number with a limit stands here.
 
 Each gate is a pure function of plain values and the case's limits, and returns a
-:class:`~perfline.verdict.Verdict`. Unless a gate can rule out a regression, it does not say ``ok``.
-The gates for answers stand in ``accuracy_gates``.
+:class:`~perfline.gates.verdict.Verdict`. Unless a gate can rule out a regression, it does not say
+``ok``. The gates for answers stand in ``gates.accuracy``.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from perfline.gates.statistics import half_width, prediction_interval, session_sd
+from perfline.gates.verdict import Gate, Verdict, Word, signed
 from perfline.metrics import Metric, summary
-from perfline.statistics import half_width, prediction_interval, session_sd
-from perfline.verdict import Gate, Verdict, Word, signed
 
 if TYPE_CHECKING:
     from perfline.cases.case import GatesSpec
