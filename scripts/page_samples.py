@@ -20,11 +20,13 @@ from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
-from perfline import baseline
-from perfline.ab import file as compare_file
-from perfline.ab import gates as compare_gates
-from perfline.ab.nouns import SIDES, Round
-from perfline.ab.record import (
+from perfline.baselines import baseline
+from perfline.cases.case import Case, load_cases
+from perfline.cases.data import find_mmlu
+from perfline.compare import gates as compare_gates
+from perfline.compare import record_file as compare_file
+from perfline.compare.model import SIDES, Round
+from perfline.compare.record import (
     AnswersRecord,
     CaseComparison,
     Comparison,
@@ -32,9 +34,7 @@ from perfline.ab.record import (
     PairRecord,
     SideRecord,
 )
-from perfline.ab.sequential import LOOKS, decide
-from perfline.cases.case import Case, load_cases
-from perfline.cases.data import find_mmlu
+from perfline.compare.sequential import LOOKS, decide
 from perfline.engines.environment import Environment
 from perfline.gates import accuracy as accuracy_gates
 from perfline.gates import performance as gates

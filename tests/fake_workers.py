@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from perfline.ab import compare
-from perfline.ab.compare import Plan
-from perfline.ab.nouns import Ready, Round, Side, SideName, Workload
-from perfline.ab.record import CaseComparison
+from perfline.compare import run as compare
+from perfline.compare.model import Ready, Round, Side, SideName, Workload
+from perfline.compare.record import CaseComparison
+from perfline.compare.run import Plan
 from perfline.errors import DeviceMemory
 from perfline.tasks.answers import LETTERS, Answers
 from samples import packaged

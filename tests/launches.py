@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from perfline.ab import process
-from perfline.ab.nouns import Ready, Round, Workload
+from perfline.compare import process
+from perfline.compare.model import Ready, Round, Workload
 
 SOURCE = Path(process.__file__).parents[1]
 WORKLOAD = Workload("tiny", (), None, "real", "eager", 4)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from _recording import Recording
 
-from perfline.ab.sequential import hodges_lehmann, interval
+from perfline.compare.sequential import hodges_lehmann, interval
 from perfline.errors import PerflineError
 from perfline.gates.statistics import clopper_pearson
 

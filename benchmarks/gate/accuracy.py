@@ -42,7 +42,7 @@ def record(case: Case) -> dict[str, Any]:
     import _damage
     import torch
 
-    from perfline.judge import scored
+    from perfline.baselines.judge import scored
     from perfline.tasks.answers import subset
 
     torch.set_num_threads(1)

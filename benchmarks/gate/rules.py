@@ -19,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from perfline.ab.sequential import LOOKS, Decision, decide
 from perfline.cases.case import GatesSpec
+from perfline.compare.sequential import LOOKS, Decision, decide
 from perfline.gates.performance import throughput_baseline
 from perfline.gates.verdict import Word
 from perfline.metrics import Metric

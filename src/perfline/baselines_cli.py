@@ -1,7 +1,7 @@
 """What do ``perfline baselines update|diff|show|check|remove`` do with the files?
 
 They measure nothing and import no torch. ``update`` and ``remove`` are the only writers of
-``baselines/``; what may be stored is decided in :mod:`perfline.accept`. Each function prints its
+``baselines/``; what may be stored is decided in ``baselines.accept``. Each function prints its
 result and returns the exit status.
 """
 
@@ -14,9 +14,10 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from perfline import accept, baseline, baselines_text, offer
-from perfline.baseline import Baseline
-from perfline.candidate import Terms
+from perfline import baselines_text
+from perfline.baselines import accept, baseline, offer
+from perfline.baselines.baseline import Baseline
+from perfline.baselines.proposal import Terms
 from perfline.cases.case import Case, load_cases
 from perfline.engines.environment import LAYOUT
 from perfline.errors import BaselineError, PerflineError

@@ -13,10 +13,11 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from perfline import accept, baseline, report
-from perfline.accept import ACCURACY
-from perfline.baseline import Baseline
-from perfline.candidate import Candidate
+from perfline import report
+from perfline.baselines import accept, baseline
+from perfline.baselines.accept import ACCURACY
+from perfline.baselines.baseline import Baseline
+from perfline.baselines.proposal import Candidate
 from perfline.cases.case import Scoring, WeightsKind
 from perfline.gates.verdict import signed
 from perfline.metrics import Metric

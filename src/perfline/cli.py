@@ -249,8 +249,8 @@ def _prompt(args: argparse.Namespace) -> int:
 
 
 def _update(args: argparse.Namespace) -> int:
+    from perfline.baselines.proposal import Terms
     from perfline.baselines_cli import update
-    from perfline.candidate import Terms
     from perfline.errors import BaselineError
     from perfline.jsonfile import printable
 

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 
-from perfline import baseline
+from perfline.baselines import baseline
 from perfline.cases import data
 from perfline.cases.case import Case, WeightsKind
 from perfline.engines import environment, telemetry

@@ -15,10 +15,14 @@ from typing import Any
 
 import pytest
 
-from perfline import baseline as baselines
-from perfline import judge, offer, report, report_markdown
-from perfline.baseline import Published
-from perfline.candidate import Terms
+from perfline import report, report_markdown
+from perfline.baselines import baseline as baselines
+from perfline.baselines import judge, offer
+from perfline.baselines.baseline import Published
+from perfline.baselines.judge import Against
+from perfline.baselines.proposal import Terms
+from perfline.baselines.suggestions import Refused, settling
+from perfline.baselines.validity import spoilt
 from perfline.cases.case import Case, WeightsKind
 from perfline.distributed.replica import Replica
 from perfline.engines.device import Device
@@ -27,9 +31,7 @@ from perfline.engines.environment import Environment, peak_flops, today
 from perfline.errors import DataError, PerflineError, RecordError
 from perfline.gates import verdict
 from perfline.gates.verdict import Verdict
-from perfline.hints import Refused, settling
 from perfline.jsonfile import Scalar
-from perfline.judge import Against
 from perfline.measure import record
 from perfline.measure.accuracy import AccuracyOptions, AccuracyPass, Share
 from perfline.measure.case_run import Bench, ProgressOf
@@ -37,7 +39,6 @@ from perfline.measure.loaded_case import Opened
 from perfline.measure.record import CaseRecord, Record
 from perfline.measure.throughput import PREFIX, Timings
 from perfline.metrics import Metric
-from perfline.spoilt import spoilt
 from perfline.tasks.answers import Answers
 from perfline.tasks.stored_answers import StoredAnswers
 

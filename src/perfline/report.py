@@ -13,13 +13,13 @@ from dataclasses import dataclass
 
 from tabulate import tabulate
 
-from perfline.baseline import Published
+from perfline.baselines.baseline import Published
+from perfline.baselines.outcome import next_of
+from perfline.baselines.suggestions import Refused, next_command, settling
 from perfline.gates.verdict import WORST_FIRST, Flip, Verdict, worst
-from perfline.hints import Refused, next_command, settling
 from perfline.jsonfile import Scalar
 from perfline.measure.record import CaseRecord, Record
 from perfline.metrics import Metric, summary
-from perfline.outcome import next_of
 
 WIDTH = 80
 FLIPS_SHOWN = 10

@@ -11,11 +11,11 @@ import re
 from collections.abc import Mapping, Sequence
 
 from perfline import report
-from perfline.baseline import Published
+from perfline.baselines.baseline import Published
+from perfline.baselines.outcome import gravest_first, next_of, outcome
+from perfline.baselines.suggestions import Refused
 from perfline.gates.verdict import Flip, Verdict
-from perfline.hints import Refused
 from perfline.measure.record import CaseRecord, Record
-from perfline.outcome import gravest_first, next_of, outcome
 
 LIMIT = 65_000
 _TEXT = 1_000  # characters of one quoted text
@@ -34,7 +34,7 @@ def markdown(
 ) -> str:
     """Return the summary of a session, under ``limit`` characters.
 
-    See :func:`~perfline.outcome.next_of` for ``refused``.
+    See :func:`~perfline.baselines.outcome.next_of` for ``refused``.
     """
     found = outcome(record, strict)
     command = next_of(record, flags, refused)

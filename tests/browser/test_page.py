@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from perfline import baseline
+from perfline.baselines import baseline
 from perfline.cases.case import load_cases
 from perfline.cases.data import find_mmlu
 from perfline.gates.verdict import Flip, Verdict

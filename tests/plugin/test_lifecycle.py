@@ -187,7 +187,7 @@ def test_a_second_session_is_added(accepted):
     accepted.script(prompts=400, both={"token_s": 1.01e-4})
     accepted.run("-m", "perf")
     assert accepted.update("--add") == 0
-    from perfline import baseline
+    from perfline.baselines import baseline
 
     stored = baseline.load(accepted.root / "baselines" / "fake-cpu" / "fake.json")
     assert len(stored.sessions) == 2

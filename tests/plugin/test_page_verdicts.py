@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from perfline.baselines.outcome import outcome
 from perfline.gates.verdict import WORST_FIRST
-from perfline.outcome import outcome
 from perfline.page import markdown as page_markdown
 from perfline.page import page
 from perfline.page.inputs import Places, gather

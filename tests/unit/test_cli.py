@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from perfline import baseline, cli
+from perfline import cli
+from perfline.baselines import baseline
 from perfline.engines.environment import Environment
 from perfline.errors import BaselineError
 from perfline.report import number

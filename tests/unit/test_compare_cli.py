@@ -14,7 +14,7 @@ import pytest
 from fake_workers import FakeLauncher, answers, pair
 from perfline import cli
 from perfline.ab import cli as compare_cli
-from perfline.ab import file as compare_file
+from perfline.compare import record_file as compare_file
 from perfline.errors import RecordError, WorkerError
 
 

@@ -17,9 +17,9 @@ from fake_workers import (
     states,
     with_side,
 )
-from perfline.ab import compare
 from perfline.ab import text as compare_text
-from perfline.ab.record import CaseComparison, Comparison
+from perfline.compare import run as compare
+from perfline.compare.record import CaseComparison, Comparison
 from perfline.errors import WorkerError
 
 COMMAND = "perfline compare tiny --baseline-ref main"

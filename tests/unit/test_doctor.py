@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from perfline import baseline, cli, doctor
-from perfline.candidate import measured_baseline
+from perfline import cli, doctor
+from perfline.baselines import baseline
+from perfline.baselines.proposal import measured_baseline
 from perfline.engines import device, environment, telemetry
 from perfline.engines.device import Device
 from perfline.engines.telemetry import Clocks, Sample, Watch

@@ -16,14 +16,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import samples
-from perfline import baseline
-from perfline.ab.record import CaseComparison, Comparison, SideRecord
-from perfline.candidate import measured_baseline
+from perfline.baselines import baseline
+from perfline.baselines.outcome import outcome
+from perfline.baselines.proposal import measured_baseline
+from perfline.compare.record import CaseComparison, Comparison, SideRecord
 from perfline.errors import PerflineError
 from perfline.gates.verdict import WORST_FIRST, Flip, Verdict, fails
 from perfline.measure import record as records
 from perfline.metrics import Metric
-from perfline.outcome import outcome
 from perfline.page import charts as page_plots
 from perfline.page import cli as report_cli
 from perfline.page import inputs as page_inputs

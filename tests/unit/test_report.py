@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 
 from perfline import report, report_markdown
+from perfline.baselines.suggestions import next_command, settling
 from perfline.engines.environment import Environment
 from perfline.gates.verdict import Flip, Verdict
-from perfline.hints import next_command, settling
 from perfline.measure.record import CaseRecord, Record
 from perfline.metrics import Metric
 from perfline.report import Origin, context_change, failure, number
@@ -150,7 +150,7 @@ def test_what_could_not_be_measured_is_counted_first():
 
 
 def test_published_figures_stand_beside_the_measured_ones_and_gaps_are_named():
-    from perfline.baseline import Figure, Published
+    from perfline.baselines.baseline import Figure, Published
 
     figures = {"p_infer_core": Figure(9051.3, "tok/s"), "mfu": Figure(0.464, "fraction")}
     published = Published("x", "s", "nvidia-a100-sxm4-40gb", "fp16", figures)

@@ -27,10 +27,10 @@ from typing import TYPE_CHECKING
 from perfline.options import add_case_dir, add_data_dir
 
 if TYPE_CHECKING:
-    from perfline.ab.compare import Plan
-    from perfline.ab.nouns import Launcher, Side, SideName, Workload
-    from perfline.ab.record import Comparison
     from perfline.cases.case import Case
+    from perfline.compare.model import Launcher, Side, SideName, Workload
+    from perfline.compare.record import Comparison
+    from perfline.compare.run import Plan
 
 LauncherOf = Callable[["Workload"], AbstractContextManager["Launcher"]]
 
@@ -141,9 +141,9 @@ def _add_sides(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compare every case; print, save and return the exit status."""
-    from perfline.ab import file as compare_file
     from perfline.ab import text as compare_text
-    from perfline.ab.record import Comparison
+    from perfline.compare import record_file as compare_file
+    from perfline.compare.record import Comparison
     from perfline.engines.environment import today
     from perfline.errors import RecordError
     from perfline.gates import verdict
@@ -192,8 +192,8 @@ def _stopped_politely() -> Iterator[None]:
 @contextmanager
 def launchers(sides: Sequence[Side], timeout_s: float) -> Iterator[LauncherOf]:
     """What starts real processes, for any workload; work trees are gone at the end."""
-    from perfline.ab.launch import Limits, ProcessLauncher
-    from perfline.ab.sides import places
+    from perfline.compare.launch import Limits, ProcessLauncher
+    from perfline.compare.sides import places
 
     with places(sides, Path.cwd()) as found:
         yield lambda workload: ProcessLauncher(workload, found, Limits(open_s=timeout_s))
@@ -201,7 +201,7 @@ def launchers(sides: Sequence[Side], timeout_s: float) -> Iterator[LauncherOf]:
 
 def command(args: argparse.Namespace) -> str:
     """The command line that does the same again; values that look secret are left out."""
-    from perfline.ab.record import shown_env
+    from perfline.compare.record import shown_env
 
     words = ["perfline", "compare", *args.cases]
     for name in ("baseline_python", "candidate_python", "baseline_ref", "candidate_ref"):
@@ -229,10 +229,10 @@ def command(args: argparse.Namespace) -> str:
 
 def _plans(args: argparse.Namespace) -> tuple[tuple[Side, Side], list[Plan]]:
     """What is asked for, checked as far as it can be before a process is started."""
-    from perfline.ab.compare import Plan, begin
-    from perfline.ab.nouns import Workload
-    from perfline.ab.sides import make_side
     from perfline.cases.case import load_cases
+    from perfline.compare.model import Workload
+    from perfline.compare.run import Plan, begin
+    from perfline.compare.sides import make_side
 
     cases = load_cases(args.cases, args.case_dir)
 
@@ -286,8 +286,8 @@ def _compared(
     """Compare one case after the other; yield the record after every launch pair."""
     from dataclasses import replace
 
-    from perfline.ab import compare
     from perfline.ab.text import opening_line, progress_line
+    from perfline.compare import run as compare
 
     for plan in plans:
         regressed = sum(f.verdicts[0].word == "regressed" for f in comparison.cases.values())

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 
 from tabulate import tabulate
 
-from perfline.ab.gates import highest, middle
-from perfline.ab.nouns import SIDES
-from perfline.ab.record import CaseComparison, PairRecord, Seconds
-from perfline.ab.sequential import hodges_lehmann
+from perfline.compare.gates import highest, middle
+from perfline.compare.model import SIDES
+from perfline.compare.record import CaseComparison, PairRecord, Seconds
+from perfline.compare.sequential import hodges_lehmann
 from perfline.gates.verdict import Verdict, signed
 from perfline.report import number
 from perfline.report_markdown import quoted

@@ -11,11 +11,11 @@ import statistics
 import textwrap
 from collections.abc import Sequence
 
-from perfline.ab.gates import LOGITS, TIME
-from perfline.ab.nouns import SIDES
-from perfline.ab.record import CaseComparison, Comparison, PairRecord, SideRecord
-from perfline.ab.sequential import LOOKS
 from perfline.ab.table import percent, table
+from perfline.compare.gates import LOGITS, TIME
+from perfline.compare.model import SIDES
+from perfline.compare.record import CaseComparison, Comparison, PairRecord, SideRecord
+from perfline.compare.sequential import LOOKS
 from perfline.gates.verdict import WORST_FIRST, Verdict
 from perfline.report import FLIPS_SHOWN, WIDTH, paragraph, reason_lines
 from perfline.report_markdown import quoted

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from perfline.baseline import DUMMY_SUFFIX
+from perfline.baselines.baseline import DUMMY_SUFFIX
 from perfline.engines.environment import Environment
 from perfline.errors import RecordError
 from perfline.gates.verdict import WORST_FIRST, Word

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from perfline import report
-from perfline.baseline import Baseline
+from perfline.baselines.baseline import Baseline
 from perfline.cases.case import Case
 from perfline.gates.statistics import prediction_interval
 from perfline.gates.verdict import Verdict

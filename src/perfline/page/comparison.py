@@ -6,10 +6,10 @@ import math
 import statistics
 from dataclasses import dataclass
 
-from perfline.ab import sequential
 from perfline.ab import text as compare_text
-from perfline.ab.nouns import SIDES
-from perfline.ab.record import CaseComparison, Comparison, LaunchRecord, PairRecord
+from perfline.compare import sequential
+from perfline.compare.model import SIDES
+from perfline.compare.record import CaseComparison, Comparison, LaunchRecord, PairRecord
 from perfline.gates.verdict import Verdict, Word
 from perfline.page.accuracy import FlipList, flip_lists
 from perfline.page.charts import Figure

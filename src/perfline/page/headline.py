@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from perfline.ab import text as compare_text
-from perfline.ab.record import Comparison
+from perfline.baselines.outcome import next_of, outcome
+from perfline.compare.record import Comparison
 from perfline.gates.verdict import WORST_FIRST, Word, fails, skips, worst
-from perfline.outcome import next_of, outcome
 from perfline.page.inputs import Inputs
 from perfline.report import counts_line
 

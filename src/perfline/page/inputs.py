@@ -14,16 +14,17 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from perfline import baseline as baselines
-from perfline import jsonfile, kinds, offer
-from perfline.ab.file import load as load_comparison
-from perfline.ab.record import Comparison
-from perfline.baseline import Baseline, Published
+from perfline import jsonfile, kinds
+from perfline.baselines import baseline as baselines
+from perfline.baselines import offer
+from perfline.baselines.baseline import Baseline, Published
+from perfline.baselines.suggestions import Refused
 from perfline.cases import data
 from perfline.cases.case import Case, load_cases
+from perfline.compare.record import Comparison
+from perfline.compare.record_file import load as load_comparison
 from perfline.errors import PerflineError, RecordError
 from perfline.gates.verdict import WORST_FIRST, Verdict, Word
-from perfline.hints import Refused
 from perfline.jsonfile import Node, Scalar
 from perfline.measure import record
 from perfline.measure.record import CaseRecord, Record

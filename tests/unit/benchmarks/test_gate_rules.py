@@ -14,7 +14,7 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perfline.ab.sequential import LOOKS
+from perfline.compare.sequential import LOOKS
 from perfline.errors import PerflineError, RecordError
 
 sys.path.append(str(Path(__file__).parents[3] / "benchmarks" / "gate"))
