@@ -381,7 +381,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("out", type=Path)
     out: Path = parser.parse_args().out
-    from perfline.page import cli as report_cli
+    from perfline.cli import report as report_cli
 
     commands = argparse.ArgumentParser()
     report_cli.add_report(commands.add_subparsers())

@@ -18,8 +18,8 @@ from perfline.cases.case import load_cases
 from perfline.cases.data import find_mmlu
 from perfline.gates.verdict import Flip, Verdict
 from perfline.measure import record
-from perfline.page import page
-from perfline.page.inputs import Places, gather
+from perfline.report import page
+from perfline.report.page_inputs import Places, gather
 from perfline.tasks.mmlu import load_subjects, question_set_digest
 
 REPOSITORY = Path(__file__).parents[2]

@@ -46,7 +46,7 @@ def compare(folder: Path, *arguments: str) -> tuple[subprocess.CompletedProcess[
     (folder / "mutant.py").write_text(MUTANT)
     (folder / "wrong.py").write_text(WRONG)
     small = "throughput.sample=8"
-    command = ["-m", "perfline.cli", "compare", "tiny", "--engine", "eager", "--rounds", "3"]
+    command = ["-m", "perfline.cli.main", "compare", "tiny", "--engine", "eager", "--rounds", "3"]
     command += ["--env", f"PYTHONPATH={folder}", "--baseline-set", small, "--set", small]
     done = subprocess.run(
         [sys.executable, *command, "--out", "compare.json", *arguments],

@@ -79,7 +79,7 @@ SMALL = "throughput.sample=8"
 
 
 def command(folder: Path, *arguments: str) -> list[str]:
-    words = ["-m", "perfline.cli", "compare", "tiny", "--ranks=2", "--engine", "eager"]
+    words = ["-m", "perfline.cli.main", "compare", "tiny", "--ranks=2", "--engine", "eager"]
     words += ["--rounds", "3", "--max-pairs", "1", "--questions", "16", "--out", "compare.json"]
     words += [f"--env=PYTHONPATH={folder}", f"--baseline-env=PYTHONPATH={folder}"]
     return [sys.executable, *words, f"--baseline-set={SMALL}", f"--set={SMALL}", *arguments]

@@ -34,8 +34,8 @@ from doc_pages import (
     rows,
     yaml_blocks,
 )
-from perfline import cli
 from perfline.cases import case as cases
+from perfline.cli import main as cli
 
 COPIED = (
     "README.md",
@@ -90,7 +90,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     programs = {
         "python": "",
         "pytest": "-m pytest -p no:cacheprovider",
-        "perfline": "-m perfline.cli",
+        "perfline": "-m perfline.cli.main",
     }
     for name, module in programs.items():
         (binaries / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {module} "$@"\n')

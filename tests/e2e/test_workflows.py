@@ -248,7 +248,7 @@ def test_the_commands_of_the_runners_document_work(machine, proposed):
     assert ours
     for _, *words in ours:
         done = subprocess.run(
-            [sys.executable, "-m", "perfline.cli", *words],
+            [sys.executable, "-m", "perfline.cli.main", *words],
             cwd=workspace,
             env=machine.environment,
             capture_output=True,

@@ -6,9 +6,8 @@ import pytest
 
 from perfline.baselines.outcome import outcome
 from perfline.gates.verdict import WORST_FIRST
-from perfline.page import markdown as page_markdown
-from perfline.page import page
-from perfline.page.inputs import Places, gather
+from perfline.report import page, page_markdown
+from perfline.report.page_inputs import Places, gather
 
 CHECK = """
 from perfline.gates.verdict import Verdict

@@ -22,7 +22,7 @@ import os
 import signal
 import time
 
-from perfline import ranks
+from perfline.plugin import ranks
 from perfline.measure.accuracy import AccuracyRun
 
 RANK, ATTEMPT = os.environ.get("RANK"), os.environ.get("TORCHELASTIC_RESTART_COUNT")

@@ -16,10 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fakes import ENVIRONMENT, FakeClock, FakeEngine, FakeOpened, prompts
-from perfline import baselines_cli
 from perfline.baselines import baseline, judge
 from perfline.baselines.proposal import Terms
 from perfline.cases.case import GatesSpec, load_cases
+from perfline.cli import baselines as baselines_cli
 from perfline.engines.device import Device
 from perfline.engines.engine import CompileCounts
 from perfline.engines.environment import Environment

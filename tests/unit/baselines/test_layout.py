@@ -10,16 +10,18 @@ import numpy as np
 import pytest
 
 from fakes import DEVICE
-from perfline import cli, report, report_markdown
 from perfline.baselines import accept, baseline, judge
 from perfline.baselines.proposal import Candidate, Terms, measured_baseline
+from perfline.cli import main as cli
 from perfline.engines.environment import Environment
 from perfline.errors import EngineError, RecordError
-from perfline.line import Options, Session, Tools
 from perfline.measure import record as records
 from perfline.measure.accuracy import AccuracyOptions, AccuracyPass
 from perfline.measure.case_run import Bench
 from perfline.metrics import Metric
+from perfline.plugin.session import Options, Session, Tools
+from perfline.report import markdown as report_markdown
+from perfline.report import text as report
 from perfline.tasks.answers import Answers
 from samples import (
     MACHINE,

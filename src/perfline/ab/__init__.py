@@ -1,1 +1,0 @@
-"""The text of ``perfline compare``, and its command."""
