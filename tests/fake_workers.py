@@ -104,7 +104,7 @@ class Script:
 
 @dataclass
 class FakeLauncher:
-    """``ab.Launcher`` by script."""
+    """``model.Launcher`` by script."""
 
     baseline: Script = field(default_factory=Script)
     candidate: Script = field(default_factory=Script)
@@ -135,7 +135,7 @@ class FakeLauncher:
 
 @dataclass
 class FakeLaunch:
-    """``ab.PendingWorker`` and ``ab.Worker`` in one."""
+    """``model.PendingWorker`` and ``model.Worker`` in one."""
 
     launcher: FakeLauncher
     name: str

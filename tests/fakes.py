@@ -117,7 +117,7 @@ class FakeEngine:
 
 @dataclass
 class FakeOpened:
-    """``bench.Opened`` over scripted engines."""
+    """``loaded_case.Opened`` over scripted engines."""
 
     engines: dict[str, FakeEngine]
     prompts: Sequence[Prompt] = field(default_factory=prompts)

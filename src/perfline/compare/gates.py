@@ -1,7 +1,7 @@
 """May A and B be compared, and is B slower, bigger, compiled worse, or wrong against A?
 
 Time is judged by ``sequential`` over launch pairs, memory and compilation by ``gates``, answers by
-``accuracy_gates``; here stands which numbers go there, and how far logits may differ. What differs
+``gates.accuracy``; here stands which numbers go there, and how far logits may differ. What differs
 between A and B on purpose is no reason to refuse: only what makes the work another one is.
 
 Compile health of two inductor sides: more ``graph_breaks`` or ``recompiles`` on B are always

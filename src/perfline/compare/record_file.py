@@ -2,7 +2,7 @@
 
 The file is replaced, whole and at once, after every launch pair, and says ``partial`` until the
 comparison has ended by itself: what Ctrl-C or a kill leaves behind can be read. A pair's log ratio
-stands in it for people only: readers compute it from the rounds, as ``ab.record`` does.
+stands in it for people only: readers compute it from the rounds, as ``record`` does.
 
 Schema 1: the first.
 """

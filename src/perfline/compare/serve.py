@@ -1,6 +1,6 @@
 """What does one launch of a side do when it is asked: open, time a round, answer questions?
 
-It measures through the same code as the suite (``bench``, ``throughput``): what
+It measures through the same code as the suite (``case_run``, ``throughput``): what
 ``perfline compare`` settles is what the suite has measured.
 """
 

@@ -150,8 +150,8 @@ def describe(
 ) -> str:
     """How B differs from A, such as ``torch 2.12.0 -> 2.13.0``; ``nothing (A/A)``.
 
-    ``contexts`` are those of the launches (``ab.Ready``): what is in only one of them is shown as
-    ``none`` in the other. ``case`` tells a setting that a side leaves as it is.
+    ``contexts`` are those of the launches (``model.Ready``): what is in only one of them is shown
+    as ``none`` in the other. ``case`` tells a setting that a side leaves as it is.
     """
     old, new = (dict(context) for context in contexts)
     commits = old.pop("commit", None), new.pop("commit", None)

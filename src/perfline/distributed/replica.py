@@ -3,8 +3,8 @@
 Every weight is split over the ranks of a replica (``parallel.tensor`` in a case's YAML), and they
 take every step of every forward together. The first of them leads: it does what a process by itself
 would do, and tells the others before each pass which one that is. They do nothing but follow
-(``helper.follow``). What is told goes through the group's store, outside of anything timed; tensors
-go through the replica's own torch.distributed world.
+(``rank_worker.follow``). What is told goes through the group's store, outside of anything timed;
+tensors go through the replica's own torch.distributed world.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """How are prompts answered with every shared prefix computed once?
 
-``SharedPrefixRunner`` executes a ``prefix.Plan`` on a ``TorchEngine``: a node's keys and values are
-held once, in one row, while its batches of suffixes run; the head sees the last token of each row
-alone. Answers are those of ``engine.run_pass`` up to rounding: the same products in other batches.
-Where the device runs behind the host, one batch runs while the one before is read.
+``SharedPrefixRunner`` executes a ``prefix_plan.Plan`` on a ``TorchEngine``: a node's keys and
+values are held once, in one row, while its batches of suffixes run; the head sees the last token of
+each row alone. Answers are those of ``engine.run_pass`` up to rounding: the same products in other
+batches. Where the device runs behind the host, one batch runs while the one before is read.
 """
 
 from __future__ import annotations

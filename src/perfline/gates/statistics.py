@@ -48,7 +48,7 @@ def drop_upper(b: int, c: int, n: int, confidence: float = 0.975) -> float:
     losses among them; given their number the losses are binomial in theta, so that
     Clopper-Pearson's bounds of both, at 0.2 and 0.8 of the error, bound the drop. (1) is sharp for
     few flips and is the whole bound at c = 0, (2) for many. That the smaller of the two still
-    covers is shown by enumeration of every (b, c) in ``tests/unit/test_statistics.py``.
+    covers is shown by enumeration of every (b, c) in ``tests/unit/gates/test_statistics.py``.
     """
     if min(b, c) < 0 or b + c > n or n < 1:
         raise ValueError(f"{b} + {c} flips in {n} questions: expected 0 <= b + c <= n, n >= 1")

@@ -51,7 +51,7 @@ class AccuracyOptions:
 
 
 class Share(Protocol):
-    """What shares passes and rounds among a job's ranks (``parallel.Lead``); this one is rank 0."""
+    """What shares passes and rounds among ranks (``parallel_accuracy.Lead``); this is rank 0."""
 
     @property
     def replicas(self) -> int:

@@ -1,8 +1,8 @@
 """How do the ranks of a torchrun job share the questions of a pass?
 
-Rank 0 runs pytest; the others answer what it asks. It lists a pass's units (``units.cut``); whoever
-is free, rank 0 too, takes the next one off a shared counter and sends its answers batch by batch.
-They merge by question id, and only rank 0 keeps a journal and a record.
+Rank 0 runs pytest; the others answer what it asks. It lists a pass's units (``work_units.cut``);
+whoever is free, rank 0 too, takes the next one off a shared counter and sends its answers batch by
+batch. They merge by question id, and only rank 0 keeps a journal and a record.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ class Repeat(Protocol):
 
 
 class Leader(Protocol):
-    """What is used of ``parallel.Lead``."""
+    """What is used of ``parallel_accuracy.Lead``."""
 
     group: Group
 

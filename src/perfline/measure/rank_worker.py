@@ -1,7 +1,7 @@
 """What does a rank other than the first do with what rank 0 asks?
 
 It opens the cases that rank 0 opens, and takes part in its passes and rounds; under pytest
-(``ranks``) and in ``perfline compare`` (``ab.serve``) alike.
+(``ranks``) and in ``perfline compare`` (``compare.serve``) alike.
 """
 
 from __future__ import annotations

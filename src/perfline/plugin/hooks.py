@@ -1,6 +1,6 @@
 """How do pytest and perfline meet? Options, fixtures, and what is shown and written.
 
-Tests ask for ``line``: one case, opened once per session, with what it is compared with. pytest
+Tests ask for ``session``: one case, opened once per session, with what it is compared with. pytest
 only reads baselines; a session writes one file, the record (``--results``), after every test.
 Collection loads YAML and nothing else.
 """

@@ -1,7 +1,7 @@
 """What does pytest do on each rank of a torchrun job?
 
 On rank 0 all that it does without torchrun, on the others nothing but answering what rank 0 asks
-(``parallel``): no collection, no output, no file. Every rank exits with rank 0's status.
+(``parallel_accuracy``): no collection, no output, no file. Every rank exits with rank 0's status.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ def in_turn(timed_round, rounds, before=None, /):
 
 @dataclass
 class Ranks:
-    """Rank 0, and threads for the others that answer as ``helper.Helper`` does."""
+    """Rank 0, and threads for the others that answer as ``rank_worker.Helper`` does."""
 
     runs: list[TimedRun]
     timeout_s: float = 20.0

@@ -132,7 +132,7 @@ def test_a_broken_record_names_its_key(
     with pytest.raises(PerflineError) as raised:
         records.load(path)
 
-    # Where in a subject the columns differ is stored.py's to say.
+    # Where in a subject the columns differ is stored_answers.py's to say.
     shown = str(raised.value).replace("subjects.sky.letters", "subjects.letters")
     assert shown.startswith(f"{path}: {message}")
     assert str(raised.value).endswith("; run pytest again")

@@ -46,7 +46,7 @@ def test_restarts_are_counted():
 
 @dataclass
 class Scripted:
-    """``helper.Helper`` that raises what it is told to, once."""
+    """``rank_worker.Helper`` that raises what it is told to, once."""
 
     error: Exception | None = None
     asked: list[dict] = field(default_factory=list)
