@@ -66,7 +66,7 @@ test-otava:
 	$(VENV)-otava/bin/pip install --quiet --disable-pip-version-check 'apache-otava>=0.8' pandas scipy \
 	  pyyaml tabulate pytest pytest-benchmark hypothesis
 	$(VENV)-otava/bin/pip install --quiet --disable-pip-version-check --no-deps -e .
-	$(VENV)-otava/bin/pytest $(STRICT) tests/unit/test_exports.py tests/unit/test_history.py $(ARGS)
+	$(VENV)-otava/bin/pytest $(STRICT) tests/unit/report/test_exports.py tests/unit/report/test_history.py $(ARGS)
 
 perf: setup
 	@mkdir -p results

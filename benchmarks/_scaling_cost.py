@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 from scipy.optimize import nnls
 
-from perfline.prefix import Plan
+from perfline.engines.prefix_plan import Plan
 
 TERMS = ("tokens", "forwards", "pairs", "units")
 REPEATS = 3  # the first fit's errors are relative to what was measured: slow outliers count little

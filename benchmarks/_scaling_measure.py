@@ -30,19 +30,21 @@ import yaml
 from _scaling_cost import Cost, Work, fit, last_ends, left_out_error, work
 from tabulate import tabulate
 
-from perfline import case as cases
-from perfline import data, environment, record
-from perfline.accuracy import AccuracyRun
-from perfline.answers import Answers, union
-from perfline.bench import Bench
-from perfline.case import Case, WeightsKind
-from perfline.device import cpu_contention, current_device
-from perfline.engine import EngineName, run_pass
-from perfline.journal import Journal
-from perfline.mmlu import Prompt
-from perfline.opened import Opened, open_case
-from perfline.throughput import PREFIX
-from perfline.units import cut
+from perfline.cases import case as cases
+from perfline.cases import data
+from perfline.cases.case import Case, WeightsKind
+from perfline.distributed.work_units import cut
+from perfline.engines import environment
+from perfline.engines.device import cpu_contention, current_device
+from perfline.engines.engine import EngineName, run_pass
+from perfline.measure import record
+from perfline.measure.accuracy import AccuracyRun
+from perfline.measure.case_run import Bench
+from perfline.measure.journal import Journal
+from perfline.measure.loaded_case import Opened, open_case
+from perfline.measure.throughput import PREFIX
+from perfline.tasks.answers import Answers, union
+from perfline.tasks.mmlu import Prompt
 
 ROOT = Path(__file__).parents[1]
 SIZES = (8, 16, 4, 64, 32)  # questions of the timed units, in turn
@@ -278,7 +280,7 @@ def lay_out(mmlu: Path, out: Path, every: int) -> None:
     Asked is 1 of ``every`` questions of each subject, so that subjects are as unequal as they are;
     timed are questions that follow, of every second subject.
     """
-    text = yaml.safe_load((Path(cases.__file__).parent / "cases" / "tiny.yaml").read_text())
+    text = yaml.safe_load((cases.PACKAGED_CASES / "tiny.yaml").read_text())
     text["case"] = CASE
     text["mmlu"]["max_prompt_tokens"] = 4096  # the embedded tokenizer knows few words
     (out / "cases").mkdir(exist_ok=True)

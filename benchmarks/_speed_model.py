@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from perfline import mmlu
-from perfline.case import Case, load_case
+from perfline.cases.case import Case, load_case
+from perfline.tasks import mmlu
 
 if TYPE_CHECKING:
-    from perfline.mmlu import Prompt, Subject
+    from perfline.tasks.mmlu import Prompt, Subject
 
 VOCABULARY = 8000
 _CASE = """case: mmlu-speed

@@ -25,13 +25,13 @@ from typing import Any
 
 from tabulate import tabulate
 
-from perfline import environment
-from perfline.accuracy import AccuracyOptions, AccuracyPass
-from perfline.bench import Bench
-from perfline.case import ENGINE_NAMES, Case, load_cases
-from perfline.device import Device, current_device
-from perfline.engine import EngineName, run_pass
-from perfline.opened import open_case
+from perfline.cases.case import ENGINE_NAMES, Case, load_cases
+from perfline.engines import environment
+from perfline.engines.device import Device, current_device
+from perfline.engines.engine import EngineName, run_pass
+from perfline.measure.accuracy import AccuracyOptions, AccuracyPass
+from perfline.measure.case_run import Bench
+from perfline.measure.loaded_case import open_case
 
 ROOT = Path(__file__).parents[1]
 MATRIX = 8192  # of the large product, a side; on a CPU an eighth of it

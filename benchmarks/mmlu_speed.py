@@ -47,15 +47,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
-from perfline import environment, mmlu
-from perfline.accuracy_gates import same_answers
-from perfline.device import cpu_contention, current_device
+from perfline.engines import environment
+from perfline.engines.device import cpu_contention, current_device
+from perfline.gates.accuracy import same_answers
+from perfline.tasks import mmlu
 
 if TYPE_CHECKING:
-    from perfline.answers import Answers
-    from perfline.hf import Model
-    from perfline.mmlu import Prompt, Subject
-    from perfline.shared_prefix import SharedPrefixRunner
+    from perfline.engines.hf import Model
+    from perfline.engines.shared_prefix import SharedPrefixRunner
+    from perfline.tasks.answers import Answers
+    from perfline.tasks.mmlu import Prompt, Subject
 
 ROOT = Path(__file__).parents[1]
 QUESTIONS = "high_school_us_history:8,elementary_mathematics:60,moral_scenarios:60"
@@ -168,8 +169,8 @@ def _offline(out: Path) -> None:
 def _prepare(args: argparse.Namespace) -> tuple[Bench, dict[str, object]]:
     import _speed_model as build
 
-    from perfline import hf
-    from perfline.shared_prefix import SharedPrefixRunner
+    from perfline.engines import hf
+    from perfline.engines.shared_prefix import SharedPrefixRunner
 
     target = args.out / "model"
     if args.tokenizer is None:
@@ -259,7 +260,7 @@ def _measuring(model: Model, measured: Measured) -> Iterator[None]:
 
 
 def _plain(bench: Bench) -> Measured:
-    from perfline.engine import run_pass
+    from perfline.engines.engine import run_pass
 
     engine, measured = bench.model.engine("eager"), Measured("a", "published loop")
     run_pass(engine, bench.prompts[:2], "all")
@@ -274,7 +275,7 @@ class Shared:
 
     def __init__(self, bench: Bench, name: Any) -> None:
         """Compile and warm up."""
-        from perfline.shared_prefix import SharedPrefixRunner
+        from perfline.engines.shared_prefix import SharedPrefixRunner
 
         self._bench = bench
         self._runner = runner = SharedPrefixRunner(bench.model.engine(name))
@@ -411,7 +412,7 @@ class Harness:
             if sample["arguments"][0][0] != self._texts[name]:
                 raise SystemExit(f"question {name}: the harness' prompt is not perfline's")
             rows[name] = [float(response[0][0]) for response in sample["resps"]]
-        from perfline.answers import Answers
+        from perfline.tasks.answers import Answers
 
         return Answers(
             ids=tuple(self._ids),

@@ -58,7 +58,7 @@ def build(target: Path) -> int:
     """Write the checkpoint, with the embedded tokenizer; the number of its parameters."""
     import _speed_model
 
-    from perfline.data import PACKAGED_DATA
+    from perfline.cases.data import PACKAGED_DATA
 
     vocabulary = _speed_model.copy_tokenizer(PACKAGED_DATA / "tiny_mmlu" / "tiny_hf", target)
     return _speed_model.build(target, _speed_model.Size(hidden=768, layers=14), vocabulary)
@@ -80,7 +80,7 @@ def copy_subject(mmlu: Path, subject: str, target: Path, args: argparse.Namespac
 
 def report(run: Path) -> None:
     """Compare the two engines' answers to all questions."""
-    from perfline import record
+    from perfline.measure import record
 
     accuracy = record.load(run).cases["llama-100m"].accuracy
     eager, compiled = accuracy["eager"], accuracy["inductor"]

@@ -26,13 +26,15 @@ from pathlib import Path
 from _scaling_cost import Cost, Work, last_ends, work
 from tabulate import tabulate
 
-from perfline import lengths, prefix, record
-from perfline.case import ENGINE_NAMES
-from perfline.engine import EngineName
-from perfline.mmlu import Prompt
-from perfline.prefix import Limits
-from perfline.throughput import PREFIX
-from perfline.units import Unit, cut
+from perfline.cases.case import ENGINE_NAMES
+from perfline.distributed.work_units import Unit, cut
+from perfline.engines import prefix_plan as prefix
+from perfline.engines.engine import EngineName
+from perfline.engines.prefix_plan import Limits
+from perfline.measure import record
+from perfline.measure.throughput import PREFIX
+from perfline.tasks import prompt_lengths as lengths
+from perfline.tasks.mmlu import Prompt
 
 VOCABULARY, MAX_PROMPT = 128_256, 2048  # Llama-3's
 RANKS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)

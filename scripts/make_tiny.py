@@ -58,7 +58,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-OUT = Path(__file__).resolve().parents[1] / "src/perfline/data/tiny_mmlu"
+OUT = Path(__file__).resolve().parents[1] / "src/perfline/cases/embedded/tiny_mmlu"
 LETTERS = "ABCD"
 SHOTS = 5
 TESTS_PER_SUBJECT = 130

@@ -1,4 +1,4 @@
-"""How long are MMLU's prompts in tokens? Writes ``src/perfline/data/mmlu_token_lengths.json``.
+"""How long are MMLU's prompts in tokens? Writes ``src/perfline/tasks/mmlu_token_lengths.json``.
 
     pip install tiktoken; pip install --no-deps llama-models    # ships Llama 3's tokenizer.model
     python scripts/make_token_lengths.py --mmlu ../shared/data/mmlu
@@ -19,11 +19,11 @@ from pathlib import Path
 import tiktoken
 import tiktoken.load
 
-from perfline.mmlu import Encode, Subject, load_subjects, render_prompt
+from perfline.tasks.mmlu import Encode, Subject, load_subjects, render_prompt
 
 SHOTS = 5
 MAX_PROMPT_TOKENS = 2048
-OUT = Path(__file__).parents[1] / "src" / "perfline" / "data" / "mmlu_token_lengths.json"
+OUT = Path(__file__).parents[1] / "src" / "perfline" / "tasks" / "mmlu_token_lengths.json"
 SOURCE = (
     "MMLU dev+test, 5 shots, Llama-3 tokenizer with BOS; prefix_tokens_by_shots[k] = instruction + "
     "the last k shots, for k = 0 to 5; question = what follows, up to 'Answer:'; untruncated"

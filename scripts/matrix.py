@@ -36,7 +36,7 @@ PAGE = Path("docs/versions.md")
 KEPT = Path("results/matrix")  # ROW.json: all that a row found
 LOCK = Path("constraints.txt")
 PROJECT = Path("pyproject.toml")
-CONTRACT = Path("tests/unit/test_upstream.py")
+CONTRACT = Path("tests/unit/engines/test_upstream.py")
 SUITE = ("tests/accuracy", "tests/perf", "-m", "perf or accuracy", "--cases=tiny")
 EXTRAS = ("parallel", "report")
 OLDEST = "3.11"

@@ -20,11 +20,13 @@ from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
-from perfline import accuracy_gates, baseline, gates, record, verdict
-from perfline.ab import file as compare_file
-from perfline.ab import gates as compare_gates
-from perfline.ab.nouns import SIDES, Round
-from perfline.ab.record import (
+from perfline.baselines import baseline
+from perfline.cases.case import Case, load_cases
+from perfline.cases.data import find_mmlu
+from perfline.compare import gates as compare_gates
+from perfline.compare import record_file as compare_file
+from perfline.compare.model import SIDES, Round
+from perfline.compare.record import (
     AnswersRecord,
     CaseComparison,
     Comparison,
@@ -32,15 +34,17 @@ from perfline.ab.record import (
     PairRecord,
     SideRecord,
 )
-from perfline.ab.sequential import LOOKS, decide
-from perfline.case import Case, load_cases
-from perfline.data import find_mmlu
-from perfline.environment import Environment
+from perfline.compare.sequential import LOOKS, decide
+from perfline.engines.environment import Environment
+from perfline.gates import accuracy as accuracy_gates
+from perfline.gates import performance as gates
+from perfline.gates import verdict
+from perfline.gates.verdict import Verdict
+from perfline.measure import record
+from perfline.measure.record import CaseRecord, Record
 from perfline.metrics import Metric, mfu
-from perfline.mmlu import load_subjects, question_set_digest
-from perfline.record import CaseRecord, Record
-from perfline.stored import StoredAnswers
-from perfline.verdict import Verdict
+from perfline.tasks.mmlu import load_subjects, question_set_digest
+from perfline.tasks.stored_answers import StoredAnswers
 
 MACHINE = "nvidia-h100-80gb-hbm3"
 CONTEXT = {
@@ -80,7 +84,7 @@ def questions_of(case: Case) -> list[tuple[str, str]]:
     if case.id == "tiny":
         subjects = load_subjects(find_mmlu(case, None), case.mmlu.few_shots)
         return [(q.id, q.label) for subject in subjects for q in subject.test]
-    text = resources.files("perfline").joinpath("data/mmlu_token_lengths.json").read_text("utf-8")
+    text = resources.files("perfline.tasks").joinpath("mmlu_token_lengths.json").read_text("utf-8")
     labels = random.Random(0)
     return [
         (f"{subject}/{index}", labels.choice("ABCD"))
@@ -377,7 +381,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("out", type=Path)
     out: Path = parser.parse_args().out
-    from perfline.page import cli as report_cli
+    from perfline.cli import report as report_cli
 
     commands = argparse.ArgumentParser()
     report_cli.add_report(commands.add_subparsers())

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from samples import packaged
 
-from perfline.ab import compare
-from perfline.ab.compare import Plan
-from perfline.ab.nouns import Ready, Round, Side, SideName, Workload
-from perfline.ab.record import CaseComparison
-from perfline.answers import LETTERS, Answers
+from perfline.compare import run as compare
+from perfline.compare.model import Ready, Round, Side, SideName, Workload
+from perfline.compare.record import CaseComparison
+from perfline.compare.run import Plan
 from perfline.errors import DeviceMemory
+from perfline.tasks.answers import LETTERS, Answers
+from samples import packaged
 
 MACHINE = "fake-gpu"
 SHORT: dict[str, str] = {"baseline": "A", "candidate": "B"}
@@ -104,7 +104,7 @@ class Script:
 
 @dataclass
 class FakeLauncher:
-    """``ab.Launcher`` by script."""
+    """``model.Launcher`` by script."""
 
     baseline: Script = field(default_factory=Script)
     candidate: Script = field(default_factory=Script)
@@ -135,7 +135,7 @@ class FakeLauncher:
 
 @dataclass
 class FakeLaunch:
-    """``ab.PendingWorker`` and ``ab.Worker`` in one."""
+    """``model.PendingWorker`` and ``model.Worker`` in one."""
 
     launcher: FakeLauncher
     name: str

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from perfline.answers import LETTERS
-from perfline.device import Device
-from perfline.engine import CompileCounts, EngineName, Head
-from perfline.environment import Environment
-from perfline.mmlu import Prompt
+from perfline.engines.device import Device
+from perfline.engines.engine import CompileCounts, EngineName, Head
+from perfline.engines.environment import Environment
+from perfline.tasks.answers import LETTERS
+from perfline.tasks.mmlu import Prompt
 
 DEVICE = Device("cpu", "Fake CPU", "fake-cpu")
 ENVIRONMENT = Environment("fake-cpu", "Fake CPU", "cpu", {"torch": "9.9", "commit": "abc1234"})
@@ -117,7 +117,7 @@ class FakeEngine:
 
 @dataclass
 class FakeOpened:
-    """``bench.Opened`` over scripted engines."""
+    """``loaded_case.Opened`` over scripted engines."""
 
     engines: dict[str, FakeEngine]
     prompts: Sequence[Prompt] = field(default_factory=prompts)

@@ -10,7 +10,7 @@ import signal
 import time
 from pathlib import Path
 
-from perfline.accuracy import AccuracyRun
+from perfline.measure.accuracy import AccuracyRun
 
 HERE = Path(__file__).parent
 RANK, ATTEMPT = os.environ["RANK"], os.environ["TORCHELASTIC_RESTART_COUNT"]

@@ -18,9 +18,9 @@ import numpy as np
 import numpy.typing as npt
 from _accuracy_rules import GATE, UNPAIRED, Counts, alarms, count, gate_word
 
-from perfline.case import GatesSpec
-from perfline.statistics import clopper_pearson, mcnemar_p
-from perfline.verdict import Word
+from perfline.cases.case import GatesSpec
+from perfline.gates.statistics import clopper_pearson, mcnemar_p
+from perfline.gates.verdict import Word
 
 SEED = 20261122
 DRAWS = 2000  # of each arm and size; of MMLU's size, where one verdict takes 6 ms, a twentieth

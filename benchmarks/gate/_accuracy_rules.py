@@ -10,10 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
-from perfline.accuracy_gates import accuracy_baseline
-from perfline.case import GatesSpec
-from perfline.stored import Scored
-from perfline.verdict import Word
+from perfline.cases.case import GatesSpec
+from perfline.gates.accuracy import accuracy_baseline
+from perfline.gates.verdict import Word
+from perfline.tasks.stored_answers import Scored
 
 GATE = "perfline"
 

@@ -19,14 +19,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from perfline import data, hf, mmlu
-from perfline.answers import Answers
-from perfline.case import Case, Precision
-from perfline.device import current_device
-from perfline.engine import run_pass
-from perfline.hf import Model
-from perfline.mmlu import Prompt
-from perfline.shared_prefix import SharedPrefixRunner
+from perfline.cases import data
+from perfline.cases.case import Case, Precision
+from perfline.engines import hf
+from perfline.engines.device import current_device
+from perfline.engines.engine import run_pass
+from perfline.engines.hf import Model
+from perfline.engines.shared_prefix import SharedPrefixRunner
+from perfline.tasks import mmlu
+from perfline.tasks.answers import Answers
+from perfline.tasks.mmlu import Prompt
 
 UNDAMAGED = "undamaged, fp32"
 BF16 = "undamaged, bf16"

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from perfline import jsonfile
-from perfline.ab.sequential import signed_rank_p, spreads
+from perfline.compare.sequential import signed_rank_p, spreads
 from perfline.errors import RecordError
 from perfline.jsonfile import Node, Scalar
 

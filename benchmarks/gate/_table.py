@@ -10,9 +10,9 @@ from pathlib import Path
 
 from _recording import Recording
 
-from perfline.ab.sequential import hodges_lehmann, interval
+from perfline.compare.sequential import hodges_lehmann, interval
 from perfline.errors import PerflineError
-from perfline.statistics import clopper_pearson
+from perfline.gates.statistics import clopper_pearson
 
 BEGIN, END = "<!-- evaluate.py begin -->", "<!-- evaluate.py end -->"
 _CONFIDENCE = 0.95

@@ -28,9 +28,9 @@ from typing import Any
 import _accuracy_tables
 from _accuracy_rates import DRAWS, SEED, evaluate
 
-from perfline import environment
-from perfline.accuracy_gates import accuracy_baseline
-from perfline.case import Case, load_cases
+from perfline.cases.case import Case, load_cases
+from perfline.engines import environment
+from perfline.gates.accuracy import accuracy_baseline
 
 HERE = Path(__file__).parent
 OUT, PAGE = HERE / "results" / "accuracy-tiny.json", HERE / "ACCURACY.md"
@@ -42,8 +42,8 @@ def record(case: Case) -> dict[str, Any]:
     import _damage
     import torch
 
-    from perfline.answers import subset
-    from perfline.judge import scored
+    from perfline.baselines.judge import scored
+    from perfline.tasks.answers import subset
 
     torch.set_num_threads(1)
     lab = _damage.Lab(case)

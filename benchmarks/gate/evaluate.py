@@ -38,7 +38,7 @@ from _table import (
 )
 from rules import BENCHER_MOST, RULES, SESSIONS, Rule, ab_gate
 
-from perfline.ab.sequential import LOOKS, Decision
+from perfline.compare.sequential import LOOKS, Decision
 from perfline.errors import PerflineError
 
 HERE = Path(__file__).parent

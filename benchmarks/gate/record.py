@@ -33,12 +33,13 @@ import numpy as np
 import slowdown
 from _recording import SCHEMA, read
 
-from perfline import environment, jsonfile
-from perfline.ab.launch import ProcessLauncher
-from perfline.ab.nouns import SIDES, Side, SideName, Worker, Workload
-from perfline.ab.pairs import repeats_for
-from perfline.ab.sides import make_side, places
-from perfline.case import WeightsKind, load_cases
+from perfline import jsonfile
+from perfline.cases.case import WeightsKind, load_cases
+from perfline.compare.launch import ProcessLauncher
+from perfline.compare.model import SIDES, Side, SideName, Worker, Workload
+from perfline.compare.pairs import repeats_for
+from perfline.compare.sides import make_side, places
+from perfline.engines import environment
 from perfline.errors import RecordError
 
 ROOT = Path(__file__).parents[2]

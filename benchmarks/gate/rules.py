@@ -19,11 +19,11 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from perfline.ab.sequential import LOOKS, Decision, decide
-from perfline.case import GatesSpec
-from perfline.gates import throughput_baseline
+from perfline.cases.case import GatesSpec
+from perfline.compare.sequential import LOOKS, Decision, decide
+from perfline.gates.performance import throughput_baseline
+from perfline.gates.verdict import Word
 from perfline.metrics import Metric
-from perfline.verdict import Word
 
 Floats = npt.NDArray[np.float64]
 TwoSamples = Callable[[Floats, Floats], bool]

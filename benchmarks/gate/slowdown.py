@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
-from perfline.engine import Head
-from perfline.torch_engine import TorchEngine
+from perfline.engines.engine import Head
+from perfline.engines.torch_engine import TorchEngine
 
 VARIABLE = "PERFLINE_SLOWDOWN"
 _MOST_ROWS, _WIDTH = 2**15, 256

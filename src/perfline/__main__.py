@@ -4,6 +4,6 @@ from __future__ import annotations
 
 import sys
 
-from perfline.cli import main
+from perfline.cli.main import main
 
 sys.exit(main())

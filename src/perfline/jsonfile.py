@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import NoReturn, cast
 
 from perfline.errors import PerflineError
-from perfline.kinds import Kind, mistaken
+from perfline.filetypes import Kind, mistaken
 
 Scalar = str | int | float | bool | None
 

@@ -13,13 +13,14 @@ from typing import Any
 
 import pytest
 
-from perfline import baseline, record
-from perfline.case import load_cases
-from perfline.data import find_mmlu
-from perfline.mmlu import load_subjects, question_set_digest
-from perfline.page import page
-from perfline.page.inputs import Places, gather
-from perfline.verdict import Flip, Verdict
+from perfline.baselines import baseline
+from perfline.cases.case import load_cases
+from perfline.cases.data import find_mmlu
+from perfline.gates.verdict import Flip, Verdict
+from perfline.measure import record
+from perfline.report import page
+from perfline.report.page_inputs import Places, gather
+from perfline.tasks.mmlu import load_subjects, question_set_digest
 
 REPOSITORY = Path(__file__).parents[2]
 CHROMIUM = next(

@@ -12,7 +12,7 @@ import pytest
 # Every fourth forward runs twice: 25 % more work, whatever the machine does.
 MUTANT = """
 import itertools
-from perfline.torch_engine import TorchEngine
+from perfline.engines.torch_engine import TorchEngine
 
 forward, calls = TorchEngine.forward, itertools.count(1)
 
@@ -27,7 +27,7 @@ TorchEngine.forward = slower
 """
 # A wrong answer that costs no time: the letters' logits change places.
 WRONG = """
-from perfline.torch_engine import TorchEngine
+from perfline.engines.torch_engine import TorchEngine
 
 read = TorchEngine.read
 

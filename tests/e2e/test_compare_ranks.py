@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from perfline.ab.launch import ProcessLauncher
-from perfline.ab.nouns import Workload
-from perfline.ab.ranked import MARK
-from perfline.ab.sides import make_side, places
+from perfline.compare.launch import ProcessLauncher
+from perfline.compare.model import Workload
+from perfline.compare.rank_processes import MARK
+from perfline.compare.sides import make_side, places
 from perfline.errors import WorkerError
 
 # What one rank does ahead of every timed round.
@@ -29,7 +29,7 @@ import sys
 import time
 from pathlib import Path
 
-from perfline.throughput import Stopwatch
+from perfline.measure.throughput import Stopwatch
 
 timed_round = Stopwatch.round
 
@@ -46,7 +46,7 @@ RANK = os.environ["RANK"]
 SLOW = """
 import os
 import time
-from perfline.torch_engine import TorchEngine
+from perfline.engines.torch_engine import TorchEngine
 
 forward = TorchEngine.forward
 

@@ -34,8 +34,8 @@ from doc_pages import (
     rows,
     yaml_blocks,
 )
-from perfline import case as cases
-from perfline import cli
+from perfline.cases import case as cases
+from perfline.cli import main as cli
 
 COPIED = (
     "README.md",
@@ -76,7 +76,7 @@ def shell(text: str, folder: Path) -> subprocess.CompletedProcess[str]:
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of this repository, its case ``tiny`` made small, under git."""
     folder = tmp_path_factory.mktemp("docs") / "clone"
-    package = Path(cases.__file__).parent
+    package = cases.PACKAGED_CASES.parent
     shutil.copytree(package, folder / "src" / "perfline", ignore=shutil.ignore_patterns("__pyc*"))
     for name in FOLDERS:
         if (REPOSITORY / name).is_dir():

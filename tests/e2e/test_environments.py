@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from perfline.ab import environments
-from perfline.ab.environments import make
-from perfline.ab.installers import Pip, Uv, find_installer
+from perfline.compare import environments
+from perfline.compare.environments import make
+from perfline.compare.installers import Pip, Uv, find_installer
 from perfline.errors import InstallError
 from wheels import interpreter, site, told, wheel
 

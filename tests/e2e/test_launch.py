@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from perfline.ab.launch import ProcessLauncher
-from perfline.ab.nouns import Workload
-from perfline.ab.sides import describe, make_side, places
+from perfline.compare.launch import ProcessLauncher
+from perfline.compare.model import Workload
+from perfline.compare.sides import describe, make_side, places
 
 # What a worker must not need: a comparison's two environments are there for the model.
 BARE = """

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from perfline import data
+from perfline.cases import data
 from perfline.cli import main
 
 pytestmark = pytest.mark.alone  # of one baseline: what it judges is fast or slow, too
@@ -122,7 +122,7 @@ def test_a_damaged_model_is_regressed_and_its_flips_are_named(accepted: Path, tm
 
 
 DROP_A_SHOT = """
-from perfline import mmlu
+from perfline.tasks import mmlu
 
 original = mmlu.render_prompt
 mmlu.render_prompt = lambda subject, question, shots: original(subject, question, shots - 1)
@@ -135,7 +135,7 @@ def test_a_dropped_shot_is_regressed(accepted: Path):
 
 
 TWICE = """
-from perfline.torch_engine import TorchEngine
+from perfline.engines.torch_engine import TorchEngine
 
 original = TorchEngine.forward
 
@@ -157,7 +157,7 @@ def test_a_forward_that_takes_twice_as_long_is_regressed(accepted: Path):
 
 
 WRONG_COMPILED = """
-from perfline.torch_engine import TorchEngine
+from perfline.engines.torch_engine import TorchEngine
 
 original = TorchEngine.forward
 

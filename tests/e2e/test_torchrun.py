@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from perfline import hf
-from perfline.case import PACKAGED_CASES, load_case
-from perfline.device import current_device
-from perfline.engine import run_pass
-from perfline.lengths import dummy_prompts
+from perfline.cases.case import PACKAGED_CASES, load_case
+from perfline.engines import hf
+from perfline.engines.device import current_device
+from perfline.engines.engine import run_pass
+from perfline.tasks.prompt_lengths import dummy_prompts
 from together import TOGETHER
 
 REPOSITORY = Path(__file__).parents[2]
@@ -151,13 +151,14 @@ from pathlib import Path
 
 import numpy as np
 
-from perfline import hf
-from perfline.case import load_case
-from perfline.device import current_device
-from perfline.engine import run_pass
-from perfline.lengths import dummy_prompts
-from perfline.rendezvous import join
-from perfline.replica import Replica, follow
+from perfline.engines import hf
+from perfline.cases.case import load_case
+from perfline.engines.device import current_device
+from perfline.engines.engine import run_pass
+from perfline.measure.rank_worker import follow
+from perfline.tasks.prompt_lengths import dummy_prompts
+from perfline.distributed.rendezvous import join
+from perfline.distributed.replica import Replica
 
 here = Path(sys.argv[1])
 group = join(100.0)
@@ -206,7 +207,7 @@ def test_random_weights_of_a_real_architecture_answer_as_unsplit_ones(tmp_path: 
 
 
 FOLLOWER_KILLED = """
-from perfline.shared_prefix import SharedPrefixRunner
+from perfline.engines.shared_prefix import SharedPrefixRunner
 
 follow = SharedPrefixRunner.follow
 

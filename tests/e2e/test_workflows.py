@@ -26,7 +26,7 @@ HERE = "owner/perfline"
 SHA = "0123456789abcdef0123456789abcdef01234567"
 REASON = 'first $(touch pwned) `touch pwned` "; touch pwned; # $(shell touch pwned) ```'
 # Other tests may run beside this one: nothing here is about how fast anything was.
-QUIET = "from perfline import throughput\n\nthroughput.cpu_contention = lambda: None\n"
+QUIET = "from perfline.measure import throughput\n\nthroughput.cpu_contention = lambda: None\n"
 ADDOPTS = "-p no:cacheprovider -p quiet --questions=20 --verify=2"
 
 

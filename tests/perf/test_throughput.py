@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from perfline.device import synchronized_timer
+from perfline.engines.device import synchronized_timer
 
 pytestmark = pytest.mark.perf
 

@@ -10,7 +10,7 @@ import pytest
 import scipy.special  # noqa: F401 - pytester would import it, and numpy, in every run anew
 
 import perfline
-import perfline.ranks  # and with it all that measures, for the same reason; and tests patch it
+import perfline.plugin.ranks  # and all that measures, for the same reason; tests patch it
 
 REPOSITORY = Path(__file__).parents[2]
 CONFTEST = """
@@ -132,5 +132,5 @@ def suite(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Suite:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, paths)))
     monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # it would refuse to measure there
     # Engine and clock are scripted: what else this machine does must not be seen.
-    monkeypatch.setattr("perfline.throughput.cpu_contention", lambda: None)
+    monkeypatch.setattr("perfline.measure.throughput.cpu_contention", lambda: None)
     return Suite(pytester)

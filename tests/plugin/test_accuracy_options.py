@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from fakes import prompts
-from perfline.accuracy_gates import accuracy_baseline, verified
-from perfline.answers import Answers
-from perfline.case import GatesSpec
-from perfline.stored import Scored
+from perfline.cases.case import GatesSpec
+from perfline.gates.accuracy import accuracy_baseline, verified
+from perfline.tasks.answers import Answers
+from perfline.tasks.stored_answers import Scored
 
 WRONG = [f"even/{i}" for i in range(20)]
 
@@ -59,7 +59,7 @@ def test_a_sequential_run_of_the_same_answers_asks_what_ok_takes(accepted):
 
 def test_an_interrupted_pass_is_resumed_and_leaves_no_journal(accepted):
     # The 60th answer of the fixed order is broken: the pass ends there, as by a crash.
-    from perfline.accuracy import choose
+    from perfline.measure.accuracy import choose
 
     crash = choose(prompts(400), None)[59].id
     accepted.script(prompts=400, both={"wrong": WRONG, "nan": [crash]})

@@ -43,7 +43,7 @@ def test_no_update_is_offered_that_would_be_refused(suite, monkeypatch, capsys, 
         suite.script(inductor={"token_s": 1.1e-4})
     ticks = iter(range(10**6))
     # Of every two seconds that are wanted, one is waited for.
-    monkeypatch.setattr("perfline.throughput.cpu_contention", lambda: (next(ticks),) * 2)
+    monkeypatch.setattr("perfline.measure.throughput.cpu_contention", lambda: (next(ticks),) * 2)
     result = suite.run("-m", "perf")
     shown = " ".join(result.stdout.str().split())
     assert (
@@ -187,7 +187,7 @@ def test_a_second_session_is_added(accepted):
     accepted.script(prompts=400, both={"token_s": 1.01e-4})
     accepted.run("-m", "perf")
     assert accepted.update("--add") == 0
-    from perfline import baseline
+    from perfline.baselines import baseline
 
     stored = baseline.load(accepted.root / "baselines" / "fake-cpu" / "fake.json")
     assert len(stored.sessions) == 2
@@ -231,8 +231,8 @@ def test_wrong_answers_are_never_offered_for_acceptance(accepted):
 
 
 def test_a_slowdown_that_waiting_does_not_explain_is_regressed_all_the_same():
-    from perfline.case import GatesSpec
-    from perfline.gates import throughput_baseline
+    from perfline.cases.case import GatesSpec
+    from perfline.gates.performance import throughput_baseline
     from perfline.metrics import Metric
 
     def judged(value, waited):

@@ -86,7 +86,7 @@ def test_a_session_that_breaks_at_its_end_leaves_a_whole_record(suite):
 
 
 def test_records_without_notices_are_read(suite):
-    from perfline import record
+    from perfline.measure import record
 
     suite.run("-m", "perf")
     path = suite.root / "results" / "run.json"

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from perfline.outcome import outcome
-from perfline.page import markdown as page_markdown
-from perfline.page import page
-from perfline.page.inputs import Places, gather
-from perfline.verdict import WORST_FIRST
+from perfline.baselines.outcome import outcome
+from perfline.gates.verdict import WORST_FIRST
+from perfline.report import page, page_markdown
+from perfline.report.page_inputs import Places, gather
 
 CHECK = """
-from perfline.verdict import Verdict
+from perfline.gates.verdict import Verdict
 
 def test_it(line):
     line.check([Verdict("m", word, "baseline", "count") for word in ("ok", "{word}")])

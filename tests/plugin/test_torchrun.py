@@ -22,8 +22,8 @@ import os
 import signal
 import time
 
-from perfline import ranks
-from perfline.accuracy import AccuracyRun
+from perfline.plugin import ranks
+from perfline.measure.accuracy import AccuracyRun
 
 RANK, ATTEMPT = os.environ.get("RANK"), os.environ.get("TORCHELASTIC_RESTART_COUNT")
 JOURNAL = Path("results/journals/fake-eager.jsonl")
@@ -214,7 +214,7 @@ TIMED = """
 
 from types import SimpleNamespace
 
-from perfline import throughput
+from perfline.measure import throughput
 
 throughput.cpu_contention = lambda: None  # what else this machine does must not be seen
 ranks.time = SimpleNamespace(perf_counter=CLOCK)  # other ranks, too, are timed by a scripted clock
@@ -262,7 +262,7 @@ HANGS_IN_A_ROUND = (
     TIMED.format(factor=1)
     + """
 
-from perfline.throughput import Stopwatch
+from perfline.measure.throughput import Stopwatch
 
 timed = Stopwatch.round
 
@@ -297,7 +297,7 @@ KILLED_IN_A_ROUND = (
     TIMED.format(factor=1)
     + """
 
-from perfline.throughput import Stopwatch
+from perfline.measure.throughput import Stopwatch
 
 timed = Stopwatch.round
 

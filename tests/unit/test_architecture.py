@@ -1,129 +1,109 @@
-"""Modules import each other in one direction, and torch only where it is needed."""
+"""Rooms import from the rooms before them, and torch only where a model runs."""
 
 from __future__ import annotations
 
 import ast
+import graphlib
+import importlib
 import subprocess
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 import perfline
 
 SOURCE = Path(perfline.__file__).parent
-FILES = [path for path in SOURCE.rglob("*.py") if path.stem != "__init__"]
-# Lower may not import higher; a module may import from the layers before its own.
-LAYERS = (
-    {
-        "errors",
-        "options",
-        "device",
-        "compilers",
-        "kinds",
-        "notices",
-        "progress",
-        "statistics",
-        "tiers",
-    },
-    {"ab.sequential", "page.svg"},
-    {"ab.cli", "export.cli", "page.cli", "past.cli"},  # parsers; they import their work when called
-    {"attention", "group", "metrics", "jsonfile", "case", "environment", "telemetry"},
-    {"ab.installers", "ab.worktree", "rendezvous"},
-    {"ab.environments"},
-    {"answers", "stored", "verdict", "data", "ab.wire"},
-    {"mmlu", "baseline", "gates", "accuracy_gates", "record", "journal"},
-    {"page.plots", "ab.process", "ab.worker", "candidate"},
-    {"spoilt", "ab.ranked"},
-    {"accept"},
-    {"hints", "offer"},
-    {"outcome"},
-    {"engine", "lengths", "prefix", "prompt_cache", "report", "units"},
-    {"replica"},
-    {"upstream"},
-    {"throughput", "part", "tensor_parallel", "torch_engine", "report_markdown", "ab.nouns"},
-    {"ab.fields"},
-    {"hf", "prefix_forward", "together", "ab.messages", "ab.record", "ab.sides"},
-    {"shared_prefix", "rounds"},
-    {"accuracy", "opened"},
-    {"accuracy_metrics"},
-    {"bench", "parallel", "export.exports", "ab.file", "ab.gates", "ab.launch", "ab.pairs"},
-    {"helper"},
-    {"judge", "ab.serve", "ab.compare", "ab.table", "export.lm_eval", "export.otava"},
-    {"line", "doctor", "baselines_text", "ab.text", "past.history"},
-    {"page.inputs", "past.trend", "ranks"},
-    {"page.accuracy", "page.headline"},
-    {"page.charts"},
-    {"page.view"},
-    {"page.comparison"},
-    {"page.markdown", "page.page"},
-    {"baselines_cli", "prompt_cli", "plugin"},
-    {"cli"},
-    {"__main__"},
+ROOMS = (
+    *("cases", "tasks", "distributed", "engines", "gates", "measure", "baselines", "compare"),
+    *("report", "plugin", "cli"),
 )
+MODULES = {
+    path.relative_to(SOURCE).with_suffix("").as_posix().replace("/", "."): path
+    for path in SOURCE.rglob("*.py")
+    if path.stem != "__init__"
+}
 HEAVY = {"torch", "transformers", "pandas", "scipy"}
+LARGEST = {"report": 20, "compare": 19, "measure": 14, "engines": 14}  # files; twelve anywhere else
 
 
 def imports(path: Path, top_level: bool = False) -> set[str]:
-    """Names of all modules that a file imports, for types only left out."""
+    """Names of all modules that a file imports: all of them, or those in no function."""
     tree = ast.parse(path.read_text())
     found = set()
     for node in tree.body if top_level else ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module)
-            if node.module.split(".")[0] == "perfline":
-                found |= {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
     return found
 
 
-def module(path: Path) -> str:
-    """``ab.pairs`` for ``ab/pairs.py``."""
-    return ".".join(path.relative_to(SOURCE).with_suffix("").parts)
+def edges() -> set[tuple[str, str]]:
+    """(module, what it imports) within perfline."""
+    return {
+        (module, name.removeprefix("perfline."))
+        for module, path in MODULES.items()
+        for name in imports(path)
+        if name.removeprefix("perfline.") in MODULES
+    }
 
 
-def own(names: set[str]) -> set[str]:
-    return {name.removeprefix("perfline.") for name in names if name.startswith("perfline.")}
+def room(module: str) -> str:
+    return module.partition(".")[0] if "." in module or module == "__main__" else ""
 
 
-def test_every_module_has_its_layer():
-    modules = {module(path) for path in FILES}
-    assert set().union(*LAYERS) == modules
+def test_the_tree_is_the_rooms_and_no_room_is_full():
+    files = defaultdict(set)
+    for module in MODULES:
+        files[room(module)].add(module)
+    assert set(files) == {"", *ROOMS, "__main__"}
+    assert len(files[""]) <= 5
+    assert [name for name in ROOMS if len(files[name]) > LARGEST.get(name, 12)] == []
 
 
-def test_imports_go_down_only():
-    level = {name: depth for depth, layer in enumerate(LAYERS) for name in layer}
-    wrong = [
-        f"{module(path)} -> {name}"
-        for path in FILES
-        for name in own(imports(path, top_level=True))
-        if name in level and level[name] >= level[module(path)]
-    ]
-    assert wrong == []
+def test_rooms_import_from_the_rooms_before_them():
+    place = {name: number for number, name in enumerate(("", *ROOMS, "__main__"))}
+    assert {pair for pair in edges() if place[room(pair[0])] < place[room(pair[1])]} == set()
 
 
-def test_only_the_real_engine_imports_torch_at_its_top():
+def test_no_circle_in_a_room():
+    graph = defaultdict(set)
+    for module, name in edges() - {("engines.torch_engine", "engines.hf")}:  # for a type only
+        graph[module].add(name)
+    graphlib.TopologicalSorter(graph).prepare()  # CycleError names the circle
+
+
+def test_rooms_take_from_each_other_what_is_offered():
+    offered = {
+        f"{name}.{module}"
+        for name in ROOMS
+        for module in importlib.import_module(f"perfline.{name}").__all__
+    }
+    assert offered <= set(MODULES)
+    taken = {name for module, name in edges() if room(name) and room(module) != room(name)}
+    assert taken - offered == set()
+
+
+def test_torch_is_imported_at_the_top_of_engines_only():
     heavy = {
-        module(path)
-        for path in FILES
+        module
+        for module, path in MODULES.items()
         if {name.split(".")[0] for name in imports(path, top_level=True)} & HEAVY
     }
-    engine = {"hf", "torch_engine", "prefix_forward", "shared_prefix"}
-    assert heavy == {"attention", "tensor_parallel", "upstream"} | engine
+    real = ("attention", "hf", "prefix_forward", "shared_prefix", "tensor_parallel")
+    assert heavy == {f"engines.{name}" for name in (*real, "torch_engine", "upstream")}
 
 
-def test_only_cli_writes_baselines():
-    writers = {
-        module(path)
-        for path in FILES
-        if "baseline.save(" in path.read_text() or "baselines.save(" in path.read_text()
-    }
-    assert writers == {"baselines_cli"}
+def test_only_the_command_writes_baselines():
+    saves = ("baseline.save(", "baselines.save(")
+    writers = {m for m, path in MODULES.items() if any(s in path.read_text() for s in saves)}
+    assert writers == {"cli.baselines"}
 
 
 def test_help_and_the_plugin_import_nothing_heavy():
     code = (
-        "import sys, perfline.plugin, perfline.cli\n"
-        "try:\n    perfline.cli.main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "import sys, perfline.plugin.hooks, perfline.cli.main\n"
+        "try:\n    perfline.cli.main.main(['--help'])\nexcept SystemExit:\n    pass\n"
         f"print(sorted(set(sys.modules) & {HEAVY!r}))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from doc_pages import PAGES, REPOSITORY, commands, rows, yaml_blocks
-from perfline import case as cases
+from perfline.cases import case as cases
 
 
 @pytest.mark.parametrize("page", PAGES)

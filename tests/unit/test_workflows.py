@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import actions
-from perfline import doctor
+from perfline.cli import doctor
 
 SCRIPT = actions.REPOSITORY / "scripts" / "proposals.py"
 HOOK = actions.REPOSITORY / "scripts" / "runner_job_started.sh"

@@ -1,5 +1,0 @@
-"""Is B slower, faster, the same or wrong against A, when both run at the same time?
-
-``perfline compare``: two environments as live processes, launch pair by launch pair, until an exact
-group-sequential test decides.
-"""

@@ -1,0 +1,303 @@
+"""May what a session measured become a baseline, and what exactly would be stored?
+
+Rules only: pure functions of a record, a case as its YAML is today, and the stored baseline.
+A baseline is what every later run is held to, so whatever would loosen it in silence is refused
+with one line that names the file, the case, what is wrong and what to do. What regressed against
+the stored baseline, its latest sessions or its anchors, passes with ``--accept-regression``; what
+is invalid, incomplete, edited, timed beside other processes, or below the published accuracy never
+does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from perfline.baselines import baseline as baselines
+from perfline.baselines.baseline import Baseline
+from perfline.baselines.proposal import Candidate, Terms
+from perfline.baselines.validity import (
+    AGAIN,
+    contended,
+    full_pass,
+    impossible,
+    rounds_asked,
+    spoilt,
+    waited_note,
+)
+from perfline.errors import BaselineError
+from perfline.gates import accuracy as accuracy_gates
+from perfline.gates import performance as gates
+from perfline.gates.verdict import Verdict, signed, worst
+from perfline.measure.record import Record
+from perfline.metrics import Metric
+
+# Published names of what each engine answers.
+ACCURACY = {"eager": "acc_val", "inductor": "acc_infer"}
+_SHOWN_CHANGE = 0.0005  # shows as 0.1 %
+
+
+def record_problems(run: Path, record: Record, names: Iterable[str], reason: str) -> list[str]:
+    """Say why nothing of a record may be stored; empty where its cases decide."""
+    problems = []
+    if not reason.strip():
+        problems.append(f"{run}: --reason is empty; say why this run is the new normal")
+    if record.partial:
+        problems.append(
+            f"{run}: is partial: the session was interrupted before its end; {AGAIN} to the end"
+        )
+    for name in names:
+        if name not in record.cases:
+            near = difflib.get_close_matches(name, list(record.cases), n=1, cutoff=0.5)
+            hint = f"; did you mean '{near[0]}'?" if near else ""
+            there = ", ".join(record.cases) or "nothing"
+            problems.append(f"{run}: case '{name}' was not measured{hint} (measured: {there})")
+    return problems
+
+
+def problems(candidate: Candidate, terms: Terms) -> list[str]:
+    """Say, one line each, why a case's measurement may not be stored; empty where it may."""
+    found = [
+        *spoilt(candidate),
+        *_judged(candidate, terms),
+        *([] if terms.add or terms.accept_regression else _losses(candidate)),
+        *(_crept(candidate) if terms.add and not terms.accept_regression else []),
+    ]
+    return [f"{candidate.run}: case '{candidate.measured.case}': {line}" for line in found]
+
+
+def merged(candidate: Candidate, terms: Terms) -> Baseline:
+    """Return what the file would hold; BaselineError where the two do not go together."""
+    moved, new = _moved(candidate, terms), candidate.new
+    kept = set() if terms.accept_regression else _answers_kept(candidate)
+    accuracy = {name: each for name, each in new.accuracy.items() if name not in kept}
+    try:
+        return baselines.merge(
+            candidate.old, dataclasses.replace(new, accuracy=accuracy), add=terms.add, moved=moved
+        )
+    except BaselineError as problem:
+        raise BaselineError(f"{candidate.path}: {problem}") from problem
+
+
+def notes(candidate: Candidate, terms: Terms) -> list[str]:
+    """Say what a reader of the table should know, one line each."""
+    old, new = candidate.old, candidate.new
+    lines = []
+    if candidate.broken:
+        lines.append(f"replaced: the file was broken ({candidate.broken})")
+    elif old is None:
+        lines.append("new: there was no baseline")
+    elif not candidate.same_definition and not terms.add:
+        lines.append(
+            f"replaced: the stored baseline is of another definition of the case "
+            f"({old.case_digest} -> {new.case_digest}, {old.dtype} -> {new.dtype})"
+        )
+    elif new.sessions:
+        before = len(old.sessions)
+        after = before + len(new.sessions) if terms.add else len(new.sessions)
+        lines.append(f"{'added' if terms.add else 'replaced'}: sessions {before} -> {after}")
+        if before > 1 and not terms.add:
+            lines.append("the spread between sessions is measured anew; --add keeps them")
+        if before and not candidate.same_workload and not terms.add:
+            lines.append("the workload has changed: nothing timed before still compares")
+    if terms.add and old is not None and old.accuracy and new.accuracy:
+        lines.append("the stored answers stay (--add adds throughput only)")
+    if candidate.same_workload and not terms.add:
+        lines += _anchored(candidate, merged(candidate, terms))
+    today = current(candidate)
+    lines += [f"{v.metric}: {v.reason}" for v in today if v.word == "incomparable"]
+    improved = [v.metric for v in today if v.word == "improved"]
+    if terms.add and improved:
+        lines.append(
+            f"{', '.join(improved)} improved: replace the baseline (without --add) if the code got "
+            "faster, else the change counts as spread"
+        )
+    commits = [s.commit for s in new.sessions] + [a.commit for a in new.accuracy.values()]
+    if any(commit is not None and commit.endswith("-dirty") for commit in commits):
+        lines.append("measured with uncommitted changes: nobody can check that commit out")
+    return lines
+
+
+def current(candidate: Candidate) -> list[Verdict]:
+    """Judge the measurement against the file as it is now.
+
+    A record holds the verdicts of its session, and the baseline may be younger than those: of two
+    runs that both found it missing, the second is compared with the first here.
+    """
+    old, new, limits = candidate.old, candidate.new, candidate.case.gates
+    scoring, stored = candidate.case.mmlu.scoring, candidate.stored_answers
+    verdicts = [
+        accuracy_gates.accuracy_baseline(
+            ACCURACY.get(engine, engine),
+            stored[engine].scored(scoring),
+            answers.scored(scoring),
+            limits,
+        )
+        for engine, answers in new.accuracy.items()
+        if engine in stored
+    ]
+    for metric in _comparable(candidate):
+        assert old is not None
+        held = gates.Held(old.values(metric.name), *old.anchor(metric.name))
+        verdicts.append(_verdict(candidate, metric, held))
+    return verdicts
+
+
+def _comparable(candidate: Candidate) -> Iterator[Metric]:
+    """Yield the judged metrics of the new session that the stored sessions hold as well."""
+    if candidate.old is not None and candidate.same_workload:
+        for metric in candidate.new.sessions[-1].metrics.values():
+            stored = candidate.old.values(metric.name)
+            if stored and metric.direction != "info" and impossible(metric) is None:
+                yield metric
+
+
+def _verdict(candidate: Candidate, metric: Metric, held: gates.Held) -> Verdict:
+    waited = candidate.measured.notes.get(waited_note(metric.name))
+    run = gates.Run(
+        contention_fraction=float(waited) if isinstance(waited, int | float) else None,
+        full_pass=full_pass(candidate),
+        rounds=rounds_asked(candidate, metric),
+    )
+    return gates.against_sessions(metric, held, candidate.case.gates, run)
+
+
+def _moved(candidate: Candidate, terms: Terms) -> frozenset[str]:
+    """Return the metrics whose anchor the new session moves.
+
+    What is ``ok``, or faster than the latest sessions alone, leaves it where it is. An improvement
+    on the anchor moves it, and so does what passed with --accept-regression only.
+    """
+    old = candidate.old
+    words = {verdict.metric: verdict.word for verdict in current(candidate)}
+    moved = set()
+    for metric in _comparable(candidate):
+        assert old is not None
+        anchor, _ = old.anchor(metric.name)
+        held = gates.Held(anchor or old.values(metric.name))
+        improved = _verdict(candidate, metric, held).word == "improved"
+        # An added session moves no mean by itself: what is unsure, or faster, has to replace it.
+        replaces = not terms.add and (words[metric.name] == "unsure" or improved)
+        if words[metric.name] == "regressed" or replaces:
+            moved.add(metric.name)
+    return frozenset(moved)
+
+
+def _answers_kept(candidate: Candidate) -> set[str]:
+    """Return the engines whose answers are ``ok``: small losses would add up, were they stored."""
+    ok = {v.metric for v in current(candidate) if v.word == "ok" and v.gate == "baseline"}
+    old = {} if candidate.old is None else candidate.old.accuracy
+    return {
+        engine
+        for engine, answers in candidate.new.accuracy.items()
+        if ACCURACY.get(engine, engine) in ok
+        and engine in old
+        and len(answers.ids) == len(old[engine].ids)
+    }
+
+
+def _anchored(candidate: Candidate, result: Baseline) -> Iterator[str]:
+    """Yield what has been lost, step by step, since it was last accepted on purpose."""
+    for metric in _comparable(candidate):
+        anchor, since = result.anchor(metric.name)
+        if anchor:
+            change = _verdict(candidate, metric, gates.Held(anchor)).change_fraction
+            if change is not None and abs(change) >= _SHOWN_CHANGE:
+                yield (
+                    f"{metric.name}: {signed(100 * change, '%')} since what was accepted on "
+                    f"{since}, which stays the anchor"
+                )
+
+
+def _against_published(candidate: Candidate) -> list[Verdict]:
+    """Judge the answers by the published accuracy, whatever verdicts the record holds."""
+    figures = {} if candidate.published is None else candidate.published.metrics
+    verdicts = []
+    for engine, answers in candidate.new.accuracy.items():
+        name, n = ACCURACY.get(engine, engine), len(answers.ids)
+        if name in figures:
+            fraction = answers.scored(candidate.case.mmlu.scoring).correct / n
+            metric = Metric(name, fraction, "fraction", "higher")
+            verdicts.append(
+                accuracy_gates.accuracy_published(
+                    metric, n, figures[name].value, candidate.case.gates
+                )
+            )
+    return verdicts
+
+
+def _judged(candidate: Candidate, terms: Terms) -> Iterator[str]:
+    """Yield what the verdicts of the session, or those of today, forbid."""
+    by_gate: dict[tuple[str, str], list[Verdict]] = {}
+    today = (*_against_published(candidate), *current(candidate))
+    for verdict in (*candidate.measured.verdicts, *today):
+        by_gate.setdefault((verdict.metric, verdict.gate), []).append(verdict)
+    beside = contended(candidate)
+    for verdicts in by_gate.values():
+        grave = worst(verdicts)
+        if grave != "invalid" and waited_note(verdicts[0].metric) in beside:
+            continue  # refused already, and its cure is another: an idle machine
+        verdict = next(v for v in reversed(verdicts) if v.word == grave)
+        story = verdict.headline if verdict.change else f"{verdict.metric} {verdict.word}"
+        story += f": {verdict.reason}" if verdict.reason else ""
+        if grave == "invalid":
+            yield f"{story}; {AGAIN} undisturbed"
+        elif grave == "regressed" and _final(verdict):
+            yield f"{story}; wrong answers are never a baseline, fix them"
+        elif grave == "regressed" and not terms.accept_regression:
+            yield f"{story}; fix it, or accept it with --accept-regression"
+        elif (
+            grave == "unsure"
+            and (candidate.old or candidate.one_rank) is not None
+            and not terms.accept_regression
+            and not (terms.add and verdict.unit == "tok/s")
+        ):
+            add = "gather sessions with --add, or " if verdict.unit == "tok/s" else ""
+            yield f"{story}; {add}replace the baseline with --accept-regression"
+
+
+def _crept(candidate: Candidate) -> Iterator[str]:
+    """Yield what added sessions have lost, step by step, since the first of them."""
+    told = {verdict.metric for verdict in current(candidate) if verdict.word == "regressed"}
+    for metric in _comparable(candidate):
+        assert candidate.old is not None
+        first = candidate.old.values(metric.name)[:1]
+        verdict = _verdict(candidate, metric, gates.Held(first))
+        if verdict.word == "regressed" and metric.name not in told:
+            yield (
+                f"{verdict.headline} against the first session held: added steps add up; fix it, "
+                "or replace the baseline with --accept-regression"
+            )
+
+
+def _final(verdict: Verdict) -> bool:
+    """Whether a regression cannot be accepted: answers that are wrong by another measure."""
+    return verdict.gate != "baseline" and verdict.unit != "tok/s"
+
+
+def _losses(candidate: Candidate) -> Iterator[str]:
+    """Yield what the stored baseline guards and the new one would not."""
+    old, new, stored = candidate.old, candidate.new, candidate.stored_answers
+    for engine, answers in new.accuracy.items():
+        before = len(stored[engine].ids) if engine in stored else 0
+        if len(answers.ids) < before:
+            own = old is not None and candidate.same_definition and engine in old.accuracy
+            holder = candidate.path if own else "the baseline of one rank"
+            yield (
+                f"{engine} answered {len(answers.ids)} questions where {holder} holds "
+                f"{before}; ask all of them, or drop the others with --accept-regression"
+            )
+    if old is not None and candidate.same_workload:
+        guarded = [name for session in old.sessions for name in _guarded(session.metrics)]
+        lost = [name for name in dict.fromkeys(guarded) if name not in new.sessions[-1].metrics]
+        if lost:
+            yield (
+                f"{', '.join(lost)} of {candidate.path} was not measured; run all of "
+                "`pytest -m perf`, or drop it with --accept-regression"
+            )
+
+
+def _guarded(metrics: Mapping[str, Metric]) -> list[str]:
+    return [name for name, metric in metrics.items() if metric.direction != "info"]

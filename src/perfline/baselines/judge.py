@@ -1,0 +1,277 @@
+"""Which gates does a measurement go through, against which baseline?
+
+Given what a bench measured, the stored baseline and the published figures, these functions choose
+the gate for every judged metric. The comparisons themselves stand in ``gates``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from perfline.baselines import baseline as baselines
+from perfline.baselines.baseline import Baseline, Published
+from perfline.cases.case import Case, WeightsKind
+from perfline.engines.engine import EngineName
+from perfline.engines.environment import Environment
+from perfline.gates import accuracy as accuracy_gates
+from perfline.gates import performance as gates
+from perfline.gates import verdict
+from perfline.gates.verdict import Verdict
+from perfline.jsonfile import Scalar
+from perfline.measure.accuracy import AccuracyPass
+from perfline.measure.throughput import PREFIX, Timings
+from perfline.metrics import Metric
+from perfline.tasks.answers import Answers
+from perfline.tasks.stored_answers import Scored, StoredAnswers
+
+JUDGED = {
+    "eager": ("p_val_core", "p_val_whole"),
+    "inductor": ("p_infer_core", "p_infer_whole"),
+}
+MEMORY = {"eager": "mem_val", "inductor": "mem"}
+HEALTH = ("graphs", "graph_breaks", "recompiles")
+
+
+@dataclass(frozen=True)
+class Against:
+    """What one case is compared with.
+
+    Attributes:
+        path: where its baseline is, or would be.
+        stored: the baseline; None where there is none.
+        published: the published figures; None where there are none.
+        mismatch: why ``stored`` is not comparable; empty where it is.
+        shown: ``path`` as messages show it.
+        one_rank: the same for one rank on this machine, where this is for several.
+    """
+
+    path: Path
+    stored: Baseline | None
+    published: Published | None
+    mismatch: str = ""
+    shown: str = ""
+    one_rank: Against | None = None
+
+    def of_answers(self, name: EngineName) -> Against:
+        """Where the stored answers of an engine are looked for.
+
+        They depend on no number of ranks: where none are stored for several, those of one do.
+        """
+        own = self.stored is not None and name in self.stored.accuracy
+        return self if own or self.one_rank is None else self.one_rank
+
+    def relative(self, shown: Callable[[Path], str]) -> Against:
+        """The same; ``shown`` says how messages show a path."""
+        one_rank = None if self.one_rank is None else self.one_rank.relative(shown)
+        return replace(self, shown=shown(self.path), one_rank=one_rank)
+
+
+def against(root: Path, environment: Environment, case: Case, weights: WeightsKind) -> Against:
+    """Load what ``case`` is compared with on this machine. BaselineError where a file is broken."""
+    found = _against(root, environment.machine, case, weights)
+    if environment.one_rank == environment.machine:
+        return found
+    return replace(found, one_rank=_against(root, environment.one_rank, case, weights))
+
+
+def _against(root: Path, machine: str, case: Case, weights: WeightsKind) -> Against:
+    path = baselines.path(root, machine, case.id, weights == "dummy")
+    stored = baselines.load(path) if path.exists() else None
+    published_path = root / baselines.PUBLISHED / f"{case.id}.json"
+    published = baselines.load_published(published_path) if published_path.exists() else None
+    mismatch = ""
+    if stored is not None and stored.case_digest != case.digest(weights):
+        mismatch = (
+            f"the case has changed since the baseline was accepted ({stored.case_digest} -> "
+            f"{case.digest(weights)}): accept it anew, or restore {case.source.name}"
+        )
+    elif stored is not None and stored.dtype != case.model.precision:
+        mismatch = (
+            f"the baseline was measured in {stored.dtype}, this run in {case.model.precision}"
+        )
+    return Against(path, stored, published, mismatch, str(path))
+
+
+def accuracy_against_published(
+    case: Case, metric: Metric, done: AccuracyPass, published: Published
+) -> list[Verdict]:
+    """Is the recipe right? One sample against the published figure."""
+    if fault := _path_fault(case, metric, done):
+        return [verdict.invalid(metric, fault, "published")]
+    figure = published.metrics[metric.name].value
+    return [accuracy_gates.accuracy_published(metric, len(done.answers.ids), figure, case.gates)]
+
+
+def accuracy_against_baseline(
+    case: Case, name: EngineName, metric: Metric, done: AccuracyPass, against: Against
+) -> list[Verdict]:
+    """Did answers get worse? Paired, question by question, against the stored ones."""
+    if fault := _path_fault(case, metric, done):
+        return [verdict.invalid(metric, fault)]
+    holder = against.of_answers(name)
+    stored = _stored_answers(name, holder)
+    if against.mismatch or holder.mismatch:
+        return [verdict.incomparable(metric, against.mismatch or holder.mismatch)]
+    if stored is None:
+        places = dict.fromkeys((against.shown, holder.shown))
+        return [verdict.missing(metric, f"no stored answers in {' or '.join(places)}")]
+    asked_of = min(done.asked_of, len(stored.ids)) if done.looks > 1 else None
+    judged = accuracy_gates.accuracy_baseline(
+        metric.name,
+        stored.scored(case.mmlu.scoring),
+        scored(case, done.answers),
+        case.gates,
+        done.looks,
+        asked_of,
+    )
+    return [_from(judged, against, holder)]
+
+
+def _path_fault(case: Case, metric: Metric, done: AccuracyPass) -> str:
+    """Why the path that gave the answers cannot be trusted; empty where it can."""
+    if done.counts.graphs:
+        return (
+            f"{done.counts.graphs} graph(s) were compiled after the warm-up of the {done.path} path"
+        )
+    if done.reference is None:
+        return ""
+    word, reason = accuracy_gates.verified(
+        f"{done.path} path", done.reference, done.answers, case.model.precision
+    )
+    return reason if word == "invalid" else ""
+
+
+def throughput(
+    case: Case,
+    timings: Timings,
+    measured: Mapping[str, Metric],
+    workload: Mapping[str, Scalar],
+    environment: Environment,
+    against: Against,
+) -> list[Verdict]:
+    """Is it slower, bigger, or compiled worse than the baseline, or slower than published?"""
+    name = timings.engine
+    judged = [measured[metric] for metric in (*JUDGED[name], MEMORY[name]) if metric in measured]
+    if name == "inductor":
+        judged += [measured[metric] for metric in HEALTH]
+    fault = _fault(timings)
+    if fault:
+        return [verdict.invalid(judged[0], fault)]
+    verdicts = []
+    if (published := against.published) is not None and not against.mismatch:
+        same = published.device == environment.machine and published.dtype == case.model.precision
+        for metric in judged:
+            if metric.unit == "tok/s" and metric.name in published.metrics:
+                figure = published.metrics[metric.name].value
+                shown = gates.throughput_published(metric, figure, same, case.gates)
+                verdicts += [shown] if shown is not None else []
+    return verdicts + [
+        _against_stored(case, metric, timings, workload, against) for metric in judged
+    ]
+
+
+def same_answers(
+    case: Case, timings: Timings, reference: Answers, against: Against
+) -> list[Verdict]:
+    """Does the timed engine still answer as it should? Fast but wrong is never ok.
+
+    The compiled engine's answers to the timed prompts are paired with the eager engine's, and both
+    engines' with the stored ones where there are any.
+    """
+    verdicts = []
+    if timings.engine == "inductor":
+        verdicts.append(
+            accuracy_gates.same_answers(reference, timings.answers, case.model.precision)
+        )
+    holder = against.of_answers(timings.engine)
+    stored = _stored_answers(timings.engine, holder)
+    comparable = not (against.mismatch or holder.mismatch)
+    if stored is not None and comparable and timings.answers.labels is not None:
+        judged = accuracy_gates.accuracy_baseline(
+            f"acc_{PREFIX[timings.engine]}_timed",
+            stored.scored(case.mmlu.scoring),
+            scored(case, timings.answers),
+            case.gates,
+        )
+        verdicts.append(_from(judged, against, holder))
+    return verdicts
+
+
+def _from(judged: Verdict, against: Against, holder: Against) -> Verdict:
+    """The verdict, with the file that the answers are from, where it is not the layout's own."""
+    if holder is against:
+        return judged
+    return replace(judged, reason=f"{judged.reason}; stored answers of {holder.shown}")
+
+
+def scored(case: Case, answers: Answers) -> Scored:
+    """Answers as the case's scoring sees them."""
+    given = answers.letters() if case.mmlu.scoring == "letters" else answers.argmax_letter
+    return Scored(answers.ids, given, answers.labels or "")
+
+
+def _stored_answers(name: EngineName, against: Against) -> StoredAnswers | None:
+    return against.stored.accuracy.get(name) if against.stored is not None else None
+
+
+def _fault(timings: Timings) -> str:
+    """Why the run itself cannot be judged; empty where it can."""
+    if timings.timed.graphs:
+        return (
+            f"{timings.timed.graphs} graph(s) were compiled inside the timed region: raise "
+            "throughput.sample so that warm-up meets every shape, or see TORCH_LOGS=recompiles"
+        )
+    return "; ".join(timings.faults)
+
+
+def _against_stored(
+    case: Case,
+    metric: Metric,
+    timings: Timings,
+    workload: Mapping[str, Scalar],
+    against: Against,
+) -> Verdict:
+    if against.mismatch:
+        return verdict.incomparable(metric, against.mismatch)
+    stored = against.stored
+    if stored is None or not stored.values(metric.name):
+        return verdict.missing(metric, f"no stored value in {against.shown}")
+    if dict(stored.sessions[-1].workload) != dict(workload):
+        return verdict.incomparable(
+            metric,
+            f"the baseline was timed over {_shown(stored.sessions[-1].workload)}, "
+            f"this run over {_shown(workload)}",
+        )
+    return gates.against_sessions(
+        metric,
+        gates.Held(stored.values(metric.name), *stored.anchor(metric.name)),
+        case.gates,
+        gates.Run(
+            timings.waited_fraction,
+            bool(workload["full_pass"]),
+            case.throughput.rounds - len(timings.thrown_out),
+        ),
+    )
+
+
+def _shown(workload: Mapping[str, Scalar]) -> str:
+    kind = "a full pass" if workload.get("full_pass") else "a sample"
+    return f"{kind} of {workload.get('questions')} questions, {workload.get('tokens')} tokens"
+
+
+def stored_answers(
+    answers: Answers, date: str, commit: str | None, context: Mapping[str, Scalar]
+) -> StoredAnswers | None:
+    """Answers in the form that records and baselines keep; None where there are no labels."""
+    if answers.labels is None:
+        return None
+    ordered = answers.letter_logits.copy()
+    ordered.sort(axis=1)
+    margins = ordered[:, -1] - ordered[:, -2]
+    rows = [
+        (answers.ids[i], letter, answers.argmax_letter[i], answers.labels[i], float(margins[i]))
+        for i, letter in enumerate(answers.letters())
+    ]
+    return StoredAnswers.of(rows, date=date, commit=commit, reason="measured", context=context)

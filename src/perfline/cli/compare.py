@@ -1,0 +1,375 @@
+"""What does ``perfline compare`` take, and what does it leave behind?
+
+    perfline compare tiny --baseline-ref main              this work tree against main
+    perfline compare tiny --baseline-python /venvs/old     two environments, such as two torches
+    perfline compare tiny --candidate-install "--pre torch"   an upgrade, before it is made
+    perfline compare tiny --set engine.mode=max-autotune   one setting, on B's side only
+    perfline compare tiny --ranks 2                        two processes a side, under torchrun
+    perfline compare tiny                                  A/A: how still is this machine?
+
+A is the baseline, B the candidate; what is not said of a side is as it is here. Exit status: 0 B is
+ok or improved (or unsure, without ``--strict``), 1 it is not, or it could not be told whether it
+is, 2 wrong input, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from perfline.cli.options import add_case_dir, add_data_dir
+
+if TYPE_CHECKING:
+    from perfline.cases.case import Case
+    from perfline.compare.model import Launcher, Side, SideName, Workload
+    from perfline.compare.record import Comparison
+    from perfline.compare.run import Plan
+
+LauncherOf = Callable[["Workload"], AbstractContextManager["Launcher"]]
+
+_EXAMPLES = """example:
+  perfline compare tiny --baseline-ref main
+  perfline compare llama3-8b --dummy-weights --baseline-python /venvs/torch-2.12
+  perfline compare tiny --candidate-install "transformers==5.24.0"
+  perfline compare tiny --set engine.mode=max-autotune --markdown summary.md
+
+A is the baseline, B the candidate. Each launch pair starts one process of each
+(with --ranks several, by torchrun) and times them in turn; after 10, 14, 18,
+24, 36 and 48 pairs it is decided, if it can be."""
+
+
+def add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        "compare",
+        help="settle whether B is slower, faster, the same, or wrong against A",
+        description="Settle whether B is slower, faster, the same, or wrong against A: both run\n"
+        "at the same time, in turn.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run_command=run)
+    add = parser.add_argument
+    add("cases", metavar="CASE", type=str.strip, nargs="+")
+    _add_sides(parser)
+    add("--engine", choices=("eager", "inductor"), default="inductor", help="default: inductor")
+    add(
+        "--margin",
+        metavar="PERCENT",
+        type=_margin,
+        help="slowdown of B that must be ruled out for ok, in per cent (default: the case's "
+        "compare.margin_fraction, 2 %% where it has none)",
+    )
+    add("--max-pairs", metavar="N", type=_at_least(1, 500), default=48, help="default: 48")
+    add(
+        "--rounds",
+        metavar="N",
+        type=_at_least(3),
+        help="rounds a side and launch (default: 6, from the fifth launch pair on as the measured "
+        "spreads ask for)",
+    )
+    add(
+        "--questions",
+        metavar="N",
+        type=_at_least(0),
+        help="questions that both sides answer, once (default: the case's compare.questions, 200 "
+        "where it has none)",
+    )
+    add(
+        "--ranks",
+        metavar="N",
+        type=_at_least(1, 1024),
+        default=1,
+        help="processes a side, started by its own torchrun on this machine, a device each, and "
+        "timed together (default: 1); a case with parallel.tensor needs a multiple of that",
+    )
+    add(
+        "--alternate",
+        action="store_true",
+        help="whole launches in turn, A B B A: for what does not fit on the device twice",
+    )
+    add(
+        "--timeout",
+        metavar="S",
+        type=_at_least(1),
+        default=3600,
+        help="seconds a process may take to load, compile and warm up (default: 3600)",
+    )
+    add("--strict", action="store_true", help="unsure fails, too")
+    add_data_dir(parser)
+    add_case_dir(parser)
+    add("--dummy-weights", action="store_true", help="random weights; accuracy is not judged")
+    add(
+        "-o",
+        "--out",
+        metavar="FILE",
+        type=Path,
+        default=Path("results/compare.json"),
+        help="the record, with every round (default: results/compare.json)",
+    )
+    add("--markdown", metavar="FILE", type=Path, help='such as "$GITHUB_STEP_SUMMARY"')
+
+
+def _add_sides(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("what A and B are").add_argument
+    python, ref = "interpreter or virtual environment", "git revision of this project"
+    add("--baseline-python", metavar="PYTHON", help=f"A's {python} (default: this one)")
+    add("--candidate-python", metavar="PYTHON", help=f"B's {python} (default: this one)")
+    add("--baseline-ref", metavar="REF", help=f"A's {ref} (default: the work tree as it is)")
+    add("--candidate-ref", metavar="REF", help=f"B's {ref} (default: the work tree as it is)")
+    for prefix, side in (("baseline", "A"), ("candidate", "B")):
+        add(
+            f"--{prefix}-install",
+            metavar="REQUEST",
+            action="append",
+            default=[],
+            help=f"install this beside {side}'s packages, in an environment of its own: as behind "
+            '`pip install`, such as "transformers==5.24.0", "--pre torch" or "-r new.txt"; may be '
+            "given again",
+        )
+    for option, metavar, meaning in (
+        ("env", "K=V", "an environment variable"),
+        ("set", "KEY=VALUE", "a setting of the case, such as engine.mode=max-autotune"),
+        ("import", "MODULE", "a module to import first, such as one that swaps a kernel"),
+    ):
+        for prefix, side in (("baseline-", "A"), ("", "B")):
+            add(
+                f"--{prefix}{option}",
+                dest=f"{'baseline' if prefix else 'candidate'}_{option}",
+                metavar=metavar,
+                action="append",
+                default=[],
+                help=f"{meaning}, for {side} only; may be given again",
+            )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Compare every case; print, save and return the exit status."""
+    from perfline.compare import record_file as compare_file
+    from perfline.compare.record import Comparison
+    from perfline.engines.environment import today
+    from perfline.errors import RecordError
+    from perfline.gates import verdict
+    from perfline.report import comparison_text as compare_text
+
+    sides, plans = _plans(args)
+    if args.markdown is not None and args.markdown.resolve() == args.out.resolve():
+        raise RecordError(f"{args.out}: is named by --out and by --markdown; name two files")
+    compare_file.check_writable(args.out)
+    if args.markdown is not None:
+        compare_file.check_writable(args.markdown)
+    if any(side.install for side in sides):
+        with _stopped_politely():
+            sides, plans = _installed(sides, plans)
+    comparison = Comparison(today(), True, command(args), {})
+    try:
+        with _stopped_politely(), launchers(sides, args.timeout) as launcher_of:
+            for so_far in _compared(plans, launcher_of, comparison):
+                comparison = so_far
+                compare_file.save(args.out, comparison)
+    except KeyboardInterrupt:
+        print("\nperfline: interrupted", file=sys.stderr)
+    except RecordError:  # a full disk, say: what was measured is told at least
+        print(compare_text.terminal(comparison, f"{args.out} (not written)"))
+        raise
+    print(compare_text.terminal(comparison, str(args.out)))
+    if args.markdown is not None:
+        _write_markdown(args.markdown, compare_text.markdown(comparison))
+    if comparison.partial:
+        return 130
+    words = [found.word for found in comparison.cases.values()]
+    return int(any(verdict.fails(word, args.strict) for word in words))
+
+
+@contextmanager
+def _stopped_politely() -> Iterator[None]:
+    """Let SIGTERM (a cancelled job) and SIGHUP (a closed terminal) end it as Ctrl-C does."""
+
+    def stop(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def launchers(sides: Sequence[Side], timeout_s: float) -> Iterator[LauncherOf]:
+    """What starts real processes, for any workload; work trees are gone at the end."""
+    from perfline.compare.launch import Limits, ProcessLauncher
+    from perfline.compare.sides import places
+
+    with places(sides, Path.cwd()) as found:
+        yield lambda workload: ProcessLauncher(workload, found, Limits(open_s=timeout_s))
+
+
+def command(args: argparse.Namespace) -> str:
+    """The command line that does the same again; values that look secret are left out."""
+    from perfline.compare.installers import masked
+    from perfline.compare.record import shown_env
+
+    words = ["perfline", "compare", *args.cases]
+    for name in ("baseline_python", "candidate_python", "baseline_ref", "candidate_ref"):
+        if (value := getattr(args, name)) is not None:
+            words += [f"--{name.replace('_', '-')}", value]
+    for side in ("baseline", "candidate"):
+        for text in getattr(args, f"{side}_install"):
+            words += [f"--{side}-install", masked(text)]
+    for prefix, side in (("baseline-", "baseline"), ("", "candidate")):
+        env = dict(text.partition("=")[::2] for text in getattr(args, f"{side}_env"))
+        given = {"env": [f"{key}={value}" for key, value in shown_env(env).items()]}
+        given |= {name: getattr(args, f"{side}_{name}") for name in ("set", "import")}
+        for name, values in given.items():
+            words += [word for value in values for word in (f"--{prefix}{name}", value)]
+    defaults: dict[str, object] = {"engine": "inductor", "margin": None, "max_pairs": 48}
+    defaults |= {"rounds": None, "questions": None, "ranks": 1, "timeout": 3600}
+    for name, default in defaults.items():
+        if (value := getattr(args, name)) != default:
+            text = f"{value:g}" if isinstance(value, float) else str(value)
+            words += [f"--{name.replace('_', '-')}", text]
+    for name in ("alternate", "strict", "dummy_weights"):
+        words += [f"--{name.replace('_', '-')}"] * getattr(args, name)
+    words += ["--data-dir", str(args.data_dir)] if args.data_dir is not None else []
+    words += [word for path in args.case_dir for word in ("--case-dir", str(path))]
+    words += ["--out", str(args.out)] if args.out != Path("results/compare.json") else []
+    return shlex.join(words)
+
+
+def _plans(args: argparse.Namespace) -> tuple[tuple[Side, Side], list[Plan]]:
+    """What is asked for, checked as far as it can be before a process is started."""
+    from perfline.cases.case import load_cases
+    from perfline.compare.model import Workload
+    from perfline.compare.run import Plan, begin
+    from perfline.compare.sides import make_side
+
+    cases = load_cases(args.cases, args.case_dir)
+
+    def side(name: SideName) -> Side:
+        whats = ("python", "ref", "env", "set", "import", "install")
+        return make_side(name, *(getattr(args, f"{name}_{what}") for what in whats))
+
+    sides = (side("baseline"), side("candidate"))
+    plans = [
+        Plan(
+            case=case,
+            sides={side.name: side for side in sides},
+            workload=Workload(
+                case=case.id,
+                case_dirs=tuple(args.case_dir),
+                data_dir=args.data_dir,
+                weights="dummy" if args.dummy_weights else "real",
+                engine=args.engine,
+                questions=(case.compare.questions if args.questions is None else args.questions),
+                ranks=args.ranks,
+            ),
+            margin_fraction=(
+                case.compare.margin_fraction if args.margin is None else args.margin / 100
+            ),
+            max_pairs=args.max_pairs,
+            rounds=args.rounds,
+            alternate=args.alternate,
+        )
+        for case in cases
+    ]
+    for plan in plans:
+        begin(plan)
+        if not args.dummy_weights:
+            _check_data(plan.case, sides, args.data_dir)
+    return sides, plans
+
+
+def _installed(sides: tuple[Side, Side], plans: list[Plan]) -> tuple[tuple[Side, Side], list[Plan]]:
+    """The same, in the environments that the sides ask for: the last thing before measuring."""
+    from dataclasses import replace
+
+    from perfline.compare.sides import with_installed
+
+    sides, notes = with_installed(sides, _say)
+    by_name = {side.name: side for side in sides}
+    return sides, [replace(plan, sides=by_name, notes=notes) for plan in plans]
+
+
+def _check_data(case: Case, sides: Sequence[Side], data_dir: Path | None) -> None:
+    """MissingData, with the command that gets it; an archive is unpacked now, by one process."""
+    from perfline.cases import data
+    from perfline.cases.case import with_settings
+
+    for side in sides:
+        data.locate(with_settings(case, side.settings), data_dir)
+
+
+def _compared(
+    plans: Sequence[Plan], launcher_of: LauncherOf, comparison: Comparison
+) -> Iterator[Comparison]:
+    """Compare one case after the other; yield the record after every launch pair."""
+    from dataclasses import replace
+
+    from perfline.compare import run as compare
+    from perfline.report.comparison_text import opening_line, progress_line
+
+    for plan in plans:
+        regressed = sum(f.verdicts[0].word == "regressed" for f in comparison.cases.values())
+        plan = replace(plan, alpha=compare.share(plan.alpha, len(plans), regressed))
+        name, pairs = plan.case.id, 0
+        comparison = replace(comparison, cases={**comparison.cases, name: compare.begin(plan)})
+        yield comparison
+        _say(opening_line(comparison.cases[name]))
+        with launcher_of(plan.workload) as launcher:
+            for found in compare.run(plan, launcher, _say):
+                comparison = replace(comparison, cases={**comparison.cases, name: found})
+                yield comparison
+                if len(found.pairs) > pairs:
+                    pairs = len(found.pairs)
+                    _say(f"{name} " * (len(plans) > 1) + progress_line(found))
+    settled = compare.settle(list(comparison.cases.values()))
+    yield replace(comparison, partial=False, cases={found.case: found for found in settled})
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _write_markdown(path: Path, text: str) -> None:
+    """Write the summary; to GitHub's own file, which other steps' tools share, append it."""
+    from perfline.errors import RecordError
+
+    shared = str(path) == os.environ.get("GITHUB_STEP_SUMMARY")
+    try:
+        with path.open("a" if shared else "w", encoding="utf-8") as file:
+            file.write(text)
+    except (OSError, UnicodeEncodeError) as error:
+        raise RecordError(
+            f"{path}: cannot be written: {getattr(error, 'strerror', error)}"
+        ) from error
+
+
+def _margin(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < 100:
+        raise argparse.ArgumentTypeError(f"{text!r} (expected per cent above 0, below 100)")
+    return value
+
+
+def _at_least(least: int, most: int = 10**6) -> Callable[[str], int]:
+    def whole(text: str) -> int:
+        if not (text.isdecimal() and len(text) < 9 and least <= int(text) <= most):
+            raise argparse.ArgumentTypeError(
+                f"{text[:20]!r} (expected a whole number from {least} to {most})"
+            )
+        return int(text)
+
+    return whole

@@ -1,0 +1,78 @@
+"""What exactly is a model asked? ``perfline prompt CASE SUBJECT INDEX``.
+
+The prompt's text goes to stdout byte for byte, what is known of it to stderr. Only the tokenizer is
+loaded, never the model.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from pathlib import Path
+from typing import Any
+
+from perfline.cases import data
+from perfline.cases.case import Case
+from perfline.errors import DataError
+from perfline.tasks import mmlu
+from perfline.tasks.mmlu import Question, Subject
+
+
+def prompt(
+    case: Case,
+    subject: str,
+    index: int,
+    data_dir: Path | None,
+    mmlu_dir: Path | None,
+    as_ids: bool,
+) -> int:
+    """Print one prompt's text, or with ``as_ids`` its token ids, as the suite would ask it."""
+    located = data.locate(case, data_dir, mmlu_dir)
+    chosen, question = _find(located.mmlu, case, subject, index)
+    encode = mmlu.hf_encode(_tokenizer(located.weights), case.model.bos)
+    alone = Subject(chosen.name, chosen.dev, (question,))
+    (built,) = mmlu.build_prompts([alone], encode, case.mmlu)
+    if as_ids:
+        sys.stdout.write(" ".join(map(str, built.ids)) + "\n")
+    else:
+        sys.stdout.flush()
+        text = mmlu.render_prompt(chosen, question, built.shots)
+        sys.stdout.buffer.write(text.encode("utf-8"))  # no newline or encoding of its own
+        sys.stdout.buffer.flush()
+    print(
+        f"\n{question.id}: {built.shots} of {len(chosen.dev)} shots kept, {len(built.ids)} tokens, "
+        f"label {question.label}",
+        file=sys.stderr,
+    )
+    return 0
+
+
+def _find(directory: Path, case: Case, name: str, index: int) -> tuple[Subject, Question]:
+    subjects = {s.name: s for s in mmlu.load_subjects(directory, case.mmlu.few_shots)}
+    if name not in subjects:
+        near = difflib.get_close_matches(name, list(subjects), n=1, cutoff=0.0)
+        raise DataError(
+            f"{directory}: has no subject '{name}'; did you mean '{near[0]}'? "
+            f"({len(subjects)} subjects)"
+        )
+    questions = subjects[name].test
+    if not 0 <= index < len(questions):
+        raise DataError(
+            f"{directory}: subject '{name}' has no question {index}; expected 0 to "
+            f"{len(questions) - 1}"
+        )
+    return subjects[name], questions[index]
+
+
+def _tokenizer(weights: Path) -> Any:
+    try:
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(
+            weights, trust_remote_code=False, local_files_only=True
+        )
+    except ImportError as error:
+        raise DataError(f"{error}: install it with `pip install transformers`") from error
+    except (OSError, ValueError, KeyError) as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DataError(f"{weights}: the tokenizer cannot be loaded: {first}") from error

@@ -1,0 +1,267 @@
+"""May A and B be compared, and is B slower, bigger, compiled worse, or wrong against A?
+
+Time is judged by ``sequential`` over launch pairs, memory and compilation by ``gates``, answers by
+``gates.accuracy``; here stands which numbers go there, and how far logits may differ. What differs
+between A and B on purpose is no reason to refuse: only what makes the work another one is.
+
+Compile health of two inductor sides: more ``graph_breaks`` or ``recompiles`` on B are always
+``regressed``. The number of ``graphs`` is judged where torch and the ``engine`` settings are the
+same; elsewhere it is how the compiler cuts the same work, and only shown.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from perfline.cases.case import Case, GatesSpec, Precision
+from perfline.compare.model import SIDES, Ready, SideName
+from perfline.compare.record import AnswersRecord, CaseComparison, Seconds, per_token
+from perfline.compare.sequential import hodges_lehmann
+from perfline.gates import accuracy as accuracy_gates
+from perfline.gates import performance as gates
+from perfline.gates.accuracy import ROUNDING_FRACTION
+from perfline.gates.statistics import zero_flip_bound
+from perfline.gates.verdict import Flip, Verdict, Word, signed
+from perfline.metrics import Metric
+from perfline.tasks.answers import Answers, accuracy
+from perfline.tasks.stored_answers import Scored
+
+TIME = "core_time"
+LOGITS = "letter_logits"
+_MEMORY = {"eager": "mem_val", "inductor": "mem"}
+_ACCURACY = {"eager": "acc_val", "inductor": "acc_infer"}
+_BOUND = 0.975
+
+
+def other_work(a: Case, b: Case) -> str:
+    """Which setting makes the sides do different work; empty where none does."""
+    same_on_both = {
+        "mmlu.mmlu_dir": (a.mmlu.mmlu_dir, b.mmlu.mmlu_dir),
+        "mmlu.few_shots": (a.mmlu.few_shots, b.mmlu.few_shots),
+        "mmlu.max_prompt_tokens": (a.mmlu.max_prompt_tokens, b.mmlu.max_prompt_tokens),
+        "mmlu.scoring": (a.mmlu.scoring, b.mmlu.scoring),
+        "model.bos": (a.model.bos, b.model.bos),
+        "throughput.sample": (a.throughput.sample, b.throughput.sample),
+        "throughput.head": (a.throughput.head, b.throughput.head),
+        "throughput.min_round_s": (a.throughput.min_round_s, b.throughput.min_round_s),
+    }
+    for key, (old, new) in same_on_both.items():
+        if old != new:
+            return f"'{key}' is {old} on A and {new} on B: set it on both sides, or on neither"
+    return ""
+
+
+def mismatch(ready: Mapping[SideName, Ready]) -> str:
+    """Why two launches cannot be compared; empty where they can."""
+    a, b = ready["baseline"], ready["candidate"]
+    if a.machine != b.machine:
+        return f"A ran on {a.machine}, B on {b.machine}: give both sides the same device"
+    for name in dict.fromkeys((*a.facts, *b.facts)):
+        old, new = a.facts.get(name, "unknown"), b.facts.get(name, "unknown")
+        if old != new:
+            return f"the {name} differ: A has {old}, B has {new}"
+    if (a.prompts_digest, a.tokens) != (b.prompts_digest, b.tokens):
+        return (
+            f"the timed prompts differ: A has {a.prompts_digest} of {a.tokens} tokens, "
+            f"B {b.prompts_digest} of {b.tokens} (does one side's tokenizer add a BOS?)"
+        )
+    return ""
+
+
+def judge(
+    found: CaseComparison, limits: GatesSpec, answered: tuple[Verdict, ...], stopped: Word | None
+) -> tuple[Verdict, ...]:
+    """All verdicts on what is measured so far; the first is that on time.
+
+    ``answered`` is what :func:`answers` said; ``stopped`` is the word for a comparison that could
+    not be carried through, for the reason in ``found.problem``.
+    """
+    if not found.counted:
+        return (on_time(found, stopped), *answered)
+    return (on_time(found, stopped), *_memory(found, limits), *_health(found), *answered)
+
+
+def middle(found: CaseComparison, side: SideName, seconds: Seconds = "core_s") -> float:
+    """Seconds a token of one side, in the middle of all counted launch pairs.
+
+    A's is the median over its launches, B's is A's times the estimated ratio: on a machine whose
+    speed wanders, the medians of both by themselves would not show what the pairs do.
+    """
+    middle_a = statistics.median(
+        statistics.median(per_token(a, seconds) for a, _ in pair.kept) for pair in found.counted
+    )
+    if side == "baseline":
+        return middle_a
+    return middle_a * math.exp(hodges_lehmann(found.log_ratios(seconds)))
+
+
+def answers(
+    case: Case, engine: str, a: Answers, b: Answers, dtypes: tuple[str, str]
+) -> tuple[AnswersRecord, tuple[Verdict, ...]]:
+    """Compare both sides' answers: accuracy where there are labels, and the letters' logits.
+
+    Logits that differ by more than the dtype's rounding are no proof of harm, but B does not
+    compute what A does: ``unsure``, unless the questions are so many that the case's own accuracy
+    margins judge it.
+    """
+    precision = _coarser(case, dtypes)
+    tolerance = ROUNDING_FRACTION[precision]
+    if a.ids != b.ids:
+        reason = f"A answered {len(a.ids)} questions, B {len(b.ids)}, and not the same ones"
+        wrong = Verdict(LOGITS, "incomparable", "paired", "logits", reason=reason)
+        return AnswersRecord(0, None, None, 0.0, 0.0, tolerance), (wrong,)
+    if not a.ids:
+        reason = "the answers were not compared; ask with --questions 200"
+        none = Verdict(LOGITS, "missing", "paired", "logits", reason=reason)
+        return AnswersRecord(0, None, None, 0.0, 0.0, tolerance), (none,)
+    differences = np.abs(a.letter_logits - b.letter_logits).max(axis=1)
+    largest = np.maximum(np.abs(a.letter_logits), np.abs(b.letter_logits)).max(axis=1)
+    labelled = a.labels is not None and b.labels is not None
+    record = AnswersRecord(
+        questions=len(a.ids),
+        baseline_correct=accuracy(a, case.mmlu.scoring)[0] if labelled else None,
+        candidate_correct=accuracy(b, case.mmlu.scoring)[0] if labelled else None,
+        largest_difference=float(differences.max()),
+        share=float((differences / np.maximum(largest, 1e-6)).max()),
+        tolerance=tolerance,
+    )
+    logits = _logits(case, record, accuracy_gates.same_answers(a, b, precision).flips)
+    if not labelled:
+        return record, (logits,)
+    judged = accuracy_gates.accuracy_baseline(
+        _ACCURACY[engine], _scored(case, a), _scored(case, b), case.gates
+    )
+    return record, (judged, replace(logits, flips=()))  # the flips stand in the first
+
+
+def on_time(found: CaseComparison, stopped: Word | None = None) -> Verdict:
+    """What the launch pairs say of B's time."""
+    decision, margin = found.decision, found.margin_fraction
+    verdict = Verdict(TIME, "unsure", "paired", "us/tok", limit=signed(100 * margin, "%"))
+    if decision is not None and decision.estimate is not None:
+        verdict = replace(
+            verdict,
+            baseline=1e6 * middle(found, "baseline"),
+            measured=1e6 * middle(found, "candidate"),
+            change_fraction=math.expm1(decision.estimate),
+        )
+    if stopped is not None:
+        return replace(verdict, word=stopped, reason=" ".join(found.problem.split())[:400])
+    if decision is None or decision.word is None:
+        reason = f"not decided yet; launch pairs that count: {len(found.counted)}"
+        return replace(verdict, reason=reason)
+    reasons = {
+        "regressed": f"slower than chance allows (p = {decision.p_slower:.2g}), by more than half "
+        "the margin",
+        "improved": f"faster than chance allows (p = {decision.p_faster:.2g})",
+        "ok": f"a slowdown of {100 * margin:g} % is ruled out (p = {decision.p_margin:.2g})",
+        "unsure": f"a slowdown of {100 * margin:g} % is neither shown nor ruled out"
+        + (f"; about {decision.to_settle} launch pairs would tell" if decision.to_settle else ""),
+    }
+    return replace(verdict, word=decision.word, reason=reasons[decision.word])
+
+
+def _memory(found: CaseComparison, limits: GatesSpec) -> list[Verdict]:
+    """Peak device memory: the median over launches of each side."""
+    peaks = {
+        side: [
+            peak
+            for pair in found.counted
+            if (peak := pair.launch(side).peak_memory_gib) is not None
+        ]
+        for side in SIDES
+    }
+    if not all(peaks.values()):
+        return []
+    before, after = (statistics.median(peaks[side]) for side in SIDES)
+    if before <= 0:
+        return []
+    return [
+        gates.memory_baseline(Metric(_MEMORY[found.engine], after, "GiB", "lower"), before, limits)
+    ]
+
+
+def _health(found: CaseComparison) -> list[Verdict]:
+    """Compile counts: the highest of any counted launch of each side."""
+    if found.engine != "inductor":
+        return []
+    names = ["graph_breaks", "recompiles"]
+    if _compiled_alike(found):
+        names.insert(0, "graphs")
+    return [
+        gates.compile_health(Metric(name, float(after), "count", "lower"), float(before))
+        for name in names
+        for before, after in [highest(found, name)]
+    ]
+
+
+def highest(found: CaseComparison, count: str) -> tuple[int, int]:
+    """The highest of a compile count over the counted launches: A's, B's."""
+    a, b = (max(getattr(p.launch(side), count) for p in found.counted) for side in SIDES)
+    return a, b
+
+
+def _compiled_alike(found: CaseComparison) -> bool:
+    a, b = found.sides["baseline"], found.sides["candidate"]
+    engine = [
+        {key: text for key, text in side.settings.items() if key.startswith("engine.")}
+        for side in (a, b)
+    ]
+    return engine[0] == engine[1] and a.context.get("torch") == b.context.get("torch")
+
+
+def _logits(case: Case, record: AnswersRecord, flips: tuple[Flip, ...]) -> Verdict:
+    beyond = record.share > record.tolerance
+    word: Word = "ok"
+    reason = (
+        f"letter logits differ by {record.largest_difference:.2g} at most, "
+        f"{record.share:.1g} of the largest (rounding: {record.tolerance:g})"
+    )
+    if record.baseline_correct is None:
+        reason += f"; {len(flips)} of {record.questions} answers differ and are no ties"
+    if beyond and record.baseline_correct is not None and _resolved(record.questions, case.gates):
+        reason += ": more than rounding, so the accuracy decides"
+    elif beyond:
+        word = "unsure"
+        reason += ": more than rounding, B computes something else"
+        if record.baseline_correct is not None:
+            reason += f"; --questions {_resolving(case.gates)} lets the accuracy decide"
+    return Verdict(
+        metric=LOGITS,
+        word=word,
+        gate="paired",
+        unit="logits",
+        measured=record.largest_difference,
+        limit=f"{record.tolerance:g} rel",
+        reason=reason,
+        flips=flips,
+    )
+
+
+def _coarser(case: Case, dtypes: tuple[str, str]) -> Precision:
+    """The dtype that rounds more."""
+    known = [name for name in ROUNDING_FRACTION if name in dtypes] or [case.model.precision]
+    return max(known, key=ROUNDING_FRACTION.__getitem__)
+
+
+def _resolved(questions: int, limits: GatesSpec) -> bool:
+    """Whether so many questions are judged by the case's own margins, not by wider ones."""
+    return 200 * zero_flip_bound(questions, _BOUND) <= limits.accuracy_drop_ok_pp
+
+
+def _resolving(limits: GatesSpec) -> int:
+    """How many questions it takes for that: the inverse of ``zero_flip_bound``."""
+    per_cent = limits.accuracy_drop_ok_pp / 200
+    return math.ceil(math.log(1 - _BOUND) / math.log1p(-per_cent))
+
+
+def _scored(case: Case, given: Answers) -> Scored:
+    letters = given.letters() if case.mmlu.scoring == "letters" else given.argmax_letter
+    ordered = np.sort(given.letter_logits, axis=1)
+    margins = tuple(map(float, ordered[:, -1] - ordered[:, -2]))
+    return Scored(given.ids, letters, given.labels or "", margins)

@@ -1,0 +1,172 @@
+"""How do the launches of ``perfline compare`` start, and what can be asked of them?
+
+``model.Launcher``, ``PendingWorker`` and ``Worker`` over real processes (``process.Process``, and
+of several ranks ``rank_processes.RankedProcess``), which run ``perfline.compare.worker`` in their
+side's place. Two launches may be alive at once.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+
+from perfline.compare import messages
+from perfline.compare.fields import round_
+from perfline.compare.model import Ready, Round, Side, SideName, Workload
+from perfline.compare.process import Process
+from perfline.compare.rank_processes import RankedProcess
+from perfline.compare.sides import Place
+from perfline.compare.worker import DIE_WITH_PARENT
+from perfline.errors import WorkerError
+from perfline.jsonfile import Node
+from perfline.tasks.answers import Answers
+
+# A side may hold an older perfline, whose worker stood in another place.
+WORKER = (
+    "-c",
+    "import sys, perfline; from importlib import import_module, util; "
+    "new, old = 'perfline.compare.worker', 'perfline.ab.worker'; "
+    "worker = import_module(new if util.find_spec('perfline.compare') else old); "
+    "sys.exit(worker.main(sys.argv[1:]))",
+)
+_LONG_PROMPT = 4096  # tokens; for a time limit
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long a worker may take before it is taken for hanging, and killed.
+
+    Attributes:
+        open_s: to load, compile and warm up.
+        request_s: for a request, and ``slack`` times what its passes take when warm.
+    """
+
+    open_s: float = 3600.0
+    request_s: float = 300.0
+    slack: float = 20.0
+
+
+@dataclass
+class ProcessLauncher:
+    """Starts real processes; as a context manager it leaves none behind.
+
+    Attributes:
+        places: where each side runs (``sides.places``).
+        program: what follows the interpreter on the command line.
+    """
+
+    workload: Workload
+    places: Mapping[SideName, Place]
+    limits: Limits = Limits()
+    program: Sequence[str] = WORKER
+    _live: list[Process] = field(default_factory=list)
+
+    def start(self, side: Side) -> PendingLaunch:
+        """Start the process of a side and send it to work; WorkerError where it does not start."""
+        place = self.places[side.name]
+        # The kernel ends it with the thread that started it, and only the main one surely stays.
+        in_main = threading.current_thread() is threading.main_thread()
+        command = [str(side.python), *self.program, *([DIE_WITH_PARENT] if in_main else [])]
+        env, ranks = place.environment(side.env), self.workload.ranks
+        if ranks == 1:
+            process = Process(side.name, command, place.directory, env)
+        else:
+            command += [f"--import={name}" for name in side.imports]  # by every rank, first of all
+            process = RankedProcess(side.name, command, place.directory, env, ranks)
+        self._live = [other for other in self._live if not other.ended] + [process]
+        process.send(
+            f"to load, compile and warm up case '{self.workload.case}'",
+            ask="open",
+            workload=messages.workload_json(self.workload),
+            settings=[f"{key}={value}" for key, value in side.settings],
+            imports=list(side.imports),
+        )
+        return PendingLaunch(process, self)
+
+    def peers(self, process: Process) -> list[int]:
+        """Processes of ours that may be on the device beside ``process``."""
+        others = [other for other in self._live if other is not process and not other.ended]
+        return [pid for other in others for pid in (other.pid, *other.others)]
+
+    def close(self) -> None:
+        """End all processes that are still there."""
+        for process in self._live:
+            process.end()
+
+    def __enter__(self) -> ProcessLauncher:
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """End all processes that are still there."""
+        self.close()
+
+
+@dataclass
+class PendingLaunch:
+    """A process that loads, compiles and warms up."""
+
+    _process: Process
+    _launcher: ProcessLauncher
+
+    def wait_ready(self) -> LaunchedWorker:
+        """Wait until it is ready; where it fails it is gone."""
+        ready = self._process.receive(self._launcher.limits.open_s, self._ready)
+        self._process.pid, self._process.others = ready.pid, ready.others
+        return LaunchedWorker(ready, self._process, self._launcher)
+
+    def _ready(self, found: Node) -> Ready:
+        ready, ranks = messages.ready(found), self._launcher.workload.ranks
+        if 1 + len(ready.others) != ranks:
+            raise WorkerError(
+                f"{self._process.name}: started {1 + len(ready.others)} of {ranks} ranks: the "
+                "perfline of its ref is older than --ranks; compare a newer ref"
+            )
+        return ready
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.end()
+
+
+@dataclass
+class LaunchedWorker:
+    """A process that is ready."""
+
+    ready: Ready
+    _process: Process
+    _launcher: ProcessLauncher
+
+    def round(self, repeats: int) -> Round:
+        """Time ``repeats`` passes over the prompts."""
+        peers = [str(pid) for pid in self._launcher.peers(self._process)]
+        what = f"for a round of {repeats} passes"
+        self._process.send(what, ask="round", repeats=repeats, peers=peers)
+        return self._process.receive(self._limit_s(repeats), round_)
+
+    def answers(self) -> Answers:
+        """Answer the workload's questions."""
+        questions = self._launcher.workload.questions
+        self._process.send(f"for {questions} answers", ask="answers")
+        limit_s = self._limit_s(1 + questions * _LONG_PROMPT / self.ready.tokens)
+        return self._process.receive(limit_s, messages.answers)
+
+    def peak_memory_gib(self) -> float | None:
+        """Peak device memory of all rounds so far."""
+        self._process.send("for its peak memory", ask="peak")
+        return self._process.receive(self._limit_s(0), lambda found: found.optional_number("gib"))
+
+    def close(self) -> None:
+        """End the process; safe to call twice, and after a crash."""
+        self._process.end()
+
+    def _limit_s(self, passes: float) -> float:
+        limits = self._launcher.limits
+        return limits.request_s + limits.slack * passes * self.ready.pass_s

@@ -1,0 +1,112 @@
+"""Which fields do the messages of ``perfline compare`` have?
+
+Each noun of ``ab`` as JSON (``..._json``) and back. What comes back is checked field by field: a
+worker that sends something else is a WorkerError, never a number.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, cast, get_args
+
+import numpy as np
+
+from perfline.cases.case import WeightsKind
+from perfline.compare.fields import count
+from perfline.compare.model import Ready, Round, Workload
+from perfline.engines.engine import EngineName
+from perfline.errors import DataError, WorkerError
+from perfline.jsonfile import Node
+from perfline.measure.notices import read_notices
+from perfline.tasks.answers import Answers
+
+
+def workload_json(workload: Workload) -> dict[str, object]:
+    """``workload``, its paths absolute: a worker may stand in another directory."""
+    return {
+        **dataclasses.asdict(workload),
+        "case_dirs": [str(path.absolute()) for path in workload.case_dirs],
+        "data_dir": str(workload.data_dir.absolute()) if workload.data_dir else None,
+    }
+
+
+def workload(found: Node) -> Workload:
+    """The inverse of ``workload_json``."""
+    data_dir = found.optional_text("data_dir")
+    return Workload(
+        case=found.text("case"),
+        case_dirs=tuple(map(Path, found.texts("case_dirs"))),
+        data_dir=Path(data_dir) if data_dir else None,
+        weights=cast("WeightsKind", _one_of(found, "weights", get_args(WeightsKind))),
+        engine=cast("EngineName", _one_of(found, "engine", get_args(EngineName))),
+        questions=count(found, "questions"),
+        ranks=count(found, "ranks") if "ranks" in found.data else 1,
+    )
+
+
+def ready_json(ready: Ready) -> dict[str, object]:
+    """``ready`` as it is sent."""
+    return {**dataclasses.asdict(ready), "others": [str(pid) for pid in ready.others]}
+
+
+def ready(found: Node) -> Ready:
+    """The inverse of ``ready_json``."""
+    texts = ("device", "machine", "digest", "dtype", "prompts_digest")
+    seconds = ("load_s", "compile_s", "warmup_s", "pass_s")
+    counts = ("pid", "tokens", "graphs", "graph_breaks", "recompiles")
+    values: dict[str, Any] = {name: found.text(name) for name in texts}
+    values |= {name: found.number(name) for name in seconds}
+    values |= {name: count(found, name) for name in counts}
+    for name in ("context", "facts"):
+        values[name] = {key: found.child(name).text(key) for key in found.child(name).data}
+    # A project's ref that brings its own, older perfline tells no ranks, packages or notices.
+    pids = found.texts("others") if "others" in found.data else ()
+    if "packages" in found.data:
+        told = found.child("packages")
+        values["packages"] = {key: told.text(key) for key in told.data}
+    return Ready(**values, others=tuple(map(int, pids)), notices=read_notices(found))
+
+
+def round_json(done: Round) -> dict[str, object]:
+    """``done`` as it is sent."""
+    return dataclasses.asdict(done)
+
+
+def answers_json(answers: Answers) -> dict[str, object]:
+    """``answers`` as they are sent; float32 survives the way through decimal digits."""
+    return {
+        "ids": list(answers.ids),
+        "letter_logits": answers.letter_logits.tolist(),
+        "argmax": answers.argmax.tolist(),
+        "argmax_letter": answers.argmax_letter,
+        "labels": answers.labels,
+        "shots": list(answers.shots),
+    }
+
+
+def answers(found: Node) -> Answers:
+    """The inverse of ``answers_json``."""
+    labels = found.data.get("labels")
+    letters = found.data.get("argmax_letter")
+    if not isinstance(letters, str) or not isinstance(labels, str | None):
+        found.fail("argmax_letter", "or 'labels' is no text")
+    ids = found.texts("ids")
+    try:
+        return Answers(
+            ids=ids,
+            letter_logits=np.asarray(found.data["letter_logits"], np.float32).reshape(len(ids), 4),
+            argmax=np.asarray(found.data["argmax"], dtype=np.int64),
+            argmax_letter=letters,
+            labels=labels,
+            shots=tuple(map(int, cast("list[int]", found.data["shots"]))),
+        )
+    except (KeyError, TypeError, ValueError, DataError) as error:
+        raise WorkerError(f"{found.file}: sent answers that are none: {error}") from error
+
+
+def _one_of(found: Node, key: str, words: tuple[str, ...]) -> str:
+    word = found.text(key)
+    if word not in words:
+        found.fail(key, f"is '{word}' (expected {' or '.join(words)})")
+    return word

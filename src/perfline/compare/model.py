@@ -1,0 +1,171 @@
+"""What is compared in ``perfline compare``: two sides, their launches, and what each tells?
+
+Words: a *side* is one of two environments (``baseline`` is A, ``candidate`` is B); a *launch* is
+one process of a side, from interpreter start to exit, or N of them under torchrun that are timed
+as one (``--ranks``); a *round* is one timed piece of work in a launch; a *launch pair* is one
+launch of each side, measured in alternating rounds, and gives one number, the log ratio of B's
+seconds a token to A's: above 0, B is slower.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol
+
+from perfline.cases.case import WeightsKind
+from perfline.engines.engine import EngineName
+from perfline.jsonfile import Scalar
+from perfline.measure.notices import Notice
+from perfline.tasks.answers import Answers
+
+SideName = Literal["baseline", "candidate"]
+SIDES: tuple[SideName, SideName] = ("baseline", "candidate")
+
+
+@dataclass(frozen=True)
+class Side:
+    """One environment: what may differ between A and B.
+
+    Attributes:
+        python: the interpreter; its packages are the side's torch, transformers and so on.
+        ref: git revision of the project under test; None is the working tree as it is.
+        env: environment variables set on this side only.
+        settings: case settings, as ``engine.mode=max-autotune`` split at the ``=``; YAML values.
+        imports: modules imported in the worker before the case is opened, such as a plugin that
+            swaps a kernel.
+        install: what was asked to be installed beside the packages of another interpreter;
+            ``python`` then is that of the environment made for it (``environments.make``).
+    """
+
+    name: SideName
+    python: Path
+    ref: str | None = None
+    env: Mapping[str, str] = field(default_factory=dict)
+    settings: tuple[tuple[str, str], ...] = ()
+    imports: tuple[str, ...] = ()
+    install: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What both sides run: the same prompts by the same engine.
+
+    Attributes:
+        questions: how many of the fixed, stratified order are answered for the comparison of
+            answers; 0 with dummy weights that have no labels still compares logits.
+        ranks: processes of a launch; they share the model as the case's ``parallel`` says.
+    """
+
+    case: str
+    case_dirs: tuple[Path, ...]
+    data_dir: Path | None
+    weights: WeightsKind
+    engine: EngineName
+    questions: int
+    ranks: int = 1
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A launch that is loaded, compiled and warm.
+
+    Attributes:
+        machine: slug of what decides speed (``environment.Environment.machine``).
+        context: versions, driver, commit, as in a record.
+        facts: digests of weights and questions; they must be equal on both sides.
+        digest: of the case with this side's settings.
+        prompts_digest: of the timed prompts' token ids; must be equal on both sides.
+        tokens: prompt tokens of one pass of one replica.
+        pass_s: seconds of one warm pass.
+        graphs, graph_breaks, recompiles: compile health of the launch, all 0 for eager; of several
+            ranks the most of any, and so is how long they took.
+        others: processes of the ranks beside the first.
+        packages: version of every installed distribution; empty from an older perfline.
+        notices: what other packages said up to then.
+    """
+
+    pid: int
+    device: str
+    machine: str
+    context: Mapping[str, str]
+    facts: Mapping[str, str]
+    digest: str
+    dtype: str
+    prompts_digest: str
+    tokens: int
+    load_s: float
+    compile_s: float
+    warmup_s: float
+    pass_s: float
+    graphs: int
+    graph_breaks: int
+    recompiles: int
+    others: tuple[int, ...] = ()
+    packages: Mapping[str, str] = field(default_factory=dict)
+    notices: tuple[Notice, ...] = ()
+
+
+@dataclass(frozen=True)
+class Round:
+    """One timed round of one side.
+
+    Attributes:
+        start_s: seconds since the epoch at its start.
+        core_s: inside the synchronised forwards; whole_s: of the whole round.
+        waited_fraction: CPU seconds spent waiting for a core, of those wanted; None unknown.
+        joules: energy the device took; None where it does not count.
+        faults: what makes the round worthless (throttled clocks, a foreign process, a recompile).
+        health: readings such as ``sm_clock_mhz``, ``temperature_c``, ``power_w``.
+    """
+
+    start_s: float
+    tokens: int
+    core_s: float
+    whole_s: float
+    waited_fraction: float | None = None
+    joules: float | None = None
+    faults: tuple[str, ...] = ()
+    health: Mapping[str, Scalar] = field(default_factory=dict)
+
+
+class Worker(Protocol):
+    """One live launch; a failure of it is never a time.
+
+    Every call raises ``errors.WorkerError`` (crash, hang, refusal: with the end of the worker's
+    stderr) or ``errors.DeviceMemory``.
+    """
+
+    @property
+    def ready(self) -> Ready:
+        """What the launch told when it was ready."""
+
+    def round(self, repeats: int) -> Round:
+        """Time ``repeats`` passes over the prompts."""
+
+    def answers(self) -> Answers:
+        """Answer the workload's questions, plainly, one forward a prompt."""
+
+    def peak_memory_gib(self) -> float | None:
+        """Peak device memory since the first round."""
+
+    def close(self) -> None:
+        """End the process; safe to call twice, and after a crash."""
+
+
+class Launcher(Protocol):
+    """Starts launches: real processes, or scripted ones in tests."""
+
+    def start(self, side: Side) -> PendingWorker:
+        """Start the process of a side; does not wait for it."""
+
+
+class PendingWorker(Protocol):
+    """A launch on its way."""
+
+    def wait_ready(self) -> Worker:
+        """Wait until it is loaded, compiled and warm. WorkerError, DeviceMemory as above."""
+
+    def close(self) -> None:
+        """End the process."""

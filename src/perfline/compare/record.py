@@ -1,0 +1,269 @@
+"""What did a comparison of A and B measure? Every raw round, and what follows from them.
+
+Kept rounds and log ratios are computed from the rounds, here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from perfline.compare.installers import masked
+from perfline.compare.model import Ready, Round, Side, SideName
+from perfline.compare.sequential import Decision
+from perfline.gates.verdict import Verdict, Word, worst
+from perfline.measure.notices import Notice
+
+# Names of environment variables whose values are not for a file.
+_SECRET = re.compile(
+    r"token|secret|pass|pwd|credential|cookie|auth|api_?key|_keys?$|^keys?$|(^|_)pat$",
+    re.IGNORECASE,
+)
+_LOGIN = re.compile(r"://[^/\s@]*:[^/\s@]*@")  # a password in an address
+
+Seconds = Literal["core_s", "whole_s"]
+
+
+@dataclass(frozen=True)
+class SideRecord:
+    """One side: what was asked of it, and what its first launch told of itself.
+
+    ``machine`` to ``digest`` are empty until the first launch was ready. ``packages`` are all
+    installed distributions with their versions; empty where no side had anything installed.
+    ``notices`` are what other packages said before the timed rounds.
+    """
+
+    python: str
+    ref: str | None
+    env: Mapping[str, str]
+    settings: Mapping[str, str]
+    imports: tuple[str, ...]
+    machine: str = ""
+    device: str = ""
+    dtype: str = ""
+    digest: str = ""
+    context: Mapping[str, str] = field(default_factory=dict)
+    facts: Mapping[str, str] = field(default_factory=dict)
+    install: tuple[str, ...] = ()
+    packages: Mapping[str, str] = field(default_factory=dict)
+    notices: tuple[Notice, ...] = ()
+
+    @classmethod
+    def of(cls, side: Side) -> SideRecord:
+        """What ``side`` was asked to be; values that look secret are left out."""
+        env, settings = shown_env(side.env), dict(side.settings)
+        install = tuple(map(masked, side.install))
+        python, imports = str(side.python), side.imports
+        return cls(python, side.ref, env, settings, imports, install=install)
+
+
+@dataclass(frozen=True)
+class LaunchRecord:
+    """One launch.
+
+    Attributes:
+        launch_s: from the start of the process until it was ready, as seen from outside.
+        peak_memory_gib: None where the device does not count it.
+        rounds: the kept rounds; the n-th pairs up with the n-th of the other side.
+        dropped: rounds run first after a switch of process, to settle; never looked at.
+    """
+
+    launch_s: float
+    load_s: float
+    compile_s: float
+    warmup_s: float
+    pass_s: float
+    graphs: int
+    graph_breaks: int
+    recompiles: int
+    peak_memory_gib: float | None
+    rounds: tuple[Round, ...]
+    dropped: tuple[Round, ...]
+
+    @classmethod
+    def of(
+        cls,
+        ready: Ready,
+        launch_s: float,
+        peak_memory_gib: float | None,
+        rounds: tuple[Round, ...],
+        dropped: tuple[Round, ...],
+    ) -> LaunchRecord:
+        """What a launch told, and what was timed in it."""
+        return cls(
+            launch_s=launch_s,
+            load_s=ready.load_s,
+            compile_s=ready.compile_s,
+            warmup_s=ready.warmup_s,
+            pass_s=ready.pass_s,
+            graphs=ready.graphs,
+            graph_breaks=ready.graph_breaks,
+            recompiles=ready.recompiles,
+            peak_memory_gib=peak_memory_gib,
+            rounds=rounds,
+            dropped=dropped,
+        )
+
+
+@dataclass(frozen=True)
+class PairRecord:
+    """One launch pair.
+
+    Attributes:
+        first: the side that started, and was timed, first.
+        interleaved: rounds alternated between two live processes; else one whole launch followed
+            the other.
+        wall_s: all of it; ``rounds_s``: the rounds alone, the dropped ones included.
+        void: why the pair does not count; empty where it does.
+    """
+
+    first: SideName
+    interleaved: bool
+    wall_s: float
+    rounds_s: float
+    baseline: LaunchRecord
+    candidate: LaunchRecord
+    void: str = ""
+
+    def launch(self, side: SideName) -> LaunchRecord:
+        """The launch of ``side``."""
+        return self.baseline if side == "baseline" else self.candidate
+
+    @property
+    def kept(self) -> list[tuple[Round, Round]]:
+        """Round pairs (A's, B's) without a fault."""
+        paired = zip(self.baseline.rounds, self.candidate.rounds, strict=True)
+        return [(a, b) for a, b in paired if not (a.faults or b.faults)]
+
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """What was wrong with the rounds that were thrown out; each fault once."""
+        rounds = (*self.baseline.rounds, *self.candidate.rounds)
+        return tuple(dict.fromkeys(fault for r in rounds for fault in r.faults))
+
+    def round_log_ratios(self, seconds: Seconds = "core_s") -> list[float]:
+        """log(B's seconds a token / A's) of every kept round pair."""
+        return [math.log(per_token(b, seconds) / per_token(a, seconds)) for a, b in self.kept]
+
+    def log_ratio(self, seconds: Seconds = "core_s") -> float | None:
+        """The pair's one number: above 0, B is slower. None where the pair is void.
+
+        The median over kept round pairs; of whole launches, where the n-th rounds share no moment,
+        the ratio of the medians.
+        """
+        if self.void:
+            return None
+        if self.interleaved:
+            return statistics.median(self.round_log_ratios(seconds))
+        middle = [statistics.median(per_token(r, seconds) for r in side) for side in self._sides]
+        return math.log(middle[1] / middle[0])
+
+    @property
+    def _sides(self) -> tuple[list[Round], list[Round]]:
+        return [a for a, _ in self.kept], [b for _, b in self.kept]
+
+
+@dataclass(frozen=True)
+class AnswersRecord:
+    """Both sides' answers to the same questions, in short; flips stand in the verdicts.
+
+    Attributes:
+        baseline_correct, candidate_correct: of ``questions``; None without labels.
+        largest_difference: the largest absolute difference of a letter's logit.
+        share: the same as a share of its question's largest letter logit, the largest of all.
+        tolerance: what rounding may make of ``share`` in the dtype.
+    """
+
+    questions: int
+    baseline_correct: int | None
+    candidate_correct: int | None
+    largest_difference: float
+    share: float
+    tolerance: float
+
+
+@dataclass(frozen=True)
+class CaseComparison:
+    """One case compared.
+
+    Attributes:
+        margin_fraction: the slowdown that must be ruled out for ``ok``.
+        looks: after how many counted launch pairs it may be decided; the last is the cap.
+        alpha: of one look, this case's share of it where several cases are compared.
+        difference: how B differs from A, in words.
+        repeats: passes a round; None until the first launch was ready.
+        rounds: kept rounds a side and launch; ``rounds_reason`` says why so many.
+        decision: of the last look or, between looks, what is known; None without a counted pair.
+        notes: what was seen on the way, such as that both sides do not fit at once.
+        problem: what ended the comparison before a decision; empty where nothing did.
+        ranks: processes of a launch.
+        ended: False while it goes on, and in what an interrupt left behind.
+    """
+
+    case: str
+    title: str
+    engine: str
+    weights: str
+    questions: int
+    margin_fraction: float
+    looks: tuple[int, ...]
+    alpha: float
+    rounds: int
+    rounds_reason: str
+    sides: Mapping[SideName, SideRecord]
+    difference: str
+    repeats: int | None = None
+    pairs: tuple[PairRecord, ...] = ()
+    answers: AnswersRecord | None = None
+    decision: Decision | None = None
+    verdicts: tuple[Verdict, ...] = ()
+    notes: tuple[str, ...] = ()
+    problem: str = ""
+    ended: bool = False
+    ranks: int = 1
+
+    @property
+    def on_ranks(self) -> str:
+        """`` on 4 ranks``; empty for one process."""
+        return f" on {self.ranks} ranks" if self.ranks > 1 else ""
+
+    @property
+    def word(self) -> Word:
+        """The gravest of the verdicts."""
+        return worst(self.verdicts)
+
+    @property
+    def counted(self) -> list[PairRecord]:
+        """The launch pairs that are not void."""
+        return [pair for pair in self.pairs if not pair.void]
+
+    def log_ratios(self, seconds: Seconds = "core_s") -> list[float]:
+        """One log ratio for every counted launch pair."""
+        return [d for pair in self.pairs if (d := pair.log_ratio(seconds)) is not None]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What one ``perfline compare`` measured; ``command`` runs it again."""
+
+    created: str  # ISO 8601, UTC
+    partial: bool
+    command: str
+    cases: Mapping[str, CaseComparison]
+
+
+def shown_env(env: Mapping[str, str]) -> dict[str, str]:
+    """Environment variables as a record may show them: without values that look secret."""
+    return {
+        key: "(not recorded)" if _SECRET.search(key) or _LOGIN.search(text) else text
+        for key, text in env.items()
+    }
+
+
+def per_token(measured: Round, seconds: Seconds = "core_s") -> float:
+    """Seconds a token of one round."""
+    return (measured.core_s if seconds == "core_s" else measured.whole_s) / measured.tokens

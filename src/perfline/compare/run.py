@@ -1,0 +1,299 @@
+"""Is B slower than A, faster, the same, or wrong? Launch pairs until it is decided.
+
+Several cases are compared one after the other, each to its own decision. Together they may cry
+wolf no oftener than one would: each spends an equal share of a look's alpha, one that is found
+``regressed`` hands its share on to those that come after it (Holm), and :func:`settle` lets those
+before it have it too. With K cases ``regressed`` needs p <= alpha / K, which 10 launch pairs cannot
+show (p is at least 2^-10) from K = 2 on: then it falls at the look after 14 pairs at the earliest.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from perfline.cases.case import Case, with_settings
+from perfline.compare import gates as compare_gates
+from perfline.compare import sequential
+from perfline.compare.model import SIDES, Launcher, Ready, Side, SideName, Workload
+from perfline.compare.pairs import Done, Task, interleaved, whole_launches
+from perfline.compare.record import CaseComparison, SideRecord
+from perfline.compare.sides import describe
+from perfline.errors import CaseError, DeviceMemory, EngineError, MissingRanks, WorkerError
+from perfline.gates.verdict import Verdict, Word
+
+FIRST_ROUNDS = 6  # kept rounds a side and launch, until the spreads are known
+SPREADS_AFTER = 4  # launch pairs
+MAX_VOID = 3  # launch pairs
+MAX_VOID_FRACTION = 0.25
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be compared, and when it is decided.
+
+    Attributes:
+        case: as its file says; the sides' settings come on top.
+        margin_fraction: the slowdown that must be ruled out for ``ok``.
+        max_pairs: launch pairs after which it is ``unsure``.
+        rounds: kept rounds a side and launch; None: as the measured spreads ask for.
+        alternate: whole launches in turn, A B B A, instead of rounds.
+        alpha: of one look.
+        notes: what is to be noted before it starts, such as a requirement that an install broke.
+    """
+
+    case: Case
+    sides: Mapping[SideName, Side]
+    workload: Workload
+    margin_fraction: float
+    max_pairs: int
+    rounds: int | None = None
+    alternate: bool = False
+    alpha: float = sequential.ALPHA
+    notes: tuple[str, ...] = ()
+
+    @property
+    def looks(self) -> tuple[int, ...]:
+        """After how many counted launch pairs it may be decided: six times at most.
+
+        The cap takes the place of the last look, so that alpha is spent six times at most.
+        """
+        return (*(n for n in sequential.LOOKS[:-1] if n < self.max_pairs), self.max_pairs)
+
+
+class _Incomparable(Exception):  # noqa: N818 - never leaves this module
+    """The sides do different work."""
+
+
+def begin(plan: Plan) -> CaseComparison:
+    """The comparison before its first launch. CaseError where a side's settings are wrong.
+
+    MissingRanks where a side's model is split over more processes than it gets.
+    """
+    cases = [with_settings(plan.case, plan.sides[name].settings) for name in SIDES]
+    for tensor in sorted({case.parallel.tensor for case in cases}):
+        if plan.workload.ranks % tensor:
+            raise MissingRanks(
+                f"case '{plan.case.id}' splits its model over {tensor} processes "
+                f"(parallel.tensor), and --ranks is {plan.workload.ranks}: compare with "
+                f"--ranks {tensor}, or a multiple of it"
+            )
+    for name in SIDES:
+        for key, _ in plan.sides[name].settings:
+            if key.startswith(("gates.", "compare.")) or key == "throughput.rounds":
+                raise CaseError(
+                    f"--set {key}: is no setting of a side; use --margin, --questions and --rounds "
+                    "here, and the case's file for its gates"
+                )
+    found = CaseComparison(
+        case=plan.case.id,
+        title=plan.case.title,
+        engine=plan.workload.engine,
+        weights=plan.workload.weights,
+        questions=plan.workload.questions,
+        margin_fraction=plan.margin_fraction,
+        looks=plan.looks,
+        alpha=plan.alpha,
+        rounds=plan.rounds or FIRST_ROUNDS,
+        rounds_reason="asked for" if plan.rounds else "to begin with",
+        sides={name: SideRecord.of(plan.sides[name]) for name in SIDES},
+        difference=_difference(plan, ({}, {})),
+        notes=plan.notes,
+        ranks=plan.workload.ranks,
+    )
+    if problem := compare_gates.other_work(*cases):
+        return _stopped(plan, found, (), "incomparable", problem)
+    return replace(found, verdicts=compare_gates.judge(found, plan.case.gates, (), None))
+
+
+def run(plan: Plan, launcher: Launcher, say: Say) -> Iterator[CaseComparison]:
+    """Run launch pairs until it is decided; yield what is known after each.
+
+    A process that fails ends the comparison as ``invalid``: that is a finding, and never a time.
+    ``say`` takes a line for the user.
+    """
+    found = begin(plan)
+    answered: tuple[Verdict, ...] = ()
+    interleave = not plan.alternate
+    while not found.ended:
+        run_pair = interleaved if interleave else whole_launches
+        try:
+            done = run_pair(launcher, plan.sides, _task(plan, found))
+        except DeviceMemory as error:
+            if interleave:
+                interleave = False
+                note = f"A and B do not fit on the device at once ({error}): whole launches in turn"
+                say(note)
+                found = replace(found, notes=(*found.notes, " ".join(note.split())))
+                continue
+            found = _stopped(plan, found, answered, "invalid", str(error))
+        except (WorkerError, EngineError) as error:
+            found = _stopped(plan, found, answered, "invalid", str(error))
+        except _Incomparable as problem:
+            found = _stopped(plan, found, answered, "incomparable", str(problem))
+        else:
+            if done.answers:
+                found, answered = _with_answers(plan, found, done)
+            found = _judged(plan, _with_pair(plan, found, done), answered)
+        yield found
+
+
+def share(alpha: float, cases: int, regressed: int) -> float:
+    """What the next of ``cases`` may spend of ``alpha``, where ``regressed`` of them are so."""
+    p_values = [0.0] * regressed + [1.0] * (cases - regressed)
+    return sequential.shared_alpha(p_values, alpha)[-1]
+
+
+def settle(
+    found: Sequence[CaseComparison], alpha: float = sequential.ALPHA
+) -> tuple[CaseComparison, ...]:
+    """Let cases that are ``unsure`` have what later ones handed on: Holm over all of them."""
+    p_values = [_p_value(case) for case in found]
+    return tuple(
+        _settled(case, limit)
+        for case, limit in zip(found, sequential.shared_alpha(p_values, alpha), strict=True)
+    )
+
+
+def _task(plan: Plan, found: CaseComparison) -> Task:
+    case = with_settings(plan.case, plan.sides["baseline"].settings)
+    return Task(
+        first=SIDES[len(found.pairs) % 2],
+        rounds=found.rounds,
+        repeats=found.repeats,
+        min_round_s=case.throughput.min_round_s,
+        answer=found.answers is None,
+        check=lambda ready: _check(found, ready),
+    )
+
+
+def _check(found: CaseComparison, ready: Mapping[SideName, Ready]) -> None:
+    """Refuse sides that do different work, and a side that changed on the way."""
+    if problem := compare_gates.mismatch(ready):
+        raise _Incomparable(problem)
+    for name in SIDES:
+        first, now = found.sides[name], ready[name]
+        known = (first.digest, dict(first.facts), dict(first.context))
+        if first.digest and known != (now.digest, dict(now.facts), dict(now.context)):
+            raise _Incomparable(
+                f"the {name} changed while it was compared (its case, data, code or versions): "
+                "leave them alone, and compare again"
+            )
+
+
+def _with_answers(
+    plan: Plan, found: CaseComparison, done: Done
+) -> tuple[CaseComparison, tuple[Verdict, ...]]:
+    a, b = (done.answers[name] for name in SIDES)
+    dtypes = (done.ready["baseline"].dtype, done.ready["candidate"].dtype)
+    case = with_settings(plan.case, plan.sides["baseline"].settings)
+    record, answered = compare_gates.answers(case, found.engine, a, b, dtypes)
+    return replace(found, answers=record), answered
+
+
+def _with_pair(plan: Plan, found: CaseComparison, done: Done) -> CaseComparison:
+    """Add a launch pair; after the fourth that counts, choose the rounds of all others."""
+    if not found.pairs:
+        installed = any(side.install for side in plan.sides.values())
+        told = {
+            name: done.ready[name] if installed else replace(done.ready[name], packages={})
+            for name in SIDES
+        }
+        versions = [{**told[name].packages, **told[name].context} for name in SIDES]
+        found = replace(
+            found,
+            repeats=done.repeats,
+            sides={name: _introduced(found.sides[name], told[name]) for name in SIDES},
+            difference=_difference(plan, (versions[0], versions[1])),
+        )
+    found = replace(found, pairs=(*found.pairs, done.pair))
+    if plan.rounds is None and not done.pair.void and len(found.counted) == SPREADS_AFTER:
+        return _with_rounds(found)
+    return found
+
+
+def _with_rounds(found: CaseComparison) -> CaseComparison:
+    counted = found.counted
+    launch_s = statistics.median(pair.wall_s - pair.rounds_s for pair in counted)
+    round_s = statistics.median(pair.rounds_s / len(pair.baseline.rounds) for pair in counted)
+    launch_sd, round_sd = sequential.spreads([pair.round_log_ratios() for pair in counted])
+    rounds = sequential.rounds_per_launch(launch_s, max(round_s, 1e-9), launch_sd, round_sd)
+    return replace(
+        found,
+        rounds=rounds,
+        rounds_reason=f"Kalibera-Jones: log ratios spread by {100 * launch_sd:.2g} % between "
+        f"launches and {100 * round_sd:.2g} % between rounds; a launch pair takes {launch_s:.1f} s "
+        f"to start, a round pair {round_s:.1f} s",
+    )
+
+
+def _difference(plan: Plan, contexts: tuple[Mapping[str, str], Mapping[str, str]]) -> str:
+    """How B differs from A, without what looks secret."""
+    shown = {name: SideRecord.of(side) for name, side in plan.sides.items()}
+    a, b = (
+        replace(plan.sides[name], env=shown[name].env, install=shown[name].install)
+        for name in SIDES
+    )
+    return describe(a, b, contexts, plan.case)
+
+
+def _introduced(side: SideRecord, ready: Ready) -> SideRecord:
+    return replace(
+        side,
+        machine=ready.machine,
+        device=ready.device,
+        dtype=ready.dtype,
+        digest=ready.digest,
+        context=dict(ready.context),
+        facts=dict(ready.facts),
+        packages=dict(ready.packages),
+        notices=ready.notices,
+    )
+
+
+def _judged(plan: Plan, found: CaseComparison, answered: tuple[Verdict, ...]) -> CaseComparison:
+    """Decide, if this is a look; end where it is decided, or where too many pairs are void."""
+    values, voids = found.log_ratios(), len(found.pairs) - len(found.counted)
+    if values:
+        margin = math.log1p(plan.margin_fraction)
+        decision = sequential.decide(values, margin, found.looks, found.alpha)
+        found = replace(found, decision=decision, ended=decision.word is not None)
+    if voids > MAX_VOID or (found.ended and voids > MAX_VOID_FRACTION * len(found.pairs)):
+        reasons = dict.fromkeys(pair.void for pair in found.pairs if pair.void)
+        problem = (
+            f"{voids} of {len(found.pairs)} launch pairs do not count "
+            f"({'; '.join(list(reasons)[:3])}): compare again once the device is left alone"
+        )
+        return _stopped(plan, found, answered, "invalid", problem)
+    return replace(found, verdicts=compare_gates.judge(found, plan.case.gates, answered, None))
+
+
+def _stopped(
+    plan: Plan, found: CaseComparison, answered: tuple[Verdict, ...], word: Word, problem: str
+) -> CaseComparison:
+    found = replace(found, problem=problem, ended=True)
+    verdicts = compare_gates.judge(found, plan.case.gates, answered, word)
+    return replace(found, verdicts=verdicts)
+
+
+def _p_value(case: CaseComparison) -> float:
+    word = case.verdicts[0].word
+    if word == "regressed":
+        return 0.0
+    return case.decision.p_slower if word == "unsure" and case.decision is not None else 1.0
+
+
+def _settled(case: CaseComparison, alpha: float) -> CaseComparison:
+    """Decide an ``unsure`` case anew with the alpha that it has in the end."""
+    if case.verdicts[0].word != "unsure" or case.decision is None or alpha <= case.alpha:
+        return case
+    margin = math.log1p(case.margin_fraction)
+    decision = sequential.decide(case.log_ratios(), margin, case.looks, alpha)
+    if decision.word != "regressed":
+        return case
+    found = replace(case, decision=decision, alpha=alpha)
+    return replace(found, verdicts=(compare_gates.on_time(found), *case.verdicts[1:]))

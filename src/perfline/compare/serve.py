@@ -1,0 +1,255 @@
+"""What does one launch of a side do when it is asked: open, time a round, answer questions?
+
+It measures through the same code as the suite (``case_run``, ``throughput``): what
+``perfline compare`` settles is what the suite has measured.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from perfline.cases.case import Case, load_cases, with_settings
+from perfline.compare import messages, wire
+from perfline.compare.model import Ready, Round, Workload
+from perfline.distributed.group import Group
+from perfline.distributed.replica import Replica
+from perfline.engines.device import Device, current_device
+from perfline.engines.engine import run_pass
+from perfline.engines.environment import Environment, collect, packages
+from perfline.engines.telemetry import Watch, watch
+from perfline.errors import WorkerError
+from perfline.jsonfile import Node
+from perfline.measure.aggregate_timings import combine, worst_ready
+from perfline.measure.case_run import Bench
+from perfline.measure.loaded_case import Opened, open_case
+from perfline.measure.parallel_accuracy import Lead
+from perfline.measure.parallel_rounds import Rounds
+from perfline.measure.rank_worker import Helper, obey_all
+from perfline.measure.throughput import Timings
+from perfline.tasks.answers import Answers, no_answers
+from perfline.tasks.mmlu import Prompt
+from perfline.tasks.sampling import tier_order
+
+
+@dataclass
+class Launch:
+    """One side in one process, or in the first of several: loaded, compiled and warm.
+
+    Attributes:
+        lead: asks the other ranks; None where this process is alone.
+    """
+
+    workload: Workload
+    bench: Bench
+    environment: Environment
+    health: Watch = field(default_factory=Watch)
+    lead: Lead | None = None
+    _rounds: Rounds | None = None
+    _others: tuple[int, ...] = ()
+    _peaks: list[float] = field(default_factory=list)
+    _watching: ExitStack = field(default_factory=ExitStack)  # to the end of the process
+
+    @classmethod
+    def open(cls, request: Node, group: Group | None = None) -> Launch:
+        """Load what the request's ``workload`` says, with its ``settings`` (``key=value``).
+
+        ``group``: the ranks that this process is the first of.
+        """
+        opening = _Opening(request.child("workload"), request.texts("settings"))
+        lead = None if group is None else Lead(group)
+        replica = None
+        if lead is not None:
+            asked = {key: request.data[key] for key in ("workload", "settings")}
+            lead.group.post({"do": "launch", **asked})
+            replica = lead.open(opening.case)
+        bench = opening.bench(opening.case, opening.open(opening.case, replica))
+        environment = collect(Path.cwd())  # once the model is loaded: the case sets the threads
+        if lead is not None:
+            environment = environment.of_ranks(lead.group.hosts())
+        launch = cls(opening.workload, bench, environment, lead=lead)
+        launch.health = launch._watching.enter_context(watch(bench.device))
+        return launch
+
+    def answer(self, word: str, request: Node) -> dict[str, object]:
+        """The JSON answer to one request of ``wire``."""
+        words: dict[str, Callable[[], dict[str, object]]] = {
+            "ready": lambda: messages.ready_json(self.ready()),
+            "round": lambda: messages.round_json(
+                self.round(int(request.number("repeats")), _pids(request))
+            ),
+            "answers": lambda: messages.answers_json(self.answers()),
+            "peak": lambda: {"gib": self.peak_memory_gib()},
+        }
+        if word not in words:
+            raise WorkerError(f"was asked for '{word}'; expected {', '.join(words)}")
+        with _memory_in_words(self.bench.device, f"'{word}'"):
+            return words[word]()
+
+    def ready(self) -> Ready:
+        """Compile and warm up, and say what that took."""
+        bench, name, case = self.bench, self.workload.engine, self.bench.case
+        sample = bench.sample
+        if self.lead is not None:  # the others get ready meanwhile
+            self._rounds = Rounds(self.lead, bench.timed_run(name), self.health)
+        done = bench.ready(name)
+        pass_s = done.warmup_s
+        if done.later.graphs:  # a pass that still compiled says nothing of how long a pass takes
+            engine = bench.opened.engine(name)
+            pass_s = run_pass(engine, sample, case.throughput.head, bench.clock).whole_s
+        if self.lead is not None and self._rounds is not None:
+            done = worst_ready(self._rounds.ready())
+            self._others = tuple(_others(self.lead.group))
+        return Ready(
+            pid=os.getpid(),
+            device=self.environment.device,
+            machine=self.environment.machine,
+            context=self.environment.context,
+            facts=bench.opened.facts,
+            digest=case.digest(self.workload.weights),
+            dtype=case.model.precision,
+            prompts_digest=prompts_digest(sample),
+            tokens=sum(len(prompt.ids) for prompt in sample),
+            load_s=bench.opened.load_s,
+            compile_s=done.compile_s,
+            warmup_s=done.warmup_s,
+            pass_s=pass_s,
+            graphs=done.first.graphs,
+            graph_breaks=done.first.graph_breaks + done.later.graph_breaks,
+            recompiles=done.later.graphs,
+            others=self._others,
+            packages=packages(),
+        )
+
+    def round(self, repeats: int, peers: Sequence[int] = ()) -> Round:
+        """Time ``repeats`` passes; ``peers`` are processes that may be on the device as well."""
+        start_s = time.time()
+        timings = self._timings(repeats, peers)
+        (done,) = timings.rounds
+        if timings.peak_memory_gib is not None:
+            self._peaks.append(timings.peak_memory_gib)
+        faults = done.health.faults
+        if self._rounds is not None:  # says whose device it is, and whose answers are wrong
+            faults = (*filter(None, [done.health.throttled]), *timings.faults)
+        recompiled = f"{timings.timed.graphs} graphs were compiled inside the round"
+        return Round(
+            start_s=start_s,
+            tokens=done.tokens,
+            core_s=done.core_s,
+            whole_s=done.whole_s,
+            waited_fraction=timings.waited_fraction,
+            joules=done.health.joules,
+            faults=(*faults, *([recompiled] if timings.timed.graphs else [])),
+            health=done.health.numbers,
+        )
+
+    def _timings(self, repeats: int, peers: Sequence[int]) -> Timings:
+        """A region of one round."""
+        bench, name = self.bench, self.workload.engine
+        if self._rounds is not None:
+            self._rounds.begin(repeats, (*peers, os.getpid(), *self._others))
+            self._rounds.before()
+            self._rounds.round()
+            own, replicas = self._rounds.finish()
+            devices = self.workload.ranks
+            return combine(replicas, own, devices, bench.case.model.precision)
+        self.health.friends = peers
+        ready = replace(bench.ready(name), repeats=repeats)
+        stopwatch = bench.timed_run(name).stopwatch(ready, self.health)
+        stopwatch.round()
+        return stopwatch.finish()
+
+    def answers(self) -> Answers:
+        """The first ``questions`` of the fixed order; without labels at least the timed sample."""
+        prompts = self.bench.opened.prompts
+        order = tier_order([prompt.id for prompt in prompts])[: self.workload.questions]
+        asked = [prompts[index] for index in order]
+        if not asked and self.workload.weights == "dummy":
+            asked = self.bench.sample  # their logits still compare
+        if not asked:
+            return no_answers()
+        engine = self.bench.opened.engine(self.workload.engine)
+        return run_pass(engine, asked, "last", self.bench.clock).answers
+
+    def peak_memory_gib(self) -> float | None:
+        """The highest peak of any round so far; None before one, or where it is not counted."""
+        return max(self._peaks, default=None)
+
+
+class _Opening:
+    """What a launch opens, on each of its ranks."""
+
+    def __init__(self, workload: Node, settings: Sequence[str]) -> None:
+        """CaseError for settings that are none; nothing is loaded yet."""
+        self.workload = messages.workload(workload)
+        (case,) = load_cases([self.workload.case], self.workload.case_dirs)
+        pairs = [text.partition("=")[::2] for text in settings]
+        self.case = with_settings(case, pairs)
+        self.device = current_device()
+
+    def open(self, case: Case, replica: Replica | None) -> Opened:
+        """Load the model, or this rank's share of it, and make the prompts."""
+        places = self.device, self.workload.data_dir, self.workload.weights
+        with _memory_in_words(self.device, f"case '{case.id}'"):
+            return open_case(case, *places, replica)
+
+    def bench(self, case: Case, opened: Opened) -> Bench:
+        """What measures it; ranks on devices of two kinds are no one machine."""
+        return Bench(case, opened, self.device, software={"machine": self.device.slug})
+
+
+@dataclass
+class _Assistant(Helper):
+    """What a rank beside the first has open."""
+
+    def obey(self, group: Group, number: int, command: Mapping[str, Any]) -> None:
+        """Do what rank 0 asks; a full device is told as one."""
+        with _memory_in_words(current_device(), f"'{command['do']}'"):
+            super().obey(group, number, command)
+
+
+def assist(group: Group) -> None:
+    """Be a rank beside the first, until the process is ended: take part in all that it times."""
+    group.put(f"pid/{group.rank}", str(os.getpid()))
+    command = wire.node(group.command()[1], group.name(0))
+    opening = _Opening(command.child("workload"), command.texts("settings"))
+    obey_all(group, _Assistant({opening.case.id: opening.case}, opening.open, opening.bench))
+
+
+def prompts_digest(prompts: Sequence[Prompt]) -> str:
+    """``sha256:`` and 16 hex digits over ids and token ids, in order."""
+    digest = hashlib.sha256()
+    for prompt in prompts:
+        digest.update(f"{prompt.id} {len(prompt.ids)} ".encode())
+        digest.update(prompt.ids.astype("<i8").tobytes())
+    return f"sha256:{digest.hexdigest()[:16]}"
+
+
+def _others(group: Group) -> Iterator[int]:
+    """The other ranks' processes."""
+    for rank in range(1, group.ranks):
+        yield int(group.wait_for(f"pid/{rank}", rank))
+
+
+def _pids(request: Node) -> list[int]:
+    return [int(text) for text in request.texts("peers") if text.isdecimal()]
+
+
+@contextmanager
+def _memory_in_words(device: Device, what: str) -> Iterator[None]:
+    """Outside of the engine's own forwards too, a full device is a DeviceMemory."""
+    from perfline.engines.torch_engine import out_of_memory
+    from perfline.engines.upstream import is_full
+
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_full(error):
+            raise
+        raise out_of_memory(device, what, error) from error

@@ -1,0 +1,5 @@
+"""How do torchrun's ranks meet, tell each other things, share work, and hold one model together?"""
+
+from __future__ import annotations
+
+__all__ = ["group", "rendezvous", "replica", "work_units"]

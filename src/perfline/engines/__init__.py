@@ -1,0 +1,20 @@
+"""How does a model run, on which device, and with what software?
+
+``engine`` is what the rest of perfline knows of a model; ``hf`` loads a real one. ``device``,
+``compilers``, ``telemetry`` and ``environment`` are the machine's side of it.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "compilers",
+    "device",
+    "engine",
+    "environment",
+    "hf",
+    "prefix_plan",
+    "shared_prefix",
+    "telemetry",
+    "torch_engine",
+    "upstream",
+]

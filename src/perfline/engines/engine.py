@@ -1,0 +1,163 @@
+"""How does an engine answer prompts, and what is timed while it does?
+
+``Engine`` is what the rest of perfline knows of a model: ``hf.TorchEngine`` is the real one, tests
+script a fake one. ``run_pass`` is the only loop that drives an engine, for accuracy and throughput,
+eager and compiled alike: one prompt a forward, the clock around the synchronised forward alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from perfline.cases.case import EngineName as EngineName
+from perfline.errors import EngineError
+from perfline.tasks.answers import Answers
+from perfline.tasks.mmlu import Prompt
+
+Head = Literal["all", "last"]
+Clock = Callable[[], float]
+Progress = Callable[[int, int], None]  # (prompts done, prompts in all)
+
+
+@dataclass(frozen=True)
+class CompileCounts:
+    """What torch.compile did in this process for the model at hand; counts only ever grow.
+
+    Attributes:
+        graphs: graphs compiled.
+        graph_breaks: places where the traced code fell back to Python.
+        cache_hits: graphs that came from inductor's cache on disk.
+        cache_misses: graphs that inductor compiled anew.
+    """
+
+    graphs: int = 0
+    graph_breaks: int = 0
+    cache_hits: int = 0
+    cache_misses: int = 0
+
+    def __sub__(self, earlier: CompileCounts) -> CompileCounts:
+        """What happened since ``earlier``."""
+        return CompileCounts(
+            self.graphs - earlier.graphs,
+            self.graph_breaks - earlier.graph_breaks,
+            self.cache_hits - earlier.cache_hits,
+            self.cache_misses - earlier.cache_misses,
+        )
+
+    def __add__(self, other: CompileCounts) -> CompileCounts:
+        """What happened in both."""
+        return CompileCounts(
+            self.graphs + other.graphs,
+            self.graph_breaks + other.graph_breaks,
+            self.cache_hits + other.cache_hits,
+            self.cache_misses + other.cache_misses,
+        )
+
+    @property
+    def cache(self) -> str | None:
+        """``cold`` or ``warm``; None where nothing was compiled or no cache was asked."""
+        if self.cache_misses:
+            return "cold"
+        return "warm" if self.cache_hits else None
+
+
+class Engine(Protocol):
+    """One way (eager or compiled) of running one loaded model."""
+
+    name: EngineName
+
+    def begin(self, prompts: Sequence[Prompt], head: Head) -> None:
+        """Told before a pass: where a model is split, its other ranks run the pass too."""
+
+    def prepare(self, prompt: Prompt) -> Any:
+        """Copy a prompt's ids to the device; shape (1, tokens), int64."""
+
+    def forward(self, batch: Any, head: Head) -> Any:
+        """Queue the forward; logits of shape (1, tokens or 1, vocabulary)."""
+
+    def synchronize(self) -> None:
+        """Wait for the device."""
+
+    def read(self, logits: Any) -> tuple[Sequence[float], int, str]:
+        """Last position: logits of the tokens A-D, full-vocabulary arg-max, its letter or ``-``."""
+
+    def compile_counts(self) -> CompileCounts:
+        """What torch.compile has done so far; all 0 for an eager engine."""
+
+    def flops(self, tokens: int, head: Head) -> float | None:
+        """FLOPs that the forward of one prompt of ``tokens`` executes; None where not known."""
+
+    def reset_peak_memory(self) -> None:
+        """Start a new peak."""
+
+    def peak_memory_gib(self) -> float | None:
+        """Peak device memory in GiB since the reset; None where the device does not count it."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One pass over prompts.
+
+    Attributes:
+        answers: one row per prompt, in their order.
+        tokens: prompt tokens of the pass.
+        core_s: seconds inside the synchronised forwards alone.
+        whole_s: seconds of the loop: copies, forwards, reading the answers.
+    """
+
+    answers: Answers
+    tokens: int
+    core_s: float
+    whole_s: float
+
+
+def run_pass(
+    engine: Engine,
+    prompts: Sequence[Prompt],
+    head: Head,
+    clock: Clock = time.perf_counter,
+    progress: Progress | None = None,
+) -> Pass:
+    """Answer every prompt by a forward of its own (batch 1, the published workload).
+
+    EngineError where logits are not finite: that is no wrong answer but no measurement.
+    """
+    letters = np.empty((len(prompts), 4), dtype=np.float32)
+    argmax = np.empty(len(prompts), dtype=np.int64)
+    argmax_letters: list[str] = []
+    core_s = 0.0
+    engine.begin(prompts, head)
+    begin = clock()
+    for row, prompt in enumerate(prompts):
+        batch = engine.prepare(prompt)
+        engine.synchronize()
+        start = clock()
+        logits = engine.forward(batch, head)
+        engine.synchronize()
+        core_s += clock() - start
+        letters[row], argmax[row], letter = engine.read(logits)
+        argmax_letters.append(letter)
+        if progress is not None:
+            progress(row + 1, len(prompts))
+    whole_s = clock() - begin
+    broken = np.flatnonzero(~np.isfinite(letters).all(axis=1))
+    if broken.size:
+        raise EngineError(
+            f"{engine.name}: logits of {broken.size} of {len(prompts)} prompts are not finite "
+            f"(first: question {prompts[broken[0]].id}); an overflow in fp16, or a broken kernel?"
+        )
+    labels = [prompt.label for prompt in prompts]
+    answers = Answers(
+        ids=tuple(prompt.id for prompt in prompts),
+        letter_logits=letters,
+        argmax=argmax,
+        argmax_letter="".join(argmax_letters),
+        labels="".join(label for label in labels if label) if all(labels) else None,
+        shots=tuple(prompt.shots for prompt in prompts),
+    )
+    return Pass(answers, sum(len(prompt.ids) for prompt in prompts), core_s, whole_s)

@@ -1,0 +1,169 @@
+"""What was this measured on, and with what?
+
+Identity decides whether two measurements may be compared (the machine); context is recorded and
+shown beside a verdict, and never blocks one: finding what a new torch did is the point.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from importlib import metadata, resources
+from pathlib import Path
+
+import yaml
+
+from perfline.engines.device import current_device
+
+PACKAGES = ("torch", "triton", "transformers", "tokenizers", "safetensors", "numpy")
+# The oldest and the newest version that the suite passes with (docs/versions.md). Others are
+# measured too, with a notice: a change of version is what perfline is for.
+TESTED = {"torch": ("2.9", "2.15.0"), "transformers": ("4.57", "5.24.0")}
+
+LAYOUT = re.compile(r"(?:[0-9]+-nodes-)?x(?P<ranks>[0-9]+)")
+
+
+@dataclass(frozen=True)
+class Environment:
+    """One machine and its software.
+
+    Attributes:
+        machine: the folder under ``baselines/``, made of what decides speed; of several ranks
+            under torchrun the layout too.
+        device: the device's name as torch reports it.
+        kind: ``cuda``, ``xpu``, ``mps`` or ``cpu``.
+        context: versions, driver, commit; name -> text. What is not known is not in it.
+        layout: how ``machine`` ends for several ranks, such as ``x8`` or ``2-nodes-x16``.
+    """
+
+    machine: str
+    device: str
+    kind: str
+    context: dict[str, str] = field(default_factory=dict)
+    layout: str = ""
+
+    @property
+    def one_rank(self) -> str:
+        """``machine`` of a single rank, whose answers do as well: they depend on no layout."""
+        return self.machine.removesuffix(f"-{self.layout}") if self.layout else self.machine
+
+    def of_ranks(self, hosts: Sequence[str]) -> Environment:
+        """The environment of several ranks like this one; each on the host that is named."""
+        layout = layout_of(hosts)
+        return replace(self, machine=f"{self.one_rank}-{layout}", layout=layout)
+
+
+def layout_of(hosts: Sequence[str]) -> str:
+    """How the machine of several ranks is named behind that of one; ``LAYOUT`` matches it."""
+    nodes = len(set(hosts))
+    return f"x{len(hosts)}" if nodes == 1 else f"{nodes}-nodes-x{len(hosts)}"
+
+
+def collect(root: Path) -> Environment:
+    """The environment of this process; ``root`` is the git work tree whose commit is recorded."""
+    device = current_device()
+    return Environment(device.slug, device.name, device.kind, _context(root))
+
+
+def beyond_tested(context: Mapping[str, str]) -> list[str]:
+    """A sentence for every package of ``context`` outside of ``TESTED``."""
+    from packaging.version import InvalidVersion, Version
+
+    found = []
+    for name, (first, last) in TESTED.items():
+        try:
+            here = Version(Version(context[name]).public)  # a local part (+cpu) says nothing here
+        except (KeyError, InvalidVersion):
+            continue
+        if here > Version(last):
+            found.append(f"{name} {here} is newer than tested ({last})")
+        elif here < Version(first):
+            found.append(f"{name} {here} is older than tested ({first})")
+    return found
+
+
+def packages() -> dict[str, str]:
+    """The version of every installed distribution; of two on the path, what an import finds."""
+    found: dict[str, str] = {}
+    for each in metadata.distributions():
+        if name := each.metadata["Name"]:  # None: a directory that lost its METADATA
+            found.setdefault(re.sub(r"[-_.]+", "-", name).lower(), each.version)
+    return dict(sorted(found.items()))
+
+
+def peak_flops(device: str, dtype: str) -> float | None:
+    """Peak dense FLOP/s of ``device`` for ``dtype`` (fp32, fp16, bf16), from ``peaks.yaml``.
+
+    None for a device that the table does not list: an unknown device has no MFU.
+    """
+    table = yaml.safe_load(
+        resources.files("perfline.engines").joinpath("peaks.yaml").read_text("utf-8")
+    )
+    for row in table:
+        if re.fullmatch(row["device"], device) and dtype in row["peaks"]:
+            return float(row["peaks"][dtype])
+    return None
+
+
+def today() -> str:
+    """The date and time in UTC, ISO 8601 to the second."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def git_commit(root: Path) -> str | None:
+    """The work tree's short commit, ``-dirty`` where files differ from it; None without git."""
+    commit = _output("git", "-C", str(root), "rev-parse", "--short=12", "HEAD")
+    if commit is None:
+        return None
+    changed = _output("git", "-C", str(root), "status", "--porcelain", "--untracked-files=no")
+    return f"{commit}-dirty" if changed else commit
+
+
+def uncommitted(root: Path) -> str | None:
+    """A digest of what differs from the commit; None where nothing does, or without git."""
+    changes = _output("git", "-C", str(root), "diff", "HEAD")
+    return hashlib.sha256(changes.encode("utf-8", "replace")).hexdigest()[:12] if changes else None
+
+
+def _context(root: Path) -> dict[str, str]:
+    import torch
+
+    facts: dict[str, str | None] = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            facts[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            facts[name] = None
+    facts["os"] = f"{platform.system()} {platform.release()}"
+    facts["cuda"] = torch.version.cuda
+    facts["hip"] = torch.version.hip
+    facts["driver"] = _driver()
+    facts["commit"] = git_commit(root)
+    facts["uncommitted"] = uncommitted(root)
+    facts["threads"] = str(torch.get_num_threads())
+    facts["runner"] = os.environ.get("RUNNER_NAME")
+    return {key: value for key, value in facts.items() if value}
+
+
+def _driver() -> str | None:
+    """NVIDIA's driver version, from the kernel module or its management library."""
+    for place in (Path("/proc/driver/nvidia/version"), Path("/sys/module/nvidia/version")):
+        if place.is_file():
+            found = re.search(r"\b(\d{3,}\.\d+(?:\.\d+)?)\b", place.read_text())
+            if found:
+                return found.group(1)
+    return _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0")
+
+
+def _output(*command: str) -> str | None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

@@ -1,0 +1,248 @@
+"""How is a Hugging Face causal LM loaded?
+
+One model is loaded once and serves two engines: ``eager`` runs it as it is, ``inductor`` runs it
+with its decoder layers (or the whole stack) under ``torch.compile``. Nothing is executed from model
+files: safetensors only, no remote code.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import transformers
+from torch import nn
+
+from perfline.cases.case import Case
+from perfline.distributed.replica import Replica
+from perfline.engines import tensor_parallel, upstream
+from perfline.engines.device import Device
+from perfline.engines.engine import EngineName
+from perfline.engines.torch_engine import TorchEngine, out_of_memory
+from perfline.errors import CaseError, EngineError, PerflineError
+from perfline.tasks import mmlu
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass
+class Model:
+    """A loaded model; ``engine()`` gives the two ways of running it. ``close()`` frees it.
+
+    Attributes:
+        letters: tokens that answer A, B, C, D; None under ``--dummy-weights`` (no tokenizer).
+        positions: the longest prompt that the model takes, in tokens.
+        load_s: seconds from disk (or random initialisation) to the device.
+        load_peak_gib: peak device memory of the load; None where the device does not count it.
+        replica: the ranks that hold the model between them; None where this process holds it.
+    """
+
+    case: Case
+    device: Device
+    module: nn.Module
+    tokenizer: Any | None
+    letters: tuple[int, int, int, int] | None
+    positions: int
+    vocabulary: int
+    load_s: float
+    load_peak_gib: float | None
+    replica: Replica | None = None
+    _engines: dict[EngineName, TorchEngine] = field(default_factory=dict)
+    _active: EngineName = "eager"
+    _settings: ExitStack = field(default_factory=ExitStack)
+
+    @property
+    def encode(self) -> mmlu.Encode:
+        """The case's batch tokeniser."""
+        return mmlu.hf_encode(self.tokenizer, self.case.model.bos)
+
+    def engine(self, name: EngineName) -> TorchEngine:
+        """The engine of that name; made at first use, compiled at its first forward."""
+        if name not in self._engines:
+            self._engines[name] = TorchEngine(self, name)
+        return self._engines[name]
+
+    def activate(self, name: EngineName) -> None:
+        """Make ``name``'s forwards the ones that the modules run; free when they already are."""
+        if name == self._active:
+            return
+        for module in self.engine(self._active).compiled_forwards:
+            del module.forward
+        for module, forward in self.engine(name).compiled_forwards.items():
+            module.forward = forward
+        self._active = name
+
+    def close(self) -> None:
+        """Free the model's memory: one model is resident at a time."""
+        if self.replica is not None:
+            self.replica.leave()
+        self._settings.close()
+        self._engines.clear()
+        self.module = nn.Module()
+        torch.compiler.reset()
+        gc.collect()
+        if self.device.kind != "cpu":
+            torch.accelerator.empty_cache()
+
+
+def load(case: Case, device: Device, weights: Path | None, replica: Replica | None = None) -> Model:
+    """Load the case's model onto ``device`` in its own dtype; ``weights=None`` means random ones.
+
+    Where a ``replica`` is given, this process loads its share of every tensor that the model's own
+    plan splits. Raises EngineError where transformers cannot load it, DeviceMemory where it does
+    not fit, RankError where another rank of the replica fails.
+    """
+    if replica is not None:
+        replica.join(device.kind)
+        try:
+            with replica.agreeing():
+                return _load(case, device, weights, replica)
+        except PerflineError:
+            replica.end()
+            raise
+    return _load(case, device, weights, None)
+
+
+def _load(case: Case, device: Device, weights: Path | None, replica: Replica | None) -> Model:
+    if case.engine.cpu_threads is not None and device.kind == "cpu":
+        torch.set_num_threads(case.engine.cpu_threads)
+    upstream.check()
+    torch.compiler.reset()
+    quiet: Any = transformers.utils.logging
+    quiet.disable_progress_bar()
+    device.reset_peak_memory()
+    start = time.perf_counter()
+    with _loading(case, device, weights):
+        split = tensor_parallel.arguments(replica)
+        if weights is None:
+            module, tokenizer = _random_model(case, device, split), None
+        else:
+            module, tokenizer = _checkpoint(case, weights, split), _tokenizer(weights)
+        if not split:
+            module = module.to(device.torch)
+        module.eval().requires_grad_(False)
+        device.synchronize()
+    load_s = time.perf_counter() - start
+    config = module.config.get_text_config()
+    if replica is not None:
+        tensor_parallel.check_split(case, module, replica.size)
+    letters = None
+    if tokenizer is not None:
+        letters = mmlu.letter_tokens(mmlu.hf_encode(tokenizer, case.model.bos))
+        if len(tokenizer) > config.vocab_size:
+            raise EngineError(
+                f"{weights}: the tokenizer has {len(tokenizer)} tokens, the model "
+                f"{config.vocab_size}; expected no more: they do not belong together"
+            )
+    model = Model(
+        case=case,
+        device=device,
+        module=module,
+        tokenizer=tokenizer,
+        letters=letters,
+        positions=int(config.max_position_embeddings),
+        vocabulary=int(config.vocab_size),
+        load_s=load_s,
+        load_peak_gib=device.peak_memory_gib(),
+        replica=replica,
+    )
+    _check_head(model)
+    model._settings.enter_context(upstream.fail_at_the_recompile_limit())
+    return model
+
+
+def _checkpoint(case: Case, weights: Path, split: dict[str, Any]) -> Any:
+    """The checkpoint's model, every tensor of it from the file: nothing is initialised instead."""
+    auto: Any = transformers.AutoModelForCausalLM
+    module, found = auto.from_pretrained(
+        weights,
+        dtype=DTYPES[case.model.precision],
+        attn_implementation=case.model.attention,
+        use_safetensors=True,
+        trust_remote_code=False,
+        local_files_only=True,
+        output_loading_info=True,
+        **split,
+    )
+    for problem in ("missing_keys", "mismatched_keys"):
+        names = sorted(map(str, found[problem]))
+        if names:
+            raise EngineError(
+                f"{weights}: {len(names)} tensors of the model are {problem.partition('_')[0]} in "
+                f"the checkpoint, such as {names[0]}; they would be random: get the weights again"
+            )
+    used = upstream.attention_of(module.config)
+    if used != case.model.attention:
+        raise EngineError(
+            f"{weights / 'config.json'}: sets the attention to '{used}', the case asks for "
+            f"'{case.model.attention}'; remove attn_implementation from it"
+        )
+    return module
+
+
+def _tokenizer(weights: Path) -> Any:
+    return transformers.AutoTokenizer.from_pretrained(
+        weights, trust_remote_code=False, local_files_only=True
+    )
+
+
+def _random_model(case: Case, device: Device, split: dict[str, Any]) -> Any:
+    """Build on the device, in the target dtype: 8e9 parameters never pass through host fp32."""
+    if case.model.config is None:
+        raise CaseError(
+            f"{case.source}: key 'model.config' is missing; --dummy-weights builds from it"
+        )
+    settings: dict[str, Any] = dict(case.model.config)
+    auto: Any = transformers.AutoModelForCausalLM
+    config = transformers.AutoConfig.for_model(settings.pop("model_type"), **settings)
+    made = {
+        "dtype": DTYPES[case.model.precision],
+        "attn_implementation": case.model.attention,
+        "trust_remote_code": False,
+    }
+    if split:
+        with torch.device("meta"):
+            kind: Any = type(auto.from_config(config, **made))
+        module = tensor_parallel.empty(kind, config, made["dtype"], case.model.attention, split)
+    else:
+        with torch.device(device.torch):
+            module = auto.from_config(config, **made)
+    tensor_parallel.fill(module, getattr(config, "initializer_range", 0.02))
+    return module
+
+
+@contextmanager
+def _loading(case: Case, device: Device, weights: Path | None) -> Iterator[None]:
+    """Turn what goes wrong while loading into one line."""
+    what = f"case '{case.id}': loading {weights or 'random weights'} as {case.model.precision}"
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise out_of_memory(device, what, error) from error
+    except PerflineError:
+        raise
+    except Exception as error:  # a broken file may raise anything, from Rust code too
+        if upstream.is_full(error):
+            raise out_of_memory(device, what, error) from error
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise EngineError(f"{what} failed: {first}") from error
+
+
+def _check_head(model: Model) -> None:
+    """Refuse a model whose logits are more than its head times the last hidden state.
+
+    Gemma caps them, Cohere and Granite scale them: their letter logits would not be the model's.
+    """
+    config = cast("Any", model.module).config.get_text_config()
+    for key in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
+        if getattr(config, key, None) not in (None, 1, 1.0):
+            raise EngineError(
+                f"case '{model.case.id}': the model's config sets {key}, so its logits are more "
+                "than a matrix product of the last hidden state; perfline does not run it yet"
+            )

@@ -1,0 +1,228 @@
+"""Which tokens do prompts share, and in which forwards is each computed only once?
+
+Planning on token ids alone, without a device: ``plan`` sorts whole prompts by their ids, computes
+each run of tokens that enough of them begin with once (a ``Node``, given its parent's KV), and
+batches what is left of every prompt (its suffix, never empty). Text is never split: a tokenizer may
+merge a blank line with what follows, so only their ids tell what two prompts share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+
+from perfline.tasks.mmlu import Prompt
+
+Ints = npt.NDArray[np.int64]
+# torch.compile makes a size of 1 a graph of its own: a lone last token is padded to two, and a node
+# has no fewer.
+LEAST_WIDTH = 2
+_FAR = 2**62
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one forward may take, and what it costs beyond its tokens.
+
+    Attributes:
+        forward_tokens: rows x padded length of a forward.
+        kv_bytes: keys and values that the rows of a forward attend to, prefix included.
+        kv_bytes_per_token: of one row, for as many layers as are held at a time.
+        forward_cost_tokens: tokens that take as long as launching a forward: a node must save more
+            than two of these (its own forward, and the batch that its rows leave).
+        least_rows: 2 where a lone row costs as much as two, as in a compiled forward.
+    """
+
+    forward_tokens: int = 4096
+    kv_bytes: int = 2**30
+    kv_bytes_per_token: int = 1
+    forward_cost_tokens: int = 64
+    least_rows: int = 1
+
+    def rows(self, prefix: int, width: int) -> int:
+        """How many rows of ``width`` tokens on a prefix fit one forward; one always does."""
+        by_bytes = self.kv_bytes // ((prefix + width) * self.kv_bytes_per_token)
+        return max(1, min(self.forward_tokens // width, by_bytes))
+
+
+@dataclass(frozen=True)
+class Node:
+    """Tokens ``start`` to ``end`` of prompt ``row``, shared by all rows below; ``end`` is depth."""
+
+    parent: int | None
+    row: int
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One forward: the suffixes of ``rows`` on ``prefix`` tokens, padded to ``width`` tokens."""
+
+    node: int | None  # None: nothing shared, prefix 0
+    rows: tuple[int, ...]
+    prefix: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to answer prompts; rows and nodes are indices, a node comes after its parent.
+
+    Attributes:
+        groups: nodes by the forward that computes them: siblings, next to each other in number.
+        batches: depth first, so that only the nodes of one path, and those computed with them,
+            need to be held.
+        served_tokens: of all prompts, as if each were run by itself.
+        computed_tokens: of all forwards, padding left out.
+        padded_tokens: padding of all forwards.
+    """
+
+    nodes: tuple[Node, ...]
+    groups: tuple[tuple[int, ...], ...]
+    batches: tuple[Batch, ...]
+    served_tokens: int
+    computed_tokens: int
+    padded_tokens: int
+
+    @property
+    def reuse_factor(self) -> float:
+        """Served tokens over computed ones."""
+        return self.served_tokens / max(1, self.computed_tokens)
+
+    @property
+    def forwards(self) -> int:
+        """How many forwards it takes."""
+        return len(self.groups) + len(self.batches)
+
+    def group(self, node: int) -> tuple[int, ...]:
+        """The nodes that the forward of ``node``, the first of them that is needed, computes."""
+        return next(group for group in self.groups if node in group)
+
+    def path(self, node: int | None) -> tuple[int, ...]:
+        """The node and all above it, topmost first."""
+        found: list[int] = []
+        while node is not None:
+            found.append(node)
+            node = self.nodes[node].parent
+        return tuple(reversed(found))
+
+
+def plan(prompts: Sequence[Prompt], limits: Limits) -> Plan:
+    """Plan the forwards that answer ``prompts``: the same plan for the same ids, every time."""
+    lengths = np.array([len(prompt.ids) for prompt in prompts], dtype=np.int64)
+    if lengths.size and lengths.min() == 0:
+        raise ValueError("a prompt without tokens; expected at least one")
+    keys = [prompt.ids.astype(">u4").tobytes() for prompt in prompts]  # bytes sort as the ids do
+    order = sorted(range(len(prompts)), key=keys.__getitem__)
+    shared = _shared_lengths([prompts[row].ids for row in order])
+    nodes, members = _tree(order, shared, 2 * limits.forward_cost_tokens)
+    groups = tuple(_groups(nodes, limits))
+    depth_first = [*(node for node in members if node is not None), *({None} & set(members))]
+    batches = tuple(
+        batch
+        for node in depth_first
+        for batch in _batches(node, members[node], nodes, lengths, limits)
+    )
+    suffixes = sum(int(lengths[row]) - batch.prefix for batch in batches for row in batch.rows)
+    in_nodes = sum(node.end - node.start for node in nodes)
+    run_in_nodes = sum(
+        max(len(group), limits.least_rows)
+        * max(nodes[number].end - nodes[number].start for number in group)
+        for group in groups
+    )
+    return Plan(
+        nodes=tuple(nodes),
+        groups=groups,
+        batches=batches,
+        served_tokens=int(lengths.sum()),
+        computed_tokens=suffixes + in_nodes,
+        padded_tokens=sum(b.width * max(len(b.rows), limits.least_rows) for b in batches)
+        - suffixes
+        + run_in_nodes
+        - in_nodes,
+    )
+
+
+def _shared_lengths(ids: Sequence[Ints]) -> Ints:
+    """Tokens that each prompt shares with the next in order, the last token of both left out."""
+    shared = np.zeros(max(0, len(ids) - 1), dtype=np.int64)
+    for i, (one, other) in enumerate(pairwise(ids)):
+        most = min(len(one), len(other)) - 1
+        differ = one[:most] != other[:most]
+        shared[i] = differ.argmax() if differ.any() else most
+    return shared
+
+
+def _tree(
+    order: Sequence[int], shared: Ints, threshold: int
+) -> tuple[list[Node], dict[int | None, list[int]]]:
+    """Nodes, and the rows that hang on each of them directly, in depth-first order."""
+    nodes: list[Node] = []
+    members: dict[int | None, list[int]] = {}
+    waiting: list[tuple[int, int, int | None]] = [(0, len(order), None)] if order else []
+    while waiting:
+        low, high, node = waiting.pop()
+        if high - low == 1:
+            members.setdefault(node, []).append(order[low])
+            continue
+        between = shared[low : high - 1]
+        depth, start = int(between.min()), 0 if node is None else nodes[node].end
+        saved = (high - low - 1) * (depth - start)
+        if saved > threshold and depth - start >= LEAST_WIDTH:
+            nodes.append(Node(node, order[low], start, depth))
+            node = len(nodes) - 1
+            members[node] = []  # keeps the order depth first
+        cuts = [low, *(low + 1 + np.flatnonzero(between == depth)).tolist(), high]
+        pieces = [(a, b, node) for a, b in pairwise(cuts)]
+        # Longest first: siblings that one forward computes are of like lengths then.
+        pieces.sort(key=lambda piece: int(shared[piece[0] : piece[1] - 1].min(initial=_FAR)))
+        waiting += pieces
+    return nodes, members
+
+
+def _groups(nodes: Sequence[Node], limits: Limits) -> Iterator[tuple[int, ...]]:
+    """Pair siblings where a lone node would cost as much as two; in order of their numbers."""
+    siblings: dict[int | None, list[int]] = {}
+    for number, node in enumerate(nodes):
+        siblings.setdefault(node.parent, []).append(number)
+    found = []
+    for numbers in siblings.values():
+        while numbers:
+            one, *others = numbers
+            longest = max(nodes[number].end - nodes[number].start for number in numbers[:2])
+            pair = limits.least_rows > 1 and limits.rows(nodes[one].start, longest) > 1
+            found.append((one, *others[: 1 if pair else 0]))
+            numbers = numbers[len(found[-1]) :]
+    yield from sorted(found)
+
+
+def _batches(
+    node: int | None, rows: Sequence[int], nodes: Sequence[Node], lengths: Ints, limits: Limits
+) -> Iterator[Batch]:
+    """Cut rows, sorted by length, where padding and the cost of forwards are least; longest first.
+
+    ``best[j]`` is the least cost of the first ``j`` rows: an exact dynamic program.
+    """
+    prefix = 0 if node is None else nodes[node].end
+    ordered = sorted(rows, key=lambda row: (int(lengths[row]), row))
+    widths = np.maximum(lengths[ordered] - prefix, LEAST_WIDTH)
+    best = np.zeros(len(ordered) + 1)
+    cut = np.zeros(len(ordered) + 1, dtype=np.int64)
+    for j in range(1, len(ordered) + 1):
+        width = int(widths[j - 1])
+        first = max(0, j - limits.rows(prefix, width))
+        sizes = np.arange(j - first, 0, -1)
+        run = np.maximum(sizes, limits.least_rows) * width
+        costs = best[first:j] + run + limits.forward_cost_tokens
+        chosen = int(costs.argmin())
+        best[j], cut[j] = costs[chosen], first + chosen
+    j = len(ordered)
+    while j:
+        i = int(cut[j])
+        yield Batch(node, tuple(ordered[i:j]), prefix, int(widths[j - 1]))
+        j = i

@@ -1,0 +1,227 @@
+"""How does a loaded model run, as it is or compiled?
+
+The decoder stack and the head are called separately (``model.base_model(...)``, then the output
+embedding): that is the same from transformers 4.57 to 5.x, and the head can be applied to all
+positions, as published, or to the last one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+import transformers
+from torch import nn
+
+from perfline.engines.device import Device
+from perfline.engines.engine import CompileCounts, EngineName, Head
+from perfline.engines.upstream import (
+    cache_argument,
+    compile_errors,
+    decoder_layers,
+    dynamo_counts,
+    is_full,
+)
+from perfline.errors import DeviceMemory, EngineError, NoSharedPrefixes
+from perfline.tasks.answers import full_vocab_letter
+from perfline.tasks.mmlu import Prompt
+
+if TYPE_CHECKING:
+    from perfline.engines.hf import Model
+
+
+class TorchEngine:
+    """``engine.Engine`` over one torch model, eager or compiled by inductor."""
+
+    def __init__(self, model: Model, name: EngineName) -> None:
+        """Wrap ``model``; compilation itself waits for the first forward."""
+        self.name: EngineName = name
+        self._model = model
+        self.device = model.device
+        self._torch_device = model.device.torch
+        module = cast("Any", model.module)
+        self.stack: nn.Module = module.base_model
+        self.head: nn.Module = module.get_output_embeddings()
+        self._letters = torch.tensor(model.letters or (0, 1, 2, 3), device=self._torch_device)
+        self._letter_of: dict[int, str] = {}
+        self._start = dynamo_counts()
+        self.layers = decoder_layers(self.stack)
+        spec = model.case.engine
+        self.compiled_forwards: dict[nn.Module, Any] = {}
+        if name == "inductor":
+            targets = [self.stack] if spec.scope == "model" else list(self.layers)
+            self.compiled_forwards = {
+                target: torch.compile(target.forward, dynamic=spec.dynamic, mode=spec.mode)
+                for target in targets
+            }
+
+    def begin(self, prompts: Sequence[Prompt], head: Head) -> None:
+        """Have the other ranks of the replica, if any, begin the same pass."""
+        self.tell(do="pass", head=head, prompts=[prompt.id for prompt in prompts])
+
+    def tell(self, **said: object) -> None:
+        """Tell the other ranks that hold this model what comes next."""
+        if self._model.replica is not None:
+            self._model.replica.tell(engine=self.name, **said)
+
+    @property
+    def ranks(self) -> int:
+        """Over how many ranks the model is split."""
+        return 1 if self._model.replica is None else self._model.replica.size
+
+    def prepare(self, prompt: Prompt) -> torch.Tensor:
+        """Copy the ids to the device; shape (1, tokens)."""
+        return torch.from_numpy(prompt.ids)[None].to(self._torch_device)
+
+    def forward(self, batch: torch.Tensor, head: Head) -> torch.Tensor:
+        """Logits of shape (1, tokens, vocabulary), or (1, 1, vocabulary) for ``head="last"``."""
+        with self.running(f"a forward of {batch.shape[1]} tokens"):
+            hidden = self.stack(input_ids=batch, **self._cache_arguments())[0]
+            return cast("torch.Tensor", self.head(hidden if head == "all" else hidden[:, -1:]))
+
+    def synchronize(self) -> None:
+        """Wait for the device."""
+        self.device.synchronize()
+
+    def read(self, logits: torch.Tensor) -> tuple[list[float], int, str]:
+        """Letter logits, arg-max and its letter at the last position."""
+        *letters, best = self.read_rows(logits[:, -1])[0].tolist()
+        return letters, int(best), self.letter(int(best))
+
+    def read_rows(self, logits: torch.Tensor) -> torch.Tensor:
+        """Letter logits and arg-max of every row, on the device; (rows, vocabulary) -> (rows, 5).
+
+        One tensor is one copy to the host; float32 holds every token id below 2**24.
+        """
+        rows = logits.float()
+        return torch.cat([rows[:, self._letters], rows.argmax(dim=-1, keepdim=True).float()], dim=1)
+
+    def compile_counts(self) -> CompileCounts:
+        """What dynamo and inductor did since this engine was made."""
+        if self.name == "eager":
+            return CompileCounts()
+        return dynamo_counts() - self._start
+
+    def flops(self, tokens: int, head: Head) -> float | None:
+        """FLOPs of the layers for a prompt of ``tokens``, and of the head where it is applied."""
+        layers = self.layer_flops(tokens)
+        return None if layers is None else layers + self.head_flops(tokens if head == "all" else 1)
+
+    def layer_flops(self, tokens: int, prefix: int = 0) -> float | None:
+        """2 x weights a token for every matmul, and 4 x width for every (query, key) pair.
+
+        Attention counts the pairs of the causal triangle, n(n+1)/2, and n x p for a prefix whose
+        keys are at hand, once for QK^T and once for PV (Kaplan et al. 2020, arXiv 2001.08361,
+        table 1, with the triangle instead of the square). None for a model with matmuls outside
+        ``nn.Linear`` (a mixture of experts, say).
+        """
+        if self._layer_weights is None:
+            return None
+        config = self.config
+        heads = config.num_attention_heads
+        width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
+        pairs = tokens * (tokens + 1) / 2 + tokens * prefix
+        return float(2 * tokens * self._layer_weights + 4 * width * pairs * len(self.layers))
+
+    def head_flops(self, positions: int) -> float:
+        """FLOPs of the head at that many positions."""
+        return float(2 * positions * cast("torch.Tensor", self.head.weight).numel())
+
+    @cached_property
+    def config(self) -> Any:
+        """The decoder's own config."""
+        return cast("Any", self._model.module).config.get_text_config()
+
+    @cached_property
+    def _layer_weights(self) -> int | None:
+        matrices = {id(m.weight): m.weight.numel() for m in _linears(self.layers)}
+        if any(p.ndim >= 2 and id(p) not in matrices for p in self.layers.parameters()):
+            return None
+        return sum(matrices.values())
+
+    def reset_peak_memory(self) -> None:
+        """Start a new peak."""
+        self.device.reset_peak_memory()
+
+    def peak_memory_gib(self) -> float | None:
+        """Peak memory since the reset, GiB."""
+        return self.device.peak_memory_gib()
+
+    def letter(self, token: int) -> str:
+        """The letter that a token counts as (``answers.full_vocab_letter``)."""
+        if token not in self._letter_of:
+            tokenizer = self._model.tokenizer
+            text = tokenizer.decode([token]) if tokenizer is not None else ""
+            self._letter_of[token] = full_vocab_letter(text)
+        return self._letter_of[token]
+
+    def _cache_arguments(self) -> dict[str, Any]:
+        if self._empty_cache is None:
+            return {"use_cache": False}
+        config = cast("Any", self._model.module).config
+        return {"use_cache": True, self._empty_cache: transformers.DynamicCache(config=config)}
+
+    @cached_property
+    def _empty_cache(self) -> str | None:
+        """The argument for a new cache, where a forward is to have one.
+
+        Traced without a cache, transformers materialises the causal mask and the flash kernel is
+        lost; with an empty one it is not.
+        """
+        if self.name == "inductor" and self._model.case.engine.scope == "model":
+            with suppress(NoSharedPrefixes):
+                return cache_argument(self.stack)
+        return None
+
+    @contextmanager
+    def running(self, what: str) -> Iterator[None]:
+        """Where ``stack`` and ``head`` may be called: this engine's forwards, errors in one line.
+
+        ``what`` is run, such as ``a forward of 9 tokens``. Raises DeviceMemory, EngineError.
+        """
+        self._model.activate(self.name)
+        try:
+            with torch.inference_mode():
+                yield
+        except compile_errors() as error:
+            first = str(error).strip().splitlines()[0]
+            hint = "try engine.scope or engine.dynamic in the case's YAML"
+            if "C++ compiler" in str(error):
+                hint = "install g++, or name a C++ compiler in the environment variable CXX"
+            raise EngineError(
+                f"case '{self._model.case.id}': torch.compile failed on {what}: {first}; {hint}"
+            ) from error
+        except RuntimeError as error:
+            replica = self._model.replica
+            if is_full(error):
+                memory = out_of_memory(self.device, what, error)
+                if replica is not None:  # the other ranks are in the midst of this forward
+                    replica.fail(str(memory))
+                raise memory from error
+            if replica is not None and (lost := replica.lost(error)) is not None:
+                raise lost from error
+            raise
+
+
+def out_of_memory(device: Device, what: str, error: BaseException) -> DeviceMemory:
+    """The error that says how much memory there was, and what to lower."""
+    free, peak = device.free_memory_gib(), device.peak_memory_gib()
+    known = [
+        f"{value:.1f} GiB {label}"
+        for value, label in ((peak, "taken at the peak"), (free, "free now"))
+        if value is not None
+    ]
+    first = str(error).strip().splitlines()[0]
+    return DeviceMemory(
+        f"{what}: out of memory on {device.name} "
+        f"({', '.join(known) or 'amounts unknown'}): {first} "
+        "To fit, lower model.precision, mmlu.max_prompt_tokens or throughput.head, "
+        "or free the device (`perfline doctor` shows who holds it)"
+    )
+
+
+def _linears(module: nn.Module) -> Iterator[nn.Linear]:
+    return (m for m in module.modules() if isinstance(m, nn.Linear))

@@ -1,0 +1,272 @@
+"""What do we lean on inside transformers and torch, and does the installed version have it?
+
+All that is private there, or public and still moving, is used here and nowhere else. Each line has
+a contract test in ``tests/unit/engines/test_upstream.py``, which says what went away:
+
+=====================================================  ======================  ====================
+what                                                   holds for               without it
+=====================================================  ======================  ====================
+``cache_utils.Cache`` and ``.DynamicLayer``, which     transformers 4.57-5.24  the plain path
+attention calls as ``update(keys, values, layer_idx)``
+a stack's and a layer's argument for the cache:        to 5.23                 the plain path
+``past_key_values``; ``cache``                         from 5.24
+a decoder stack takes a 4D mask as it is               4.57-5.24               the plain path
+``AttentionInterface`` (``attention``)                 4.57-5.24               the plain path
+``config._attn_implementation``                        4.57-5.24               an error
+``base_model``, ``get_output_embeddings``              4.57-5.24               an error
+layers in an ``nn.ModuleList`` of the stack            4.57-5.24               an error
+``distributed.DistributedConfig(tp_size)``             from 5.1                ``tp_plan="auto"``
+logger ``transformers.modeling_utils``                 4.57-5.24               lines on stderr
+``torch._dynamo.utils.counters``                       torch 2.9-2.15          an error
+``torch._dynamo.config.fail_on_recompile_limit_hit``   torch 2.9-2.15          an error
+``torch._dynamo.exc``                                  torch 2.9-2.15          an error
+logger ``torch.__trace``                               torch 2.9-2.15          lines in a failure
+a full CPU is a ``RuntimeError`` of its allocator      torch 2.9-2.15          a traceback
+=====================================================  ======================  ====================
+
+What is there is found by looking (``inspect.signature``, ``hasattr``); no version is compared.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import logging
+import os
+import pkgutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from perfline.engines.engine import CompileCounts
+from perfline.engines.environment import TESTED
+from perfline.errors import EngineError, NoSharedPrefixes
+
+if TYPE_CHECKING:
+    from perfline.distributed.replica import Replica
+
+# As ``pkgutil.resolve_name`` takes them: what every forward needs, and what shared prefixes need.
+NEEDED = (
+    "transformers:PreTrainedModel.base_model",
+    "transformers:PreTrainedModel.get_output_embeddings",
+    "torch._dynamo.utils:counters",
+    "torch._dynamo.config:fail_on_recompile_limit_hit",
+    "torch._dynamo.exc:TorchDynamoException",
+    "torch._dynamo.exc:FailOnRecompileLimitHit",
+)
+NEEDED_FOR_PREFIXES = (
+    "transformers:AttentionInterface.register",
+    "transformers.cache_utils:Cache.update",
+    "transformers.cache_utils:Cache.get_seq_length",
+    "transformers.cache_utils:DynamicLayer.update",
+    "transformers.cache_utils:DynamicLayer.get_seq_length",
+)
+CACHE_ARGUMENTS = ("cache", "past_key_values")  # the newest name first
+MASKED_ATTENTIONS = ("sdpa", "eager")  # that take an explicit mask
+
+try:
+    cache_utils: Any = importlib.import_module("transformers.cache_utils")
+except ImportError:  # ``lacking`` says so; the plain path runs without
+    cache_utils = None
+Cache: Any = getattr(cache_utils, "Cache", object)
+DynamicLayer: Any = getattr(cache_utils, "DynamicLayer", object)
+
+
+class PrefixLayer(DynamicLayer):  # type: ignore[misc]
+    """One layer's keys and values before the tokens of a forward, shared by all its rows.
+
+    Attributes:
+        own: the forward's own keys and values, of which a longer prefix is made; who does not want
+            that drops them after the layer.
+    """
+
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """``keys`` and ``values`` are (1, heads, tokens, size)."""
+        super().__init__()
+        self.keys, self.values, self.is_initialized = keys, values, True
+        self.own: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return prefix and own keys and values of all rows, each in one piece."""
+        self.own = (key_states, value_states)
+        rows = key_states.shape[0]
+        return (
+            torch.cat([self.keys.expand(rows, -1, -1, -1), key_states], dim=2),
+            torch.cat([self.values.expand(rows, -1, -1, -1), value_states], dim=2),
+        )
+
+
+class PrefixCache(Cache):  # type: ignore[misc]
+    """The cache of a forward after a prefix: one ``PrefixLayer`` a layer of the stack.
+
+    ``keep`` says whether the forward's own keys and values are to outlive their layer.
+    """
+
+    layers: list[PrefixLayer]
+
+    def __init__(self, layers: list[PrefixLayer], keep: bool) -> None:
+        """``layers`` in the stack's order."""
+        super().__init__(layers=layers)
+        self.keep = keep
+
+    def update(
+        self,
+        key_states: torch.Tensor,
+        value_states: torch.Tensor,
+        layer_idx: int,
+        *_: Any,
+        **__: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """``PrefixLayer.update`` of that layer."""
+        layer = self.layers[layer_idx]
+        whole = layer.update(key_states, value_states)
+        if not self.keep:
+            layer.own = None
+        return whole
+
+
+class OneLayerCache(Cache):  # type: ignore[misc]
+    """What a layer that is compiled by itself takes for its cache: its own part of it.
+
+    It never looks at ``layer_idx``: torch.compile would make a graph for every number.
+    """
+
+    def __init__(self, layer: PrefixLayer) -> None:
+        """The part of the layer that it is handed to."""
+        super().__init__(layers=[layer])
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """``PrefixLayer.update`` of the one layer."""
+        whole: tuple[torch.Tensor, torch.Tensor] = self.layers[0].update(key_states, value_states)
+        return whole
+
+
+def lacking(symbols: Sequence[str]) -> str:
+    """What this installation lacks of ``symbols``, in a sentence; empty where nothing."""
+    for symbol in symbols:
+        try:
+            pkgutil.resolve_name(symbol)
+        except (ImportError, AttributeError):
+            package = symbol.partition(":")[0].partition(".")[0]
+            first, last = TESTED[package]
+            return (
+                f"{package} {metadata.version(package)} lacks {symbol.replace(':', '.')}; perfline "
+                f"was tested on {package} {first} to {last}"
+            )
+    return ""
+
+
+def check() -> None:
+    """EngineError where the installed versions lack what every forward needs."""
+    if problem := lacking(NEEDED):
+        raise EngineError(f"{problem}: install one of these")
+
+
+def check_prefixes() -> None:
+    """NoSharedPrefixes where the installed versions lack what a forward after a prefix needs."""
+    if problem := lacking(NEEDED_FOR_PREFIXES):
+        raise NoSharedPrefixes(problem)
+
+
+def cache_argument(module: nn.Module) -> str:
+    """The name under which ``module``, a stack or a layer, takes its cache.
+
+    NoSharedPrefixes where it takes none: the model keeps its state in another way.
+    """
+    # The class's forward: the module's own may be a compiled one.
+    parameters = inspect.signature(type(module).forward).parameters
+    for name in CACHE_ARGUMENTS:
+        if name in parameters:
+            return name
+    raise NoSharedPrefixes(
+        f"{type(module).__name__} of transformers {metadata.version('transformers')} takes no "
+        f"{' or '.join(CACHE_ARGUMENTS)}"
+    )
+
+
+def attention_of(config: Any) -> str:
+    """The attention that a model of ``config`` uses, such as ``sdpa``."""
+    return str(config._attn_implementation)
+
+
+@contextmanager
+def attending(config: Any, implementation: str) -> Iterator[None]:
+    """Let the model of ``config`` use that attention meanwhile; for masks that are given whole."""
+    before = config._attn_implementation
+    config._attn_implementation = implementation
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+def decoder_layers(stack: nn.Module) -> nn.ModuleList:
+    """The decoder layers: the longest ``nn.ModuleList`` directly in the stack."""
+    lists = [child for child in stack.children() if isinstance(child, nn.ModuleList)]
+    if not lists:
+        raise EngineError(
+            f"{type(stack).__name__} holds no list of decoder layers; expected a decoder-only LM"
+        )
+    return max(lists, key=len)
+
+
+def split_arguments(replica: Replica) -> dict[str, Any]:
+    """What ``from_pretrained`` is told, so that transformers splits the model over a replica."""
+    from transformers import distributed
+
+    config: Any = getattr(distributed, "DistributedConfig", None)
+    if config is not None and "tp_size" in config.__dataclass_fields__:
+        return {"distributed_config": config(tp_size=replica.size)}
+    return {"tp_plan": "auto"}  # older transformers: over the whole world
+
+
+@contextmanager
+def unmoved_by_new_tensors() -> Iterator[None]:
+    """Keep transformers from telling that tensors of a model without a checkpoint are all new."""
+    logger = logging.getLogger("transformers.modeling_utils")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+def fail_at_the_recompile_limit() -> Any:
+    """A context in which dynamo raises there, instead of going on in eager mode without a word."""
+    if not os.environ.get("TORCH_TRACE"):
+        # pytest listens to every logger, and would show all of this one with a failure.
+        logging.getLogger("torch.__trace").disabled = True
+    return torch._dynamo.config.patch(fail_on_recompile_limit_hit=True)
+
+
+def compile_errors() -> tuple[type[Exception], ...]:
+    """What ``torch.compile`` raises where it cannot compile."""
+    found: Any = torch._dynamo.exc
+    return (found.TorchDynamoException, found.FailOnRecompileLimitHit)
+
+
+def dynamo_counts() -> CompileCounts:
+    """What dynamo and inductor have compiled in this process."""
+    from torch._dynamo.utils import counters
+
+    inductor = counters["inductor"]
+    return CompileCounts(
+        graphs=counters["stats"]["unique_graphs"],
+        graph_breaks=sum(counters["graph_break"].values()),
+        cache_hits=inductor["fxgraph_cache_hit"],
+        cache_misses=inductor["fxgraph_cache_miss"],
+    )
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether it says that memory is full: on a CPU torch has no type of its own for that."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)

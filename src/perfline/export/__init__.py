@@ -1,1 +1,0 @@
-"""What do other services read of a record? ``perfline export``."""

@@ -1,0 +1,300 @@
+"""How is one case measured in one session: what is loaded, run and timed, and only once?
+
+A ``Bench`` holds one opened case. The accuracy and the throughput tests ask it for answers and
+timings; weights, questions, compilation and passes that they share are done at the first asking.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from perfline.cases.case import Case
+from perfline.engines.device import Device
+from perfline.engines.engine import Clock, EngineName, Progress, run_pass
+from perfline.engines.telemetry import watch
+from perfline.errors import NoSharedPrefixes
+from perfline.measure import throughput
+from perfline.measure.accuracy import AccuracyOptions, AccuracyPass, AccuracyRun, Share, choose
+from perfline.measure.accuracy_metrics import accuracy_metrics
+from perfline.measure.aggregate_timings import Together
+from perfline.measure.loaded_case import Opened
+from perfline.measure.notices import Notices
+from perfline.measure.parallel_rounds import Repeat, TimedRun
+from perfline.measure.pass_part import SharedRunner
+from perfline.measure.throughput import PREFIX, Ready, Stopwatch, Timings
+from perfline.metrics import Metric
+from perfline.tasks.answers import Answers
+from perfline.tasks.mmlu import Prompt, stratified_sample
+
+ProgressOf = Callable[[str], Progress]
+
+
+@dataclass
+class Bench:
+    """One case in one session.
+
+    Attributes:
+        peak: dense FLOP/s for the case's dtype, of all devices that hold the model; None where
+            not known.
+        full_pass: throughput is timed over all questions, once, as published.
+        say: takes lines for the user, such as that memory ran out and the run goes on with less.
+        software: machine and versions, which a journal's answers belong to.
+        notices: what other packages say meanwhile.
+        share: shares passes and rounds with other ranks; None where this process is alone.
+    """
+
+    case: Case
+    opened: Opened
+    device: Device
+    peak: float | None = None
+    full_pass: bool = False
+    clock: Clock = time.perf_counter
+    progress: ProgressOf | None = None
+    say: Callable[[str], None] = lambda line: None
+    options: AccuracyOptions = field(default_factory=AccuracyOptions)
+    software: Mapping[str, str] = field(default_factory=dict)
+    notices: Notices = field(default_factory=Notices)
+    share: Share | None = None
+    _ready: dict[EngineName, Ready] = field(default_factory=dict)
+    _runs: dict[EngineName, AccuracyRun] = field(default_factory=dict)
+    _passes: dict[EngineName, AccuracyPass] = field(default_factory=dict)
+    _timings: dict[EngineName, Timings] = field(default_factory=dict)
+    _together: dict[EngineName, Together] = field(default_factory=dict)
+    _reference: Answers | None = None
+
+    @property
+    def sample(self) -> list[Prompt]:
+        """The fixed, length-stratified sample that throughput is timed over."""
+        prompts = self.opened.prompts
+        chosen = stratified_sample([len(p.ids) for p in prompts], self.case.throughput.sample)
+        return [prompts[index] for index in chosen]
+
+    @property
+    def workload(self) -> dict[str, str | int | float | bool | None]:
+        """What throughput is timed over; sessions of different workloads do not compare."""
+        prompts = self.opened.prompts if self.full_pass else self.sample
+        return {
+            "questions": len(prompts),
+            "tokens": sum(len(prompt.ids) for prompt in prompts),
+            "full_pass": self.full_pass,
+        }
+
+    def ready(self, name: EngineName) -> Ready:
+        """The engine compiled and warm; done once."""
+        if name not in self._ready:
+            engine = self.opened.engine(name)
+            spec = self.case.throughput
+            self._ready[name] = throughput.make_ready(engine, self.sample, spec, self.clock)
+        return self._ready[name]
+
+    def answer_all(
+        self, name: EngineName, certain: Callable[[Answers, int, int], bool] | None = None
+    ) -> AccuracyPass:
+        """Answer the questions that the options ask for; done once.
+
+        ``certain`` says when a sequential run may stop. Under ``--full-pass`` the answers are those
+        of the timed pass: every prompt by itself, the head at all positions.
+        """
+        if name not in self._passes:
+            if self.full_pass:
+                timings = self.time(name, _in_turn)
+                answers = timings.answers
+                self._passes[name] = AccuracyPass(answers, len(answers.ids), "plain")
+            else:
+                run = self._runs[name] = self._accuracy_run(name)
+                if self.share is not None:
+                    self.share.prepare(self.case.id, name)
+                self._passes[name] = run.answer(self.opened.prompts, certain)
+        return self._passes[name]
+
+    def helper(self, name: EngineName) -> AccuracyRun:
+        """What answers another rank's questions, compiled and warm; done once."""
+        if name not in self._runs:
+            run = self._accuracy_run(name)
+            run.warm_up(choose(self.opened.prompts, self.options.questions))
+            self._runs[name] = run
+        return self._runs[name]
+
+    def forget_journals(self) -> None:
+        """The answers are in a record: their journals have done their work."""
+        for name in self._passes:
+            if name in self._runs:
+                self._runs.pop(name).forget()
+
+    def rounds(self, name: EngineName) -> int:
+        """How many rounds ``time`` will run."""
+        return 1 if self.full_pass else self.case.throughput.rounds
+
+    def timed_run(self, name: EngineName) -> TimedRun:
+        """What times this rank's rounds beside those of other ranks."""
+        return TimedRun(
+            case=self.case,
+            engine=self.opened.engine(name),
+            prompts=self.sample,
+            ready=lambda: self.ready(name),
+            device=self.device,
+            identity=self._identity(name),
+            clock=self.clock,
+        )
+
+    def time(self, name: EngineName, repeat: Repeat) -> Timings:
+        """Time the engine: ``repeat(round, n)`` runs the rounds (pytest-benchmark does, say).
+
+        The device's health is read during every round; see ``telemetry``. Beside other ranks the
+        timings, and what getting ready took, are those of all.
+        """
+        if name in self._timings:
+            return self._timings[name]
+        if self.share is not None:
+            together = self.share.time(self.timed_run(name), repeat)
+            self._together[name] = together
+            self._timings[name], self._ready[name] = together.timings, together.timings.ready
+            return together.timings
+        ready = self.ready(name)
+        prompts = list(self.opened.prompts) if self.full_pass else self.sample
+        progress = self._progress_of(f"{name} full pass") if self.full_pass else None
+        with watch(self.device) as health:
+            stopwatch = Stopwatch(
+                self.opened.engine(name),
+                prompts,
+                self.case.throughput.head,
+                ready if not self.full_pass else throughput.once(ready),
+                self.clock,
+                progress,
+                health,
+            )
+
+            def timed_round() -> None:
+                stopwatch.round()
+
+            repeat(timed_round, self.rounds(name))
+            self._timings[name] = stopwatch.finish()
+        return self._timings[name]
+
+    def reference(self) -> Answers:
+        """The eager engine's answers to the timed prompts, whether or not it was timed."""
+        if "eager" in self._timings:
+            return self._timings["eager"].answers
+        if self._reference is None:
+            engine = self.opened.engine("eager")
+            prompts = self.opened.prompts if self.full_pass else self.sample
+            self._reference = run_pass(engine, prompts, "last", self.clock).answers
+        return self._reference
+
+    def metrics(self) -> dict[str, Metric]:
+        """All that is measured by now."""
+        found = [Metric("load_time", self.opened.load_s, "s", "info")]
+        if self.opened.load_peak_gib is not None:
+            found.append(Metric("load_peak", self.opened.load_peak_gib, "GiB", "info"))
+        for timings in self._timings.values():
+            together = self._together.get(timings.engine)
+            replicas = 1 if together is None else len(together.names)
+            peak = None if self.peak is None else self.peak * replicas
+            found += throughput.metrics(timings, self.case.model.nominal_parameters, peak)
+            found += [] if together is None else together.metrics()
+        for name, ready in self._ready.items():
+            if name == "inductor":
+                found += throughput.compile_metrics(ready)
+        for name, done in self._passes.items():
+            found += accuracy_metrics(self.case, name, done, self.peak)
+        found.append(Metric("e2e_time", self._e2e_s(), "s", "info"))
+        return {metric.name: metric for metric in found}
+
+    @property
+    def timed(self) -> bool:
+        """Whether any engine was timed."""
+        return bool(self._timings)
+
+    def full_answers(self) -> dict[EngineName, Answers]:
+        """The answers to all questions, by engine that was asked them."""
+        return {name: done.answers for name, done in self._passes.items()}
+
+    def notes(self) -> dict[str, str | int | float | bool | None]:
+        """Facts beside the metrics."""
+        notes: dict[str, str | int | float | bool | None] = {}
+        ready = self._ready.get("inductor")
+        if ready is not None and ready.first.cache is not None:
+            notes["compile_cache"] = ready.first.cache
+        for name, done in self._passes.items():
+            notes[f"accuracy_path_{PREFIX[name]}"] = done.path
+            if done.resumed:
+                notes[f"accuracy_resumed_{PREFIX[name]}"] = done.resumed
+            if self.share is not None:
+                tensor, given = self.case.parallel.tensor, done.by_replica
+                notes[f"accuracy_ranks_{PREFIX[name]}"] = done.replicas * tensor
+                notes[
+                    f"accuracy_questions_by_{'rank' if tensor == 1 else 'replica'}_{PREFIX[name]}"
+                ] = ", ".join(str(given.get(each, 0)) for each in range(done.replicas))
+            if done.halvings:
+                notes[f"accuracy_halvings_{PREFIX[name]}"] = done.halvings
+        for name, timings in self._timings.items():
+            if timings.waited_fraction is not None:
+                notes[f"cpu_waited_fraction_{PREFIX[name]}"] = round(timings.waited_fraction, 4)
+            if timings.watched:
+                notes[f"rounds_thrown_out_{PREFIX[name]}"] = len(timings.thrown_out)
+            if timings.thrown_out:
+                notes[f"thrown_out_{PREFIX[name]}"] = timings.thrown_out[0]
+            if timings.joules_error_fraction is not None:
+                error = round(timings.joules_error_fraction, 4)
+                notes[f"tokens_per_joule_error_fraction_{PREFIX[name]}"] = error
+        for together in self._together.values():
+            notes |= together.notes(self.case.gates)
+        return notes
+
+    def _accuracy_run(self, name: EngineName) -> AccuracyRun:
+        def without(why: NoSharedPrefixes) -> None:
+            line = f"{self.case.id}, {name}: each question by itself, as --plain does, since {why}"
+            self.notices.once([line])
+            self.say(line)
+
+        runner: SharedRunner | None = None
+        if not self.options.plain:
+            try:
+                runner = self.opened.shared(name, self.say)
+            except NoSharedPrefixes as why:
+                without(why)
+        return AccuracyRun(
+            engine=self.opened.engine(name),
+            oracle=self.opened.engine("eager"),
+            runner=runner,
+            options=self.options,
+            identity=self._identity(name),
+            ready=lambda: self.ready(name),
+            without=without,
+            clock=self.clock,
+            progress=self._progress_of(f"{name} accuracy"),
+            share=self.share,
+        )
+
+    def _identity(self, name: EngineName) -> dict[str, str]:
+        """What a journal's answers belong to, and what every rank has to have alike."""
+        return {
+            **self.software,
+            **{key: str(value) for key, value in self.opened.facts.items()},
+            "case": self.case.id,
+            "digest": self.case.digest(),
+            "engine": name,
+        }
+
+    def _e2e_s(self) -> float:
+        """Seconds of every phase that ran, from the start of the load on."""
+        phases = [self.opened.load_s]
+        phases += [ready.compile_s + ready.warmup_s for ready in self._ready.values()]
+        phases += [timings.timed_s for timings in self._timings.values()]
+        if not self.full_pass:
+            phases += [done.warmup_s + done.whole_s for done in self._passes.values()]
+        return sum(phases)
+
+    def _progress_of(self, what: str) -> Progress | None:
+        return self.progress(f"{self.case.id}: {what}") if self.progress else None
+
+
+def _in_turn(
+    timed_round: Callable[[], None], rounds: int, before: Callable[[], None] | None = None, /
+) -> None:
+    for _ in range(rounds):
+        if before is not None:
+            before()
+        timed_round()

@@ -1,1 +1,0 @@
-"""What did past sessions measure, and when did it change? ``perfline history``."""

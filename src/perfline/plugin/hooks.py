@@ -1,0 +1,465 @@
+"""How do pytest and perfline meet? Options, fixtures, and what is shown and written.
+
+Tests ask for ``session``: one case, opened once per session, with what it is compared with. pytest
+only reads baselines; a session writes one file, the record (``--results``), after every test.
+Collection loads YAML and nothing else: what measures is imported when a test first asks for a case.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import nullcontext
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from perfline.cases import case as cases
+from perfline.cases import data
+from perfline.cases.case import ENGINE_NAMES, Case
+from perfline.distributed import rendezvous
+from perfline.errors import MissingData, MissingRanks, PerflineError
+from perfline.measure.notices import Notices
+
+if TYPE_CHECKING:
+    from perfline.plugin.session import Line, Options, Session
+
+NOTICES = pytest.StashKey[Notices]()  # apart: what is imported to measure may warn already
+SESSION = pytest.StashKey["Session"]()  # there once a test has asked for a case
+
+
+def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
+    """The command line; and, beside other ranks, what each of them does."""
+    if rendezvous.launched():
+        from perfline.plugin import ranks
+
+        pluginmanager.register(ranks.Joined())
+        pluginmanager.register(ranks.Serving(_options, _selected))
+    group = parser.getgroup("perfline", "LLM inference: accuracy and throughput against baselines")
+    group.addoption(
+        "--cases", metavar="A,B", help="cases to measure, by id (default: all that are known)"
+    )
+    group.addoption(
+        "--case-dir", metavar="DIR", help="a directory with further cases, one YAML file each"
+    )
+    group.addoption(
+        "--data-dir",
+        metavar="DIR",
+        help="weights and MMLU, laid out as published (default: $PERFLINE_DATA_DIR)",
+    )
+    group.addoption("--baselines", metavar="DIR", help="stored baselines (default: baselines/)")
+    group.addoption(
+        "--results", metavar="FILE", help="the record to write (default: results/run.json)"
+    )
+    group.addoption(
+        "--strict-verdicts",
+        action="store_true",
+        help="missing, unsure and absent weights fail instead of skipping (pytest's own --strict "
+        "on the command line implies it)",
+    )
+    group.addoption(
+        "--full-pass",
+        action="store_true",
+        help="time one pass over all questions, as published, instead of a sample in rounds",
+    )
+    group.addoption(
+        "--questions",
+        type=_positive,
+        metavar="N",
+        help="accuracy over the first N of one fixed, subject-stratified order (default: all)",
+    )
+    group.addoption(
+        "--sequential",
+        action="store_true",
+        help="stop asking as soon as the verdict against the stored answers is certain",
+    )
+    group.addoption(
+        "--resume",
+        action="store_true",
+        help="continue an interrupted accuracy pass from its journal beside the results",
+    )
+    group.addoption(
+        "--plain",
+        action="store_true",
+        help="accuracy by one forward a prompt, as published, instead of shared prefixes",
+    )
+    group.addoption(
+        "--verify",
+        type=_natural,
+        default=32,
+        metavar="N",
+        help="give N answers of the shared-prefix path again the plain way (default: 32)",
+    )
+    group.addoption(
+        "--rank-timeout",
+        type=_positive,
+        default=600,
+        metavar="S",
+        help="under torchrun: seconds for which a rank that is waited for may be silent "
+        "(default: 600)",
+    )
+    group.addoption(
+        "--dummy-weights",
+        action="store_true",
+        help="random weights on the device; throughput, memory and compilation only",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Markers, and what is wrong with the command line."""
+    config.addinivalue_line("markers", "perf: measures throughput, memory and compilation")
+    config.addinivalue_line("markers", "accuracy: measures MMLU accuracy")
+    config.stash[NOTICES] = Notices()
+    _check_root(config)
+    _check_full_pass(config)
+    if any(map(config.getoption, ("cases", "case_dir", "data_dir"))):
+        _selected(config)  # a mistyped id, or place, is told before anything is collected
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """One test per case, grouped by case so that one model is resident at a time."""
+    if "perfline_bench" in metafunc.fixturenames:
+        found = _selected(metafunc.config)
+        ids = [case.id for case in found]
+        metafunc.parametrize("perfline_bench", found, ids=ids, indirect=True, scope="session")
+    if "engine_name" in metafunc.fixturenames:
+        metafunc.parametrize("engine_name", ENGINE_NAMES)
+
+
+@pytest.fixture(scope="session")
+def perfline_opener() -> Callable[..., Any]:
+    """What opens a case; a test of the suite itself overrides it with a scripted engine."""
+    from perfline.measure.loaded_case import open_case
+
+    return open_case
+
+
+@pytest.fixture(scope="session")
+def perfline_environment(pytestconfig: pytest.Config) -> Any:
+    """The machine and its software."""
+    from perfline.engines.environment import collect
+
+    return collect(pytestconfig.rootpath)
+
+
+@pytest.fixture(scope="session")
+def perfline_device() -> Any:
+    """The device that models run on."""
+    from perfline.engines.device import current_device
+
+    return current_device()
+
+
+@pytest.fixture(scope="session")
+def perfline_clock() -> Callable[[], float]:
+    """The clock of all phases, in seconds."""
+    return time.perf_counter
+
+
+@pytest.fixture(scope="session")
+def perfline_tools(
+    pytestconfig: pytest.Config,
+    perfline_opener: Callable[..., Any],
+    perfline_environment: Any,
+    perfline_device: Any,
+    perfline_clock: Callable[[], float],
+) -> Any:
+    """What every case is measured with."""
+    from perfline.plugin import ranks
+    from perfline.plugin.session import Tools
+
+    lead = pytestconfig.stash.get(ranks.LEAD, None)
+    here = perfline_environment
+    return Tools(
+        opener=perfline_opener,
+        environment=here if lead is None else here.of_ranks(lead.group.hosts()),
+        device=perfline_device,
+        clock=perfline_clock,
+        progress=_progress(pytestconfig),
+        say=_say(pytestconfig),
+        notices=pytestconfig.stash[NOTICES],
+        share=lead,
+    )
+
+
+@pytest.fixture(scope="session")
+def perfline_bench(request: pytest.FixtureRequest, perfline_tools: Any) -> Iterator[Any]:
+    """One case, opened; closed before the next one opens."""
+    session = _session(request.config)
+    yield session.open(request.param, perfline_tools)
+    session.close(request.param)
+
+
+@pytest.fixture
+def line(request: pytest.FixtureRequest, perfline_bench: Any) -> Line:
+    """One case: measure with it, then ``check`` the verdicts."""
+    from perfline.plugin.session import Line
+
+    return Line(
+        session=_session(request.config),
+        bench=perfline_bench,
+        benchmark=lambda: request.getfixturevalue("benchmark"),
+        note=_note(request),
+        nodeid=request.node.nodeid,
+    )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """What other packages warn of while a case is measured is a notice, whatever the filters."""
+    if "perfline_bench" not in getattr(item, "fixturenames", ()):
+        return (yield)
+    with item.config.stash[NOTICES].listening():
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
+    """Errors made for users are shown as their one line; absent weights skip."""
+    return (yield from _one_line_errors(item))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    """As for the set-up."""
+    return (yield from _one_line_errors(item))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Note in the record which tests ended without a verdict, and why."""
+    report = yield
+    case = _case_of(item)
+    if case is not None and call.excinfo is not None and report.failed:
+        session = _session(item.config)
+        if not session.judged(item.nodeid):
+            first = (str(call.excinfo.value) or call.excinfo.typename).splitlines()[0]
+            session.add_error(case, f"{item.name}: {first}")
+    return report
+
+
+@pytest.hookimpl(wrapper=True, trylast=True)  # inside of what pytest makes errors of warnings with
+def pytest_sessionfinish(
+    session: pytest.Session, exitstatus: int
+) -> Generator[None, object, object]:
+    """Write the record for the last time, whatever else ends badly: complete, or marked partial.
+
+    A cache that pytest cannot write is a notice: it says nothing of what was measured.
+    """
+    state = session.config.stash.get(SESSION, None)
+    measured = state is not None and state.measured
+    with session.config.stash[NOTICES].listening() if measured else nullcontext():
+        try:
+            return (yield)
+        finally:
+            _finish(session, exitstatus)
+
+
+def _finish(session: pytest.Session, exitstatus: int) -> None:
+    complete = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
+    stopped = bool(session.shouldstop or session.shouldfail)
+    state = session.config.stash.get(SESSION, None)
+    if state is None:
+        return
+    state.finish(partial=stopped or not complete)
+    summary = os.environ.get("GITHUB_STEP_SUMMARY")
+    if summary and state.measured:
+        try:
+            with Path(summary).open("a", encoding="utf-8") as file:
+                file.write(state.markdown())
+        except OSError as error:
+            state.notices.once([f"GITHUB_STEP_SUMMARY={summary}: not written: {error.strerror}"])
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The table of every case that ran, counts of verdicts, and the one next command."""
+    state = terminalreporter.config.stash.get(SESSION, None)
+    lines = state.summary() if state is not None else []
+    if lines:
+        terminalreporter.write_sep("=", "perfline")
+        for text in lines:
+            terminalreporter.write_line(text)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_benchmark_update_machine_info(
+    config: pytest.Config, machine_info: dict[str, Any]
+) -> None:
+    """What pytest-benchmark does not know: device, driver, torch."""
+    state = config.stash.get(SESSION, None)
+    environment = state.environment if state is not None else None
+    if environment is not None:
+        machine_info["perfline"] = {
+            "machine": environment.machine,
+            "device": environment.device,
+            **environment.context,
+        }
+
+
+def _session(config: pytest.Config) -> Session:
+    """The session's state, made when it is first asked for."""
+    if SESSION not in config.stash:
+        from perfline.plugin.session import Session
+
+        config.stash[SESSION] = Session(_options(config), notices=config.stash[NOTICES])
+    return config.stash[SESSION]
+
+
+def _check_root(config: pytest.Config) -> None:
+    """Refuse ``--data-dir /data``: pytest looks for its configuration in /data then.
+
+    It does so before it knows the options of plugins, and takes their values for test paths.
+    """
+    given = list(config.invocation_params.args)
+    here = config.invocation_params.dir
+    found = config.inipath is not None
+    if found and (config.rootpath == here or config.rootpath in here.parents):
+        return
+    for option, value in pairwise(given):
+        if option in ("--case-dir", "--data-dir", "--baselines", "--results"):
+            raise pytest.UsageError(
+                f"write {option}={value}, with '=': behind a blank pytest takes {value} for a "
+                f"test path, and looked for its configuration in {config.rootpath}"
+            )
+
+
+def _check_full_pass(config: pytest.Config) -> None:
+    given = config.getoption
+    if given("full_pass") and (given("questions") or given("sequential")):
+        raise pytest.UsageError("--full-pass asks all: leave out --questions and --sequential")
+    if given("full_pass") and rendezvous.launched():
+        raise pytest.UsageError(
+            "--full-pass is for one device: under torchrun every rank would time all questions; "
+            "leave it out, or run it without torchrun"
+        )
+
+
+def _options(config: pytest.Config) -> Options:
+    from perfline.measure.accuracy import AccuracyOptions
+    from perfline.plugin.session import Options
+
+    given = config.getoption
+    results = Path(given("results") or config.rootpath / "results" / "run.json")
+    return Options(
+        data_dir=data.named(given("data_dir")),
+        baselines=Path(given("baselines") or config.rootpath / "baselines"),
+        results=results,
+        strict=given("strict_verdicts") or _pytest_is_strict(config),
+        case_dir=given("case_dir"),
+        full_pass=given("full_pass"),
+        weights="dummy" if given("dummy_weights") else "real",
+        accuracy=AccuracyOptions(
+            questions=given("questions"),
+            verify=given("verify"),
+            plain=given("plain"),
+            sequential=given("sequential"),
+            resume=given("resume") or rendezvous.attempt() > 0,
+            journals=results.parent / "journals",
+        ),
+        shown_from=config.invocation_params.dir,
+        ranks=rendezvous.ranks_here(),
+    )
+
+
+def _positive(text: str) -> int:
+    number = _natural(text)
+    if number == 0:
+        raise argparse.ArgumentTypeError("expected a whole number of at least 1")
+    return number
+
+
+def _natural(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"'{text}'; expected a whole number")
+    return int(text)
+
+
+def _selected(config: pytest.Config) -> list[Case]:
+    names, directory = config.getoption("cases"), config.getoption("case_dir")
+    try:
+        data.directory(config.getoption("data_dir"))
+        return cases.load_cases(
+            names.split(",") if names else None, (Path(directory),) if directory else ()
+        )
+    except PerflineError as error:
+        raise pytest.UsageError(str(error)) from error
+
+
+def _case_of(item: pytest.Item) -> Case | None:
+    callspec = getattr(item, "callspec", None)
+    return callspec.params.get("perfline_bench") if callspec is not None else None
+
+
+def _one_line_errors(item: pytest.Item) -> Generator[None, object, object]:
+    try:
+        return (yield)
+    except PerflineError as error:
+        problem = error
+    # Outside of the handler, or pytest would show the error a second time as the context.
+    case = _case_of(item)
+    absent = isinstance(problem, MissingData | MissingRanks)
+    if absent and case is not None and not (session := _session(item.config)).options.strict:
+        session.add_skipped(case, str(problem))
+        pytest.skip(str(problem))
+    pytest.fail(str(problem), pytrace=False)
+
+
+def _note(request: pytest.FixtureRequest) -> Callable[[str, object], None]:
+    """Where a test's properties go: to its report, or to the JUnit file's test suite.
+
+    In the family ``xunit2``, pytest's default, a test case may not have properties: Jenkins' xUnit
+    plugin refuses the whole file (its ``junit-10.xsd``); a test suite may.
+    """
+    config = request.config
+    junit = config.pluginmanager.hasplugin("junitxml") and config.getoption("xmlpath")
+    if junit and config.getini("junit_family") == "xunit2":
+        record: Callable[[str, object], None] = request.getfixturevalue("record_testsuite_property")
+        return record
+    properties = request.node.user_properties
+    return lambda name, value: properties.append((name, value))
+
+
+def _pytest_is_strict(config: pytest.Config) -> bool:
+    """Whether pytest's own strict mode is on: its option, or its ini setting from pytest 9 on."""
+    if "--strict" in config.invocation_params.args:
+        return True
+    try:
+        return bool(config.getini("strict"))
+    except (KeyError, ValueError):  # before pytest 9
+        return False
+
+
+def _write(config: pytest.Config) -> Callable[[str], None] | None:
+    """Write to the real terminal, past pytest's capture; None where there is none."""
+    reporter: Any = config.pluginmanager.getplugin("terminalreporter")
+    capture: Any = config.pluginmanager.getplugin("capturemanager")
+    if reporter is None or capture is None:
+        return None
+
+    def write(text: str) -> None:
+        with capture.global_and_fixture_disabled():
+            reporter.write(text, flush=True)
+
+    return write
+
+
+def _say(config: pytest.Config) -> Callable[[str], None]:
+    write = _write(config)
+    return lambda line: write(f"\nperfline: {line}\n") if write is not None else None
+
+
+def _progress(config: pytest.Config) -> Callable[[str], Callable[[int, int], None]] | None:
+    """Progress of long passes."""
+    write = _write(config)
+    reporter: Any = config.pluginmanager.getplugin("terminalreporter")
+    if write is None:
+        return None
+    from perfline.measure.progress import ProgressLine
+
+    return lambda what: ProgressLine(what, write, reporter.isatty)

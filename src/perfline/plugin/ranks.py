@@ -1,0 +1,191 @@
+"""What does pytest do on each rank of a torchrun job?
+
+On rank 0 all that it does without torchrun, on the others nothing but answering what rank 0 asks
+(``parallel_accuracy``): no collection, no output, no file. Every rank exits with rank 0's status.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from perfline.cases.case import Case
+from perfline.distributed.group import Group
+from perfline.distributed.rendezvous import join
+from perfline.engines.device import current_device
+from perfline.engines.environment import collect
+from perfline.errors import RankError
+from perfline.measure.loaded_case import open_case
+from perfline.measure.notices import Notices
+from perfline.measure.parallel_accuracy import Lead
+from perfline.measure.rank_worker import Helper, obey_all
+from perfline.plugin.session import Options, Tools
+
+GROUP = pytest.StashKey[Group]()
+LEAD = pytest.StashKey[Lead]()
+_TESTED = (pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED)
+
+
+class Joined:
+    """Meets the other ranks before pytest does anything, and leaves them at its end."""
+
+    _lead: Lead | None = None
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_cmdline_main(
+        self, config: pytest.Config
+    ) -> Generator[None, int | pytest.ExitCode | None, int | pytest.ExitCode | None]:
+        """Around everything; rank 0 tells the others how it ended."""
+        try:
+            group = config.stash[GROUP] = join(config.getoption("rank_timeout"))
+            over = group.ended() is not None
+        except RankError as error:
+            raise pytest.UsageError(str(error)) from None
+        if group.rank or over:
+            return (yield)
+        self._lead = lead = config.stash[LEAD] = Lead(group)
+        status: int | pytest.ExitCode | None = pytest.ExitCode.USAGE_ERROR
+        with _terminated_is_interrupted():
+            try:
+                status = yield
+            finally:
+                status = _end(lead, status)
+        return status
+
+    @pytest.hookimpl
+    def pytest_collectstart(self) -> None:
+        """A file that is collected is a sign of life: there may be many."""
+        self.pytest_runtest_logstart()
+
+    @pytest.hookimpl
+    def pytest_runtest_logstart(self) -> None:
+        """A test that starts is a sign of life."""
+        if self._lead is not None:
+            with suppress(RankError):  # told where it matters: at the next shared pass, or the end
+                self._lead.alive()
+
+
+class Serving:
+    """What a rank does instead of running tests."""
+
+    def __init__(
+        self,
+        options: Callable[[pytest.Config], Options],
+        selected: Callable[[pytest.Config], Sequence[Case]],
+    ) -> None:
+        """``options`` and ``selected`` read the command line."""
+        self._options, self._selected = options, selected
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_cmdline_main(self, config: pytest.Config) -> int | None:
+        """Answer, or do nothing where an earlier attempt came to its end; None on rank 0."""
+        group = config.stash[GROUP]
+        status = group.ended()
+        if status is not None:
+            if group.rank == 0:
+                line = f"perfline: the job ended with status {status} already; not done again\n"
+                sys.stdout.write(line)
+            return status
+        if group.rank == 0:
+            return None
+        cases = {case.id: case for case in self._selected(config)}
+        with _unseen(config) as seen:
+            helper = _helper(cases, self._options(config), config.rootpath)
+            with Notices().listening():
+                return _serve(group, helper, seen)
+
+
+def _helper(cases: Mapping[str, Case], options: Options, root: Path) -> Helper:
+    @cache  # what it takes is not imported before rank 0 opens a case
+    def tools() -> Tools:
+        return Tools(
+            opener=open_case,
+            environment=collect(root),
+            device=current_device(),
+            clock=time.perf_counter,
+            progress=None,
+            say=lambda line: None,
+        )
+
+    return Helper(
+        cases,
+        open=lambda case, replica: tools().open(case, options, replica),
+        bench=lambda case, found: tools().bench(case, found, options),
+    )
+
+
+def _serve(group: Group, helper: Helper, seen: Callable[[str], None]) -> int:
+    """Answer until rank 0 ends; ``seen`` shows a text on the terminal. Returns its exit status."""
+    try:
+        command = obey_all(group, helper)
+        helper.close()
+        group.leave()
+        return int(command["status"])
+    except KeyboardInterrupt:
+        return int(pytest.ExitCode.INTERRUPTED)
+    except RankError as error:
+        seen(f"ERROR: {error}\n")
+    except Exception as error:  # whatever it is: rank 0 and the terminal have to learn of it
+        first = (str(error) or type(error).__name__).splitlines()[0]
+        seen(f"ERROR: rank {group.rank} on {group.host}:\n{traceback.format_exc()}")
+        with suppress(RankError):
+            group.tell("crashed", text=f"{type(error).__name__}: {first}")
+            while group.command()[1]["do"] != "end":  # or torchrun would end rank 0 unheard
+                pass
+            group.leave()
+    return int(pytest.ExitCode.TESTS_FAILED)
+
+
+def _end(lead: Lead, status: int | pytest.ExitCode | None) -> int | pytest.ExitCode | None:
+    """Tell the other ranks; the status to exit with, which is no success if one of them failed."""
+    ended = status in (pytest.ExitCode.OK, *_TESTED)
+    try:
+        lead.end(int(status or 0), wait=ended)
+    except RankError as error:
+        sys.stderr.write(f"ERROR: {error}\n")
+        return status or pytest.ExitCode.TESTS_FAILED
+    return status
+
+
+@contextmanager
+def _terminated_is_interrupted() -> Iterator[None]:
+    """Let SIGTERM, which torchrun sends when another rank died, end pytest as Ctrl-C does.
+
+    The record is then written, and marked partial.
+    """
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt("SIGTERM: torchrun ends all ranks when one has failed")
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _unseen(config: pytest.Config) -> Iterator[Callable[[str], None]]:
+    """Keep what is printed from the terminal; yields what still writes there."""
+    capture: Any = config.pluginmanager.getplugin("capturemanager")
+
+    def seen(text: str) -> None:
+        with capture.global_and_fixture_disabled():
+            sys.stderr.write(text)
+            sys.stderr.flush()
+
+    capture.resume_global_capture()
+    try:
+        yield seen
+    finally:
+        capture.suspend_global_capture(in_=True)
+        capture.read_global_capture()

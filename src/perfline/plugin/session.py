@@ -1,0 +1,473 @@
+"""What does one pytest session keep, and what can a test do with a case?
+
+``Session`` holds the record that grows test by test; ``Line`` is the object that tests read like
+the specification with: measure, then check.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from perfline.baselines import baseline as baselines
+from perfline.baselines import judge, offer
+from perfline.baselines.baseline import Published
+from perfline.baselines.judge import Against
+from perfline.baselines.proposal import Terms
+from perfline.baselines.suggestions import Refused, settling
+from perfline.baselines.validity import spoilt
+from perfline.cases.case import Case, WeightsKind
+from perfline.distributed.replica import Replica
+from perfline.engines.device import Device
+from perfline.engines.engine import Clock, EngineName
+from perfline.engines.environment import Environment, beyond_tested, peak_flops, today
+from perfline.errors import DataError, PerflineError, RecordError
+from perfline.gates import verdict
+from perfline.gates.verdict import Verdict
+from perfline.jsonfile import Scalar
+from perfline.measure import record
+from perfline.measure.accuracy import AccuracyOptions, AccuracyPass, Share
+from perfline.measure.case_run import Bench, ProgressOf
+from perfline.measure.loaded_case import Opened
+from perfline.measure.notices import Notices
+from perfline.measure.record import CaseRecord, Record
+from perfline.measure.throughput import PREFIX, Timings
+from perfline.metrics import Metric
+from perfline.report import markdown as report_markdown
+from perfline.report import text as report
+from perfline.tasks.answers import Answers
+from perfline.tasks.stored_answers import StoredAnswers
+
+Opener = Callable[..., Opened]  # as opened.open_case
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line says."""
+
+    data_dir: Path | None
+    baselines: Path
+    results: Path
+    strict: bool
+    full_pass: bool
+    weights: WeightsKind
+    accuracy: AccuracyOptions
+    case_dir: str | None
+    shown_from: Path  # paths in messages are relative to it
+    ranks: int = 1  # of a torchrun job, on this host
+
+    @property
+    def update_flags(self) -> str:
+        """The flags with which ``perfline baselines update`` finds what this session used."""
+        flags = [f"--run {self.shown(self.results)}"]
+        if self.case_dir is not None:
+            flags.append(f"--case-dir={self.case_dir}")
+        if self.shown(self.baselines) != "baselines":
+            flags.append(f"--baselines={self.shown(self.baselines)}")
+        return " ".join(flags)
+
+    @property
+    def settle_flags(self) -> str:
+        """The flags with which ``perfline compare`` finds what this session used."""
+        flags = ["--dummy-weights"] if self.weights == "dummy" else []
+        if self.data_dir is not None:
+            flags.append(f"--data-dir={self.shown(self.data_dir)}")
+        if self.case_dir is not None:
+            flags.append(f"--case-dir={self.case_dir}")
+        if self.ranks > 1:
+            flags.append(f"--ranks={self.ranks}")
+        return " ".join(flags)
+
+    def shown(self, path: Path) -> str:
+        """``path`` as a person here would type it."""
+        return os.path.relpath(path, self.shown_from)
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What every case of a session is measured with.
+
+    Attributes:
+        notices: of the session.
+        share: shares passes and rounds with the other ranks of a torchrun job; None without.
+    """
+
+    opener: Opener
+    environment: Environment
+    device: Device
+    clock: Clock
+    progress: ProgressOf | None
+    say: Callable[[str], None]
+    notices: Notices = field(default_factory=Notices)
+    share: Share | None = None
+
+    def open(self, case: Case, options: Options, replica: Replica | None = None) -> Opened:
+        """The case's model and prompts; ``replica``: the ranks that the model is split over."""
+        places = options.data_dir, options.weights
+        if replica is None:
+            return self.opener(case, self.device, *places)
+        return self.opener(case, self.device, *places, replica)
+
+    def bench(self, case: Case, opened: Opened, options: Options) -> Bench:
+        """What measures an opened case."""
+        environment = self.environment
+        peak = peak_flops(environment.device, case.model.precision)
+        return Bench(
+            case=case,
+            opened=opened,
+            device=self.device,
+            peak=None if peak is None else peak * case.parallel.tensor,
+            full_pass=options.full_pass,
+            clock=self.clock,
+            progress=self.progress,
+            say=self.say,
+            notices=self.notices,
+            options=options.accuracy,
+            software={
+                key: environment.context[key]
+                for key in ("torch", "transformers", "commit")
+                if key in environment.context
+            }
+            | {"machine": environment.one_rank},  # any number of ranks goes on from a journal
+            share=self.share,
+        )
+
+
+@dataclass
+class Session:
+    """One pytest session: what is open, what was measured."""
+
+    options: Options
+    environment: Environment | None = None
+    _known: dict[str, Case] = field(default_factory=dict)
+    _cases: dict[str, CaseRecord] = field(default_factory=dict)
+    _skipped: dict[str, str] = field(default_factory=dict)
+    _published: dict[str, Published] = field(default_factory=dict)
+    _against: dict[str, Against] = field(default_factory=dict)
+    _benches: dict[str, Bench] = field(default_factory=dict)
+    _judged: set[str] = field(default_factory=set)
+    notices: Notices = field(default_factory=Notices)
+    _kept: list[Bench] = field(default_factory=list)
+    _created: str = field(default_factory=today)
+    _partial: bool = True
+
+    @property
+    def measured(self) -> bool:
+        """Whether any case was opened or failed."""
+        return bool(self._cases)
+
+    def open(self, case: Case, tools: Tools) -> Bench:
+        """Open ``case``; first of all see that baselines can be read and results written."""
+        if "PYTEST_XDIST_WORKER" in os.environ:
+            raise PerflineError("one model at a time: run the perfline tests without pytest-xdist")
+        options = self.options
+        self._known[case.id] = case
+        self.environment = environment = tools.environment
+        self.notices.once(beyond_tested(environment.context))
+        against = judge.against(options.baselines, environment, case, options.weights)
+        against = against.relative(options.shown)
+        self._against[case.id] = against
+        if against.published is not None:
+            self._published[case.id] = against.published
+        record.check_writable(options.results)
+        replica = None if tools.share is None else tools.share.open(case)
+        try:
+            opened = tools.open(case, options, replica)
+        except KeyboardInterrupt:
+            # Or an older session's record would pass for this one's.
+            self._cases.setdefault(case.id, self._empty(case))
+            self._write_quietly()
+            raise
+        bench = tools.bench(case, opened, options)
+        self._benches[case.id] = bench
+        self._cases.setdefault(case.id, self._empty(case))
+        return bench
+
+    def close(self, case: Case) -> None:
+        """Free the case's model."""
+        bench = self._benches.pop(case.id, None)
+        if bench is not None:
+            bench.opened.close()
+
+    def against(self, case: Case) -> Against:
+        """What ``case`` is compared with."""
+        return self._against[case.id]
+
+    def add(self, case: Case, bench: Bench, verdicts: Sequence[Verdict], nodeid: str) -> None:
+        """Take over what a test measured, and write the record."""
+        assert self.environment is not None
+        environment = self.environment
+        context = {**environment.context, **bench.opened.facts}
+        accuracy: dict[str, StoredAnswers] = {
+            name: stored
+            for name, answers in bench.full_answers().items()
+            for stored in [
+                judge.stored_answers(answers, self._created, context.get("commit"), context)
+            ]
+            if stored is not None
+        }
+        old = self._cases[case.id]
+        self._cases[case.id] = replace(
+            old,
+            workload=bench.workload if bench.timed else old.workload,
+            # A case that was closed and opened again keeps what it measured the first time.
+            metrics={**old.metrics, **bench.metrics()},
+            accuracy={**old.accuracy, **accuracy},
+            verdicts=(*old.verdicts, *verdicts),
+            notes={
+                **old.notes,
+                **bench.notes(),
+                **({} if self.options.case_dir is None else {"case_dir": self.options.case_dir}),
+                **({} if bench.share is None else {"accuracy_hosts": bench.share.hosts}),
+                **self._settling(case, verdicts, context),
+            },
+            facts=bench.opened.facts,
+        )
+        self._judged.add(nodeid)
+        self._write()
+        if bench.share is None:
+            bench.forget_journals()
+        else:  # torchrun may start the group again: what is answered need not be asked again
+            self._kept.append(bench)
+
+    def judged(self, nodeid: str) -> bool:
+        """Whether a test got as far as its verdicts."""
+        return nodeid in self._judged
+
+    def add_error(self, case: Case, line: str) -> None:
+        """Note a test that ended without a verdict."""
+        old = self._cases.setdefault(case.id, self._empty(case))
+        self._cases[case.id] = replace(old, errors=(*old.errors, line))
+        self._write_quietly()
+
+    def add_skipped(self, case: Case, why: str) -> None:
+        """Note a case that could not be opened."""
+        self._skipped[case.id] = why
+
+    def finish(self, *, partial: bool) -> None:
+        """Write the record for the last time."""
+        if self.measured:
+            self._partial = partial
+            self._write_quietly()
+        for bench in self._kept if not partial else ():
+            bench.forget_journals()
+
+    def summary(self) -> list[str]:
+        """The terminal section; empty where perfline had nothing to do."""
+        if not self.measured and not self._skipped:
+            return []
+        if self.environment is None:
+            return [f"{name} was not measured: {why}" for name, why in self._skipped.items()]
+        flags = self.options.update_flags
+        return report.session_lines(
+            self._record(), self._published, self._skipped, flags, self._refused()
+        )
+
+    def markdown(self) -> str:
+        """The step summary."""
+        options = self.options
+        return report_markdown.markdown(
+            self._record(),
+            self._published,
+            options.update_flags,
+            self._refused(),
+            strict=options.strict,
+        )
+
+    def failure(self, case: Case, verdicts: Sequence[Verdict]) -> str:
+        """The message of a test that did not pass."""
+        assert self.environment is not None
+        against = self._against[case.id]
+        if against.stored is None and against.one_rank is not None and _of_answers(verdicts):
+            against = against.one_rank
+        origin = report.Origin(against.shown)
+        if against.stored is not None:
+            newest = _newest(against.stored)
+            origin = replace(origin, date=newest.date, commit=newest.commit, context=newest.context)
+        bench = self._benches[case.id]
+        context = {**self.environment.context, **bench.opened.facts}
+        flags = self.options.update_flags, self.options.settle_flags
+        return report.failure(
+            verdicts, origin, context, case.id, *flags, lambda terms: self._spoilt(case, terms)
+        )
+
+    def _refused(self) -> dict[str, Refused]:
+        """Why ``perfline baselines update`` would refuse what was measured, by case."""
+        root, run, whole = self.options.baselines, self.options.results, self._record()
+        return {
+            name: partial(offer.refusal, root, run, whole, case)
+            for name, case in self._known.items()
+            if name in whole.cases
+        }
+
+    def _spoilt(self, case: Case, terms: Terms) -> str:
+        """The same of what is known before the session's end: other tests may be to come."""
+        root, run = self.options.baselines, self.options.results
+        found = offer.candidate(root, run, self._record(), case, terms)
+        return next(spoilt(found), "")
+
+    def _settling(
+        self, case: Case, verdicts: Sequence[Verdict], context: Mapping[str, Scalar]
+    ) -> dict[str, Scalar]:
+        """The note that says how to settle verdicts on time; none where there is nothing to."""
+        stored = self._against[case.id].stored
+        if stored is None:
+            return {}
+        newest = _newest(stored)
+        baseline = newest.commit, newest.context
+        command = settling(case.id, verdicts, baseline, context, self.options.settle_flags)
+        return {"settle_with": command} if command else {}
+
+    def _empty(self, case: Case) -> CaseRecord:
+        weights = self.options.weights
+        digest = case.digest(weights)
+        return CaseRecord(case.id, case.title, digest, case.model.precision, weights)
+
+    def _record(self) -> Record:
+        assert self.environment is not None
+        return Record(self._created, self._partial, self.environment, self._cases, self.notices.all)
+
+    def _write(self) -> None:
+        if self.environment is not None:
+            record.save(self.options.results, self._record())
+
+    def _write_quietly(self) -> None:
+        # The session is already failing, or over: the first error is the one to show.
+        try:
+            self._write()
+        except RecordError:
+            return
+
+
+@dataclass
+class Line:
+    """One case in one test."""
+
+    session: Session
+    bench: Bench
+    benchmark: Callable[[], Any]
+    note: Callable[[str, object], None]  # one property of the test, for JUnit XML
+    nodeid: str
+
+    def answer_all(self, engine: EngineName) -> AccuracyPass:
+        """Answer every question with ``engine``; skipped under ``--dummy-weights``."""
+        if self.session.options.weights == "dummy":
+            pytest.skip("accuracy is not judged under --dummy-weights")
+        return self.bench.answer_all(engine, lambda *so_far: self._certain(engine, *so_far))
+
+    def time(self, engine: EngineName) -> Timings:
+        """Time ``engine`` with pytest-benchmark's rounds; our numbers go to its ``extra_info``."""
+        used: list[Any] = []
+
+        def repeat(
+            timed_round: Callable[[], None],
+            rounds: int,
+            before: Callable[[], None] | None = None,
+            /,
+        ) -> None:
+            benchmark = self.benchmark()
+            benchmark.pedantic(
+                timed_round, setup=before, rounds=rounds, iterations=1, warmup_rounds=0
+            )
+            used.append(benchmark)
+
+        timings = self.bench.time(engine, repeat)
+        for benchmark in used:
+            benchmark.extra_info.update(report.keyed_by_unit(self.bench.metrics().values()))
+        if timings.answers.labels is None and self.session.options.weights == "real":
+            raise DataError(f"case {self.bench.case.id}: questions without labels")
+        return timings
+
+    def against_published(self, engine: EngineName, done: AccuracyPass) -> list[Verdict]:
+        """Judge the accuracy against the published figure."""
+        metric = self.bench.metrics()[f"acc_{PREFIX[engine]}"]
+        published = self._against.published
+        if published is None or metric.name not in published.metrics:
+            pytest.skip(f"no accuracy of case {self.bench.case.id} is published")
+        return judge.accuracy_against_published(self.bench.case, metric, done, published)
+
+    def against_baseline(self, engine: EngineName, done: AccuracyPass) -> list[Verdict]:
+        """Judge the answers, paired, against the stored ones."""
+        metric = self.bench.metrics()[f"acc_{PREFIX[engine]}"]
+        return judge.accuracy_against_baseline(self.bench.case, engine, metric, done, self._against)
+
+    def judge_timings(self, timings: Timings) -> list[Verdict]:
+        """Judge throughput, memory and compilation, and that the answers are still right."""
+        case = self.bench.case
+        assert self.session.environment is not None
+        verdicts = judge.throughput(
+            case,
+            timings,
+            self.bench.metrics(),
+            self.bench.workload,
+            self.session.environment,
+            self._against,
+        )
+        reference = self.bench.reference()
+        return verdicts + judge.same_answers(case, timings, reference, self._against)
+
+    def check(self, verdicts: Sequence[Verdict]) -> None:
+        """Record the verdicts; fail or skip as the gravest says."""
+        case, session = self.bench.case, self.session
+        session.add(case, self.bench, verdicts, self.nodeid)
+        for name, value in _properties(case.id, verdicts).items():
+            self.note(name, value)
+        word = verdict.worst(verdicts)
+        strict = session.options.strict
+        if verdict.fails(word, strict):
+            pytest.fail(session.failure(case, verdicts), pytrace=False)
+        if verdict.skips(word, strict):
+            pytest.skip(_skip_reason(verdicts))
+
+    def _certain(self, engine: EngineName, answers: Answers, looks: int, asked_of: int) -> bool:
+        """Whether a sequential run may stop: its paired verdict is out."""
+        so_far = AccuracyPass(answers, asked_of, "", looks=looks)
+        metric = Metric(f"acc_{PREFIX[engine]}", 0.0, "fraction", "higher")
+        (found,) = judge.accuracy_against_baseline(
+            self.bench.case, engine, metric, so_far, self._against
+        )
+        return found.word in ("ok", "improved", "regressed")
+
+    @property
+    def _against(self) -> Against:
+        return self.session.against(self.bench.case)
+
+
+def _of_answers(verdicts: Sequence[Verdict]) -> bool:
+    """Whether stored answers are all that was compared with."""
+    return all(each.metric.startswith("acc_") for each in verdicts)
+
+
+def _newest(stored: baselines.Baseline) -> Any:
+    return stored.sessions[-1] if stored.sessions else next(iter(stored.accuracy.values()))
+
+
+def _properties(case: str, verdicts: Sequence[Verdict]) -> dict[str, object]:
+    """What JUnit XML says of a test: every number with its unit in the name, every word."""
+    found: dict[str, object] = {}
+    for each in verdicts:
+        if each.measured is not None:
+            metric = Metric(each.metric, each.measured, each.unit, "info")
+            found |= {
+                f"{case}.{key}": value for key, value in report.keyed_by_unit([metric]).items()
+            }
+        found[f"{case}.{each.metric}.{each.gate}"] = each.word
+    return found
+
+
+def _skip_reason(verdicts: Sequence[Verdict]) -> str:
+    """The numbers that could not be judged, on one line."""
+    word = verdict.worst(verdicts)
+    open_ones = [v for v in verdicts if v.word == word]
+    numbers = ", ".join(
+        f"{v.metric} {report.number(v.measured, v.unit)} {'%' if v.unit == 'fraction' else v.unit}"
+        for v in open_ones
+        if v.measured is not None
+    )
+    return f"{word}: {numbers} ({open_ones[0].reason})"

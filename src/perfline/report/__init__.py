@@ -1,0 +1,18 @@
+"""What do people and services read of a record? Terminal, Markdown, page, exports, history."""
+
+from __future__ import annotations
+
+__all__ = [
+    "baselines",
+    "comparison_text",
+    "export_lm_eval",
+    "export_otava",
+    "exports",
+    "history",
+    "markdown",
+    "page",
+    "page_inputs",
+    "page_markdown",
+    "text",
+    "trend",
+]

@@ -1,0 +1,282 @@
+"""How does a person, or a program, read what a baseline holds?
+
+Tables for ``perfline baselines update``, ``diff`` and ``show``. Nothing is judged here.
+"""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from tabulate import tabulate
+
+from perfline.baselines import accept, baseline
+from perfline.baselines.accept import ACCURACY
+from perfline.baselines.baseline import Baseline
+from perfline.baselines.proposal import Candidate
+from perfline.cases.case import Scoring, WeightsKind
+from perfline.gates.verdict import signed
+from perfline.metrics import Metric
+from perfline.report import text as report
+
+_UNIT_ORDER = ("tok/s", "fraction", "GiB", "count", "s")
+_SCORINGS: tuple[Scoring, ...] = ("full-vocab", "letters")
+
+
+def case_of(path: Path) -> str:
+    """Return the id of the case whose baseline is at ``path``."""
+    return path.stem.removesuffix(baseline.DUMMY_SUFFIX)
+
+
+def kind_of(path: Path) -> WeightsKind:
+    """Return the weights that the baseline at ``path`` was measured with."""
+    return "dummy" if path.stem.endswith(baseline.DUMMY_SUFFIX) else "real"
+
+
+def stored_value(stored: Baseline, name: str) -> float | None:
+    """Return what a new value of the metric is compared with, as the gates do it."""
+    values = stored.values(name)
+    if not values:
+        return None
+    metric = _stored_metrics(stored)[name]
+    if metric.unit == "tok/s" and len(values) > 1:
+        return math.exp(sum(map(math.log, values)) / len(values))
+    return values[-1] if metric.direction == "info" else max(values)
+
+
+def comparison(candidate: Candidate, result: Baseline) -> str:
+    """Return the table old -> new, under the case, its weights and the machine.
+
+    What stays in the ``result`` as it was has no row: it is named below the table as kept.
+    """
+    measured = candidate.measured
+    scoring = candidate.case.mmlu.scoring
+    old = {} if candidate.old is None else _numbers(candidate.old, scoring)
+    new = _numbers(candidate.new, scoring)
+    some = _asked_some(candidate)
+    old |= {name: (fraction, "fraction") for name, (fraction, _) in some.items()}
+    kept = (old.keys() - new.keys()) & _numbers(result, scoring).keys()
+    names = (old.keys() | new.keys()) - kept
+    rows = []
+    for name in sorted(names, key=lambda key: _order(key, (new.get(key) or old[key])[1])):
+        unit = (new.get(name) or old[name])[1]
+        before, after = (side[name][0] if name in side else None for side in (old, new))
+        rows.append(
+            [
+                _label(name, candidate),
+                report.unit_shown(unit),
+                report.number(before, unit) or "-",
+                report.number(after, unit) or "-",
+                _change(before, after, unit),
+            ]
+        )
+    title = f"{measured.case} ({measured.dtype}, {measured.weights} weights)"
+    title += f" on {candidate.new.machine}"
+    headers = ["metric", "unit", "old", "new", "change"]
+    lines = [title, _table(headers, rows, "llrrr") if rows else "  nothing was measured"]
+    timed = [name for name in sorted(kept) if name not in ACCURACY.values()]
+    if timed and not candidate.new.sessions:
+        kept = kept.difference(timed)
+        lines.append("  throughput: kept")
+    if kept:
+        lines.append(f"  {', '.join(sorted(kept))}: kept")
+    for asked in dict.fromkeys(asked for _, asked in some.values()):
+        these = ", ".join(name for name, (_, other) in sorted(some.items()) if other == asked)
+        lines.append(f"  {these}: over the {asked} stored questions that were asked")
+    return "\n".join(lines)
+
+
+def _asked_some(candidate: Candidate) -> dict[str, tuple[float, str]]:
+    """Return {metric: (stored fraction, "n of all")} where fewer questions were asked than stored.
+
+    The fraction is that of the very questions asked: others are easier or harder.
+    """
+    stored = {} if candidate.old is None else candidate.old.accuracy
+    judged = {verdict.metric: verdict for verdict in accept.current(candidate)}
+    found = {}
+    for engine, answers in candidate.new.accuracy.items():
+        name = ACCURACY.get(engine, engine)
+        before = judged[name].baseline if name in judged else None
+        all_of_them = len(stored[engine].ids) if engine in stored else 0
+        if before is not None and len(answers.ids) < all_of_them:
+            found[name] = before, f"{len(answers.ids)} of {all_of_them}"
+    return found
+
+
+def _label(name: str, candidate: Candidate) -> str:
+    """Return the metric's name; a compile time says whether the cache was cold this time."""
+    cache = candidate.measured.notes.get("compile_cache")
+    return f"{name} (new: {cache} cache)" if name == "compile_time" and cache else name
+
+
+def _numbers(stored: Baseline, scoring: Scoring) -> dict[str, tuple[float, str]]:
+    """Return {metric: (value, unit)} of all that a baseline holds, accuracy included."""
+    numbers = {
+        name: (value, metric.unit)
+        for name, metric in _stored_metrics(stored).items()
+        if (value := stored_value(stored, name)) is not None
+    }
+    for engine, answers in stored.accuracy.items():
+        fraction = answers.scored(scoring).correct / len(answers.ids)
+        numbers[ACCURACY.get(engine, engine)] = (fraction, "fraction")
+    return numbers
+
+
+def _stored_metrics(stored: Baseline) -> dict[str, Metric]:
+    return {name: metric for session in stored.sessions for name, metric in session.metrics.items()}
+
+
+def _order(name: str, unit: str) -> tuple[int, str]:
+    place = _UNIT_ORDER.index(unit) if unit in _UNIT_ORDER else len(_UNIT_ORDER)
+    return place, name
+
+
+def _change(before: float | None, after: float | None, unit: str) -> str:
+    if before is None or after is None:
+        return ""
+    if unit == "fraction":
+        return signed(100 * (after - before), "pp")
+    if unit == "count" or before == 0:
+        return signed(after - before, "")
+    return signed(100 * (after / before - 1), "%")
+
+
+def _flips_line(candidate: Candidate, engine: str, asked: int) -> str:
+    name = ACCURACY.get(engine, engine)
+    verdict = next((v for v in accept.current(candidate) if v.metric == name), None)
+    if verdict is None or verdict.word == "incomparable":
+        reason = verdict.reason if verdict is not None else "the case's definition has changed"
+        return f"not comparable: {reason}"
+    counts = Counter(flip.kind for flip in verdict.flips)
+    kinds = ", ".join(f"{n} {kind}" for kind, n in counts.items())
+    return f"{len(verdict.flips)} of {asked} flipped{f' ({kinds})' if kinds else ''}"
+
+
+def differences(candidate: Candidate) -> list[str]:
+    """Return how many answers flipped, and what differs in versions and the like."""
+    old, new = candidate.old, candidate.new
+    if old is None:
+        return [f"there is no baseline yet; it would be {candidate.path}"]
+    lines = [
+        f"{engine} answers: {_flips_line(candidate, engine, len(answers.ids))}"
+        for engine, answers in new.accuracy.items()
+        if engine in old.accuracy
+    ]
+    if old.sessions and new.sessions:
+        before, after = old.sessions[-1].context, new.sessions[-1].context
+        lines.append(f"context: {report.context_change(before, after)}")
+    return lines
+
+
+def description(path: Path, held: Baseline) -> str:
+    """Return one baseline for reading: its sessions, metrics and answers."""
+    lines = [f"{held.case} ({held.dtype}, {kind_of(path)} weights) on {held.machine}"]
+    lines += [f"  {path}", f"  case {held.case_digest}"]
+    if held.sessions:
+        rows = [
+            [s.date[:10], s.commit or "-", s.context.get("torch", "-"), s.reason]
+            for s in held.sessions
+        ]
+        lines += ["", _table(["session", "commit", "torch", "reason"], rows, "llll"), ""]
+        metrics = sorted(
+            _stored_metrics(held).values(), key=lambda metric: _order(metric.name, metric.unit)
+        )
+        lines.append(
+            _table(
+                ["metric", "unit", "stored", "sessions"],
+                [
+                    [
+                        m.name,
+                        report.unit_shown(m.unit),
+                        report.number(stored_value(held, m.name), m.unit),
+                        str(n),
+                    ]
+                    for m in metrics
+                    for n in [len(held.values(m.name))]
+                ],
+                "llrr",
+            )
+        )
+    if held.anchors:
+        rows = [
+            [
+                name,
+                report.unit_shown(m.unit),
+                report.number(m.value, m.unit),
+                a.date[:10],
+                a.reason,
+            ]
+            for name, a in held.anchors.items()
+            for m in [a.metric]
+        ]
+        lines += ["", _table(["anchor", "unit", "accepted", "date", "reason"], rows, "llrll")]
+    if held.accuracy:
+        rows = [
+            [engine, *(f"{k}/{n} = {100 * k / n:.2f} %" for k, n in counts), a.date[:10], a.reason]
+            for engine, a in held.accuracy.items()
+            for counts in [[(a.scored(s).correct, len(a.ids)) for s in _SCORINGS]]
+        ]
+        lines += ["", _table(["accuracy", *_SCORINGS, "date", "reason"], rows, "lrrll")]
+    return "\n".join(lines)
+
+
+def as_json(path: Path, held: Baseline) -> dict[str, object]:
+    """Return what ``show --json`` prints of one baseline."""
+    return {
+        "path": str(path),
+        "machine": held.machine,
+        "case": held.case,
+        "weights": kind_of(path),
+        "dtype": held.dtype,
+        "case_digest": held.case_digest,
+        "sessions": [
+            {
+                "date": session.date,
+                "commit": session.commit,
+                "reason": session.reason,
+                "context": dict(session.context),
+                "workload": dict(session.workload),
+            }
+            for session in held.sessions
+        ],
+        "metrics": {
+            name: {"value": stored_value(held, name), "unit": metric.unit}
+            for name, metric in _stored_metrics(held).items()
+        },
+        "anchors": {
+            name: {
+                "value": anchor.metric.value,
+                "unit": anchor.metric.unit,
+                "date": anchor.date,
+                "commit": anchor.commit,
+                "reason": anchor.reason,
+            }
+            for name, anchor in held.anchors.items()
+        },
+        "accuracy": {
+            engine: {
+                "date": answers.date,
+                "commit": answers.commit,
+                "reason": answers.reason,
+                "questions": len(answers.ids),
+                "correct_full_vocab": answers.scored("full-vocab").correct,
+                "correct_letters": answers.scored("letters").correct,
+            }
+            for engine, answers in held.accuracy.items()
+        },
+    }
+
+
+def _table(headers: Sequence[str], rows: Sequence[Sequence[object]], align: str) -> str:
+    words = {"l": "left", "r": "right"}
+    table = tabulate(
+        rows,
+        headers,
+        tablefmt="plain",
+        disable_numparse=True,
+        colalign=[words[letter] for letter in align],
+    )
+    return textwrap.indent(table, "  ")

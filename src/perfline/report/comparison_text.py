@@ -1,0 +1,272 @@
+"""How does a person read a comparison of A and B? One line a pair, then the whole story.
+
+A change in per cent is always B's seconds a token against A's: above 0, B is slower. Nothing is
+judged here: words come from the verdicts, numbers from the record.
+"""
+
+from __future__ import annotations
+
+import re
+import statistics
+import textwrap
+from collections.abc import Sequence
+
+from perfline.compare.gates import LOGITS, TIME
+from perfline.compare.model import SIDES
+from perfline.compare.record import CaseComparison, Comparison, PairRecord, SideRecord
+from perfline.compare.sequential import LOOKS
+from perfline.gates.verdict import WORST_FIRST, Verdict
+from perfline.report.comparison_table import percent, table
+from perfline.report.markdown import quoted
+from perfline.report.text import FLIPS_SHOWN, WIDTH, paragraph, reason_lines
+
+MOST_PAIRS = 500  # beyond it, a comparison is no answer to noise
+_PAIRS_TIMED = 5  # the last ones say how long the next will take
+
+
+def progress_line(found: CaseComparison) -> str:
+    """What the newest launch pair has made of it, in 80 columns."""
+    last, count = found.pairs[-1], len(found.pairs)
+    if last.void:
+        return textwrap.shorten(f"pair {count}: void, {last.void}", WIDTH, placeholder=" ...")
+    left = max(0, found.looks[-1] - len(found.counted))
+    seconds = left * statistics.median(pair.wall_s for pair in found.pairs[-_PAIRS_TIMED:])
+    more = f"at most {counted_pairs(left)} left, about {_minutes(seconds)}"
+    return f"pair {count}: B {_change(found)}, {'decided' if found.ended else more}"
+
+
+def headline(found: CaseComparison) -> str:
+    """The whole story of a case, in 80 columns where its name is short."""
+    name, time = f"{found.case} {found.engine}{found.on_ranks}", found.verdicts[0]
+    grave = min(found.verdicts, key=lambda v: WORST_FIRST.index(v.word))
+    pairs = counted_pairs(len(found.counted), "launch pair")
+    if found.problem or grave.metric != TIME or not time.change:
+        why = f"{grave.metric} {grave.change} (limit {grave.limit})"
+        story = (
+            f"{name} {grave.word}: {why if grave.change and not found.problem else grave.reason}"
+        )
+        also = f"; time {time.change}" if grave.metric != TIME and time.change else ""
+        return textwrap.shorten(story, WIDTH - len(also), placeholder=" ...") + also
+    if not found.ended:
+        return f"{name} not decided: {_change(found)} after {pairs} (limit {time.limit})"
+    story = f"{name} {time.word} {_change(found)} in {pairs} (limit {time.limit})"
+    if len(story) > WIDTH:
+        story = story.replace(" launch pair", " pair")
+    if len(story) > WIDTH and found.ranks > 1:
+        return f"{name} {time.word} {_change(found)} (limit {time.limit})"
+    return story
+
+
+def opening_line(found: CaseComparison) -> str:
+    """What will be compared, before the first launch."""
+    name = f"{found.case} {found.engine}{found.on_ranks}"
+    most = counted_pairs(found.looks[-1], "launch pair")
+    story = f"{name}, at most {most}; B against A: "
+    return textwrap.shorten(story + found.difference, WIDTH, placeholder=" ...")
+
+
+def terminal(comparison: Comparison, shown_path: str) -> str:
+    """All of it for the terminal: every case's story, then where the record is and what is next."""
+    lines: list[str] = []
+    for found in _gravest_first(comparison):
+        lines += [headline(found), "", *_body(found), ""]
+    if comparison.partial:
+        lines.append("interrupted: the record is partial, and says what was measured until then")
+    lines.append(f"record: {shown_path}")
+    command = next_command(comparison)
+    return "\n".join([*lines, f"next: {command}"] if command else lines)
+
+
+def markdown(comparison: Comparison) -> str:
+    """All of it for GitHub's step summary."""
+    lines: list[str] = []
+    for found in _gravest_first(comparison):
+        lines += [f"## perfline compare: {quoted(headline(found))}", "", table(found, "github"), ""]
+        lines += [f"- {quoted(text)}" for text in _facts(found)]
+        lines += [f"- **{quoted(v.metric)} {v.word}**: {quoted(v.reason)}" for v in _notable(found)]
+        lines += [f"- {quoted(line)}" for line in _flips(found)]
+        if found.problem:
+            fenced = found.problem.replace("~~~", "~ ~ ~")
+            lines += ["", "~~~~", fenced, "~~~~"]
+        lines.append("")
+    if comparison.partial:
+        lines += ["**Interrupted**: this is what was measured until then.", ""]
+    command = next_command(comparison)
+    if command:
+        lines += ["Next:", "", "~~~~", " ".join(command.split()), "~~~~"]
+    return "\n".join(lines) + "\n"
+
+
+def next_command(comparison: Comparison) -> str:
+    """The one thing to do next; empty where nothing is, as after wrong answers."""
+    if comparison.partial or not comparison.cases:
+        return comparison.command
+    found = _gravest_first(comparison)[0]
+    time = found.verdicts[0].word
+    words = [verdict.word for verdict in found.verdicts if verdict.metric != TIME]
+    if found.word == "invalid":
+        return f"once the cause above is gone: {comparison.command}"
+    if time == found.word in ("regressed", "improved") and "regressed" not in words:
+        update = f'perfline baselines update {found.case} --run results/run.json --reason "..."'
+        accept = " --accept-regression" * (time == "regressed")
+        return f"to accept it: pytest -m perf, then {update}{accept}"
+    if found.word == "missing":
+        return _with_option(comparison.command, "--questions", 200)
+    if time != found.word or time != "unsure" or found.decision is None:
+        return ""
+    settle = found.decision.to_settle
+    if len(found.counted) < LOOKS[0]:
+        return _with_option(comparison.command, "--max-pairs", max(settle or 0, LOOKS[-1]))
+    if settle is None or settle > MOST_PAIRS:
+        return "too noisy for this margin: a machine left alone, or a wider --margin"
+    return _with_option(comparison.command, "--max-pairs", settle)
+
+
+def _with_option(command: str, option: str, value: int) -> str:
+    return f"{re.sub(f' {option} [0-9]+', '', command)} {option} {value}"
+
+
+def _gravest_first(comparison: Comparison) -> list[CaseComparison]:
+    return sorted(comparison.cases.values(), key=lambda case: WORST_FIRST.index(case.word))
+
+
+def _body(found: CaseComparison) -> list[str]:
+    measured = any(verdict.measured is not None for verdict in found.verdicts)
+    lines = [textwrap.indent(table(found), "  "), ""] if measured else []
+    for text in _facts(found):
+        lines += paragraph(text)
+    lines += reason_lines([v for v in _notable(found) if v.reason and not found.problem])
+    lines += [f"  {line}" for line in _flips(found)]
+    if found.problem:
+        problem = found.problem.replace("##[", "## [")  # GitHub's runner obeys it, as it does ::
+        lines += [f"  | {line}" for line in problem.splitlines()]
+    return lines
+
+
+def _notable(found: CaseComparison) -> list[Verdict]:
+    return [v for v in found.verdicts if v.word != "ok" or v.metric == TIME]
+
+
+def _facts(found: CaseComparison) -> list[str]:
+    """What was compared, and how far it can be trusted."""
+    a, b = (found.sides[name] for name in SIDES)
+    meaning = (
+        "change is B's seconds a token against A's (+ is slower): the Hodges-Lehmann estimate over "
+        "launch pairs"
+    )
+    if found.decision is not None and found.decision.low is not None:
+        meaning += f", with its {100 * found.decision.confidence:g} % interval"
+    facts = [
+        *([f"{meaning}; column B shows A's times changed by it"] if found.counted else []),
+        f"A  {_side(a)}",
+        f"B  {_side(b)}",
+        f"B against A: {found.difference}",
+        *([f"on {_place(found)}, both sides: {_context(a, b)}"] if a.machine else []),
+    ]
+    if found.pairs:
+        facts += [_validity(found), _rounds(found)]
+    return [*facts, *found.notes, *notice_lines(found)]
+
+
+def notice_lines(found: CaseComparison) -> list[str]:
+    """What other packages said, and on which side: what only B says is an upgrade's news."""
+    a, b = (
+        {(notice.source, notice.text): notice for notice in found.sides[name].notices}
+        for name in SIDES
+    )
+    return [
+        f"notice, {'A and B' if key in a and key in b else 'B' if key in b else 'A'}: {notice.line}"
+        for key, notice in {**a, **b}.items()
+    ]
+
+
+def _place(found: CaseComparison) -> str:
+    a = found.sides["baseline"]
+    place = a.device or a.machine
+    return f"{found.ranks} ranks of {place}" if found.ranks > 1 else place
+
+
+def _side(side: SideRecord) -> str:
+    parts = [side.python, f"ref {side.ref}" if side.ref else "working tree"]
+    parts += [f"{key}={value}" for key, value in {**side.env, **side.settings}.items()]
+    parts += [f"import {name}" for name in side.imports]
+    parts += [f"installed {text}" for text in side.install]
+    return ", ".join(parts)
+
+
+def _context(a: SideRecord, b: SideRecord) -> str:
+    """What the sides share of the software that decides speed."""
+    names = ("torch", "transformers", "triton", "cuda", "hip", "driver", "commit")
+    shared = [n for n in names if n in a.context and a.context[n] == b.context.get(n)]
+    same = [f"{name} {a.context[name]}" for name in shared]
+    return ", ".join(same) or "no version in common"
+
+
+def _validity(found: CaseComparison) -> str:
+    pairs = found.pairs
+    asked = sum(len(pair.baseline.rounds) for pair in pairs)
+    thrown = asked - sum(len(pair.kept) for pair in pairs)
+    text = (
+        f"{len(found.counted)} of {counted_pairs(len(pairs), 'launch pair')} counted; "
+        f"{thrown} of {asked} round pairs were thrown out"
+    )
+    faults = list(dict.fromkeys(fault for pair in pairs for fault in pair.faults))
+    if faults:
+        text += f" ({'; '.join(faults[:3])}{'; ...' * (len(faults) > 3)})"
+    waited = [_waited(found.counted, column) for column in (0, 1)]
+    known = [
+        f"{name} {100 * w:.1f} %" for name, w in zip("AB", waited, strict=True) if w is not None
+    ]
+    return f"{text}; waited for a core: {', '.join(known)}" if len(known) == 2 else text
+
+
+def _waited(pairs: Sequence[PairRecord], column: int) -> float | None:
+    rounds = [both[column] for pair in pairs for both in pair.kept]
+    known = [r.waited_fraction for r in rounds if r.waited_fraction is not None]
+    return statistics.fmean(known) if known and len(known) == len(rounds) else None
+
+
+def _rounds(found: CaseComparison) -> str:
+    in_turn = all(pair.interleaved for pair in found.pairs)
+    how = "rounds alternate" if in_turn else "whole launches alternate"
+    return (
+        f"{how}; {found.rounds} kept rounds a side and launch, {found.repeats} passes each "
+        f"({found.rounds_reason})"
+    )
+
+
+def _flips(found: CaseComparison) -> list[str]:
+    lines = []
+    answered = found.questions if found.answers is None else found.answers.questions
+    for verdict in found.verdicts:
+        flips = verdict.flips
+        if flips:
+            lines.append(f"answers that differ, of {answered}: {len(flips)}")
+        for flip in flips[:FLIPS_SHOWN]:
+            margin = "" if flip.margin is None else f"A's margin {flip.margin:.3g} logits"
+            label = "" if verdict.metric == LOGITS else f"label {flip.label}"
+            about = ", ".join(filter(None, (label, margin)))
+            lines.append(f"  {flip.id}: {flip.before} -> {flip.after} ({about})")
+        if len(flips) > FLIPS_SHOWN:
+            lines.append(f"  ... and {len(flips) - FLIPS_SHOWN} more, in the record")
+    return lines
+
+
+def _change(found: CaseComparison) -> str:
+    """``+1.3 % [+0.4, +2.2]``; the estimate alone while the pairs are too few for an interval."""
+    decision = found.decision
+    if decision is None or decision.estimate is None:
+        return "not measured"
+    if decision.low is None or decision.high is None:
+        return f"{percent(decision.estimate)} (no interval yet)"
+    low, high = (percent(value).removesuffix(" %") for value in (decision.low, decision.high))
+    return f"{percent(decision.estimate)} [{low}, {high}]"
+
+
+def counted_pairs(count: int, noun: str = "pair") -> str:
+    """``1 pair``, ``2 pairs``."""
+    return f"{count} {noun}{'s' * (count != 1)}"
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"

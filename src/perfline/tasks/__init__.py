@@ -1,0 +1,12 @@
+"""What is asked, and what counts as right? Questions -> prompts -> token ids; answers, scores."""
+
+from __future__ import annotations
+
+__all__ = [
+    "answers",
+    "mmlu",
+    "prompt_cache",
+    "prompt_lengths",
+    "sampling",
+    "stored_answers",
+]

@@ -1,0 +1,326 @@
+"""A worker answers line by line, measures like the suite, and needs few packages."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fakes import DEVICE, ENVIRONMENT, FakeClock, FakeEngine, FakeOpened, prompts
+from perfline.cases.case import load_cases, with_settings
+from perfline.compare import fields, messages, wire, worker
+from perfline.compare.model import Round, Workload
+from perfline.compare.serve import Launch, prompts_digest
+from perfline.errors import CaseError, DeviceMemory, WorkerError
+from perfline.jsonfile import Node
+from perfline.measure.case_run import Bench
+from perfline.tasks.sampling import tier_order
+
+WORKLOAD = Workload("tiny", (), None, "real", "eager", 6)
+SAMPLE = 8
+
+
+def launch(workload: Workload = WORKLOAD, **script: object) -> Launch:
+    """A launch of a scripted engine that is compiled and warm."""
+    clock = FakeClock()
+    engine = FakeEngine(workload.engine, clock, **script)
+    (case,) = load_cases(["tiny"])
+    case = replace(case, throughput=replace(case.throughput, sample=SAMPLE))
+    opened = FakeOpened({workload.engine: engine})
+    return Launch(workload, Bench(case, opened, DEVICE, clock=clock), ENVIRONMENT)
+
+
+def request(**message: object) -> Node:
+    return wire.parse(wire.line(**message), "the parent")
+
+
+def served(*lines: bytes) -> list[dict[str, object]]:
+    sink = io.BytesIO()
+    worker.serve(lines, sink)
+    return [json.loads(line) for line in sink.getvalue().splitlines()]
+
+
+def opening(**change: object) -> bytes:
+    sent = {"workload": messages.workload_json(WORKLOAD), "settings": [], "imports": []}
+    return wire.line(ask="open", **{**sent, **change})
+
+
+def test_ready_says_what_is_timed():
+    found = launch(token_s=1e-3).ready()
+    tokens = found.tokens
+    assert (found.machine, found.device, found.context) == (
+        ENVIRONMENT.machine,
+        ENVIRONMENT.device,
+        ENVIRONMENT.context,
+    )
+    assert found.facts == {"weights": "sha256:fake"}
+    assert found.load_s == 1.5
+    assert found.pass_s == pytest.approx(tokens * 1e-3)
+    assert (found.graphs, found.graph_breaks, found.recompiles) == (0, 0, 0)
+
+
+def test_a_warm_up_that_still_compiles_is_no_pass():
+    slow = launch(replace(WORKLOAD, engine="inductor"), graphs_at=(0, 3), compile_s=9.0, breaks=2)
+    found = slow.ready()
+    assert (found.graphs, found.graph_breaks, found.recompiles) == (1, 2, 1)
+    assert found.warmup_s > 9 > found.pass_s > 0
+
+
+def test_a_round_is_as_many_passes_as_asked():
+    measuring = launch(token_s=1e-3, read_s=0.01)
+    tokens = measuring.ready().tokens
+    done = measuring.round(3)
+    assert done.tokens == 3 * tokens
+    assert done.core_s == pytest.approx(3 * tokens * 1e-3)
+    assert done.whole_s == pytest.approx(done.core_s + 3 * SAMPLE * 0.01)
+    assert done.faults == ()
+    assert done.joules is None
+
+
+def test_a_recompile_is_a_fault_of_its_round_alone():
+    forwards = 1 + SAMPLE  # compile, warm-up
+    measuring = launch(replace(WORKLOAD, engine="inductor"), graphs_at=(0, forwards + SAMPLE + 2))
+    measuring.ready()
+    rounds = [measuring.round(1) for _ in range(3)]
+    assert [done.faults for done in rounds] == [
+        (),
+        ("1 graphs were compiled inside the round",),
+        (),
+    ]
+
+
+def test_peak_memory_is_the_highest_of_all_rounds():
+    measuring = launch()
+    measuring.ready()
+    assert measuring.peak_memory_gib() is None
+    for gib in (1.0, 3.0, 2.0):
+        measuring.bench.opened.engine("eager").memory_gib = gib
+        measuring.round(1)
+    assert measuring.peak_memory_gib() == 3.0
+
+
+def test_answers_are_the_first_of_the_fixed_order_head_last():
+    measuring = launch()
+    found = measuring.answers()
+    everything = [prompt.id for prompt in prompts()]
+    assert list(found.ids) == [everything[index] for index in tier_order(everything)[:6]]
+    log = measuring.bench.opened.engine("eager").log
+    assert {line.split()[-1] for line in log if line.startswith("forward")} == {"last"}
+
+
+def test_no_question_is_no_answer_but_dummy_weights_give_logits():
+    assert launch(replace(WORKLOAD, questions=0)).answers().ids == ()
+    assert len(launch(replace(WORKLOAD, questions=0, weights="dummy")).answers().ids) == SAMPLE
+
+
+def test_processes_of_ours_are_told_to_the_watch():
+    measuring = launch()
+    measuring.ready()
+    measuring.round(1, [12, 34])
+    assert measuring.health.friends == [12, 34]
+
+
+@pytest.mark.parametrize("kind", ["accelerator", "cpu"])
+def test_a_full_device_is_lack_of_memory_outside_of_a_forward_too(
+    monkeypatch: pytest.MonkeyPatch, kind: str
+):
+    import torch
+
+    full: dict[str, Exception] = {
+        "accelerator": torch.OutOfMemoryError("out of memory"),
+        "cpu": RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
+    }
+
+    def copying(prompt: object) -> None:
+        raise full[kind]
+
+    measuring = launch()
+    monkeypatch.setattr(measuring.bench.opened.engine("eager"), "prepare", copying)
+    with pytest.raises(DeviceMemory, match=r"^'answers': out of memory on Fake CPU"):
+        measuring.answer("answers", request())
+
+
+def test_any_other_error_ends_the_worker(monkeypatch: pytest.MonkeyPatch):
+    measuring = launch()
+    monkeypatch.setattr(measuring.bench.opened.engine("eager"), "prepare", lambda prompt: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        measuring.answer("answers", request())
+
+
+def test_an_unknown_word_is_refused():
+    with pytest.raises(WorkerError, match=r"'sing'; expected ready, round, answers, peak$"):
+        launch().answer("sing", request())
+
+
+def test_the_prompts_digest_sees_a_token_and_an_order():
+    some = prompts(3)
+    changed = [*some[:2], replace(some[2], ids=some[2].ids + 1)]
+    digests = {prompts_digest(each) for each in (some, changed, some[::-1], some[:2])}
+    assert len(digests) == 4
+    assert prompts_digest(prompts(3)) == prompts_digest(some)
+
+
+def test_nouns_survive_the_wire():
+    measuring = launch(token_s=1 / 3e5)
+    ready, done, given = measuring.ready(), measuring.round(1), measuring.answers()
+    given.letter_logits[0] = [0.1, -1e-30, 3e38, 1 / 3]
+    for sent, write, read in (
+        (ready, messages.ready_json, messages.ready),
+        (done, messages.round_json, fields.round_),
+        (replace(WORKLOAD, data_dir=Path("/d")), messages.workload_json, messages.workload),
+    ):
+        assert read(request(**{"ask": "x", **write(sent)})) == sent
+    back = messages.answers(request(**messages.answers_json(given)))
+    assert (back.ids, back.argmax_letter, back.labels, back.shots) == (
+        given.ids,
+        given.argmax_letter,
+        given.labels,
+        given.shots,
+    )
+    assert np.array_equal(back.letter_logits, given.letter_logits)
+    assert np.array_equal(back.argmax, given.argmax)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"core_s": 0}, "key 'core_s' is 0 "),
+        ({"core_s": -1.0}, "key 'core_s' is -1 "),
+        ({"whole_s": 1e13}, "key 'whole_s' is 1e\\+13 "),
+        ({"tokens": True}, "key 'tokens' is"),
+        ({"tokens": 0}, "key 'tokens' is 0 \\(expected a whole number, at least 1\\)"),
+        ({"tokens": 1.5}, "key 'tokens' is 1.5 "),
+        ({"waited_fraction": "much"}, "key 'waited_fraction' is"),
+        ({"faults": "none"}, "key 'faults' is"),
+    ],
+)
+def test_a_round_that_is_none_is_refused(change: dict[str, object], problem: str):
+    sent = messages.round_json(Round(1.0, 10, 0.5, 0.6)) | change
+    with pytest.raises(WorkerError, match=problem):
+        fields.round_(request(**sent))
+
+
+def test_answers_that_do_not_match_are_refused():
+    sent = messages.answers_json(launch().answers())
+    sent["argmax_letter"] = "AB"
+    with pytest.raises(WorkerError, match="sent answers that are none: answers do not match"):
+        messages.answers(request(**sent))
+
+
+def test_a_relative_directory_of_cases_is_sent_as_absolute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    sent = messages.workload_json(replace(WORKLOAD, case_dirs=(Path("cases"),)))
+    assert sent["case_dirs"] == [str(tmp_path / "cases")]
+
+
+def test_what_is_asked_before_open_is_refused():
+    (reply,) = served(wire.line(ask="round", repeats=1))
+    assert reply["error"] == {
+        "kind": "WorkerError",
+        "message": "was asked for 'round' before 'open'",
+    }
+
+
+@pytest.mark.parametrize("line", [b"\xff\n", b"[]\n", b"{}\n", b"[" * 100_000, b'{"protocol":2}\n'])
+def test_garbage_is_answered_and_survived(line: bytes):
+    replies = served(line, wire.line(ask="round"))
+    assert [reply["error"]["kind"] for reply in replies] == ["WorkerError", "WorkerError"]
+
+
+def test_a_missing_package_names_the_interpreter_and_the_command(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(worker.NEEDED, "no_such_module", "no-such-package")
+    (reply,) = served(opening())
+    assert reply["error"]["message"] == (
+        f"{sys.executable} has no no-such-package; install: "
+        f"{sys.executable} -m pip install no-such-package"
+    )
+
+
+def test_an_import_of_the_side_that_fails_is_named():
+    (reply,) = served(opening(imports=["no_such_plugin"]))
+    assert "cannot import 'no_such_plugin'" in reply["error"]["message"]
+
+
+def test_an_unknown_setting_is_refused_as_in_yaml_before_anything_is_loaded():
+    (reply,) = served(opening(settings=["engine.mod=default"]))
+    assert reply["error"]["kind"] == "CaseError"
+    assert "--set engine.mod=default: key 'engine.mod' is not known" in reply["error"]["message"]
+    assert "did you mean 'engine.mode'?" in reply["error"]["message"]
+
+
+def imported(module: str) -> set[str]:
+    code = f"import sys, {module}; print(*(name.partition('.')[0] for name in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_the_worker_itself_needs_nothing_but_python():
+    assert not imported("perfline.compare.worker") & {
+        "numpy",
+        "yaml",
+        "torch",
+        "perfline.cases.case",
+    }
+
+
+def test_what_it_measures_with_needs_no_more_than_it_says():
+    found = imported("perfline.compare.serve")
+    assert {"numpy", "yaml"} <= found
+    assert not found & {"torch", "pandas", "scipy", "pytest", "tabulate", "jinja2"}
+
+
+def test_settings_are_read_as_yaml():
+    (case,) = load_cases(["tiny"])
+    changed = with_settings(
+        case, [("engine.mode", "max-autotune"), ("throughput.sample", "4"), ("title", "x y")]
+    )
+    assert (changed.engine.mode, changed.throughput.sample, changed.title) == (
+        "max-autotune",
+        4,
+        "x y",
+    )
+    assert changed.digest() != case.digest()
+    assert with_settings(case, []) is case
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        (("engine.mode", "fast"), "with --set engine.mode=fast: key 'engine.mode' is the text"),
+        (("engine", "fast"), "key 'engine' holds the text 'fast'; expected a mapping"),
+        (("title.long", "x"), "--set title.long=x: 'title' is no section of"),
+        (("engine.mode", "["), "--set engine.mode=[: the value is not valid YAML: line 1"),
+        (("case", "other"), "key 'case' is 'other'; expected 'tiny'"),
+        (("", "x"), "key '' is not known"),
+        (("throughput.sample", ""), "key 'throughput.sample' is empty (null)"),
+        (("throughput.sample", "1" * 100), "is too large"),
+    ],
+)
+def test_a_setting_that_is_none_is_one_line(setting: tuple[str, str], message: str):
+    (case,) = load_cases(["tiny"])
+    with pytest.raises(CaseError) as caught:
+        with_settings(case, [setting])
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_warned_of_while_it_gets_ready_is_told_and_ends_nothing(monkeypatch):
+    def opened(request, group=None):
+        warnings.warn("`x` is deprecated", FutureWarning, stacklevel=2)
+        return launch()
+
+    monkeypatch.setattr(Launch, "open", opened)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (reply,) = served(opening())
+    found = messages.ready(wire.parse(wire.line(**reply["ok"]), "x"))
+    assert [(each.text, each.count) for each in found.notices] == [("`x` is deprecated", 1)]

@@ -1,0 +1,224 @@
+"""The real engine on a random Llama of 3 layers: seconds, because torch itself takes them."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from perfline.engines import hf
+from perfline.engines.device import current_device
+from perfline.engines.engine import run_pass
+from perfline.engines.upstream import decoder_layers
+from perfline.errors import CaseError, DeviceMemory, EngineError
+from perfline.tasks.mmlu import Prompt
+from random_llama import CONFIG, case
+
+
+@pytest.fixture
+def model():
+    loaded = hf.load(case(), current_device(), None)
+    yield loaded
+    loaded.close()
+
+
+def some_prompts(*lengths):
+    rng = np.random.default_rng(0)
+    return [
+        Prompt(f"s/{i}", "s", rng.integers(320, size=n, dtype=np.int64), 5, None)
+        for i, n in enumerate(lengths)
+    ]
+
+
+def test_stack_and_head_give_the_model_s_own_logits(model):
+    engine = model.engine("eager")
+    batch = engine.prepare(some_prompts(40)[0])
+    with torch.inference_mode():
+        whole = model.module(batch).logits
+    torch.testing.assert_close(engine.forward(batch, "all"), whole)
+    torch.testing.assert_close(engine.forward(batch, "last"), whole[:, -1:])
+
+
+def test_read_gives_letter_logits_and_the_full_vocabulary_arg_max(model):
+    engine = model.engine("eager")
+    logits = engine.forward(engine.prepare(some_prompts(12)[0]), "all")
+    letters, argmax, letter = engine.read(logits)
+    row = logits[0, -1]
+    assert letters == row[:4].tolist()
+    assert argmax == int(row.argmax())
+    assert letter == "-"  # no tokenizer under --dummy-weights
+
+
+@pytest.mark.parametrize("head", ["all", "last"])
+def test_flops_are_what_torch_s_own_counter_counts(model, head):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    engine, tokens = model.engine("eager"), 48
+    batch = engine.prepare(some_prompts(tokens)[0])
+    with FlopCounterMode(display=False) as counter:
+        engine.forward(batch, head)
+    # torch counts the square of the attention, perfline the causal triangle, n(n+1)/2 of n^2;
+    # on a CPU it does not see into the fused kernel at all.
+    counts = counter.get_flop_counts()["Global"]
+    attention = sum(count for op, count in counts.items() if "attention" in str(op))
+    linear = counter.get_total_flops() - attention
+    triangle = 4 * 64 * 3 * tokens * (tokens + 1) / 2
+    # (transformers 4.57 makes the rotary angles by a small product of its own.)
+    assert engine.flops(tokens, head) == pytest.approx(linear + triangle, rel=2e-4)
+    assert attention in (0, 4 * 64 * 3 * tokens * tokens)
+
+
+def test_flops_of_a_mixture_of_experts_are_not_guessed():
+    config = {
+        **CONFIG,
+        "model_type": "mixtral",
+        "num_local_experts": 2,
+        "num_experts_per_tok": 1,
+    }
+    loaded = hf.load(case(config=config), current_device(), None)
+    expert_matrices = [
+        p for n, p in loaded.module.named_parameters() if "experts" in n and p.ndim == 3
+    ]
+    if not expert_matrices:
+        pytest.skip("this transformers keeps experts as nn.Linear")
+    assert loaded.engine("eager").flops(10, "all") is None
+    loaded.close()
+
+
+def test_random_weights_are_built_in_the_target_dtype():
+    loaded = hf.load(case("bf16"), current_device(), None)
+    assert {p.dtype for p in loaded.module.parameters()} == {torch.bfloat16}
+    assert loaded.positions == 256
+    assert loaded.vocabulary == 320
+    loaded.close()
+
+
+def test_random_weights_need_the_model_s_config():
+    with pytest.raises(CaseError, match=r"x\.yaml: key 'model\.config' is missing"):
+        hf.load(case(config=None), current_device(), None)
+
+
+@pytest.mark.parametrize("scope", ["layer", "model"])
+def test_compiled_answers_are_the_eager_ones_and_engines_switch(scope):
+    loaded = hf.load(case(scope=scope), current_device(), None)
+    prompts = some_prompts(30, 64, 31)
+    eager, compiled = loaded.engine("eager"), loaded.engine("inductor")
+    before = run_pass(eager, prompts, "all").answers
+    inductor = run_pass(compiled, prompts, "all").answers
+    np.testing.assert_allclose(inductor.letter_logits, before.letter_logits, atol=1e-5)
+    assert inductor.argmax.tolist() == before.argmax.tolist()
+    counts = compiled.compile_counts()
+    assert (counts.graphs, counts.graph_breaks) == (1, 0)
+    assert counts.cache in ("cold", "warm")
+    again = run_pass(eager, prompts, "all").answers
+    assert (again.letter_logits == before.letter_logits).all()
+    assert eager.compile_counts().graphs == 0
+    layers = decoder_layers(loaded.module.base_model)
+    assert all("forward" not in vars(layer) for layer in layers)  # eager runs the model's own code
+    loaded.close()
+
+
+def test_the_recompile_limit_is_an_error_and_not_silent_eager_code():
+    loaded = hf.load(case(dynamic=False), current_device(), None)
+    with (
+        torch._dynamo.config.patch(recompile_limit=1),
+        pytest.raises(EngineError, match=r"case 'random': torch\.compile failed .* 21 tokens"),
+    ):
+        run_pass(loaded.engine("inductor"), some_prompts(20, 21), "all")
+    loaded.close()
+
+
+def test_out_of_memory_says_how_much_and_what_to_lower(model, monkeypatch):
+    engine = model.engine("eager")
+
+    def full(**_):
+        raise torch.OutOfMemoryError("Tried to allocate 20.00 GiB")
+
+    monkeypatch.setattr(model.module.base_model, "forward", full)
+    with pytest.raises(DeviceMemory, match=r"forward of 9 tokens: out of memory on .*20\.00 GiB"):
+        engine.forward(engine.prepare(some_prompts(9)[0]), "all")
+
+
+def test_logits_that_are_more_than_a_product_are_refused():
+    config = {**CONFIG, "model_type": "cohere", "logit_scale": 0.25}
+    with pytest.raises(EngineError, match=r"config sets logit_scale"):
+        hf.load(case(config=config), current_device(), None)
+
+
+def test_a_checkpoint_that_transformers_cannot_read_is_one_line(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "no-such-model"}')
+    with pytest.raises(EngineError, match=r"case 'random': loading .* failed: ") as caught:
+        hf.load(case(), current_device(), tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_close_frees_the_weights(model):
+    import gc
+    import weakref
+
+    weights = weakref.ref(next(model.module.parameters()))
+    model.close()
+    gc.collect()
+    assert weights() is None
+
+
+def test_threads_are_the_case_s(model):
+    assert torch.get_num_threads() == 1
+    assert dataclasses.replace(model.case.engine, cpu_threads=None).cpu_threads is None
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """A copy of the embedded model's checkpoint."""
+    import shutil
+
+    from perfline.cases.data import PACKAGED_DATA
+
+    target = tmp_path / "hf"
+    shutil.copytree(PACKAGED_DATA / "tiny_mmlu" / "tiny_hf", target)
+    return target
+
+
+def test_a_checkpoint_with_a_missing_tensor_is_not_filled_with_random_numbers(checkpoint):
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(checkpoint / "model.safetensors")
+    del weights["model.layers.2.mlp.up_proj.weight"]
+    save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(EngineError, match=r"1 tensors .* missing .*layers\.2\.mlp\.up_proj"):
+        hf.load(case(), current_device(), checkpoint)
+
+
+def test_a_checkpoint_does_not_choose_the_attention(checkpoint):
+    config = checkpoint / "config.json"
+    config.write_text(config.read_text().replace("{", '{"_attn_implementation": "eager",', 1))
+    with pytest.raises(
+        EngineError, match=r"config\.json: sets the attention to 'eager', .* 'sdpa'"
+    ):
+        hf.load(case(), current_device(), checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [("tokenizer.json", "[]"), ("tokenizer.json", "{"), ("config.json", '{"model_type": 3}')],
+)
+def test_broken_files_of_a_checkpoint_are_one_line(checkpoint, file, text):
+    (checkpoint / file).write_text(text)
+    with pytest.raises(EngineError, match=r"case 'random': loading .* failed: ") as caught:
+        hf.load(case(), current_device(), checkpoint)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_tokenizer_of_another_model_is_refused(checkpoint):
+    config = checkpoint / "tokenizer.json"
+    text = config.read_text()
+    assert '"added_tokens": [' in text
+    extra = (
+        '"added_tokens": [{"id": 740, "content": "<extra>", "single_word": false, "lstrip": false,'
+        ' "rstrip": false, "normalized": false, "special": true},'
+    )
+    config.write_text(text.replace('"added_tokens": [', extra, 1))
+    with pytest.raises(EngineError, match=r"the tokenizer has 741 tokens, the model 740"):
+        hf.load(case(), current_device(), checkpoint)

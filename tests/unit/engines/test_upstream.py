@@ -1,0 +1,165 @@
+"""The contract with transformers and torch: each test names one thing that we lean on inside them.
+
+``make matrix`` runs this file on every supported version. Where one fails, ``upstream`` is the
+place to mend.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+
+import pytest
+import torch
+import transformers
+from torch import nn
+
+from perfline.engines import upstream
+from perfline.errors import EngineError, NoSharedPrefixes
+
+SMALL = {
+    "vocab_size": 32,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 64,
+}
+
+
+@pytest.fixture(scope="module")
+def module():
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.for_model("llama", **SMALL)
+    made = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+    return made.eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("symbol", upstream.NEEDED + upstream.NEEDED_FOR_PREFIXES)
+def test_the_installed_versions_have(symbol):
+    assert upstream.lacking([symbol]) == ""
+
+
+def test_attention_updates_a_cache_with_keys_values_and_the_layer_s_number(module):
+    seen = []
+
+    class Recording(upstream.PrefixCache):
+        def update(self, key_states, value_states, layer_idx, *args, **kwargs):
+            seen.append((tuple(key_states.shape), tuple(value_states.shape), layer_idx))
+            return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+
+    stack, zeros = module.base_model, torch.zeros(1, 1, 2, 8)
+    cache = Recording([upstream.PrefixLayer(zeros, zeros) for _ in stack.layers], keep=True)
+    mask = torch.zeros(1, 1, 3, 5).masked_fill_(torch.ones(3, 5).triu(3).bool(), -1e9)
+    ids = torch.tensor([[1, 2, 3]])
+    arguments = {upstream.cache_argument(stack): cache, "attention_mask": mask}
+    stack(input_ids=ids, position_ids=torch.arange(3)[None], use_cache=True, **arguments)
+    assert seen == [((1, 1, 3, 8), (1, 1, 3, 8), 0), ((1, 1, 3, 8), (1, 1, 3, 8), 1)]
+    assert all(part.own is not None for part in cache.layers)
+
+
+def test_our_caches_are_transformers_own():
+    from transformers.cache_utils import Cache, DynamicLayer
+
+    zeros = torch.zeros(1, 1, 5, 8)
+    layer = upstream.PrefixLayer(zeros, zeros)
+    assert isinstance(layer, DynamicLayer)
+    assert isinstance(upstream.PrefixCache([layer], keep=False), Cache)
+    assert isinstance(upstream.OneLayerCache(layer), Cache)
+    assert upstream.PrefixCache([layer, layer], keep=False).get_seq_length() == 5
+    assert upstream.OneLayerCache(layer).get_seq_length() == 5
+
+
+def test_stack_and_layers_take_a_cache_by_a_name_that_we_know(module):
+    for part in (module.base_model, module.base_model.layers[0]):
+        name = upstream.cache_argument(part)
+        assert name in inspect.signature(type(part).forward).parameters
+
+
+def test_the_name_is_the_model_s_own_and_not_the_compiled_forward_s(module):
+    layer = module.base_model.layers[0]
+    layer.forward = lambda *args, **kwargs: None
+    assert upstream.cache_argument(layer) in upstream.CACHE_ARGUMENTS
+    del layer.forward
+
+
+def test_a_model_without_cache_is_told_by_its_name():
+    with pytest.raises(NoSharedPrefixes, match=r"Linear of transformers .* takes no cache or past"):
+        upstream.cache_argument(nn.Linear(1, 1))
+
+
+def test_a_4d_mask_is_taken_as_it_is(module):
+    ids, open_mask = torch.tensor([[1, 2, 3, 4]]), torch.zeros(1, 1, 4, 4)
+    stack = module.base_model
+    seen_all = stack(input_ids=ids, attention_mask=open_mask, use_cache=False)[0]
+    causal = stack(input_ids=ids, use_cache=False)[0]
+    assert not torch.allclose(seen_all[:, 0], causal[:, 0])
+    torch.testing.assert_close(seen_all[:, -1:].shape, causal[:, -1:].shape)
+
+
+def test_the_attention_is_the_config_s_and_can_be_changed_meanwhile(module):
+    config = module.config.get_text_config()
+    assert upstream.attention_of(config) == "sdpa"
+    with upstream.attending(config, "eager"):
+        assert upstream.attention_of(config) == "eager"
+        assert module(torch.tensor([[1, 2]])).logits.shape == (1, 2, 32)
+    assert upstream.attention_of(config) == "sdpa"
+
+
+def test_layers_stand_in_a_list_and_logits_are_head_times_stack(module):
+    assert len(upstream.decoder_layers(module.base_model)) == 2
+    ids = torch.tensor([[1, 2, 3]])
+    hidden = module.base_model(input_ids=ids, use_cache=False)[0]
+    torch.testing.assert_close(module.get_output_embeddings()(hidden), module(ids).logits)
+
+
+def test_dynamo_counts_graphs_and_breaks():
+    torch.compiler.reset()
+    before = upstream.dynamo_counts()
+
+    def broken(x):
+        x = x + 1
+        torch._dynamo.graph_break()
+        return x * 2
+
+    torch.compile(broken, backend="eager")(torch.ones(3))
+    found = upstream.dynamo_counts() - before
+    assert found.graphs == 2
+    assert found.graph_breaks == 1
+
+
+def test_dynamo_raises_at_its_limit_of_recompiles():
+    torch.compiler.reset()
+    compiled = torch.compile(lambda x: x + 1, backend="eager", dynamic=False)
+    with upstream.fail_at_the_recompile_limit(), torch._dynamo.config.patch(recompile_limit=1):
+        compiled(torch.ones(2))
+        with pytest.raises(upstream.compile_errors()):
+            compiled(torch.ones(3))
+    torch.compiler.reset()
+
+
+def test_a_full_cpu_is_told_from_other_errors():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**62, dtype=torch.uint8)
+    assert upstream.is_full(caught.value)
+    assert not upstream.is_full(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+
+
+def test_new_tensors_are_no_news_meanwhile():
+    logger = logging.getLogger("transformers.modeling_utils")
+    before = logger.level
+    with upstream.unmoved_by_new_tensors():
+        assert not logger.isEnabledFor(logging.WARNING)
+    assert logger.level == before
+
+
+def test_what_is_lacking_is_told_with_the_tested_versions(monkeypatch):
+    gone = "transformers.cache_utils:DynamicLayer.gone"
+    tested = r"lacks transformers\.cache_utils\.DynamicLayer\.gone; perfline was tested on tr"
+    monkeypatch.setattr(upstream, "NEEDED_FOR_PREFIXES", (gone,))
+    with pytest.raises(NoSharedPrefixes, match=tested):
+        upstream.check_prefixes()
+    monkeypatch.setattr(upstream, "NEEDED", ("torch._dynamo:gone",))
+    with pytest.raises(EngineError, match=r"torch .* lacks torch\._dynamo\.gone; perfline .* 2\.9"):
+        upstream.check()

@@ -1,0 +1,448 @@
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from perfline.cases.case import GatesSpec
+from perfline.gates.accuracy import accuracy_baseline, accuracy_published, same_answers
+from perfline.gates.performance import (
+    compile_health,
+    memory_baseline,
+    throughput_baseline,
+    throughput_published,
+)
+from perfline.gates.verdict import Verdict
+from perfline.metrics import Metric
+from perfline.tasks.answers import Answers
+from perfline.tasks.stored_answers import Scored
+
+GATES = GatesSpec()
+WORDS = ["regressed", "unsure", "ok", "improved"]  # as throughput rises
+
+
+def accuracy(fraction: float) -> Metric:
+    return Metric("acc_infer", fraction, "fraction", "higher")
+
+
+def scored(answers: str, labels: str | None = None, first: int = 0) -> Scored:
+    ids = tuple(f"law/{first + index}" for index in range(len(answers)))
+    return Scored(ids, answers, labels or "A" * len(answers))
+
+
+def paired(n: int, lost: int, gained: int, gates: GatesSpec = GATES) -> Verdict:
+    """Judge n questions of which ``lost`` went right -> wrong and ``gained`` the other way."""
+    same = "A" * (n - lost - gained)
+    before, after = "A" * lost + "B" * gained + same, "B" * lost + "A" * gained + same
+    return accuracy_baseline("acc_infer", scored(before), scored(after), gates)
+
+
+def rounds(*values: float) -> Metric:
+    return Metric("p_infer_core", sorted(values)[len(values) // 2], "tok/s", "higher", values)
+
+
+def speed(change_fraction: float, sessions: int, sd: float = 0.01, margin: float = 0.02) -> Verdict:
+    gates = dataclasses.replace(
+        GATES, throughput_margin_fraction=margin, throughput_session_sd_fraction=sd
+    )
+    value = 1000.0 * (1 + change_fraction)
+    return throughput_baseline(rounds(value, value, value), [1000.0] * sessions, gates)
+
+
+# --- accuracy against the published figure
+
+
+@pytest.mark.parametrize(
+    ("measured", "word"),
+    [(0.652, "ok"), (0.6421, "ok"), (0.6418, "regressed"), (0.6619, "ok"), (0.6622, "improved")],
+)
+def test_published_accuracy_is_held_to_one_point_at_full_mmlu(measured: float, word: str) -> None:
+    verdict = accuracy_published(accuracy(measured), 14042, 0.652, GATES)
+
+    assert (verdict.word, verdict.gate, verdict.limit) == (word, "published", "-1.00 pp")
+    assert verdict.measured_error == pytest.approx(0.00402, abs=1e-5)
+    assert verdict.change_pp == pytest.approx(100 * (measured - 0.652))
+
+
+def test_published_accuracy_over_few_questions_takes_their_standard_error() -> None:
+    verdict = accuracy_published(accuracy(0.59), 400, 0.652, GATES)
+
+    assert (verdict.word, verdict.limit) == ("regressed", "-5.95 pp")
+    assert accuracy_published(accuracy(0.60), 400, 0.652, GATES).word == "ok"
+
+
+def test_more_than_the_published_accuracy_doubts_the_recipe() -> None:
+    assert "recipe may differ" in accuracy_published(accuracy(0.70), 14042, 0.652, GATES).reason
+
+
+# --- accuracy against the stored answers
+
+
+@pytest.mark.parametrize(
+    ("lost", "gained", "word"),
+    [
+        (0, 0, "ok"),
+        (70, 70, "ok"),
+        (35, 0, "ok"),  # 0.249 pp: sure, and below the margin; the bound is 0.35 pp
+        (36, 0, "regressed"),  # 0.256 pp
+        (90, 40, "regressed"),
+        (80, 44, "regressed"),  # 0.256 pp, p = 0.0008
+        (420, 384, "unsure"),  # 0.256 pp, p = 0.11
+        (300, 300, "ok"),
+        (1000, 1000, "unsure"),
+        (0, 36, "improved"),
+        (0, 35, "ok"),
+        (44, 80, "improved"),
+    ],
+)
+def test_full_mmlu_against_stored_answers(lost: int, gained: int, word: str) -> None:
+    verdict = paired(14042, lost, gained)
+
+    assert verdict.word == word
+    assert verdict.limit == "-0.25 pp"
+    assert verdict.change_pp == pytest.approx(100 * (gained - lost) / 14042)
+    assert len(verdict.flips) == lost + gained
+    assert "scaled" not in verdict.reason
+
+
+def test_measured_and_baseline_accuracy_are_fractions_of_the_same_questions() -> None:
+    verdict = paired(600, 13, 0)
+
+    assert (verdict.baseline, verdict.measured) == (1.0, 587 / 600)
+    assert verdict.headline == "acc_infer regressed -2.17 pp (limit -0.61 pp)"
+
+
+@pytest.mark.parametrize(
+    ("n", "lost", "gained", "word"),
+    [
+        (400, 0, 0, "ok"),  # 0.92 pp are not ruled out, twice that is
+        (400, 2, 0, "ok"),
+        (400, 4, 0, "unsure"),  # 1 pp, p = 0.06
+        (400, 7, 0, "regressed"),  # 1.75 pp, p = 0.008
+        (400, 0, 7, "improved"),
+        (400, 40, 40, "unsure"),
+        (20, 0, 0, "ok"),
+        (20, 7, 0, "regressed"),
+        (7, 0, 0, "ok"),
+        (7, 2, 0, "ok"),
+        (7, 3, 0, "unsure"),
+        (7, 7, 0, "regressed"),
+    ],
+)
+def test_few_questions_take_the_margins_they_can_resolve(
+    n: int, lost: int, gained: int, word: str
+) -> None:
+    verdict = paired(n, lost, gained)
+    ok_pp = 200 * (1 - 0.025 ** (1 / n))
+
+    assert verdict.word == word
+    assert f"margins scaled to {ok_pp / 2:.2f} and {ok_pp:.2f} pp" in verdict.reason
+    assert f"{n} questions see a drop of" in verdict.reason
+
+
+@pytest.mark.parametrize(("n", "lost"), [(1, 0), (1, 1), (6, 0), (6, 6)])
+def test_fewer_questions_than_any_drop_needs_are_never_ok(n: int, lost: int) -> None:
+    verdict = paired(n, lost, 0)
+
+    assert verdict.word == "unsure"
+    assert "too few to show any drop, ask at least 7" in verdict.reason
+
+
+def test_unsure_says_what_would_settle_it() -> None:
+    reason = paired(400, 4, 0).reason
+
+    assert "4 right -> wrong and 0 wrong -> right in 400 questions (p = 0.062)" in reason
+    assert "a drop of up to 2.54 pp is not ruled out, ok is below 1.84 pp; ask more" in reason
+
+
+def test_a_cases_own_margins_are_used() -> None:
+    strict = dataclasses.replace(GATES, accuracy_drop_regressed_pp=0.05, accuracy_drop_ok_pp=0.1)
+
+    assert paired(14042, 14, 0, strict).word == "regressed"
+    assert paired(14042, 14, 0).word == "ok"
+
+
+@given(n=st.integers(1, 3000), lost=st.integers(0, 19), gained=st.integers(0, 19))
+def test_one_more_loss_never_improves_the_verdict(n: int, lost: int, gained: int) -> None:
+    n += lost + gained
+    fewer, more = paired(n, lost, gained).word, paired(n, lost + 1, gained).word
+
+    assert WORDS.index(more) <= WORDS.index(fewer)
+
+
+def test_flips_are_named_sorted_and_keep_the_stored_margin() -> None:
+    before = Scored(("law/10", "law/9", "art/0", "law/11"), "ABCA", "ACAA", (0.1, 2.5, 0.3, 4.0))
+    after = Scored(("law/9", "law/10", "law/11", "art/0"), "DBAC", "CAAA")
+
+    flips = accuracy_baseline("acc_infer", before, after, GATES).flips
+
+    assert [(f.id, f.label, f.before, f.after, f.margin, f.kind) for f in flips] == [
+        ("law/9", "C", "B", "D", 2.5, "wrong -> wrong"),
+        ("law/10", "A", "A", "B", 0.1, "right -> wrong"),
+    ]
+
+
+def test_a_change_from_wrong_to_wrong_does_not_count() -> None:
+    verdict = accuracy_baseline("acc_infer", scored("B" * 100), scored("C" * 100), GATES)
+
+    assert (verdict.word, verdict.change_pp, len(verdict.flips)) == ("ok", 0.0, 100)
+    assert verdict.reason.startswith("0 right -> wrong and 0 wrong -> right")
+
+
+def test_fewer_questions_than_stored_are_compared_on_what_was_asked() -> None:
+    verdict = accuracy_baseline("acc_infer", scored("A" * 400), scored("B" * 20), GATES)
+
+    assert (verdict.word, verdict.change_pp) == ("regressed", -100.0)
+    assert "in 20 of 400 questions" in verdict.reason
+
+
+@pytest.mark.parametrize(
+    ("after", "reason"),
+    [
+        (
+            scored("AAAA", first=2),
+            "2 of 4 questions are not in the baseline, such as law/4 and law/5",
+        ),
+        (
+            scored("AAAA", "AABA"),
+            "1 questions have another label than in the baseline, such as law/2",
+        ),
+        (Scored((), "", ""), "the run answered no question"),
+    ],
+)
+def test_other_questions_are_incomparable(after: Scored, reason: str) -> None:
+    verdict = accuracy_baseline("acc_infer", scored("AAAA"), after, GATES)
+
+    assert (verdict.word, verdict.reason, verdict.flips) == ("incomparable", reason, ())
+    assert verdict.change == ""
+
+
+# --- throughput against the baseline's sessions
+
+
+def test_one_session_rests_on_the_declared_spread_and_says_so() -> None:
+    verdict = speed(0.0, sessions=1)
+
+    assert verdict.word == "unsure"
+    assert "+-3.3 % between sessions" in verdict.reason
+    assert "spread declared in the case (1 session held)" in verdict.reason
+    assert "`perfline baselines update CASE --add`" in verdict.reason
+
+
+@pytest.mark.parametrize(
+    ("change", "word", "limit"),
+    [
+        (-0.094, "regressed", "-2.0 %"),
+        (-0.021, "regressed", "-2.0 %"),
+        (-0.0185, "regressed", "-1.8 %"),
+        (-0.017, "ok", "-2.0 %"),
+        (0.0, "ok", "-2.0 %"),
+        (0.009, "ok", "-2.0 %"),
+        (0.011, "improved", "-2.0 %"),
+    ],
+)
+def test_a_quiet_baseline_decides_at_its_margin(change: float, word: str, limit: str) -> None:
+    verdict = speed(change, sessions=3, sd=0.0008)
+
+    assert (verdict.word, verdict.limit) == (word, limit)
+    assert verdict.change_fraction == pytest.approx(change)
+
+
+@pytest.mark.parametrize(
+    ("change", "word"), [(-0.05, "regressed"), (-0.03, "unsure"), (0.03, "ok"), (0.05, "improved")]
+)
+def test_a_noisy_baseline_is_unsure_below_what_it_resolves(change: float, word: str) -> None:
+    assert speed(change, sessions=1).word == word
+
+
+def test_the_embedded_cases_wide_margin_tells_same_from_twice_as_slow() -> None:
+    assert speed(0.0, sessions=1, sd=0.08, margin=0.3).word == "ok"
+    assert speed(-0.5, sessions=1, sd=0.08, margin=0.3).word == "regressed"
+
+
+@given(
+    changes=st.lists(st.floats(-0.5, 1.0), min_size=2, max_size=2),
+    sessions=st.integers(1, 12),
+    sd=st.floats(1e-4, 0.2),
+    margin=st.floats(0.005, 0.5),
+)
+def test_a_faster_run_never_gets_a_worse_word(
+    changes: list[float], sessions: int, sd: float, margin: float
+) -> None:
+    slow, fast = (speed(change, sessions, sd, margin) for change in sorted(changes))
+
+    assert WORDS.index(slow.word) <= WORDS.index(fast.word)
+    if fast.word == "improved":
+        assert fast.change_fraction is not None
+        assert fast.change_fraction > 0
+
+
+@given(change=st.floats(-0.5, 0.5), sd=st.floats(1e-4, 0.05), sessions=st.integers(1, 9))
+def test_a_regression_is_always_at_or_beyond_the_limit_it_names(
+    change: float, sd: float, sessions: int
+) -> None:
+    verdict = speed(change, sessions, sd)
+
+    if verdict.word == "regressed":
+        assert change < math.sqrt(1 - 0.02) - 1  # more than half the margin
+        assert 100 * change <= float(verdict.limit.removesuffix(" %")) + 0.051
+
+
+def test_errors_are_of_the_rounds_and_of_the_sessions() -> None:
+    verdict = throughput_baseline(rounds(990.0, 1000.0, 1010.0), [1000.0], GATES)
+
+    assert verdict.measured == 1000.0
+    assert verdict.measured_error == pytest.approx(10 / math.sqrt(3))
+    assert verdict.baseline == pytest.approx(1000.0)
+    assert verdict.baseline_error == pytest.approx(10.0)
+
+
+def test_one_slow_round_does_not_move_the_verdict() -> None:
+    quiet = dataclasses.replace(GATES, throughput_session_sd_fraction=0.001)
+    verdict = throughput_baseline(rounds(1000, 1000, 1000, 1000, 300), [1000.0] * 3, quiet)
+
+    assert (verdict.word, verdict.measured) == ("ok", 1000.0)
+
+
+@pytest.mark.parametrize("samples", [(), (500.0,), (500.0, 500.0)])
+def test_too_few_rounds_are_unsure(samples: tuple[float, ...]) -> None:
+    metric = Metric("p_infer_core", 500.0, "tok/s", "higher", samples)
+    verdict = throughput_baseline(metric, [1000.0], GATES)
+
+    assert (verdict.word, verdict.measured) == ("unsure", 500.0)
+    assert verdict.reason == f"too few samples: {len(samples)} rounds, 3 are needed"
+
+
+@pytest.mark.parametrize(
+    ("contention", "word"), [(None, "regressed"), (0.1, "regressed"), (0.5, "unsure")]
+)
+def test_a_contended_cpu_accuses_nobody(contention: float | None, word: str) -> None:
+    slow = rounds(500.0, 500.0, 500.0)
+    verdict = throughput_baseline(slow, [1000.0], GATES, contention)
+
+    assert verdict.word == word
+    assert ("another process took 50 % of the CPU" in verdict.reason) == (word == "unsure")
+
+
+def test_contention_does_not_touch_what_is_fast_enough() -> None:
+    verdict = throughput_baseline(rounds(2000.0, 2000.0, 2000.0), [1000.0], GATES, 0.9)
+
+    assert verdict.word == "improved"
+
+
+def test_unsure_says_how_many_more_sessions_would_settle_it() -> None:
+    sessions = [1000.0, 1001.0, 999.0]
+    verdict = throughput_baseline(rounds(997.0, 997.0, 997.0), sessions, GATES)
+
+    assert verdict.word == "unsure"
+    assert "from 3 sessions" in verdict.reason
+    added = int(verdict.reason.split("add ")[1].split()[0])
+    grown = sessions + [1001.0, 999.0] * (added // 2) + [1000.0] * (added % 2)
+    assert throughput_baseline(rounds(997.0, 997.0, 997.0), grown, GATES).word == "ok"
+
+
+def test_unsure_says_when_more_sessions_would_not_help() -> None:
+    verdict = throughput_baseline(rounds(980, 980, 980), [900.0, 1000.0, 1100.0], GATES)
+
+    assert verdict.word == "unsure"
+    assert verdict.reason.endswith("more of them would not help")
+
+
+# --- the published throughput, memory, compile health
+
+
+@pytest.mark.parametrize(
+    ("value", "word"), [(9051.3, "ok"), (8600.0, "ok"), (8590.0, "regressed"), (9600.0, "improved")]
+)
+def test_published_throughput_is_judged_on_its_device(value: float, word: str) -> None:
+    metric = Metric("p_infer_core", value, "tok/s", "higher")
+    verdict = throughput_published(metric, 9051.3, True, GATES)
+
+    assert verdict is not None
+    assert (verdict.word, verdict.gate, verdict.limit) == (word, "published", "-5.0 %")
+
+
+def test_published_throughput_is_not_judged_elsewhere() -> None:
+    metric = Metric("p_infer_core", 10.0, "tok/s", "higher")
+
+    assert throughput_published(metric, 9051.3, False, GATES) is None
+
+
+@pytest.mark.parametrize(
+    ("baseline", "measured", "word", "limit"),
+    [
+        (16.0, 16.15, "ok", "+1.0 %"),
+        (16.0, 16.17, "regressed", "+1.0 %"),
+        (16.0, 15.83, "improved", "+1.0 %"),
+        (1.0, 1.0625, "ok", "+6.2 %"),
+        (1.0, 1.063, "regressed", "+6.2 %"),
+        (1.0, 0.93, "improved", "+6.2 %"),
+    ],
+)
+def test_memory_may_grow_by_one_per_cent_or_64_mib(
+    baseline: float, measured: float, word: str, limit: str
+) -> None:
+    verdict = memory_baseline(Metric("mem", measured, "GiB", "lower"), baseline, GATES)
+
+    assert (verdict.word, verdict.limit) == (word, limit)
+    assert verdict.change_fraction == pytest.approx(measured / baseline - 1)
+
+
+@pytest.mark.parametrize(
+    ("value", "word", "change"),
+    [(0.0, "improved", "-1"), (1.0, "ok", "+0"), (2.0, "regressed", "+1")],
+)
+def test_any_more_recompiles_regress(value: float, word: str, change: str) -> None:
+    verdict = compile_health(Metric("recompiles", value, "count", "lower"), 1.0)
+
+    assert (verdict.word, verdict.change, verdict.limit) == (word, change, "+0")
+
+
+def letters(*rows: tuple[float, float, float, float]) -> Answers:
+    n = len(rows)
+    return Answers(
+        ids=tuple(f"law/{i}" for i in range(n)),
+        letter_logits=np.array(rows, dtype=np.float32),
+        argmax=np.zeros(n, dtype=np.int64),
+        argmax_letter="A" * n,
+        labels=None,
+        shots=(5,) * n,
+    )
+
+
+def test_equal_answers_of_both_engines_are_ok_whatever_the_rounding() -> None:
+    verdict = same_answers(letters((9, 1, 2, 3)), letters((8.99, 1, 2, 3)), "fp16")
+    assert (verdict.word, verdict.measured, verdict.flips) == ("ok", 0, ())
+    assert "letter logits differ by 0.01 at most" in verdict.reason
+
+
+def test_a_differing_answer_is_regressed_and_named() -> None:
+    verdict = same_answers(letters((9, 1, 2, 3)), letters((1, 9, 2, 3)), "fp16")
+    assert (verdict.word, verdict.measured) == ("regressed", 1)
+    assert [(f.id, f.before, f.after, f.margin) for f in verdict.flips] == [("law/0", "A", "B", 6)]
+
+
+@pytest.mark.parametrize(
+    ("precision", "margin", "word"),
+    [
+        ("fp32", 0.0005, "ok"),  # 1e-4 of the largest logit, 9.x
+        ("fp32", 0.005, "regressed"),
+        ("fp16", 0.03, "ok"),  # 4e-3
+        ("fp16", 0.05, "regressed"),
+        ("bf16", 0.2, "ok"),  # 3e-2
+        ("bf16", 0.4, "regressed"),
+    ],
+)
+def test_a_tie_within_the_rounding_of_the_dtype_is_no_flip(precision, margin, word) -> None:
+    before, after = letters((9 + margin, 9, 2, 3)), letters((9, 9 + margin, 2, 3))
+    assert same_answers(before, after, precision).word == word
+
+
+def test_a_tie_that_became_clear_cut_is_a_flip() -> None:
+    assert (
+        same_answers(letters((9.001, 9, 2, 3)), letters((5, 9, 2, 3)), "fp16").word == "regressed"
+    )

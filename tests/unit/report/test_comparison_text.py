@@ -1,0 +1,329 @@
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Any
+
+import pytest
+
+from fake_workers import (
+    FakeLauncher,
+    Script,
+    answers,
+    last,
+    pair,
+    plan,
+    ready,
+    states,
+    with_side,
+)
+from perfline.compare import record_file as compare_file
+from perfline.compare import run as compare
+from perfline.compare.record import CaseComparison, Comparison
+from perfline.errors import WorkerError
+from perfline.measure.notices import Notice
+from perfline.report import comparison_text as compare_text
+
+COMMAND = "perfline compare tiny --baseline-ref main"
+
+
+def whole(*cases: CaseComparison, partial: bool = False) -> Comparison:
+    return Comparison("2026-11-22T10:00:00Z", partial, COMMAND, {case.case: case for case in cases})
+
+
+def terminal(*cases: CaseComparison, partial: bool = False) -> str:
+    return compare_text.terminal(whole(*cases, partial=partial), "results/compare.json")
+
+
+def slower(**changes: Any) -> CaseComparison:
+    return dataclasses.replace(last(pair(1.0, 1.25, sd=0.01)), **changes)
+
+
+def timed(found: CaseComparison, wall_s: float) -> CaseComparison:
+    pairs = tuple(dataclasses.replace(pair, wall_s=wall_s) for pair in found.pairs)
+    return dataclasses.replace(found, pairs=pairs)
+
+
+def test_the_first_line_is_the_whole_story() -> None:
+    first = terminal(slower()).splitlines()[0]
+
+    assert re.fullmatch(
+        r"tiny inductor regressed \+24\.\d % \[\+2\d\.\d, \+2\d\.\d\] in 10 launch pairs "
+        r"\(limit \+2\.0 %\)",
+        first,
+    )
+
+
+def test_ranks_stand_in_the_story_and_the_opening_line() -> None:
+    found = slower(ranks=4)
+    assert terminal(found).startswith("tiny inductor on 4 ranks regressed +24.")
+    assert compare_text.opening_line(found).startswith("tiny inductor on 4 ranks, at most 48 ")
+    assert "on 4 ranks of Fake GPU, both sides: torch" in " ".join(terminal(found).split())
+    assert len(compare_text.headline(slower(ranks=8, case="deepseek-7b"))) <= 80
+
+
+def test_a_long_name_still_fits() -> None:
+    assert len(compare_text.headline(slower(case="deepseek-7b"))) <= 80
+
+
+@pytest.mark.parametrize("partial", [False, True])
+def test_no_line_of_text_is_longer_than_80_columns(partial: bool) -> None:
+    launcher = pair(1.0, 1.25, sd=0.01)
+    launcher.candidate.answers = answers(wrong={i: "ABCD"[(i + 1) % 4] for i in range(40)})
+    launcher.baseline.joules = launcher.candidate.joules = 5.0
+
+    text = terminal(last(launcher), partial=partial)
+
+    lines = [line for line in text.splitlines() if not line.startswith("next: ")]
+    assert max(map(len, lines)) <= 80
+
+
+def test_the_sign_is_explained() -> None:
+    flat = " ".join(terminal(slower()).split())
+
+    assert "change is B's seconds a token against A's (+ is slower): the Hodges-Lehmann" in flat
+    assert "98 % interval; column B shows A's times changed by it" in flat
+
+
+def test_one_pair_is_not_a_plural() -> None:
+    one = last(pair(1.0, 1.0), plan(max_pairs=1))
+    assert "at most 1 launch pair; B" in compare_text.opening_line(one)
+    assert "1 of 1 launch pair counted; " in terminal(one)
+    assert "after 1 launch pair " in compare_text.headline(dataclasses.replace(one, ended=False))
+
+
+def row(text: str, name: str) -> list[str]:
+    return next(line.split() for line in text.splitlines() if line.strip().startswith(name))
+
+
+def test_the_table_shows_both_sides_with_their_units() -> None:
+    launcher = pair(1.0, 1.25)
+    launcher.baseline.joules, launcher.candidate.joules = 4.0, 8.0  # for 4 passes of 1000 tokens
+
+    text = terminal(last(launcher))
+
+    core = row(text, "core_time")
+    assert core == ["core_time", "us/tok", "10.00", "12.50", "+25.0", "%", "+2.0", "%", "regressed"]
+    assert row(text, "whole_time") == ["whole_time", "us/tok", "11.00", "13.75", "+25.0", "%"]
+    assert row(text, "p_infer_core") == ["p_infer_core", "tok/s", "100000", "80000", "-20.0", "%"]
+    assert row(text, "energy") == ["energy", "mJ/tok", "1.000", "2.000", "+100.0", "%"]
+    assert row(text, "mem")[:4] == ["mem", "GiB", "2.00", "2.00"]
+    assert row(text, "acc_infer")[:4] == ["acc_infer", "%", "100.00", "100.00"]
+    assert row(text, "compile_time") == ["compile_time", "s", "2.0", "2.0"]
+
+
+def test_energy_is_absent_unless_every_round_was_metered() -> None:
+    launcher = pair(1.0, 1.25)
+    launcher.baseline.joules = 4.0
+
+    assert "energy" not in terminal(last(launcher))
+
+
+def test_counts_that_are_not_judged_are_still_shown() -> None:
+    launcher = pair(1.0, 1.0)
+    launcher.candidate.ready = ready(graphs=5, context={"torch": "2.14.0"})
+
+    text = terminal(last(launcher))
+
+    assert row(text, "graphs") == ["graphs", "count", "2", "5"]
+    assert "torch 2.13.0 -> 2.14.0" in text
+
+
+def test_what_was_compared_and_how_far_to_trust_it() -> None:
+    candidate = with_side("candidate", ref="v2", settings=(("engine.mode", "max-autotune"),))
+    launcher = pair(1.0, 1.0)
+    launcher.baseline.faults = lambda launch, turn: ("throttled",) * (turn == 1)
+
+    flat = " ".join(terminal(last(launcher, plan(sides=candidate))).split())
+
+    assert "A /venvs/a/bin/python, working tree" in flat
+    assert "B /venvs/b/bin/python, ref v2, engine.mode=max-autotune" in flat
+    assert "engine.mode default -> max-autotune" in flat
+    assert "round pairs were thrown out (throttled)" in flat
+    assert "waited for a core: A 1.0 %, B 1.0 %" in flat
+    assert "rounds alternate; " in flat
+
+
+def test_flips_are_listed() -> None:
+    launcher = pair(1.0, 1.0)
+    launcher.candidate.answers = answers(wrong={i: "ABCD"[(i + 1) % 4] for i in range(12)})
+
+    text = terminal(last(launcher))
+
+    assert "answers that differ, of 200: 12" in text
+    assert "sky/3: D -> A (label D, A's margin 5 logits)" in text
+    assert "... and 2 more, in the record" in text
+
+
+def test_flips_without_labels_claim_none() -> None:
+    launcher = pair(1.0, 1.0)
+    launcher.baseline.answers = answers(labels=False)
+    launcher.candidate.answers = answers(wrong={3: "A"}, labels=False)
+
+    assert "sky/3: D -> A (A's margin 5 logits)" in terminal(last(launcher))
+
+
+def test_wrong_answers_come_first_and_are_never_accepted() -> None:
+    launcher = pair(1.25, 1.0)
+    launcher.candidate.answers = answers(wrong={i: "ABCD"[(i + 1) % 4] for i in range(40)})
+
+    text = terminal(last(launcher))
+
+    first = text.splitlines()[0]
+    assert first == ("tiny inductor regressed: acc_infer -20.00 pp (limit -1.83 pp); time -20.0 %")
+    assert "next: " not in text
+
+
+def test_a_crash_shows_its_stderr_whole() -> None:
+    launcher = pair(1.0, 1.0)
+    launcher.candidate.round_fails = {2: WorkerError("candidate: crashed;\n  first\n  last")}
+
+    text = terminal(last(launcher))
+
+    assert text.splitlines()[0] == "tiny inductor invalid: candidate: crashed; first last"
+    assert "  | candidate: crashed;\n  |   first\n  |   last\n" in text
+    assert text.endswith(f"next: once the cause above is gone: {COMMAND}")
+
+
+def test_sides_that_do_not_compare_have_no_table() -> None:
+    launcher = pair(1.0, 1.0)
+    launcher.candidate.ready = ready(machine="cpu")
+
+    text = terminal(last(launcher))
+
+    assert text.startswith("tiny inductor incomparable: A ran on fake-gpu, B on cpu: give")
+    assert "metric" not in text
+
+
+def test_interrupted() -> None:
+    text = terminal(states(pair(1.0, 1.0))[7], partial=True)
+
+    assert text.startswith("tiny inductor not decided: +0.0 % [+0.0, +0.0] after 8 launch pairs")
+    assert "interrupted: the record is partial" in text
+    assert text.endswith(f"next: {COMMAND}")
+
+
+def test_interrupted_before_the_first_pair() -> None:
+    text = terminal(compare.begin(plan()), partial=True)
+
+    assert text.splitlines()[0] == (
+        "tiny inductor unsure: not decided yet; launch pairs that count: 0"
+    )
+
+
+@pytest.mark.parametrize(
+    ("factors", "sd", "expected"),
+    [
+        ((1.0, 1.25), 0.01, "--accept-regression"),
+        ((1.25, 1.0), 0.01, "to accept it: pytest -m perf, then perfline baselines update tiny"),
+        ((1.0, 1.012), 0.06, f"{COMMAND} --max-pairs "),
+        ((1.0, 1.012), 0.5, "too noisy for this margin"),
+    ],
+)
+def test_the_next_command(factors: tuple[float, float], sd: float, expected: str) -> None:
+    found = last(pair(*factors, sd=sd), plan(max_pairs=14))
+
+    assert expected in compare_text.next_command(whole(found))
+
+
+def test_nothing_is_next_after_ok() -> None:
+    assert compare_text.next_command(whole(last(pair(1.0, 1.0)))) == ""
+
+
+def test_the_gravest_case_comes_first() -> None:
+    fine = dataclasses.replace(last(pair(1.0, 1.0)), case="fine")
+
+    assert terminal(fine, slower()).startswith("tiny inductor regressed")
+
+
+def test_a_line_for_every_pair() -> None:
+    found = [timed(state, 15.2) for state in states(pair(1.0, 1.25, sd=0.01))]
+
+    lines = [compare_text.progress_line(state) for state in found]
+
+    assert re.fullmatch(
+        r"pair 1: B \+2\d\.\d % \(no interval yet\), at most 47 pairs left, about 12 min", lines[0]
+    )
+    assert re.fullmatch(
+        r"pair 9: B \+2\d\.\d % \[\+2\d\.\d, \+2\d\.\d\], at most 39 pairs left, about 10 min",
+        lines[8],
+    )
+    assert lines[9].endswith("], decided")
+    assert max(map(len, lines)) <= 80
+
+
+def test_a_void_pair_says_so() -> None:
+    launcher = pair(1.0, 1.0)
+    launcher.candidate.faults = lambda launch, turn: ("clocks throttled " * 9,)
+
+    line = compare_text.progress_line(states(launcher)[0])
+
+    assert line.startswith("pair 1: void, 6 of 6 round pairs thrown out: clocks throttled")
+    assert len(line) <= 80
+
+
+def test_markdown_says_the_same_and_quotes_what_it_shows() -> None:
+    launcher = pair(1.0, 1.25)
+    launcher.candidate.faults = lambda launch, turn: ("a <b> | c",) * (launch + turn == 1)
+    crashed = pair(1.0, 1.0)
+    crashed.candidate.round_fails = {0: WorkerError("gone\n~~~~\n# title")}
+    wrong = dataclasses.replace(last(crashed), case="other")
+
+    text = compare_text.markdown(whole(last(launcher), wrong))
+
+    assert text.startswith("## perfline compare: tiny inductor regressed +25.0 %")
+    assert "| core_time " in text
+    assert "(a &lt;b> \\| c)" in text
+    assert "<b>" not in text
+    assert (
+        text.splitlines().count("~~~~") == 4
+    )  # one fence for the stderr, one for the next command
+
+
+def test_the_next_command_has_each_option_once() -> None:
+    found = last(pair(1.0, 1.012, sd=0.06), plan(max_pairs=14))
+    comparison = dataclasses.replace(whole(found), command="perfline compare tiny --max-pairs 14")
+
+    assert re.fullmatch(
+        r"perfline compare tiny --max-pairs \d{2,3}", compare_text.next_command(comparison)
+    )
+
+
+def test_a_wandering_machine_does_not_show_a_difference_that_the_pairs_do_not() -> None:
+    def wandering(launch: int, turn: int) -> float:
+        return 1e-5 * (1 + launch)
+
+    found = last(FakeLauncher(Script(token_s=wandering), Script(token_s=wandering)))
+
+    assert row(terminal(found), "core_time")[:5] == [
+        "core_time",
+        "us/tok",
+        "55.00",
+        "55.00",
+        "+0.0",
+    ]
+
+
+def test_no_line_of_a_problem_is_a_command_of_github_s() -> None:
+    text = terminal(slower(problem="candidate: crashed\n::error::a\n    b ##[error]c"))
+
+    shown = [line for line in text.splitlines() if line.startswith("  | ")]
+    assert shown == ["  | candidate: crashed", "  | ::error::a", "  |     b ## [error]c"]
+    assert not any(line.strip().startswith("::") for line in text.splitlines())
+
+
+def test_what_other_packages_said_is_told_with_the_side_that_heard_it(tmp_path) -> None:
+    deprecated = Notice("transformers", "`x` is deprecated", 3)
+    both = Notice("torch", "TF32 is off")
+    found = slower()
+    said = {"baseline": (both,), "candidate": (both, deprecated)}
+    sides = {
+        name: dataclasses.replace(side, notices=said[name]) for name, side in found.sides.items()
+    }
+    found = dataclasses.replace(found, sides=sides)
+    lines = terminal(found)
+    assert "notice, A and B: torch: TF32 is off" in lines
+    assert "notice, B: transformers: `x` is deprecated (seen 3 times" in lines
+    path = tmp_path / "compare.json"
+    compare_file.save(path, whole(found))
+    assert compare_file.load(path).cases["tiny"].sides == sides

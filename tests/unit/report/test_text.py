@@ -1,0 +1,258 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from perfline.baselines.suggestions import next_command, settling
+from perfline.engines.environment import Environment
+from perfline.gates.verdict import Flip, Verdict
+from perfline.measure.record import CaseRecord, Record
+from perfline.metrics import Metric
+from perfline.report import markdown as report_markdown
+from perfline.report import text as report
+from perfline.report.text import Origin, context_change, failure, number
+
+SLOW = Verdict(
+    metric="p_infer_core",
+    word="regressed",
+    gate="baseline",
+    unit="tok/s",
+    baseline=1302.1,
+    baseline_error=6.0,
+    measured=1179.8,
+    measured_error=8.1,
+    change_fraction=-0.094,
+    limit="-2.0 %",
+    reason="slower than chance allows (+-1.6 % between sessions, from 5 sessions)",
+)
+OK = Verdict("p_infer_whole", "ok", "baseline", "tok/s", 1300.0, 6.0, 1299.0, 7.0, -0.001)
+ORIGIN = Origin("baselines/gpu/x.json", "2026-11-02T10:00:00Z", "1a2b3c4", {"torch": "2.9.1"})
+
+
+def test_a_failure_tells_the_whole_story_in_80_columns():
+    lines = failure([OK, SLOW], ORIGIN, {"torch": "2.10.0"}, "x", "--run r.json").split("\n")
+    assert lines[0] == "p_infer_core regressed -9.4 % (limit -2.0 %)"
+    assert lines[2].split() == [
+        *("metric", "unit", "baseline", "measured", "change", "limit", "verdict")
+    ]
+    assert lines[4].split() == [
+        *("p_infer_core", "tok/s", "1302", "+-", "6", "1180", "+-", "8"),
+        *("-9.4", "%", "-2.0", "%", "regressed"),
+    ]
+    assert "  baseline  baselines/gpu/x.json (2026-11-02, commit 1a2b3c4)" in lines
+    assert "  context   torch 2.9.1 -> 2.10.0" in lines
+    assert max(len(line) for line in lines if "hint" not in line) <= 80
+    assert lines[-1].startswith("  hint: to accept it: perfline baselines update x --run ")
+
+
+def test_a_metric_judged_by_both_says_which_row_is_against_which():
+    verdicts = [
+        Verdict("acc_val", "ok", gate, "fraction", before, None, 0.8167, 0.0139, change_pp=0.0)
+        for gate, before in (("published", 0.8167), ("baseline", 0.8125))
+    ]
+    stored, published = report.verdict_table(verdicts).split("\n\n")
+    assert [line.split()[:4] for line in stored.split("\n")] == [
+        ["metric", "unit", "baseline", "measured"],
+        ["acc_val", "%", "81.25", "81.67"],
+    ]
+    assert [line.split()[:4] for line in published.split("\n")] == [
+        ["metric", "unit", "published", "measured"],
+        ["acc_val", "%", "81.67", "81.67"],
+    ]
+    assert "| published   |" in report.verdict_table(verdicts, "github")
+    text = failure(verdicts[:1], ORIGIN, {}, "x", "")
+    assert text.split("\n")[2].split()[2] == "published"
+
+
+def test_flips_are_listed_up_to_ten_and_then_counted():
+    flips = tuple(Flip(f"law/{i}", "A", "A", "B", 0.5) for i in range(13))
+    lines = report.flip_lines(flips)
+    assert lines[0] == "  flipped questions: 13 right -> wrong"
+    assert lines[1] == "    law/0: A -> B (label A, stored margin 0.5 logits)"
+    assert lines[-1] == "    ... and 3 more, in the record"
+    assert len(lines) == 12
+
+
+@pytest.mark.parametrize(
+    ("word", "unit", "command"),
+    [
+        ("ok", "tok/s", ""),
+        ("missing", "tok/s", 'perfline baselines update x --run r.json --reason "first baseline"'),
+        ("improved", "tok/s", 'perfline baselines update x --run r.json --reason "..."'),
+        (
+            "regressed",
+            "tok/s",
+            "to accept it: perfline baselines update x --run r.json --accept-regression "
+            '--reason "..."',
+        ),
+        (
+            "unsure",
+            "tok/s",
+            'to widen the baseline: perfline baselines update x --run r.json --add --reason "..."',
+        ),
+        ("unsure", "fraction", ""),  # more sessions do not settle what the answers leave open
+        (
+            "incomparable",
+            "tok/s",
+            'to accept it anew: perfline baselines update x --run r.json --reason "..."',
+        ),
+        ("invalid", "tok/s", "run again once the cause above is gone"),
+    ],
+)
+def test_every_verdict_has_its_next_command(word, unit, command):
+    verdict = Verdict("m", word, "baseline", unit)
+    assert next_command("x", [OK, verdict], "--run r.json") == command
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "error", "shown"),
+    [
+        (None, "tok/s", None, ""),
+        (0.65199, "fraction", None, "65.20"),
+        (0.652, "fraction", 0.004, "65.20 +- 0.40"),
+        (12345.6, "tok/s", 7.8, "12346 +- 8"),
+        (345.67, "tok/s", 1.25, "345.7 +- 1.2"),
+        (1.234, "GiB", None, "1.23"),
+        (3, "count", None, "3"),
+    ],
+)
+def test_numbers_are_shown_with_as_many_digits_as_they_have(value, unit, error, shown):
+    assert number(value, unit, error) == shown
+
+
+def test_context_names_what_changed_and_what_is_new_or_gone():
+    before = {"torch": "2.9.1", "driver": "580.1", "cuda": "13.0", "commit": "a"}
+    after = {"torch": "2.10.0", "driver": "580.1", "triton": "3.6", "commit": "b"}
+    assert context_change(before, after) == (
+        "torch 2.9.1 -> 2.10.0; cuda 13.0 -> absent; triton absent -> 3.6"
+    )
+    assert context_change(before, before) == "torch, driver and all other versions unchanged"
+
+
+def record(*verdicts, errors=()):
+    metrics = {"p_infer_core": Metric("p_infer_core", 1179.8, "tok/s", "higher")}
+    case = CaseRecord("x", "x", "d", "fp16", "real", {}, metrics, {}, verdicts, errors=errors)
+    return Record("2026-11-22T00:00:00Z", False, Environment("gpu", "GPU", "cuda"), {"x": case})
+
+
+def test_markdown_leads_with_the_gravest_verdict_and_escapes_what_it_quotes():
+    odd = Verdict("m", "unsure", "baseline", "tok/s", reason="a | b <script>")
+    text = report_markdown.markdown(record(OK, SLOW, odd), {}, "--run r.json", {})
+    assert text.startswith("## perfline: regressed\n\nverdicts: 1 regressed, 1 unsure, 1 ok\n")
+    assert "- **p_infer_core regressed -9.4 % (limit -2.0 %)**" in text
+    assert "a \\| b &lt;script>" in text
+    assert "<script>" not in text
+
+
+def test_what_could_not_be_measured_is_counted_first():
+    text = report.counts_line(record(OK, errors=("test_x: boom",)))
+    assert text == "verdicts: 1 could not be measured, 1 ok"
+
+
+def test_published_figures_stand_beside_the_measured_ones_and_gaps_are_named():
+    from perfline.baselines.baseline import Figure, Published
+
+    figures = {"p_infer_core": Figure(9051.3, "tok/s"), "mfu": Figure(0.464, "fraction")}
+    published = Published("x", "s", "nvidia-a100-sxm4-40gb", "fp16", figures)
+    table = report.case_table(record().cases["x"], published).split("\n")
+    assert "published (nvidia-a100-sxm4-40gb)" in table[0]
+    assert table[1].split() == ["p_infer_core", "tok/s", "1180", "9051"]
+    assert table[2].split() == ["MFU", "%", "not", "measured", "46.40"]
+
+
+def test_the_unit_is_in_the_key():
+    keyed = report.keyed_by_unit(
+        [
+            Metric("p_infer_core", 1.0, "tok/s", "higher"),
+            Metric("mem", 2.0, "GiB", "lower"),
+            Metric("mfu", 0.4, "fraction", "info"),
+        ]
+    )
+    assert keyed == {"p_infer_core_tok_per_s": 1.0, "mem_gib": 2.0, "mfu_fraction": 0.4}
+
+
+def slow(metric="p_infer_core", word="regressed", gate="baseline"):
+    return Verdict(metric, word, gate, "tok/s", 100.0, None, 90.0, None, change_fraction=-0.1)
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "baseline", "now", "command"),
+    [
+        ([slow()], ("abc", {}), {"commit": "def"}, "perfline compare x --baseline-ref abc F"),
+        ([slow()], ("abc-dirty", {}), {"commit": "d"}, "perfline compare x --baseline-ref abc F"),
+        (
+            [slow("p_val_core", "unsure")],
+            ("abc", {}),
+            {},
+            "perfline compare x --baseline-ref abc --engine eager F",
+        ),
+        (
+            [slow()],
+            ("abc", {"torch": "2.12.0"}),
+            {"commit": "abc", "torch": "2.13.0"},
+            "perfline compare x --baseline-python DIR_OF_A_VENV_WITH_TORCH_2.12.0 F",
+        ),
+        ([slow()], ("abc", {"torch": "2.13.0"}), {"commit": "abc", "torch": "2.13.0"}, ""),
+        ([slow(gate="published")], ("abc", {}), {}, ""),
+        ([slow(word="ok")], ("abc", {}), {}, ""),
+    ],
+)
+def test_what_settles_a_verdict_on_time(verdicts, baseline, now, command):
+    assert settling("x", verdicts, baseline, now, "F") == command
+
+
+def test_a_failure_says_how_to_settle_it_and_how_to_accept_it():
+    origin = Origin("b.json", "2026-11-01", "abc", {"torch": "2.13.0"})
+    lines = failure([slow()], origin, {"commit": "def"}, "x", "--run r.json", "--dummy-weights")
+    settle, accept = lines.splitlines()[-2:]
+    assert settle == "  hint: to settle it: perfline compare x --baseline-ref abc --dummy-weights"
+    assert accept.startswith("  hint: to accept it: perfline baselines update x --run r.json --acc")
+
+
+@pytest.mark.parametrize(
+    ("notes", "lines"),
+    [
+        ({}, []),
+        ({"accuracy_questions_by_rank_val": "1, edited"}, []),
+        (
+            {"accuracy_hosts": 2, "accuracy_questions_by_rank_infer": "201, 193, 190, 196"},
+            [
+                "accuracy, inductor: 4 ranks on 2 hosts answered 780 questions (rank 0: 201, "
+                "1: 193, 2: 190, 3: 196)"
+            ],
+        ),
+        (
+            {"accuracy_questions_by_rank_val": ", ".join(map(str, [*range(30, 50), 7]))},
+            [
+                "accuracy, eager: 21 ranks answered 797 questions (7 on rank 20 to 49 on rank 19)",
+            ],
+        ),
+    ],
+)
+def test_who_answered_is_told(notes, lines):
+    case = CaseRecord("x", "x", "d", "fp16", "real", notes=notes)
+    assert report.rank_lines(case) == lines
+
+    whole = Record("2026", False, Environment("gpu", "GPU", "cuda"), {"x": case})
+    told = "\n".join(report.session_lines(whole, {}, {}, "", {}))
+    assert all(line in " ".join(told.split()) for line in lines)
+    assert max(map(len, told.splitlines())) <= 80
+    assert all(f"- {line}" in report_markdown.markdown(whole, {}, "", {}) for line in lines)
+
+
+def test_what_ranks_did_together_is_told():
+    alone = Metric("p_infer_whole_one_rank", 100.0, "tok/s", "info", (99.0, 100.0, 101.0))
+    notes = {
+        "throughput_ranks_infer": 4,
+        "slowest_rank_infer": "rank 3 on node-b: 2.4 % below the median of the others",
+    }
+    case = CaseRecord(
+        "x", "x", "d", "fp16", "real", notes=notes, metrics={"p_infer_whole_one_rank": alone}
+    )
+    assert report.rank_lines(case) == [
+        "throughput, inductor: 4 ranks timed together; one rank by itself 100.0 +- 0.6 tok/s; "
+        "slowest: rank 3 on node-b: 2.4 % below the median of the others"
+    ]
+    one_model = replace(case, metrics={}, notes={"throughput_ranks_infer": 4})
+    assert report.rank_lines(one_model) == ["throughput, inductor: 4 ranks timed together"]

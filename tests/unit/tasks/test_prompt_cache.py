@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from perfline.cases.case import load_cases
+from perfline.cases.data import locate
+from perfline.tasks.mmlu import Prompt, load_subjects
+from perfline.tasks.prompt_cache import cached_prompts
+
+
+@pytest.fixture
+def tiny():
+    (case,) = load_cases(["tiny"])
+    located = locate(case, None)
+    return case, located.weights, load_subjects(located.mmlu, 5)
+
+
+def build(subjects, log):
+    def make():
+        log.append("built")
+        return [
+            Prompt(q.id, q.subject, np.arange(3 + i % 7, dtype=np.int64), 5 - i % 2, q.label)
+            for i, q in enumerate(q for s in subjects for q in s.test)
+        ]
+
+    return make
+
+
+def same(one, other):
+    return all(
+        (a.id, a.subject, a.shots, a.label, a.ids.tolist(), a.ids.dtype)
+        == (b.id, b.subject, b.shots, b.label, b.ids.tolist(), b.ids.dtype)
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+def test_prompts_are_tokenised_once_and_come_back_the_same(tiny, tmp_path):
+    case, weights, subjects = tiny
+    log: list[str] = []
+    first = cached_prompts(case, weights, subjects, build(subjects, log), tmp_path)
+    second = cached_prompts(case, weights, subjects, build(subjects, log), tmp_path)
+    assert log == ["built"]
+    assert same(first, second)
+    assert [path.suffix for path in tmp_path.iterdir()] == [".npz"]
+
+
+def test_another_setting_tokenizer_or_question_set_is_another_file(tiny, tmp_path):
+    case, weights, subjects = tiny
+    log: list[str] = []
+    cached_prompts(case, weights, subjects, build(subjects, log), tmp_path)
+    other = dataclasses.replace(case, model=dataclasses.replace(case.model, bos=False))
+    cached_prompts(other, weights, subjects, build(subjects, log), tmp_path)
+    cached_prompts(case, weights, subjects[:2], build(subjects[:2], log), tmp_path)
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf" / "tokenizer.json").write_text("{}")
+    cached_prompts(case, tmp_path / "hf", subjects, build(subjects, log), tmp_path)
+    assert log == ["built"] * 4
+
+
+def test_a_changed_prompt_is_never_served_from_the_cache(tiny, tmp_path, monkeypatch):
+    from perfline.tasks import mmlu
+
+    case, weights, subjects = tiny
+    log: list[str] = []
+    cached_prompts(case, weights, subjects, build(subjects, log), tmp_path)
+    original = mmlu.render_prompt
+    monkeypatch.setattr(mmlu, "render_prompt", lambda s, q, shots: original(s, q, shots - 1))
+    cached_prompts(case, weights, subjects, build(subjects, log), tmp_path)
+    assert log == ["built", "built"]
+
+
+@pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 torn", b"text"])
+def test_a_broken_cache_costs_the_tokenising_anew(tiny, tmp_path, damage):
+    case, weights, subjects = tiny
+    log: list[str] = []
+    first = cached_prompts(case, weights, subjects, build(subjects, log), tmp_path)
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(damage)
+    assert same(cached_prompts(case, weights, subjects, build(subjects, log), tmp_path), first)
+    assert same(cached_prompts(case, weights, subjects, build(subjects, log), tmp_path), first)
+    assert log == ["built", "built"]
+
+
+def test_a_cache_that_cannot_be_written_is_no_error(tiny, tmp_path):
+    case, weights, subjects = tiny
+    (tmp_path / "file").write_text("")
+    log: list[str] = []
+    found = cached_prompts(case, weights, subjects, build(subjects, log), tmp_path / "file")
+    assert len(found) == 780
