@@ -16,7 +16,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from perfline.cases import data
-from perfline.cli import main
+from perfline.cli.main import main
 
 pytestmark = pytest.mark.alone  # of one baseline: what it judges is fast or slow, too
 

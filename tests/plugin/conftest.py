@@ -111,7 +111,7 @@ class Suite:
 
     def update(self, *arguments: str, case: str = "fake") -> int:
         """``perfline baselines update``."""
-        from perfline.cli import main
+        from perfline.cli.main import main
 
         return main(["baselines", "update", case, "--case-dir=cases", "--reason=test", *arguments])
 
