@@ -24,6 +24,10 @@ def test_every_line_with_a_prompt_is_a_command_that_is_tested(page: str):
     assert shown
 
 
+def test_the_readme_is_for_somebody_with_two_minutes():
+    assert len((REPOSITORY / "README.md").read_text().splitlines()) <= 200
+
+
 def test_links_lead_somewhere():
     for page in PAGES:
         for target in re.findall(r"\]\(([^)\s]+)\)", (REPOSITORY / page).read_text()):
