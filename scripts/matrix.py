@@ -167,7 +167,7 @@ def ran(uv: str, folder: Path, row: Row) -> Result:
         python = installed(uv, folder, row)
         result.versions = json.loads(output([str(python), "-c", VERSIONS]))
         measure(folder, python, result)
-        pytest(folder, python, [str(CONTRACT), "-q"])
+        pytest(folder, python, ["--noconftest", str(CONTRACT), "-q"])
     except FailedError as problem:
         result.failure = str(problem)
     finally:
