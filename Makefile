@@ -36,11 +36,12 @@ STRICT := -p hypothesispytest -o strict_parametrization_ids=true -W error \
 PARALLEL := -n logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 # What has no measured speed in it shares the machine; what other processes would disturb comes after.
+# What a killed session left torn in inductor's cache is not met: the cache is new.
 test: lint
-	status=0; \
+	status=0; TORCHINDUCTOR_CACHE_DIR=$$(mktemp -d); export TORCHINDUCTOR_CACHE_DIR; \
 	$(BIN)/pytest $(STRICT) $(PARALLEL) -m "not alone" tests/e2e tests/plugin tests/unit tests/browser $(ARGS) || status=1; \
 	$(BIN)/pytest $(STRICT) --cases tiny -m "accuracy or perf or alone" tests/accuracy tests/perf tests/e2e $(ARGS) || status=1; \
-	exit $$status
+	rm -rf -- "$$TORCHINDUCTOR_CACHE_DIR"; exit $$status
 
 # uv has an environment of its own: a stale constraints.txt does not keep it from being made anew.
 $(UV):

@@ -119,9 +119,9 @@ def make_small(package: Path) -> None:
         text, count = re.subn(rf"^(  {key}: )[\d.]+", rf"\g<1>{value}", text, flags=re.MULTILINE)
         assert count == 1, key
     tiny.write_text(text)
-    for test in (package / "data").rglob("*_test.csv"):
+    for test in (package / "cases" / "embedded").rglob("*_test.csv"):
         test.write_text("".join(test.read_text().splitlines(keepends=True)[:10]))
-    device = package / "device.py"
+    device = package / "engines" / "device.py"
     assert "def cpu_contention() -> " in device.read_text()
     with device.open("a") as file:  # a run that others disturb cannot become a baseline
         file.write("\n\ndef cpu_contention() -> None:\n    return None\n")

@@ -94,3 +94,18 @@ def test_records_without_notices_are_read(suite):
     del data["notices"]
     path.write_text(json.dumps(data))
     assert record.load(path).notices == ()
+
+
+def test_a_comparison_with_nothing_stored_by_pytest_benchmark_is_measured(suite):
+    result = suite.run("-m", "perf", "--benchmark-compare", "-W", "error")
+    result.assert_outcomes(skipped=2, deselected=4)
+    assert "INTERNALERROR" not in result.stdout.str()
+    assert suite.record()["partial"] is False
+
+
+def test_nothing_to_save_for_pytest_benchmark_ends_no_session(suite):
+    suite.script(**{"raise": ["MissingData"]})
+    result = suite.run("-m", "perf", "--benchmark-json=b.json", "-W", "error")
+    result.assert_outcomes(skipped=2, deselected=4)
+    assert "INTERNALERROR" not in result.stdout.str() + result.stderr.str()
+    assert "Traceback" not in result.stdout.str() + result.stderr.str()

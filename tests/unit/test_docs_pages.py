@@ -10,9 +10,11 @@ from typing import Literal, get_args, get_origin, get_type_hints
 
 import pytest
 import yaml
+from packaging.version import Version
 
 from doc_pages import PAGES, REPOSITORY, commands, rows, yaml_blocks
 from perfline.cases import case as cases
+from perfline.engines import environment
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -22,6 +24,10 @@ def test_every_line_with_a_prompt_is_a_command_that_is_tested(page: str):
     shown = [number for number, line in enumerate(lines, 1) if re.match(r"\s*\$ ", line)]
     assert shown == [command.line for command in commands(page)]
     assert shown
+
+
+def test_the_readme_is_for_somebody_with_two_minutes():
+    assert len((REPOSITORY / "README.md").read_text().splitlines()) <= 200
 
 
 def test_links_lead_somewhere():
@@ -105,3 +111,15 @@ def test_every_key_of_a_case_is_documented_as_it_is():
         assert due in ([], [unit]), key
         assert purpose, key
     assert shown == schema(cases.Case)
+
+
+def test_the_tested_versions_are_those_of_the_code_and_not_below_the_lock():
+    lock = (REPOSITORY / "constraints.txt").read_text()
+    for page in ("README.md", "docs/versions.md"):
+        text = " ".join((REPOSITORY / page).read_text().split())
+        for name, (first, last) in environment.TESTED.items():
+            assert f"{name} {first} to {last}" in text, page
+    for name, (_, last) in environment.TESTED.items():
+        pinned = re.findall(rf"^{name}==([\d.]+)", lock, flags=re.MULTILINE)
+        assert pinned
+        assert max(map(Version, pinned)) <= Version(last)

@@ -23,6 +23,7 @@ from perfline.engines.upstream import (
     compile_errors,
     decoder_layers,
     dynamo_counts,
+    inductor_cache,
     is_full,
 )
 from perfline.errors import DeviceMemory, EngineError, NoSharedPrefixes
@@ -187,10 +188,13 @@ class TorchEngine:
             with torch.inference_mode():
                 yield
         except compile_errors() as error:
-            first = str(error).strip().splitlines()[0]
+            # "backend='inductor' raised:" says nothing yet: its next line does.
+            first = " ".join(str(error).strip().splitlines()[:2])
             hint = "try engine.scope or engine.dynamic in the case's YAML"
             if "C++ compiler" in str(error):
                 hint = "install g++, or name a C++ compiler in the environment variable CXX"
+            if "file too short" in str(error):  # inductor writes its libraries in place
+                hint = f"a killed compilation tore inductor's cache: delete {inductor_cache()}"
             raise EngineError(
                 f"case '{self._model.case.id}': torch.compile failed on {what}: {first}; {hint}"
             ) from error

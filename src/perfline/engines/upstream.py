@@ -20,6 +20,7 @@ logger ``transformers.modeling_utils``                 4.57-5.24               l
 ``torch._dynamo.utils.counters``                       torch 2.9-2.15          an error
 ``torch._dynamo.config.fail_on_recompile_limit_hit``   torch 2.9-2.15          an error
 ``torch._dynamo.exc``                                  torch 2.9-2.15          an error
+``torch._inductor.runtime.cache_dir_utils.cache_dir``  torch 2.9-2.15          a traceback
 logger ``torch.__trace``                               torch 2.9-2.15          lines in a failure
 a full CPU is a ``RuntimeError`` of its allocator      torch 2.9-2.15          a traceback
 =====================================================  ======================  ====================
@@ -265,6 +266,13 @@ def dynamo_counts() -> CompileCounts:
         cache_hits=inductor["fxgraph_cache_hit"],
         cache_misses=inductor["fxgraph_cache_miss"],
     )
+
+
+def inductor_cache() -> str:
+    """The directory of inductor's cache on disk."""
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    return cache_dir()
 
 
 def is_full(error: BaseException) -> bool:

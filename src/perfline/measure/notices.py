@@ -53,6 +53,10 @@ class Notices:
 
     _seen: dict[tuple[str, str], Notice] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        """Make what takes in logged lines."""
+        self._handler = _Handler(self)
+
     @property
     def all(self) -> tuple[Notice, ...]:
         """In the order in which they were first seen."""
@@ -79,18 +83,18 @@ class Notices:
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Take in what is warned of and logged meanwhile, whatever the warnings' filters say."""
-        handler = _Handler(self)
         loggers = [logging.getLogger(name) for name in LOGGERS]
+        loggers = [each for each in loggers if self._handler not in each.handlers]  # within itself
         with warnings.catch_warnings():
             warnings.simplefilter("always")
             warnings.showwarning = self._warned
             for logger in loggers:
-                logger.addHandler(handler)
+                logger.addHandler(self._handler)
             try:
                 yield
             finally:
                 for logger in loggers:
-                    logger.removeHandler(handler)
+                    logger.removeHandler(self._handler)
 
     def _warned(
         self,

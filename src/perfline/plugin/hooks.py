@@ -10,8 +10,8 @@ from __future__ import annotations
 import argparse
 import os
 import time
+import warnings
 from collections.abc import Callable, Generator, Iterator
-from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -114,11 +114,16 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
     )
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     """Markers, and what is wrong with the command line."""
+    # --benchmark-compare before anything is stored: pytest-benchmark warns while it is configured,
+    # and a policy of errors would end the session there.
+    warnings.filterwarnings("default", "Can't compare", pytest.PytestWarning)
     config.addinivalue_line("markers", "perf: measures throughput, memory and compilation")
     config.addinivalue_line("markers", "accuracy: measures MMLU accuracy")
     config.stash[NOTICES] = Notices()
+    config.pluginmanager.register(SessionEnd())
     _check_root(config)
     _check_full_pass(config)
     if any(map(config.getoption, ("cases", "case_dir", "data_dir"))):
@@ -249,21 +254,33 @@ def pytest_runtest_makereport(
     return report
 
 
-@pytest.hookimpl(wrapper=True, trylast=True)  # inside of what pytest makes errors of warnings with
-def pytest_sessionfinish(
-    session: pytest.Session, exitstatus: int
-) -> Generator[None, object, object]:
-    """Write the record for the last time, whatever else ends badly: complete, or marked partial.
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> Generator[None, object, object]:
+    """A cache that pytest cannot write is a notice: it says nothing of what was measured.
 
-    A cache that pytest cannot write is a notice: it says nothing of what was measured.
+    Innermost: inside of what pytest makes errors of warnings with.
     """
-    state = session.config.stash.get(SESSION, None)
-    measured = state is not None and state.measured
-    with session.config.stash[NOTICES].listening() if measured else nullcontext():
-        try:
+    if session.config.stash.get(SESSION, None) is None:
+        return (yield)
+    with session.config.stash[NOTICES].listening():
+        return (yield)
+
+
+class SessionEnd:
+    """The same around what other plugins do at the end, since it is registered after them."""
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_sessionfinish(
+        self, session: pytest.Session, exitstatus: int
+    ) -> Generator[None, object, object]:
+        """Write the record for the last time, whatever else ends badly: complete, or partial."""
+        if session.config.stash.get(SESSION, None) is None:
             return (yield)
-        finally:
-            _finish(session, exitstatus)
+        with session.config.stash[NOTICES].listening():
+            try:
+                return (yield)
+            finally:
+                _finish(session, exitstatus)
 
 
 def _finish(session: pytest.Session, exitstatus: int) -> None:

@@ -146,6 +146,11 @@ def test_a_full_cpu_is_told_from_other_errors():
     assert not upstream.is_full(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
 
 
+def test_inductor_tells_where_its_cache_is(monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/some/where")
+    assert upstream.inductor_cache() == "/some/where"
+
+
 def test_new_tensors_are_no_news_meanwhile():
     logger = logging.getLogger("transformers.modeling_utils")
     before = logger.level

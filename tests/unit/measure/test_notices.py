@@ -38,7 +38,7 @@ def test_warnings_that_are_errors_become_notices_with_their_counts():
 def test_what_is_logged_as_a_warning_counts_too_and_nothing_else():
     notices, logger = Notices(), logging.getLogger("transformers.some.module")
     logger.warning("before")
-    with notices.listening():
+    with notices.listening(), notices.listening():
         logger.warning("%s is deprecated", "past_key_values")
         logger.info("loading")
     logger.warning("after")
