@@ -20,7 +20,7 @@ ROOMS = (
 MODULES = {
     path.relative_to(SOURCE).with_suffix("").as_posix().replace("/", "."): path
     for path in SOURCE.rglob("*.py")
-    if path.stem != "__init__"
+    if path.stem != "__init__" and path.parent.name != "suite"  # tests of users: no room's
 }
 HEAVY = {"torch", "transformers", "pandas", "scipy"}
 LARGEST = {"report": 20, "compare": 19, "measure": 14, "engines": 14}  # files; twelve anywhere else

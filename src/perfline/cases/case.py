@@ -26,6 +26,7 @@ import yaml
 from perfline.errors import CaseError
 
 PACKAGED_CASES = Path(__file__).parent
+OWN = "cases"  # the directory of a repository's own
 CASE_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,29}")
 
 Precision = Literal["fp32", "fp16", "bf16"]
@@ -220,6 +221,24 @@ def find_cases(*directories: Path) -> dict[str, Path]:
             if not same:
                 raise CaseError(f"case '{path.stem}' stands in two files: {other} and {path}")
     return dict(sorted(found.items()))
+
+
+def own_cases(root: Path) -> dict[str, Path]:
+    """Return ``{case id: file}``, sorted, of a repository's own cases: those in ``root/cases``.
+
+    A YAML file there is one where a line begins with ``case:``. They are taken where no directory
+    of cases is named; where no case is named either, they alone are meant, not the packaged ones.
+    """
+    files = sorted([*(root / OWN).glob("*.yaml"), *(root / OWN).glob("*.yml")])
+    return {path.stem: path for path in files if path.is_file() and _says_case(path)}
+
+
+def _says_case(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return re.search(rb"(?m)^case:", file.read(1 << 16)) is not None
+    except OSError:
+        return True  # reading it tells why it cannot be
 
 
 def load_cases(ids: Iterable[str] | None = None, directories: Sequence[Path] = ()) -> list[Case]:

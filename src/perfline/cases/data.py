@@ -11,8 +11,10 @@ from __future__ import annotations
 import hashlib
 import json
 import lzma
+import math
 import os
 import posixpath
+import shlex
 import tarfile
 import tempfile
 import zlib
@@ -23,7 +25,7 @@ from typing import IO, cast
 
 from perfline.cases.case import Case
 from perfline.errors import DataError, MissingData
-from perfline.jsonfile import printable
+from perfline.jsonfile import is_special, printable
 
 PACKAGED_DATA = Path(__file__).parent / "embedded"
 MMLU_URL = "https://people.eecs.berkeley.edu/~hendrycks/data.tar"
@@ -32,6 +34,7 @@ _SPLITS = ("dev", "test")
 _INDEX = "model.safetensors.index.json"
 _ATTENTION = ("eager", "sdpa", "flash_attention_2", "flex_attention")
 _DEEPEST = 64  # directories inside one another in a tar
+_LONGEST = 100_000_000  # bytes of a header or a JSON file; the safetensors library's own limit
 _BLOCK = 64 * 1024  # bytes that weights_digest reads at one place ...
 _BLOCKS = 256  # ... and the number of places, in each file
 
@@ -77,14 +80,14 @@ def find_weights(case: Case, data_dir: Path | None) -> Path:
     for home in _homes(case, data_dir):
         if (home / case.model.weight_dir).is_dir():
             return home / case.model.weight_dir
-    cached = _hub_cache(case.model.hub_id) if case.model.hub_id else None
+    cached = hub_cache(case.model.hub_id) if case.model.hub_id else None
     if cached is not None:
         return cached
     target = _wanted_home(case, data_dir) / case.model.weight_dir
     command = (
-        f"hf download {case.model.hub_id} --local-dir {target}"
+        f"hf download {case.model.hub_id} --local-dir {shlex.quote(str(target))}"
         if case.model.hub_id
-        else f"cp -r YOUR_CHECKPOINT {target}"
+        else f"cp -r YOUR_CHECKPOINT {shlex.quote(str(target))}"
     )
     raise MissingData(f"case {case.id}: no weights at {target}", command)
 
@@ -106,7 +109,7 @@ def find_mmlu(case: Case, data_dir: Path | None, override: Path | None = None) -
     home = _wanted_home(case, data_dir)
     raise MissingData(
         f"case {case.id}: no MMLU questions at {home / case.mmlu.mmlu_dir}",
-        f"curl -L --create-dirs {MMLU_URL} -o {home / 'data.tar'}",
+        f"curl -L --create-dirs {MMLU_URL} -o {shlex.quote(str(home / 'data.tar'))}",
     )
 
 
@@ -135,7 +138,8 @@ def _holds(directory: Path, names: Sequence[str]) -> bool:
     return all((directory / name).is_dir() for name in names)
 
 
-def _hub_cache(hub_id: str) -> Path | None:
+def hub_cache(hub_id: str) -> Path | None:
+    """Return the checkpoint ``hub_id`` in the local Hugging Face cache; None where it is not."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
@@ -272,6 +276,37 @@ def check_weights(directory: Path) -> None:
         raise DataError(f"{directory}: has no tokenizer.json; expected a fast tokenizer's file")
 
 
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint's own files say of it, without its weights being read."""
+
+    config: Mapping[str, object]  # config.json
+    parameters: int  # of all tensors that are stored
+    dtypes: frozenset[str]  # theirs, by safetensors' names, such as "BF16"
+
+
+def read_checkpoint(directory: Path) -> Checkpoint:
+    """Read config.json and the safetensors' headers; DataError as :func:`check_weights` has it."""
+    check_weights(directory)
+    parameters, dtypes = 0, set()
+    for shard in _shards(directory):
+        size = shard.stat().st_size
+        for name, tensor in json.loads(_read_header(shard)).items():
+            if name == "__metadata__":
+                continue
+            shape, dtype = tensor.get("shape"), tensor.get("dtype")
+            sizes = isinstance(shape, list) and all(type(n) is int and n >= 0 for n in shape)
+            # A weight of less than a bit is none: the file's size bounds what it may say.
+            if not sizes or not isinstance(dtype, str) or math.prod(shape) > 8 * size:
+                raise DataError(
+                    f"{shard}: tensor '{_shown(name)}' has shape {_shown(shape)} and dtype "
+                    f"{_shown(dtype)}; expected sizes that fit the file, and a name; fetch it again"
+                )
+            parameters += math.prod(shape)
+            dtypes.add(dtype)
+    return Checkpoint(_read_json(directory / "config.json"), parameters, frozenset(dtypes))
+
+
 def _check_attention(path: Path, config: Mapping[str, object]) -> None:
     """Refuse an attention by another name: transformers fetches and runs it as a hub kernel."""
     waiting = list(config.items())
@@ -317,6 +352,8 @@ def weights_digest(directory: Path) -> str:
 
 def _read_json(path: Path) -> dict[str, object]:
     try:
+        if is_special(path) or path.stat().st_size > _LONGEST:
+            raise DataError(f"{path}: is no file of at most {_LONGEST:,} bytes; fetch it again")
         data = json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise DataError(f"{path}: is missing; expected a Hugging Face checkpoint") from error
@@ -374,6 +411,11 @@ def _read_header(path: Path) -> bytes:
             raise DataError(
                 f"{path}: has {size} bytes; its header alone takes {8 + length}: "
                 "truncated or no safetensors; fetch it again"
+            )
+        if length > _LONGEST:
+            raise DataError(
+                f"{path}: its header has {length} bytes (expected at most {_LONGEST}); "
+                "fetch it again"
             )
         header = file.read(length)
     try:

@@ -92,11 +92,11 @@ def show(root: Path, names: Sequence[str], as_json: bool) -> int:
     return 0
 
 
-def check(root: Path, directories: Sequence[Path], strict: bool) -> int:
+def check(root: Path, directories: Sequence[Path], strict: bool, wanted: Sequence[str] = ()) -> int:
     """Print what is wrong with the files, one line each; 1 if anything is.
 
     A case that a machine with other baselines has none of is worth a line, and counts as wrong
-    under ``strict``.
+    under ``strict``: any case, or one of those ``wanted``.
     """
     cases = {case.id: case for case in load_cases(None, directories)}
     wrong: list[str] = []
@@ -113,7 +113,7 @@ def check(root: Path, directories: Sequence[Path], strict: bool) -> int:
         f"{_as_measured(machine)}, then "
         f"`{_update_command(root, name, directories)}`"
         for machine, there in held.items()
-        for name in cases
+        for name in wanted or cases
         if name not in there
     ]
     for line in wrong + missing:

@@ -1,5 +1,6 @@
 """Which commands does ``perfline`` have? Parsing and dispatch; the work is done elsewhere.
 
+    perfline init ...            what does a repository need, to be measured?
     perfline doctor              is this machine ready to measure?
     perfline prompt ...          what exactly is the model asked?
     perfline baselines ...       what is accepted, and accept, compare, check or remove it
@@ -26,6 +27,7 @@ from perfline import __version__
 from perfline.cli.compare import add_compare
 from perfline.cli.export import add_export
 from perfline.cli.history import add_history
+from perfline.cli.init import add_init
 from perfline.cli.options import add_baselines, add_case_dir, add_data_dir
 from perfline.cli.report import add_report
 from perfline.errors import PerflineError
@@ -43,6 +45,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             from perfline.cases import data
 
             args.data_dir = data.directory(args.data_dir)
+        if "case_dir" in args:
+            from perfline.cases import case
+
+            args.own = [] if args.case_dir else list(case.own_cases(Path()))
+            args.case_dir = [Path(case.OWN)] if args.own else args.case_dir
         status = run(args)
         sys.stdout.flush()
         return status
@@ -72,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"perfline {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    add_init(commands)
     _add_doctor(commands)
     _add_prompt(commands)
     add_compare(commands)
@@ -102,7 +110,11 @@ def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "perfline doctor --data-dir /data/models --cases llama3-8b,deepseek-7b",
     )
     add_data_dir(parser)
-    parser.add_argument("--cases", metavar="A,B", help="only these cases (default: all)")
+    parser.add_argument(
+        "--cases",
+        metavar="A,B",
+        help="only these cases (default: the repository's own in cases/, else all)",
+    )
     add_case_dir(parser)
     add_baselines(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -235,7 +247,8 @@ def _doctor(args: argparse.Namespace) -> int:
     from perfline.cases.case import load_cases
     from perfline.cli.doctor import doctor
 
-    names = None if args.cases is None else [name.strip() for name in args.cases.split(",")]
+    named = None if args.cases is None else [name.strip() for name in args.cases.split(",")]
+    names = named or args.own or None
     cases = load_cases(names, args.case_dir)
     return doctor(cases, args.data_dir, args.baselines, args.json)
 
@@ -277,7 +290,7 @@ def _show(args: argparse.Namespace) -> int:
 def _check(args: argparse.Namespace) -> int:
     from perfline.cli.baselines import check
 
-    return check(args.baselines, args.case_dir, args.strict)
+    return check(args.baselines, args.case_dir, args.strict, args.own)
 
 
 def _remove(args: argparse.Namespace) -> int:

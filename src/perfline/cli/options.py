@@ -26,7 +26,8 @@ def add_case_dir(parser: argparse.ArgumentParser, only: str = "") -> None:
         type=Path,
         action="append",
         default=[],
-        help=f"{only}holds YAML files of more cases; may be given again",
+        help=f"{only}holds YAML files of more cases; may be given again (default: cases, where it "
+        "holds any)",
     )
 
 

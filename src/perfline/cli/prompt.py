@@ -29,7 +29,7 @@ def prompt(
     """Print one prompt's text, or with ``as_ids`` its token ids, as the suite would ask it."""
     located = data.locate(case, data_dir, mmlu_dir)
     chosen, question = _find(located.mmlu, case, subject, index)
-    encode = mmlu.hf_encode(_tokenizer(located.weights), case.model.bos)
+    encode = mmlu.hf_encode(load_tokenizer(located.weights), case.model.bos)
     alone = Subject(chosen.name, chosen.dev, (question,))
     (built,) = mmlu.build_prompts([alone], encode, case.mmlu)
     if as_ids:
@@ -64,7 +64,8 @@ def _find(directory: Path, case: Case, name: str, index: int) -> tuple[Subject, 
     return subjects[name], questions[index]
 
 
-def _tokenizer(weights: Path) -> Any:
+def load_tokenizer(weights: Path) -> Any:
+    """Return a checkpoint's tokenizer, without code of its own; DataError where it cannot be."""
     try:
         from transformers import AutoTokenizer
 

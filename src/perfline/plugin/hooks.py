@@ -41,10 +41,15 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
         pluginmanager.register(ranks.Serving(_options, _selected))
     group = parser.getgroup("perfline", "LLM inference: accuracy and throughput against baselines")
     group.addoption(
-        "--cases", metavar="A,B", help="cases to measure, by id (default: all that are known)"
+        "--cases",
+        metavar="A,B",
+        help="cases to measure, by id (default: the repository's own in cases/, else all known)",
     )
     group.addoption(
-        "--case-dir", metavar="DIR", help="a directory with further cases, one YAML file each"
+        "--case-dir",
+        metavar="DIR",
+        help="a directory with further cases, one YAML file each (default: cases/ beside pytest's "
+        "configuration, where it holds any)",
     )
     group.addoption(
         "--data-dir",
@@ -128,7 +133,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """One test per case, grouped by case so that one model is resident at a time."""
     if "perfline_bench" in metafunc.fixturenames:
-        found = _selected(metafunc.config)
+        found = _parametrized(metafunc.config)
         ids = [case.id for case in found]
         metafunc.parametrize("perfline_bench", found, ids=ids, indirect=True, scope="session")
     if "engine_name" in metafunc.fixturenames:
@@ -368,7 +373,7 @@ def _options(config: pytest.Config) -> Options:
         baselines=Path(given("baselines") or config.rootpath / "baselines"),
         results=results,
         strict=given("strict_verdicts") or _pytest_is_strict(config),
-        case_dir=given("case_dir"),
+        case_dir=given("case_dir") or _own_from_elsewhere(config),
         full_pass=given("full_pass"),
         weights="dummy" if given("dummy_weights") else "real",
         accuracy=AccuracyOptions(
@@ -382,6 +387,14 @@ def _options(config: pytest.Config) -> Options:
         shown_from=config.invocation_params.dir,
         ranks=rendezvous.ranks_here(),
     )
+
+
+def _own_from_elsewhere(config: pytest.Config) -> str | None:
+    """The directory of the repository's own cases, where a command typed here would not see it."""
+    root, here = config.rootpath, config.invocation_params.dir
+    if root == here or not cases.own_cases(root):
+        return None
+    return os.path.relpath(root / cases.OWN, here)
 
 
 def _positive(text: str) -> int:
@@ -399,13 +412,22 @@ def _natural(text: str) -> int:
 
 def _selected(config: pytest.Config) -> list[Case]:
     names, directory = config.getoption("cases"), config.getoption("case_dir")
+    own = {} if directory else cases.own_cases(config.rootpath)
+    directories = [Path(directory)] if directory else [config.rootpath / cases.OWN] if own else []
     try:
         data.directory(config.getoption("data_dir"))
-        return cases.load_cases(
-            names.split(",") if names else None, (Path(directory),) if directory else ()
-        )
+        return cases.load_cases(names.split(",") if names else list(own) or None, directories)
     except PerflineError as error:
         raise pytest.UsageError(str(error)) from error
+
+
+def _parametrized(config: pytest.Config) -> list[Case]:
+    """The same while tests are collected, where pytest shows an error's line and no traceback."""
+    try:
+        return _selected(config)
+    except pytest.UsageError as error:
+        problem = str(error)
+    pytest.fail(problem, pytrace=False)
 
 
 def _case_of(item: pytest.Item) -> Case | None:

@@ -1,0 +1,64 @@
+"""A start in an empty repository, from ``perfline init`` to a second run against its baselines."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import perfline
+from perfline.cases.data import PACKAGED_DATA
+
+SOURCE = Path(perfline.__file__).parents[1]
+
+
+def shell(folder: Path, *words: str) -> str:
+    """Run Python with ``words`` there, as somebody with perfline installed would; its output."""
+    own = ("PYTEST_", "PERFLINE_", "GITHUB_", "HF_")
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(own)}
+    done = subprocess.run(
+        [sys.executable, "-m", *words],
+        cwd=folder,
+        env=kept | {"PYTHONPATH": str(SOURCE)},
+        capture_output=True,
+        text=True,
+        timeout=540,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.alone
+def test_from_nothing_to_the_second_green_run(tmp_path: Path) -> None:
+    weights = PACKAGED_DATA / "tiny_mmlu" / "tiny_hf"
+    said = shell(tmp_path, "perfline", "init", ".", "--weights", str(weights))
+    assert said.endswith("next:\n  pytest -m perf\n")
+    case = tmp_path / "cases" / "tiny-hf.yaml"
+    short = {"sample": "16", "rounds": "5", "min_round_s": "0.1"}  # this test's minute, not a day's
+    for key, value in short.items():
+        text, count = re.subn(rf"(?m)^(  {key}: )[\d.]+", rf"\g<1>{value}", case.read_text())
+        assert count == 1
+        case.write_text(text)
+    for turn in ("first", "second"):
+        for mark in ("perf", "accuracy"):
+            out = shell(tmp_path, "pytest", "-m", mark)
+            words = [
+                verdict["word"]
+                for verdict in json.loads((tmp_path / "results" / "run.json").read_text())["cases"][
+                    "tiny-hf"
+                ]["verdicts"]
+            ]
+            assert words
+            if turn == "first":
+                assert "missing" in words, out
+                shell(tmp_path, *["perfline", "baselines", "update", "--all", "--reason", "first"])
+            else:
+                assert set(words) <= {"ok", "improved", "unsure"}, out
+                assert "ok" in words, out
+    assert "0 wrong, 0 missing" in shell(tmp_path, "perfline", "baselines", "check", "--strict")
