@@ -285,7 +285,7 @@ def test_a_step_summary_that_cannot_be_written_is_one_line(suite, monkeypatch):
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", "/nowhere/summary.md")
     result = suite.run("-m", "perf")
     result.assert_outcomes(skipped=2, deselected=4)
-    result.stdout.fnmatch_lines(["GITHUB_STEP_SUMMARY=/nowhere/summary.md: not written: *"])
+    result.stdout.fnmatch_lines(["notice: GITHUB_STEP_SUMMARY=/nowhere/summary.md: not written: *"])
 
 
 def test_the_same_error_is_shown_once(suite):

@@ -44,7 +44,7 @@ class Notice:
     def line(self) -> str:
         """For a person; how often, where that is more than once."""
         seen = f" (seen {self.count} times before the timed rounds)" if self.count > 1 else ""
-        return f"{self.source}: {self.text}{seen}"
+        return f"{'' if self.source == 'perfline' else f'{self.source}: '}{self.text}{seen}"
 
 
 @dataclass
