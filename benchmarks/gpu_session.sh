@@ -16,7 +16,7 @@ mkdir -p "$out"
 # A source tree has no entry points: name the plugin, unless perfline is installed.
 plugin=()
 if ! python3 -c 'import importlib.metadata as m; m.distribution("perfline")' 2>/dev/null; then
-  plugin=(-p perfline.plugin)
+  plugin=(-p perfline.plugin.hooks)
 fi
 launcher=(-m pytest)
 if [ -n "${RANKS:-}" ]; then

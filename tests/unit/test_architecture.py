@@ -7,6 +7,7 @@ import graphlib
 import importlib
 import subprocess
 import sys
+import tomllib
 from collections import defaultdict
 from pathlib import Path
 
@@ -108,3 +109,10 @@ def test_help_and_the_plugin_import_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_source_tree_names_the_plugin_as_the_package_does():
+    root = SOURCE.parents[1]
+    plugin = tomllib.loads((root / "pyproject.toml").read_text())["project"]["entry-points"]
+    script = (root / "benchmarks" / "gpu_session.sh").read_text()
+    assert f"-p {plugin['pytest11']['perfline']})" in script
