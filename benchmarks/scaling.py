@@ -1,8 +1,8 @@
 """How long do N GPUs take for MMLU, and what is lost to cutting and waiting?
 
 A simulation on the real lengths of all 14,042 prompts: the units are those that perfline would cut
-(``units.cut``), their work that of perfline's own plans (``prefix.plan``), handed out longest first
-to whoever is free. What work costs is fitted to units timed on one device::
+(``work_units.cut``), their work that of perfline's own plans (``prefix_plan.plan``), handed out
+longest first to whoever is free. What work costs is fitted to units timed on one device::
 
     python benchmarks/scaling.py --calibrate --case llama3-8b --dummy-weights --out OUT
     python benchmarks/scaling.py --model OUT/scaling.json

@@ -168,6 +168,8 @@ def ran(uv: str, folder: Path, row: Row) -> Result:
         result.versions = json.loads(output([str(python), "-c", VERSIONS]))
         measure(folder, python, result)
         pytest(folder, python, ["--noconftest", str(CONTRACT), "-q"])
+        if flips(result, load("lock")):
+            raise FailedError(f"other answers than the lock's: {compared(result, load('lock'))}")
     except FailedError as problem:
         result.failure = str(problem)
     finally:
@@ -257,7 +259,12 @@ def only_timings_disturbed(record: Mapping[str, Any]) -> bool:
     """Whether the suite failed for another process on this machine alone: not a version's doing."""
     (case,) = record["cases"].values()
     failing = [verdict for verdict in case["verdicts"] if verdict["word"] in FAILS]
-    disturbed = all(v["word"] == "invalid" and v["metric"].startswith("p_") for v in failing)
+    disturbed = all(
+        v["word"] == "invalid"
+        and v["metric"].startswith("p_")
+        and "compiled" not in v.get("reason", "")
+        for v in failing
+    )
     return bool(failing) and disturbed and not case["errors"] and not record["partial"]
 
 
@@ -293,18 +300,32 @@ def compared(result: Result, lock: Result | None) -> str:
         e: set(q) for e, q in lock.answers.items()
     }:
         return "other engines or questions"
-    flips = moved = 0
+    moved = sum(
+        letter == old_letter and abs(margin - old_margin) > allowed
+        for letter, margin, old_letter, old_margin, allowed in pairs(result, lock)
+    )
+    flipped = flips(result, lock)
+    return f"{flipped} flips, {moved} margins moved" if flipped or moved else "same"
+
+
+def flips(result: Result, lock: Result | None) -> int:
+    """How many questions have another answer than in the lock's row, beyond rounding."""
+    if lock is None or result.row == "lock":
+        return 0
+    return sum(
+        letter != old_letter and margin + old_margin > allowed  # on the other side of zero
+        for letter, margin, old_letter, old_margin, allowed in pairs(result, lock)
+    )
+
+
+def pairs(result: Result, lock: Result) -> Iterator[tuple[str, float, str, float, float]]:
+    """Of every question that both answered: letter and margin, the lock's, and what may differ."""
     for engine, given in result.answers.items():
         for question, (letter, margin) in given.items():
-            old_letter, old_margin = lock.answers[engine][question]
-            allowed = MARGIN_LOGITS + MARGIN_FRACTION * old_margin
-            if letter != old_letter:  # on the other side of zero
-                flips += margin + old_margin > allowed
-            else:
-                moved += abs(margin - old_margin) > allowed
-    if not flips and not moved:
-        return "same"
-    return f"{flips} flips, {moved} margins moved"
+            if question in lock.answers.get(engine, {}):
+                old_letter, old_margin = lock.answers[engine][question]
+                allowed = MARGIN_LOGITS + MARGIN_FRACTION * old_margin
+                yield letter, margin, old_letter, old_margin, allowed
 
 
 def outcome(result: Result) -> str:

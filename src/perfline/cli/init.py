@@ -185,7 +185,7 @@ def _case_text(case: str, place: Place, directory: Path | None, own: bool) -> st
     """The case's YAML: every key, each with a remark, filled in from the checkpoint."""
     unknown = "fill in: the checkpoint was not at hand" if directory is None else "fill in"
     values = {
-        "case": case,
+        "case": _quoted(case),
         "title": f"{case}, 5-shot MMLU" if own else "the model that comes with perfline",
         "hub_id": _quoted(place.hub_id) if place.hub_id else "null",
         "case_dir": _quoted(place.case_dir),

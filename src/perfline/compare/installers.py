@@ -27,8 +27,10 @@ from urllib.parse import unquote, urlsplit
 from perfline.errors import InstallError
 
 _LINES_SHOWN = 12  # of an installer that fails: the last ones
-_LOGIN = re.compile(r"(?<=://)(?!git@)[^/\s'\"`@]+@(?:[^/\s'\"`@]+@)*")
-_SIGNED = re.compile(r"(?i)([?&][^=&\s]*(?:token|secret|pass|key|sig)[^=&\s]*=)[^&\s'\"`]+")
+_LOGIN = re.compile(r"(?<=://)(?!git@[^@/\s]*(?:/|\s|$))[^/\s@]+@(?:[^/\s@]+@)*")
+_SIGNED = re.compile(
+    r"(?i)([?&][^=&\s]*(?:token|secret|pass|key|sig|auth|cred)[^=&\s]*=)[^&\s'\"`]+"
+)
 _NAME = re.compile(r"[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9])?")
 _PLANNED = re.compile(r"^ \+ ([\w.-]+)(?:==(\S+))?(?: @ (.+)| \(from (.+)\))?$", re.MULTILINE)
 _GLUE = "<>=!~@;,["  # what a requirement goes on with, behind a blank
@@ -167,6 +169,11 @@ class _Reader:
             words = shlex.split(text)
         except ValueError as error:
             self.refuse(f"{shown}{text!r} cannot be read ({error})")
+        if not all(words):
+            self.refuse(f"{shown}{text!r} holds an empty word; expected {_EXPECTED}")
+        if words and not any(word.startswith("-") for word in words) and ";" in text:
+            self._requirement(text.strip())  # the quotes of a marker are its own
+            return
         requirements: list[str] = []
         rest = iter(words)
         for word in rest:
@@ -201,10 +208,14 @@ class _Reader:
             self.options.append(f"{name} {there if there.exists() else value}")
 
     def _existing(self, value: str, place: Path) -> Path:
-        path = place / Path(value).expanduser()
-        if not path.exists():
+        try:
+            path = place / Path(value).expanduser()
+            there = path.exists()
+        except (OSError, RuntimeError) as error:  # a name too long, a home that is not there
+            self.refuse(f"{value[:80]} cannot be looked at ({error})")
+        if not there:
             self.refuse(f"{value} is not there; correct the path")
-        return path.absolute()
+        return path.resolve()
 
     def _file(self, path: Path) -> None:
         if path in self._inside:
@@ -228,7 +239,11 @@ class _Reader:
         if (found := re.fullmatch(r"(.+?)(\[[\w,. -]+\])", where)) and " @ " not in text:
             path, extras = found[1], found[2]
         if where.startswith("file:"):
-            self.local.append(self._existing(unquote(urlsplit(where).path), Path.cwd()))
+            try:
+                path = unquote(urlsplit(where).path)
+            except ValueError as error:
+                self.refuse(f"{masked(where)[:80]} is no address ({error})")
+            self.local.append(self._existing(path, Path.cwd()))
         elif "://" not in path and (
             path.startswith((".", "~", "/"))
             or path.endswith(_ARCHIVES)

@@ -127,6 +127,7 @@ def serve(requests: Iterable[bytes], sink: BinaryIO, as_rank: bool = False) -> N
                 word = request.text("ask")
                 if word == "open":
                     launch, answer = _open(request, as_rank)
+                    notices.once(_beyond_tested(launch))
                     answer["notices"] = [asdict(notice) for notice in notices.all]
                 elif launch is None:
                     raise WorkerError(f"was asked for '{word}' before 'open'")
@@ -137,6 +138,12 @@ def serve(requests: Iterable[bytes], sink: BinaryIO, as_rank: bool = False) -> N
                 reply = _refusal(error)
             sink.write(reply)
             sink.flush()
+
+
+def _beyond_tested(launch: Launch) -> list[str]:
+    from perfline.engines.environment import beyond_tested
+
+    return beyond_tested(launch.environment.context)
 
 
 def _refusal(error: PerflineError) -> bytes:

@@ -20,9 +20,9 @@ logger ``transformers.modeling_utils``                 4.57-5.24               l
 ``torch._dynamo.utils.counters``                       torch 2.9-2.15          an error
 ``torch._dynamo.config.fail_on_recompile_limit_hit``   torch 2.9-2.15          an error
 ``torch._dynamo.exc``                                  torch 2.9-2.15          an error
-``torch._inductor.runtime.cache_dir_utils.cache_dir``  torch 2.9-2.15          a traceback
+``torch._inductor.runtime.cache_dir_utils.cache_dir``  torch 2.9-2.15          no path in a hint
 logger ``torch.__trace``                               torch 2.9-2.15          lines in a failure
-a full CPU is a ``RuntimeError`` of its allocator      torch 2.9-2.15          a traceback
+a full CPU is a ``RuntimeError`` of its allocator      torch 2.9-2.15          no halving
 =====================================================  ======================  ====================
 
 What is there is found by looking (``inspect.signature``, ``hasattr``); no version is compared.
@@ -36,7 +36,7 @@ import logging
 import os
 import pkgutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -221,10 +221,10 @@ def decoder_layers(stack: nn.Module) -> nn.ModuleList:
 
 def split_arguments(replica: Replica) -> dict[str, Any]:
     """What ``from_pretrained`` is told, so that transformers splits the model over a replica."""
-    from transformers import distributed
-
-    config: Any = getattr(distributed, "DistributedConfig", None)
-    if config is not None and "tp_size" in config.__dataclass_fields__:
+    config: Any = None
+    with suppress(ImportError):
+        config = importlib.import_module("transformers.distributed").DistributedConfig
+    if "tp_size" in getattr(config, "__dataclass_fields__", {}):
         return {"distributed_config": config(tp_size=replica.size)}
     return {"tp_plan": "auto"}  # older transformers: over the whole world
 
@@ -270,8 +270,10 @@ def dynamo_counts() -> CompileCounts:
 
 def inductor_cache() -> str:
     """The directory of inductor's cache on disk."""
-    from torch._inductor.runtime.cache_dir_utils import cache_dir
-
+    try:
+        from torch._inductor.runtime.cache_dir_utils import cache_dir
+    except ImportError:
+        return "inductor's cache directory"
     return cache_dir()
 
 

@@ -206,6 +206,10 @@ class AccuracyRun:
             except NoSharedPrefixes as why:
                 self.runner = None
                 self.without(why)
+            except RuntimeError as why:  # of the model's own code, at a mask or a cache of ours
+                self.runner = None
+                first = (str(why) or "no message").splitlines()[0]
+                self.without(NoSharedPrefixes(f"{type(why).__name__}: {first}"))
         warmup_s = self.clock() - begin
         if not self.shared:
             self.ready()

@@ -83,8 +83,7 @@ class Notices:
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Take in what is warned of and logged meanwhile, whatever the warnings' filters say."""
-        loggers = [logging.getLogger(name) for name in LOGGERS]
-        loggers = [each for each in loggers if self._handler not in each.handlers]  # within itself
+        loggers = [each for each in _loggers() if self._handler not in each.handlers]  # not twice
         with warnings.catch_warnings():
             warnings.simplefilter("always")
             warnings.showwarning = self._warned
@@ -108,7 +107,9 @@ class Notices:
         # Who warns is the caller of ``warnings.warn``; ``filename`` is whom it warns.
         caller = sys._getframe(2).f_globals.get("__name__", "")
         source = str(caller).partition(".")[0]
-        if issubclass(category, _OWN_AFFAIR) and source in Path(filename).parts:
+        warned = Path(filename).parts
+        inside = warned[warned.index("site-packages") + 1 :] if "site-packages" in warned else ()
+        if issubclass(category, _OWN_AFFAIR) and inside[:1] == (source,):
             return  # a package that uses what it deprecates itself
         if issubclass(category, ResourceWarning):
             return  # a file that somebody left open
@@ -121,6 +122,16 @@ def read_notices(node: Node) -> tuple[Notice, ...]:
         Notice(each.text("source"), each.text("text"), int(each.number("count")))
         for each in (node.items("notices") if "notices" in node.data else ())
     )
+
+
+def _loggers() -> list[logging.Logger]:
+    """The libraries' loggers, and those below them whose lines do not reach them."""
+    below = [
+        logging.getLogger(name)
+        for name in list(logging.root.manager.loggerDict)
+        if name.partition(".")[0] in LOGGERS and "." in name
+    ]
+    return [*map(logging.getLogger, LOGGERS), *(each for each in below if not each.propagate)]
 
 
 @contextmanager

@@ -44,7 +44,7 @@ from perfline.report import text as report
 from perfline.tasks.answers import Answers
 from perfline.tasks.stored_answers import StoredAnswers
 
-Opener = Callable[..., Opened]  # as opened.open_case
+Opener = Callable[..., Opened]  # as loaded_case.open_case
 
 
 @dataclass(frozen=True)

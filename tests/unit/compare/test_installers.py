@@ -159,6 +159,9 @@ def test_what_is_unfit_is_one_line(
             "https://host/a.whl?X-Amz-Signature=***&x=1",
         ),
         ("torch==2.0 @ file:///a@b", "torch==2.0 @ file:///a@b"),
+        ("https://u:p'q@host/ https://u:p\"q@host/", "https://***@host/ https://***@host/"),
+        ("https://git@token@host/ https://git@u:p@h/", "https://***@host/ https://***@h/"),
+        ("https://host/a.whl?auth=abc", "https://host/a.whl?auth=***"),
     ],
 )
 def test_credentials_are_not_shown(text: str, shown: str):
@@ -304,3 +307,24 @@ def test_what_is_missing_between_packages_is_read(script: Script):
     assert Pip(("pip",)).check(Path("/p")) == {"a 1 requires b"}
     script("pip", "echo No broken requirements found.")
     assert Pip(("pip",)).check(Path("/p")) == set()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["torch ''", "'' torch", "''", "~none/x", "-r ~none/x", "-r " + 300 * "x", "a @ file://[bad"],
+)
+def test_a_hostile_request_is_refused_in_one_line(text: str):
+    with pytest.raises(InstallError) as caught:
+        parse(text)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_names_itself_by_another_path_is_refused(tmp_path: Path):
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "r.txt").write_text("-r ../d/r.txt\n")
+    with pytest.raises(InstallError, match="names itself with -r"):
+        parse(f"-r {tmp_path}/d/r.txt")
+
+
+def test_the_quotes_of_a_marker_are_its_own():
+    assert parse("kern; python_version>'3.5'").requirements == ("kern; python_version>'3.5'",)

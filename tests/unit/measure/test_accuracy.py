@@ -162,14 +162,16 @@ def test_a_graph_compiled_after_the_warm_up_is_counted():
     assert session.answer(prompts(8)).counts.graphs == 1
 
 
-def test_a_model_that_takes_no_prefix_is_answered_the_plain_way_with_its_reason():
+@pytest.mark.parametrize("kind", [NoSharedPrefixes, RuntimeError])
+def test_a_model_that_takes_no_prefix_is_answered_the_plain_way_with_its_reason(kind):
     class Refusing(FakeRunner):
         def warm_up(self, plan):
-            raise NoSharedPrefixes("its attention is another")
+            raise kind("its attention is another")
 
     told = []
     whole = run(Refusing(FakeEngine("eager", FakeClock())))
     whole = replace(whole, ready=lambda: told.append("ready"), without=told.append)
     done = whole.answer(prompts(10))
     assert (done.path, done.reference, len(done.answers.ids)) == ("plain", None, 10)
-    assert [str(each) for each in told] == ["its attention is another", "ready"]
+    why = "RuntimeError: " * (kind is RuntimeError) + "its attention is another"
+    assert [str(each) for each in told] == [why, "ready"]

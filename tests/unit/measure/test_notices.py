@@ -45,6 +45,15 @@ def test_what_is_logged_as_a_warning_counts_too_and_nothing_else():
     assert notices.all == (Notice("transformers", "past_key_values is deprecated"),)
 
 
+def test_a_library_s_logger_that_keeps_its_lines_to_itself_counts_too():
+    notices, logger = Notices(), logging.getLogger("torch._perfline_test.utils")
+    logger.propagate = False
+    with notices.listening():
+        logger.warning("not enough SMs")
+    assert notices.all == (Notice("torch", "not enough SMs"),)
+    assert logger.handlers == []
+
+
 def test_nothing_is_counted_in_timed_rounds_and_nothing_raised():
     notices, logger = Notices(), logging.getLogger("transformers")
     with warnings.catch_warnings():
