@@ -17,6 +17,14 @@ from perfline.cases.data import PACKAGED_DATA
 SOURCE = Path(perfline.__file__).parents[1]
 
 
+# A run that others disturb cannot become a baseline.
+UNDISTURBED = """
+from perfline.measure import throughput
+
+throughput.cpu_contention = lambda: None
+"""
+
+
 def shell(folder: Path, *words: str) -> str:
     """Run Python with ``words`` there, as somebody with perfline installed would; its output."""
     own = ("PYTEST_", "PERFLINE_", "GITHUB_", "HF_")
@@ -40,7 +48,10 @@ def test_from_nothing_to_the_second_green_run(tmp_path: Path) -> None:
     said = shell(tmp_path, "perfline", "init", ".", "--weights", str(weights))
     assert said.endswith("next:\n  pytest -m perf\n")
     case = tmp_path / "cases" / "tiny-hf.yaml"
-    short = {"sample": "16", "rounds": "5", "min_round_s": "0.1"}  # this test's minute, not a day's
+    # This test's minute, not a day's; and limits that no other work on this machine can break.
+    short = {"sample": "16", "rounds": "5", "min_round_s": "0.1"}
+    short |= {"throughput_margin_fraction": "0.9", "throughput_session_sd_fraction": "0.5"}
+    (tmp_path / "conftest.py").write_text(UNDISTURBED)
     for key, value in short.items():
         text, count = re.subn(rf"(?m)^(  {key}: )[\d.]+", rf"\g<1>{value}", case.read_text())
         assert count == 1
