@@ -6,6 +6,7 @@ where the script says so.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -54,6 +55,7 @@ class FakeEngine:
         wrong: ids of questions that it answers wrongly (with the next letter).
         graphs_at: numbers of the forwards (from 0) at which it compiles a graph.
         factors: the n-th forward takes ``factors[n % len]`` times as long.
+        deprecated: what it warns of in each forward, as other packages do.
     """
 
     name: EngineName
@@ -68,6 +70,7 @@ class FakeEngine:
     breaks: int = 0
     memory_gib: float = 1.0
     nan: frozenset[str] = frozenset()
+    deprecated: str = ""
     _forwards: int = 0
     _graphs: int = 0
 
@@ -80,6 +83,8 @@ class FakeEngine:
 
     def forward(self, batch: Prompt, head: Head) -> Prompt:
         self.log.append(f"forward {batch.id} {head}")
+        if self.deprecated:
+            warnings.warn(self.deprecated, FutureWarning, stacklevel=2)
         if self._forwards in self.graphs_at:
             self._graphs += 1
             self.clock.now += self.compile_s

@@ -6,40 +6,16 @@ import json
 
 import pytest
 
-WARNING_ENGINE = """
-import warnings
-
-import fakes
-
-forward = fakes.FakeEngine.forward
-
-
-def warning(self, batch, head):
-    warnings.warn("`past_key_values` is deprecated", FutureWarning, stacklevel=2)
-    return forward(self, batch, head)
-
-
-fakes.FakeEngine.forward = warning
-"""
-
-
-@pytest.fixture
-def deprecated(suite):
-    """A suite whose engine uses what is deprecated, under ``filterwarnings = error``."""
-    conftest = suite.root / "conftest.py"
-    conftest.write_text(conftest.read_text() + WARNING_ENGINE)
-    return suite
-
-
 @pytest.mark.parametrize("more", [[], ["-W", "error"]], ids=["ini", "command line"])
 def test_a_deprecation_is_a_notice_in_table_record_and_summary(
-    deprecated, monkeypatch, tmp_path, more
+    suite, monkeypatch, tmp_path, more
 ):
+    suite.script(both={"deprecated": "`past_key_values` is deprecated"})
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
-    result = deprecated.run("-m", "perf or accuracy", *more)
+    result = suite.run("-m", "perf or accuracy", *more)
     result.assert_outcomes(skipped=6)  # nothing stored yet
     result.stdout.fnmatch_lines(["notice: *: `past_key_values` is deprecated (seen * times *"])
-    (beyond, found) = deprecated.record()["notices"]
+    (beyond, found) = suite.record()["notices"]
     assert beyond == {
         "count": 1,
         "source": "perfline",
