@@ -6,10 +6,9 @@ import json
 
 import pytest
 
+
 @pytest.mark.parametrize("more", [[], ["-W", "error"]], ids=["ini", "command line"])
-def test_a_deprecation_is_a_notice_in_table_record_and_summary(
-    suite, monkeypatch, tmp_path, more
-):
+def test_a_deprecation_is_a_notice_in_table_record_and_summary(suite, monkeypatch, tmp_path, more):
     suite.script(both={"deprecated": "`past_key_values` is deprecated"})
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
     result = suite.run("-m", "perf or accuracy", *more)
