@@ -39,9 +39,8 @@ from perfline.engines.device import cpu_contention, current_device
 from perfline.engines.engine import EngineName, run_pass
 from perfline.measure import record
 from perfline.measure.accuracy import AccuracyRun
-from perfline.measure.case_run import Bench
+from perfline.measure.case_run import CaseRun, LoadedCase, open_case
 from perfline.measure.journal import Journal
-from perfline.measure.loaded_case import Opened, open_case
 from perfline.measure.throughput import PREFIX
 from perfline.tasks.answers import Answers, union
 from perfline.tasks.mmlu import Prompt
@@ -172,13 +171,13 @@ def worker(out: Path, engine: EngineName, folder: Path, workers: int, number: in
 
 def _timed(
     case: Case,
-    opened: Opened,
+    opened: LoadedCase,
     engine: EngineName,
     folder: Path,
     ready: Any = lambda: None,
 ) -> dict[str, Any]:
     """The seconds of units, and of what a pass takes beside them."""
-    bench = Bench(case, opened, current_device(), say=print)
+    bench = CaseRun(case, opened, current_device(), say=print)
     begin = time.perf_counter()
     run = bench.helper(engine)
     start_s = opened.load_s + time.perf_counter() - begin
@@ -234,7 +233,7 @@ def _seconds_of(what: Any) -> float:
 def _foretell(cost: Cost, slowdown: float, out: Path, engine: EngineName) -> dict[int, float]:
     """Seconds of the pass, by number of processes."""
     case, opened = _open(out, "asked")
-    run = Bench(case, opened, current_device()).helper(engine)
+    run = CaseRun(case, opened, current_device()).helper(engine)
     prompts = {prompt.id: prompt for prompt in opened.prompts}
     foretold = {1: cost.seconds(_work(run, opened.prompts))}
     for ranks in RANKS[1:]:
@@ -315,7 +314,7 @@ def write_rows(path: Path, rows: Sequence[Sequence[str]]) -> None:
         csv.writer(file).writerows(rows)
 
 
-def _open(out: Path, half: str) -> tuple[Case, Opened]:
+def _open(out: Path, half: str) -> tuple[Case, LoadedCase]:
     case = cases.load_case(out / "cases" / f"{CASE}.yaml")
     return case, open_case(case, current_device(), out / half, "real")
 

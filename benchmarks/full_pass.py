@@ -30,8 +30,7 @@ from perfline.engines import environment
 from perfline.engines.device import Device, current_device
 from perfline.engines.engine import EngineName, run_pass
 from perfline.measure.accuracy import AccuracyOptions, AccuracyPass
-from perfline.measure.case_run import Bench
-from perfline.measure.loaded_case import open_case
+from perfline.measure.case_run import CaseRun, open_case
 
 ROOT = Path(__file__).parents[1]
 MATRIX = 8192  # of the large product, a side; on a CPU an eighth of it
@@ -69,7 +68,7 @@ def measure(case: Case, device: Device, args: argparse.Namespace) -> dict[str, A
     opened = open_case(case, device, None, "dummy")
     peak = environment.peak_flops(device.name, case.model.precision)
     options = AccuracyOptions(questions=args.questions)
-    bench = Bench(case, opened, device, peak, say=print, options=options)
+    bench = CaseRun(case, opened, device, peak, say=print, options=options)
     try:
         name: EngineName = args.engine
         done = bench.answer_all(name)

@@ -93,7 +93,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Bench:
+class CaseRun:
     """What every pass works on."""
 
     model: Model
@@ -166,7 +166,7 @@ def _offline(out: Path) -> None:
     )
 
 
-def _prepare(args: argparse.Namespace) -> tuple[Bench, dict[str, object]]:
+def _prepare(args: argparse.Namespace) -> tuple[CaseRun, dict[str, object]]:
     import _speed_model as build
 
     from perfline.engines import hf
@@ -180,7 +180,7 @@ def _prepare(args: argparse.Namespace) -> tuple[Bench, dict[str, object]]:
     parameters = build.build(target, build.Size(args.hidden, args.layers), vocabulary)
     model = hf.load(build.write_case(args.out, args.threads), current_device(), target)
     subjects = build.choose(args.mmlu, _counts(args.subjects, args.questions))
-    bench = Bench(model, subjects, [])
+    bench = CaseRun(model, subjects, [])
     bench.prompts.extend(bench.build())
     plan = SharedPrefixRunner(model.engine("eager")).plan(bench.prompts)
     asked = {
@@ -259,7 +259,7 @@ def _measuring(model: Model, measured: Measured) -> Iterator[None]:
     print(f"{measured.name}: {measured.wall_s:.1f} s", flush=True)
 
 
-def _plain(bench: Bench) -> Measured:
+def _plain(bench: CaseRun) -> Measured:
     from perfline.engines.engine import run_pass
 
     engine, measured = bench.model.engine("eager"), Measured("a", "published loop")
@@ -273,7 +273,7 @@ def _plain(bench: Bench) -> Measured:
 class Shared:
     """perfline's shared prefixes on one engine, turn by turn."""
 
-    def __init__(self, bench: Bench, name: Any) -> None:
+    def __init__(self, bench: CaseRun, name: Any) -> None:
         """Compile and warm up."""
         from perfline.engines.shared_prefix import SharedPrefixRunner
 
@@ -328,7 +328,7 @@ class Harness:
     One local task per subject and number of shots kept, so that truncated prompts are the same.
     """
 
-    def __init__(self, bench: Bench, folder: Path, auto_max: int) -> None:
+    def __init__(self, bench: CaseRun, folder: Path, auto_max: int) -> None:
         """Write the tasks below ``folder``."""
         from lm_eval.tasks import TaskManager
 
@@ -477,7 +477,7 @@ def _task(name: str, description: str, shots: int, files: dict[str, str]) -> dic
     }
 
 
-def _compare(bench: Bench, peers: Sequence[Measured], ours: Sequence[Measured]) -> dict[str, Any]:
+def _compare(bench: CaseRun, peers: Sequence[Measured], ours: Sequence[Measured]) -> dict[str, Any]:
     """Each of ``ours`` against the peers, beside which its turns ran."""
     plain, n = peers[0], len(bench.prompts)
     rows: dict[str, dict[str, Any]] = {}

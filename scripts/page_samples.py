@@ -24,7 +24,7 @@ from perfline.baselines import baseline
 from perfline.cases.case import Case, load_cases
 from perfline.cases.data import find_mmlu
 from perfline.compare import gates as compare_gates
-from perfline.compare import record_file as compare_file
+from perfline.compare import record as compare_file
 from perfline.compare.model import SIDES, Round
 from perfline.compare.record import (
     AnswersRecord,
@@ -43,8 +43,8 @@ from perfline.gates.verdict import Verdict
 from perfline.measure import record
 from perfline.measure.record import CaseRecord, Record
 from perfline.metrics import Metric, mfu
+from perfline.tasks.answers import StoredAnswers
 from perfline.tasks.mmlu import load_subjects, question_set_digest
-from perfline.tasks.stored_answers import StoredAnswers
 
 MACHINE = "nvidia-h100-80gb-hbm3"
 CONTEXT = {

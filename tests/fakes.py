@@ -121,8 +121,8 @@ class FakeEngine:
 
 
 @dataclass
-class FakeOpened:
-    """``loaded_case.Opened`` over scripted engines."""
+class FakeLoadedCase:
+    """``loaded_case.LoadedCase`` over scripted engines."""
 
     engines: dict[str, FakeEngine]
     prompts: Sequence[Prompt] = field(default_factory=prompts)

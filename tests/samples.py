@@ -13,7 +13,7 @@ from perfline.gates.verdict import Gate, Verdict, Word
 from perfline.measure import record as records
 from perfline.measure.record import CaseRecord, Record
 from perfline.metrics import Metric
-from perfline.tasks.stored_answers import StoredAnswers
+from perfline.tasks.answers import StoredAnswers
 
 MACHINE = "cpu-test-2-cores"
 CONTEXT = {"torch": "2.13.0", "commit": "abc123456789"}

@@ -13,7 +13,7 @@ from functools import cache
 from perfline.cases.case import GatesSpec
 from perfline.gates.accuracy import accuracy_baseline
 from perfline.gates.verdict import Word
-from perfline.tasks.stored_answers import Scored
+from perfline.tasks.answers import Scored
 
 GATE = "perfline"
 

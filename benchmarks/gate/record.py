@@ -37,7 +37,7 @@ from perfline import jsonfile
 from perfline.cases.case import WeightsKind, load_cases
 from perfline.compare.launch import ProcessLauncher
 from perfline.compare.model import SIDES, Side, SideName, Worker, Workload
-from perfline.compare.pairs import repeats_for
+from perfline.compare.run import repeats_for
 from perfline.compare.sides import make_side, places
 from perfline.engines import environment
 from perfline.errors import RecordError

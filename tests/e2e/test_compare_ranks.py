@@ -17,7 +17,7 @@ import pytest
 
 from perfline.compare.launch import ProcessLauncher
 from perfline.compare.model import Workload
-from perfline.compare.rank_processes import MARK
+from perfline.compare.process import MARK
 from perfline.compare.sides import make_side, places
 from perfline.errors import WorkerError
 
@@ -29,9 +29,9 @@ import sys
 import time
 from pathlib import Path
 
-from perfline.measure.throughput import Stopwatch
+from perfline.measure.throughput import TimedRegion
 
-timed_round = Stopwatch.round
+timed_round = TimedRegion.round
 
 
 def damaged_round(self):
@@ -39,7 +39,7 @@ def damaged_round(self):
     return timed_round(self)
 
 
-Stopwatch.round = damaged_round
+TimedRegion.round = damaged_round
 RANK = os.environ["RANK"]
 """
 # Rank 1 alone: 50 ms more a forward, as a GPU that is too hot may be.

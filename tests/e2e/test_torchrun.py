@@ -157,7 +157,7 @@ from perfline.engines.device import current_device
 from perfline.engines.engine import run_pass
 from perfline.measure.rank_worker import follow
 from perfline.tasks.prompt_lengths import dummy_prompts
-from perfline.distributed.rendezvous import join
+from perfline.distributed.group import join
 from perfline.distributed.replica import Replica
 
 here = Path(sys.argv[1])
@@ -166,9 +166,9 @@ replica = Replica(group, 2, 1)
 model = hf.load(load_case(here / "qwen.yaml"), current_device(), None, replica)
 asked = dummy_prompts(model.vocabulary, 2048)[:6]
 if group.rank:
-    class Opened:
+    class LoadedCase:
         prompts, engine = asked, staticmethod(model.engine)
-    follow(replica, Opened)
+    follow(replica, LoadedCase)
 else:
     found = {}
     for name in ("eager", "inductor"):

@@ -13,6 +13,6 @@ pytestmark = pytest.mark.perf
 
 
 @pytest.mark.benchmark(group="throughput", timer=synchronized_timer)
-def test_throughput(line, engine_name):
-    timings = line.time(engine_name)
-    line.check(line.judge_timings(timings))
+def test_throughput(case, engine_name):
+    timings = case.time(engine_name)
+    case.check(case.judge_timings(timings))

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+from importlib import metadata
 from pathlib import Path
 
+import hypothesis.strategies  # noqa: F401
 import pytest
-import scipy.special  # noqa: F401 - pytester would import it, and numpy, in every run anew
+import scipy.special  # noqa: F401
+import transformers.models.llama.modeling_llama  # noqa: F401
 
 import perfline
-import perfline.plugin.ranks  # and all that measures, for the same reason; tests patch it
+import perfline.engines.hf  # and torch
+import perfline.plugin.ranks  # and all that measures; tests patch it
+
+# A module that is first imported in a run inside a test is dropped with it: every test would import
+# it anew, and one of C (torch) that is dropped can end the process at the next garbage collection.
+for plugin in metadata.entry_points(group="pytest11"):
+    plugin.load()
 
 REPOSITORY = Path(__file__).parents[2]
 CONFTEST = """
@@ -18,7 +27,7 @@ import json
 from pathlib import Path
 
 import pytest
-from fakes import DEVICE, ENVIRONMENT, FakeClock, FakeEngine, FakeOpened, prompts
+from fakes import DEVICE, ENVIRONMENT, FakeClock, FakeEngine, FakeLoadedCase, prompts
 
 
 CLOCK = FakeClock()
@@ -42,7 +51,7 @@ def opened(case, device, data_dir, weights):
         settings["wrong"] = frozenset(settings.get("wrong", ()))
         settings["nan"] = frozenset(settings.get("nan", ()))
         engines[name] = FakeEngine(name, CLOCK, **settings)
-    made = FakeOpened(engines, prompts(script.get("prompts", 40)))
+    made = FakeLoadedCase(engines, prompts(script.get("prompts", 40)))
     note(f"open {case.id}")
     close = made.close
     made.close = lambda: (note(f"close {case.id}"), close())

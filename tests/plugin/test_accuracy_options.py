@@ -10,8 +10,7 @@ import pytest
 from fakes import prompts
 from perfline.cases.case import GatesSpec
 from perfline.gates.accuracy import accuracy_baseline, verified
-from perfline.tasks.answers import Answers
-from perfline.tasks.stored_answers import Scored
+from perfline.tasks.answers import Answers, Scored
 
 WRONG = [f"even/{i}" for i in range(20)]
 

@@ -73,3 +73,19 @@ def test_the_suite_runs_from_the_package(pytester: pytest.Pytester):
     assert result.ret == 0
     result.stdout.fnmatch_lines(["*test_answers_are_the_stored_ones?tiny-inductor?"])
     assert collected(result) == {"tiny"}
+
+
+def test_somebody_s_own_parameters_named_as_ours_stay_theirs(suite):
+    (suite.root / "tests" / "test_theirs.py").write_text(
+        "import pytest\n"
+        "def pytest_generate_tests(metafunc):\n"
+        "    if metafunc.function.__name__ == 'test_by_hook':\n"
+        "        metafunc.parametrize('case', ['x', 'y'])\n"
+        "def test_by_hook(case):\n"
+        "    assert case in ('x', 'y')\n"
+        "@pytest.mark.parametrize('engine_name', ['vllm'])\n"
+        "@pytest.mark.parametrize('case', ['x'])\n"
+        "def test_by_mark(case, engine_name):\n"
+        "    assert (case, engine_name) == ('x', 'vllm')\n"
+    )
+    suite.run("tests/test_theirs.py").assert_outcomes(passed=3)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from perfline.baselines.outcome import outcome
+from perfline.baselines.suggestions import outcome
 from perfline.gates.verdict import WORST_FIRST
 from perfline.report import page, page_markdown
 from perfline.report.page_inputs import Places, gather
@@ -12,8 +12,8 @@ from perfline.report.page_inputs import Places, gather
 CHECK = """
 from perfline.gates.verdict import Verdict
 
-def test_it(line):
-    line.check([Verdict("m", word, "baseline", "count") for word in ("ok", "{word}")])
+def test_it(case):
+    case.check([Verdict("m", word, "baseline", "count") for word in ("ok", "{word}")])
 """
 
 

@@ -121,7 +121,7 @@ def test_a_broken_baseline_is_told_before_anything_is_loaded(suite):
 def test_an_interrupt_leaves_a_partial_record_that_no_update_accepts(suite, capsys):
     test = suite.root / "tests" / "test_throughput.py"
     test.write_text(
-        test.read_text() + "\n\ndef test_z_interrupt(line):\n    raise KeyboardInterrupt\n"
+        test.read_text() + "\n\ndef test_z_interrupt(case):\n    raise KeyboardInterrupt\n"
     )
     result = suite.run("-m", "perf", no_reraise=True)
     assert result.ret == pytest.ExitCode.INTERRUPTED

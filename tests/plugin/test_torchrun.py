@@ -262,9 +262,9 @@ HANGS_IN_A_ROUND = (
     TIMED.format(factor=1)
     + """
 
-from perfline.measure.throughput import Stopwatch
+from perfline.measure.throughput import TimedRegion
 
-timed = Stopwatch.round
+timed = TimedRegion.round
 
 
 def hanging(self):
@@ -273,7 +273,7 @@ def hanging(self):
     return timed(self)
 
 
-Stopwatch.round = hanging
+TimedRegion.round = hanging
 if RANK == "1":  # rank 0 alone is to lose patience
     join = ranks.join
     ranks.join = lambda timeout_s: join(100)
@@ -297,9 +297,9 @@ KILLED_IN_A_ROUND = (
     TIMED.format(factor=1)
     + """
 
-from perfline.measure.throughput import Stopwatch
+from perfline.measure.throughput import TimedRegion
 
-timed = Stopwatch.round
+timed = TimedRegion.round
 
 
 def killed(self):
@@ -308,7 +308,7 @@ def killed(self):
     return timed(self)
 
 
-Stopwatch.round = killed
+TimedRegion.round = killed
 """
 )
 

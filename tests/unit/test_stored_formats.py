@@ -14,7 +14,7 @@ import pytest
 from perfline.baselines import baseline
 from perfline.cases.case import load_cases
 from perfline.cli.main import main
-from perfline.compare import record_file
+from perfline.compare import record as comparison_record
 from perfline.measure import record
 
 V1 = Path(__file__).parents[1] / "data" / "v1"
@@ -44,7 +44,7 @@ def test_what_is_written_again_is_the_same_byte_for_byte(tmp_path: Path):
     again.unlink()
     baseline.save(again, found)
     assert again.read_bytes() == STORED.read_bytes()
-    record_file.save(tmp_path / "compare2.json", record_file.load(V1 / "compare.json"))
+    comparison_record.save(tmp_path / "compare2.json", comparison_record.load(V1 / "compare.json"))
     assert (tmp_path / "compare2.json").read_bytes() == (V1 / "compare.json").read_bytes()
 
 

@@ -9,9 +9,6 @@ __all__ = [
     "accept",
     "baseline",
     "judge",
-    "offer",
-    "outcome",
     "proposal",
     "suggestions",
-    "validity",
 ]

@@ -32,7 +32,7 @@ from perfline import jsonfile
 from perfline.errors import BaselineError, MetricError
 from perfline.jsonfile import Node, Scalar
 from perfline.metrics import Metric
-from perfline.tasks.stored_answers import StoredAnswers
+from perfline.tasks.answers import StoredAnswers
 
 SCHEMA = 2  # 2: anchors
 PUBLISHED_SCHEMA = 1

@@ -1,7 +1,7 @@
 """Which gates does a measurement go through, against which baseline?
 
-Given what a bench measured, the stored baseline and the published figures, these functions choose
-the gate for every judged metric. The comparisons themselves stand in ``gates``.
+Given what a case run measured, the stored baseline and the published figures, these functions
+choose the gate for every judged metric. The comparisons themselves stand in ``gates``.
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ from perfline.jsonfile import Scalar
 from perfline.measure.accuracy import AccuracyPass
 from perfline.measure.throughput import PREFIX, Timings
 from perfline.metrics import Metric
-from perfline.tasks.answers import Answers
-from perfline.tasks.stored_answers import Scored, StoredAnswers
+from perfline.tasks.answers import Answers, Scored, StoredAnswers
 
 JUDGED = {
     "eager": ("p_val_core", "p_val_whole"),

@@ -13,7 +13,7 @@ from perfline.baselines.baseline import Baseline, Published, Session
 from perfline.cases.case import Case
 from perfline.jsonfile import Scalar
 from perfline.measure.record import CaseRecord, Record
-from perfline.tasks.stored_answers import StoredAnswers
+from perfline.tasks.answers import StoredAnswers
 
 _KEPT_INFO = (
     "compile_time",

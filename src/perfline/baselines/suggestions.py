@@ -1,12 +1,156 @@
-"""What should a person type next? The one command that settles or accepts a verdict."""
+"""What does a session say as a whole, and what should a person type next?
+
+The page and the Markdown both ask here, so that neither can say another thing than pytest did.
+Before a command is shown, ``refusal`` asks whether it would work: it reads the same files and rules
+as ``perfline baselines update`` itself, so the two cannot disagree.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
-from perfline.baselines.proposal import Terms
-from perfline.gates.verdict import Verdict
+from perfline.baselines import accept, baseline
+from perfline.baselines.baseline import Baseline
+from perfline.baselines.proposal import Candidate, Terms, measured_baseline
+from perfline.cases.case import Case
+from perfline.errors import BaselineError
+from perfline.gates.verdict import WORST_FIRST, Verdict, Word, fails, skips, worst
 from perfline.jsonfile import Scalar
+from perfline.measure.record import CaseRecord, Record
+
+
+def place(root: Path, record: Record, name: str) -> Path:
+    """Return the file that the baseline of a record's case is kept in."""
+    dummy = record.cases[name].weights == "dummy"
+    return baseline.path(root, record.environment.machine, name, dummy)
+
+
+def candidate(root: Path, run: Path, record: Record, case: Case, terms: Terms) -> Candidate:
+    """Return a record's case beside what is stored of it.
+
+    BaselineError for a broken file; it is replaced with ``--accept-regression`` only.
+    """
+    path = place(root, record, case.id)
+    measured = record.cases[case.id]
+    published = root / baseline.PUBLISHED / f"{case.id}.json"
+    old, broken = None, ""
+    try:
+        old = baseline.load(path) if path.exists() else None
+    except BaselineError as problem:
+        if terms.add or not terms.accept_regression:
+            raise BaselineError(
+                f"{problem}; `update` replaces a broken file with --accept-regression (no --add)"
+            ) from problem
+        broken = str(problem)
+    one_rank = None
+    if (alone := record.environment.one_rank) != record.environment.machine:
+        beside = baseline.path(root, alone, case.id, measured.weights == "dummy")
+        one_rank = baseline.load(beside) if beside.exists() else None
+    return Candidate(
+        run=run,
+        path=path,
+        measured=measured,
+        case=case,
+        old=old,
+        new=measured_baseline(record, measured, terms.reason),
+        published=baseline.load_published(published) if published.exists() else None,
+        broken=broken,
+        one_rank=one_rank,
+    )
+
+
+def results(
+    root: Path, run: Path, record: Record, cases: list[Case], terms: Terms
+) -> list[tuple[Candidate, Baseline]]:
+    """Return each case and what its file would hold; BaselineError, one line for each refusal."""
+    found = [candidate(root, run, record, case, terms) for case in cases]
+    lines = [line for each in found for line in accept.problems(each, terms)]
+    if lines:
+        raise BaselineError("\n".join(lines))
+    return [(each, accept.merged(each, terms)) for each in found]
+
+
+def refusal(root: Path, run: Path, record: Record, case: Case, terms: Terms) -> str:
+    """Return the first line with which the update would be refused; empty where it would work."""
+    lines = accept.record_problems(run, record, [case.id], terms.reason)
+    if not lines:
+        try:
+            results(root, run, record, [case], terms)
+        except BaselineError as problem:
+            lines = str(problem).splitlines()
+    first = next(iter(lines), "")
+    return first.removeprefix(f"{run}: ").removeprefix(f"case '{case.id}': ")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a whole session says, as pytest's exit status does.
+
+    Attributes:
+        word: the gravest verdict of all cases.
+        errors: tests that ended without a verdict; each fails the session.
+        partial: the session was stopped, so that its exit status is not known.
+        strict: what was not compared counts as failed, as under ``--strict-verdicts``.
+    """
+
+    word: Word
+    errors: int
+    partial: bool
+    strict: bool
+
+    @property
+    def failed(self) -> bool:
+        """Return whether pytest fails."""
+        return self.partial or bool(self.errors) or fails(self.word, self.strict)
+
+    @property
+    def title(self) -> str:
+        """Return the verdict in a few words, gravest first: ``regressed``."""
+        parts = ["stopped before its end"] if self.partial else []
+        parts += [f"{self.errors} could not be measured"] if self.errors else []
+        return ", ".join([*parts, self.word])
+
+    @property
+    def exit_line(self) -> str:
+        """Return what pytest's exit status is, and what it would be under the strict options."""
+        if self.partial:
+            return "the session was stopped before its end: pytest does not exit 0"
+        if self.failed:
+            only_strict = not self.errors and skips(self.word, strict=False)
+            return f"pytest exits 1{' under --strict-verdicts' if only_strict else ''}"
+        if skips(self.word, self.strict):
+            return "pytest exits 0, and 1 under --strict-verdicts: not everything was compared"
+        return "pytest exits 0"
+
+
+def outcome(record: Record, strict: bool = False) -> Outcome:
+    """What a session says as a whole."""
+    cases = record.cases.values()
+    word = worst(v for case in cases for v in case.verdicts)
+    return Outcome(word, sum(len(case.errors) for case in cases), record.partial, strict)
+
+
+def gravest_first(record: Record) -> list[CaseRecord]:
+    """The cases of a record, the gravest verdict first."""
+    return sorted(
+        record.cases.values(),
+        key=lambda case: (not case.errors, WORST_FIRST.index(worst(case.verdicts))),
+    )
+
+
+def next_of(record: Record, flags: str, refused: Mapping[str, Refused]) -> str:
+    """The one next command of a session: that of the gravest case which has one.
+
+    ``refused`` says, by case, why ``perfline baselines update`` would refuse what it would be.
+    """
+    commands = (
+        next_command(c.case, c.verdicts, flags, refused.get(c.case, lambda terms: ""))
+        for c in gravest_first(record)
+    )
+    return next((command for command in commands if command), "")
+
 
 Refused = Callable[[Terms], str]  # why an update with these terms is refused; empty where not
 

@@ -14,7 +14,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from perfline.baselines import accept, baseline, offer
+from perfline.baselines import accept, baseline, suggestions
 from perfline.baselines.baseline import Baseline
 from perfline.baselines.proposal import Terms
 from perfline.cases.case import Case, load_cases
@@ -44,9 +44,9 @@ def update(
         raise BaselineError(f"{run}: holds no case; run pytest again")
     cases = {case.id: case for case in load_cases(names, directories)}
     with baseline.locked(
-        offer.place(root, record, names[0])
+        suggestions.place(root, record, names[0])
     ):  # one machine: one directory, one lock
-        results = offer.results(root, run, record, [cases[name] for name in names], terms)
+        results = suggestions.results(root, run, record, [cases[name] for name in names], terms)
         _save_all({candidate.path: new for candidate, new in results})
     for candidate, result in results:
         print(baselines_text.comparison(candidate, result))
@@ -65,7 +65,7 @@ def diff(root: Path, run: Path, name: str, directories: Sequence[Path]) -> int:
     if name not in record.cases:
         _refuse(unknown[-1:])
     (case,) = load_cases([name], directories)
-    candidate = offer.candidate(root, run, record, case, terms)
+    candidate = suggestions.candidate(root, run, record, case, terms)
     print(baselines_text.comparison(candidate, accept.merged(candidate, terms)))
     for line in baselines_text.differences(candidate):
         print("\n".join(paragraph(line)))

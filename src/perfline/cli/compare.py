@@ -153,7 +153,7 @@ def _add_sides(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compare every case; print, save and return the exit status."""
-    from perfline.compare import record_file as compare_file
+    from perfline.compare import record as compare_file
     from perfline.compare.record import Comparison
     from perfline.engines.environment import today
     from perfline.errors import RecordError

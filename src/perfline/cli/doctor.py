@@ -19,8 +19,7 @@ from perfline.baselines import baseline
 from perfline.cases import data
 from perfline.cases.case import Case, WeightsKind
 from perfline.engines import environment, telemetry
-from perfline.engines.compilers import Compiler, compiler
-from perfline.engines.device import GIB, Device, cpu_contention, current_device
+from perfline.engines.device import GIB, Compiler, Device, compiler, cpu_contention, current_device
 from perfline.engines.telemetry import Clocks, Sample
 from perfline.errors import DataError, MissingData, PerflineError
 from perfline.gates.performance import MAX_CONTENTION_FRACTION

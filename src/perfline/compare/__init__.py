@@ -13,7 +13,6 @@ __all__ = [
     "launch",
     "model",
     "record",
-    "record_file",
     "run",
     "sequential",
     "sides",

@@ -35,7 +35,6 @@ from importlib import metadata
 from pathlib import Path
 
 from perfline.compare.installers import Installer, Pin, Request, find_installer, masked, normal_name
-from perfline.compare.worktree import runs
 from perfline.errors import InstallError
 
 _SCHEMA = 1
@@ -366,3 +365,14 @@ def _disk(folder: Path) -> int:
             with suppress(OSError):
                 total += os.lstat(f"{place}/{name}").st_size
     return total
+
+
+def runs(pid: int) -> bool:
+    """Whether a process of this machine has that number."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True

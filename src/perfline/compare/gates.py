@@ -28,8 +28,7 @@ from perfline.gates.accuracy import ROUNDING_FRACTION
 from perfline.gates.statistics import zero_flip_bound
 from perfline.gates.verdict import Flip, Verdict, Word, signed
 from perfline.metrics import Metric
-from perfline.tasks.answers import Answers, accuracy
-from perfline.tasks.stored_answers import Scored
+from perfline.tasks.answers import Answers, Scored, accuracy
 
 TIME = "core_time"
 LOGITS = "letter_logits"

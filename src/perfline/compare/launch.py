@@ -1,7 +1,7 @@
 """How do the launches of ``perfline compare`` start, and what can be asked of them?
 
 ``model.Launcher``, ``PendingWorker`` and ``Worker`` over real processes (``process.Process``, and
-of several ranks ``rank_processes.RankedProcess``), which run ``perfline.compare.worker`` in their
+of several ranks ``process.RankedProcess``), which run ``perfline.compare.worker`` in their
 side's place. Two launches may be alive at once.
 """
 
@@ -13,10 +13,9 @@ from dataclasses import dataclass, field
 from types import TracebackType
 
 from perfline.compare import messages
-from perfline.compare.fields import round_
+from perfline.compare.messages import round_
 from perfline.compare.model import Ready, Round, Side, SideName, Workload
-from perfline.compare.process import Process
-from perfline.compare.rank_processes import RankedProcess
+from perfline.compare.process import Process, RankedProcess
 from perfline.compare.sides import Place
 from perfline.compare.worker import DIE_WITH_PARENT
 from perfline.errors import WorkerError

@@ -1,7 +1,8 @@
 """Which fields do the messages of ``perfline compare`` have?
 
-Each noun of ``ab`` as JSON (``..._json``) and back. What comes back is checked field by field: a
-worker that sends something else is a WorkerError, never a number.
+Each object of ``model`` as JSON (``..._json``) and back. What comes back is checked field by field:
+a worker that sends something else is a WorkerError, never a number. A record's digest can be
+computed, and a message sent, by anybody: numbers of both are held to the same limits.
 """
 
 from __future__ import annotations
@@ -13,13 +14,50 @@ from typing import Any, cast, get_args
 import numpy as np
 
 from perfline.cases.case import WeightsKind
-from perfline.compare.fields import count
 from perfline.compare.model import Ready, Round, Workload
 from perfline.engines.engine import EngineName
 from perfline.errors import DataError, WorkerError
 from perfline.jsonfile import Node
 from perfline.measure.notices import read_notices
 from perfline.tasks.answers import Answers
+
+LEAST, MOST = 1e-12, 1e30  # no measurement lies beyond, and what follows from one stays finite
+_MOST_S = 1e12  # seconds: 30,000 years
+
+
+def count(node: Node, key: str, least: int = 0) -> int:
+    """Return a whole number, at least ``least``."""
+    value = node.number(key)
+    if not least <= value <= MOST or value != int(value):
+        node.fail(key, f"is {value:g} (expected a whole number, at least {least})")
+    return int(value)
+
+
+def optional_count(node: Node, key: str) -> int | None:
+    """Return the same, or None for null."""
+    return None if node.optional_number(key) is None else count(node, key)
+
+
+def positive(node: Node, key: str, most: float) -> float:
+    """Return a number above 0 that is not absurd."""
+    value = node.number(key)
+    if not LEAST <= value <= most:
+        node.fail(key, f"is {value:g} (expected a number above 0: {LEAST:g} to {most:g})")
+    return value
+
+
+def round_(node: Node) -> Round:
+    """Return a timed round; seconds that are not positive are no measurement."""
+    return Round(
+        start_s=node.number("start_s"),
+        tokens=count(node, "tokens", 1),
+        core_s=positive(node, "core_s", _MOST_S),
+        whole_s=positive(node, "whole_s", _MOST_S),
+        waited_fraction=node.optional_number("waited_fraction"),
+        joules=node.optional_number("joules") and positive(node, "joules", MOST),
+        faults=node.texts("faults"),
+        health=node.scalars("health"),
+    )
 
 
 def workload_json(workload: Workload) -> dict[str, object]:

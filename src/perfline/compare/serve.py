@@ -26,12 +26,10 @@ from perfline.engines.environment import Environment, collect, packages
 from perfline.engines.telemetry import Watch, watch
 from perfline.errors import WorkerError
 from perfline.jsonfile import Node
-from perfline.measure.aggregate_timings import combine, worst_ready
-from perfline.measure.case_run import Bench
-from perfline.measure.loaded_case import Opened, open_case
-from perfline.measure.parallel_accuracy import Lead
-from perfline.measure.parallel_rounds import Rounds
-from perfline.measure.rank_worker import Helper, obey_all
+from perfline.measure.case_run import CaseRun, LoadedCase, open_case
+from perfline.measure.parallel_accuracy import RankCoordinator
+from perfline.measure.parallel_rounds import Rounds, combine, worst_ready
+from perfline.measure.rank_worker import RankWorker, obey_all
 from perfline.measure.throughput import Timings
 from perfline.tasks.answers import Answers, no_answers
 from perfline.tasks.mmlu import Prompt
@@ -43,14 +41,14 @@ class Launch:
     """One side in one process, or in the first of several: loaded, compiled and warm.
 
     Attributes:
-        lead: asks the other ranks; None where this process is alone.
+        coordinator: asks the other ranks; None where this process is alone.
     """
 
     workload: Workload
-    bench: Bench
+    case_run: CaseRun
     environment: Environment
     health: Watch = field(default_factory=Watch)
-    lead: Lead | None = None
+    coordinator: RankCoordinator | None = None
     _rounds: Rounds | None = None
     _others: tuple[int, ...] = ()
     _peaks: list[float] = field(default_factory=list)
@@ -63,18 +61,18 @@ class Launch:
         ``group``: the ranks that this process is the first of.
         """
         opening = _Opening(request.child("workload"), request.texts("settings"))
-        lead = None if group is None else Lead(group)
+        coordinator = None if group is None else RankCoordinator(group)
         replica = None
-        if lead is not None:
+        if coordinator is not None:
             asked = {key: request.data[key] for key in ("workload", "settings")}
-            lead.group.post({"do": "launch", **asked})
-            replica = lead.open(opening.case)
-        bench = opening.bench(opening.case, opening.open(opening.case, replica))
+            coordinator.group.post({"do": "launch", **asked})
+            replica = coordinator.open(opening.case)
+        case_run = opening.case_run(opening.case, opening.open(opening.case, replica))
         environment = collect(Path.cwd())  # once the model is loaded: the case sets the threads
-        if lead is not None:
-            environment = environment.of_ranks(lead.group.hosts())
-        launch = cls(opening.workload, bench, environment, lead=lead)
-        launch.health = launch._watching.enter_context(watch(bench.device))
+        if coordinator is not None:
+            environment = environment.of_ranks(coordinator.group.hosts())
+        launch = cls(opening.workload, case_run, environment, coordinator=coordinator)
+        launch.health = launch._watching.enter_context(watch(case_run.device))
         return launch
 
     def answer(self, word: str, request: Node) -> dict[str, object]:
@@ -89,34 +87,34 @@ class Launch:
         }
         if word not in words:
             raise WorkerError(f"was asked for '{word}'; expected {', '.join(words)}")
-        with _memory_in_words(self.bench.device, f"'{word}'"):
+        with _memory_in_words(self.case_run.device, f"'{word}'"):
             return words[word]()
 
     def ready(self) -> Ready:
         """Compile and warm up, and say what that took."""
-        bench, name, case = self.bench, self.workload.engine, self.bench.case
-        sample = bench.sample
-        if self.lead is not None:  # the others get ready meanwhile
-            self._rounds = Rounds(self.lead, bench.timed_run(name), self.health)
-        done = bench.ready(name)
+        case_run, name, case = self.case_run, self.workload.engine, self.case_run.case
+        sample = case_run.sample
+        if self.coordinator is not None:  # the others get ready meanwhile
+            self._rounds = Rounds(self.coordinator, case_run.timed_run(name), self.health)
+        done = case_run.ready(name)
         pass_s = done.warmup_s
         if done.later.graphs:  # a pass that still compiled says nothing of how long a pass takes
-            engine = bench.opened.engine(name)
-            pass_s = run_pass(engine, sample, case.throughput.head, bench.clock).whole_s
-        if self.lead is not None and self._rounds is not None:
+            engine = case_run.loaded.engine(name)
+            pass_s = run_pass(engine, sample, case.throughput.head, case_run.clock).whole_s
+        if self.coordinator is not None and self._rounds is not None:
             done = worst_ready(self._rounds.ready())
-            self._others = tuple(_others(self.lead.group))
+            self._others = tuple(_others(self.coordinator.group))
         return Ready(
             pid=os.getpid(),
             device=self.environment.device,
             machine=self.environment.machine,
             context=self.environment.context,
-            facts=bench.opened.facts,
+            facts=case_run.loaded.facts,
             digest=case.digest(self.workload.weights),
             dtype=case.model.precision,
             prompts_digest=prompts_digest(sample),
             tokens=sum(len(prompt.ids) for prompt in sample),
-            load_s=bench.opened.load_s,
+            load_s=case_run.loaded.load_s,
             compile_s=done.compile_s,
             warmup_s=done.warmup_s,
             pass_s=pass_s,
@@ -151,31 +149,31 @@ class Launch:
 
     def _timings(self, repeats: int, peers: Sequence[int]) -> Timings:
         """A region of one round."""
-        bench, name = self.bench, self.workload.engine
+        case_run, name = self.case_run, self.workload.engine
         if self._rounds is not None:
             self._rounds.begin(repeats, (*peers, os.getpid(), *self._others))
             self._rounds.before()
             self._rounds.round()
             own, replicas = self._rounds.finish()
             devices = self.workload.ranks
-            return combine(replicas, own, devices, bench.case.model.precision)
+            return combine(replicas, own, devices, case_run.case.model.precision)
         self.health.friends = peers
-        ready = replace(bench.ready(name), repeats=repeats)
-        stopwatch = bench.timed_run(name).stopwatch(ready, self.health)
-        stopwatch.round()
-        return stopwatch.finish()
+        ready = replace(case_run.ready(name), repeats=repeats)
+        region = case_run.timed_run(name).region(ready, self.health)
+        region.round()
+        return region.finish()
 
     def answers(self) -> Answers:
         """The first ``questions`` of the fixed order; without labels at least the timed sample."""
-        prompts = self.bench.opened.prompts
+        prompts = self.case_run.loaded.prompts
         order = tier_order([prompt.id for prompt in prompts])[: self.workload.questions]
         asked = [prompts[index] for index in order]
         if not asked and self.workload.weights == "dummy":
-            asked = self.bench.sample  # their logits still compare
+            asked = self.case_run.sample  # their logits still compare
         if not asked:
             return no_answers()
-        engine = self.bench.opened.engine(self.workload.engine)
-        return run_pass(engine, asked, "last", self.bench.clock).answers
+        engine = self.case_run.loaded.engine(self.workload.engine)
+        return run_pass(engine, asked, "last", self.case_run.clock).answers
 
     def peak_memory_gib(self) -> float | None:
         """The highest peak of any round so far; None before one, or where it is not counted."""
@@ -193,19 +191,19 @@ class _Opening:
         self.case = with_settings(case, pairs)
         self.device = current_device()
 
-    def open(self, case: Case, replica: Replica | None) -> Opened:
+    def open(self, case: Case, replica: Replica | None) -> LoadedCase:
         """Load the model, or this rank's share of it, and make the prompts."""
         places = self.device, self.workload.data_dir, self.workload.weights
         with _memory_in_words(self.device, f"case '{case.id}'"):
             return open_case(case, *places, replica)
 
-    def bench(self, case: Case, opened: Opened) -> Bench:
+    def case_run(self, case: Case, loaded: LoadedCase) -> CaseRun:
         """What measures it; ranks on devices of two kinds are no one machine."""
-        return Bench(case, opened, self.device, software={"machine": self.device.slug})
+        return CaseRun(case, loaded, self.device, software={"machine": self.device.slug})
 
 
 @dataclass
-class _Assistant(Helper):
+class _Assistant(RankWorker):
     """What a rank beside the first has open."""
 
     def obey(self, group: Group, number: int, command: Mapping[str, Any]) -> None:
@@ -219,7 +217,7 @@ def assist(group: Group) -> None:
     group.put(f"pid/{group.rank}", str(os.getpid()))
     command = wire.node(group.command()[1], group.name(0))
     opening = _Opening(command.child("workload"), command.texts("settings"))
-    obey_all(group, _Assistant({opening.case.id: opening.case}, opening.open, opening.bench))
+    obey_all(group, _Assistant({opening.case.id: opening.case}, opening.open, opening.case_run))
 
 
 def prompts_digest(prompts: Sequence[Prompt]) -> str:

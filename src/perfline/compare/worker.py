@@ -102,7 +102,7 @@ def _assist(imports: Sequence[str]) -> int:
     except WorkerError as error:
         problem = error  # rank 0 says so, unless it is this rank's alone
     from perfline.compare.serve import assist
-    from perfline.distributed.rendezvous import join
+    from perfline.distributed.group import join
 
     try:
         group = join(PATIENCE_S)
@@ -166,7 +166,7 @@ def _open(request: Node, as_rank: bool) -> tuple[Launch, dict[str, object]]:
 
     group: Group | None = None
     if as_rank:
-        from perfline.distributed.rendezvous import join
+        from perfline.distributed.group import join
 
         group = join(PATIENCE_S)
     launch = Launch.open(request, group)

@@ -2,4 +2,4 @@
 
 from __future__ import annotations
 
-__all__ = ["group", "rendezvous", "replica", "work_units"]
+__all__ = ["group", "replica", "work_units"]

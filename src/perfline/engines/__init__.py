@@ -1,13 +1,12 @@
 """How does a model run, on which device, and with what software?
 
 ``engine`` is what the rest of perfline knows of a model; ``hf`` loads a real one. ``device``,
-``compilers``, ``telemetry`` and ``environment`` are the machine's side of it.
+``telemetry`` and ``environment`` are the machine's side of it.
 """
 
 from __future__ import annotations
 
 __all__ = [
-    "compilers",
     "device",
     "engine",
     "environment",

@@ -5,6 +5,10 @@ over (nodes are a few per cent of the work, a second graph is half the compile t
 always a prefix, if only of hidden zeros. They stand in front, 2 to 17 of them, so that
 sizes 0 and 1, which torch.compile specialises on, never come up, and so that the mask's rows are
 multiples of 16, as the fused attention kernels want.
+
+transformers' ``sdpa`` gives each query head a copy of its group's keys and values wherever there is
+a mask, as CUDA's fused kernels take no mask with grouped heads. A CPU's does, and there the copies
+cost more than they save: ``grouped_sdpa`` makes none.
 """
 
 from __future__ import annotations
@@ -16,8 +20,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch.nn import functional
+from transformers import AttentionInterface
 
-from perfline.engines.attention import GROUPED
 from perfline.engines.torch_engine import TorchEngine
 from perfline.engines.upstream import (
     MASKED_ATTENTIONS,
@@ -29,6 +34,40 @@ from perfline.engines.upstream import (
     cache_argument,
 )
 from perfline.errors import NoSharedPrefixes
+
+GROUPED = "perfline_grouped_sdpa"
+
+
+def grouped_sdpa(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """As transformers' ``sdpa``: (rows, heads, tokens, size) -> (rows, tokens, heads, size)."""
+    if attention_mask is None or kwargs.get("position_bias") is not None:
+        known: Any = AttentionInterface
+        rest = {"dropout": dropout, "scaling": scaling, **kwargs}
+        out, _ = known()["sdpa"](module, query, key, value, attention_mask, **rest)
+        return out, None
+    out = functional.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=attention_mask,
+        dropout_p=dropout,
+        scale=scaling,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    return out.transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(GROUPED, grouped_sdpa)
+
 
 Ints = npt.NDArray[np.int64]
 KeysValues = list[tuple[torch.Tensor, torch.Tensor]]  # by layer: (1, heads, _FRONT + tokens, size)

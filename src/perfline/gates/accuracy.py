@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 from perfline.gates.statistics import detectable_drop_pp, drop_upper, mcnemar_p, zero_flip_bound
 from perfline.gates.verdict import Flip, Verdict, Word, signed
 from perfline.metrics import Metric
-from perfline.tasks.answers import subset
-from perfline.tasks.stored_answers import Scored, question_key
+from perfline.tasks.answers import Scored, question_key, subset
 
 if TYPE_CHECKING:
     import numpy as np

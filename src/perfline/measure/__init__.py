@@ -7,10 +7,8 @@ from __future__ import annotations
 
 __all__ = [
     "accuracy",
-    "aggregate_timings",
     "case_run",
     "journal",
-    "loaded_case",
     "notices",
     "parallel_accuracy",
     "parallel_rounds",

@@ -3,6 +3,8 @@
 By default every shared prefix is computed once (``shared_prefix``); ``--plain`` runs each prompt by
 itself, as published. Answers go to a journal batch by batch, a sample of them is answered again the
 plain way (``verify``), and a sequential run stops at the first look that makes its verdict certain.
+
+A pass is the sum of its parts, whichever process answered them: they merge by question id.
 """
 
 from __future__ import annotations
@@ -12,20 +14,204 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from perfline.cases.case import Case
+from perfline.cases.case import Case, Scoring
 from perfline.distributed.replica import Replica
 from perfline.engines.engine import Clock, CompileCounts, Engine, EngineName, Progress, run_pass
 from perfline.errors import NoSharedPrefixes
 from perfline.measure import notices
-from perfline.measure.aggregate_timings import Together
 from perfline.measure.journal import Journal
-from perfline.measure.parallel_rounds import Repeat, TimedRun
-from perfline.measure.pass_part import Keep, Part, SharedRunner, plain_part, shared_part
-from perfline.tasks.answers import Answers, no_answers, subset, union
+from perfline.measure.parallel_rounds import AggregateTimings, Repeat, TimedRun
+from perfline.measure.throughput import PREFIX
+from perfline.metrics import Metric
+from perfline.tasks.answers import Answers, accuracy, no_answers, subset, union
 from perfline.tasks.mmlu import Prompt
 from perfline.tasks.sampling import tier_order
+
+KEEP_EVERY = 16  # plain answers that an interrupt may cost
+Keep = Callable[[Answers], None]
+
+
+class SharedPass(Protocol):
+    """What a shared-prefix pass measures (``shared_prefix.SharedPass``)."""
+
+    @property
+    def answers(self) -> Answers:
+        """One row per prompt."""
+
+    @property
+    def computed_tokens(self) -> int:
+        """Tokens really run, padding left out."""
+
+    @property
+    def padded_tokens(self) -> int:
+        """Padding run beside them."""
+
+    @property
+    def core_s(self) -> float:
+        """Seconds in forwards."""
+
+    @property
+    def flops(self) -> float | None:
+        """Really executed; None where not known."""
+
+    @property
+    def halvings(self) -> int:
+        """How often memory ran out."""
+
+
+class SharedRunner(Protocol):
+    """What answers prompts by shared prefixes (``shared_prefix.SharedPrefixRunner``)."""
+
+    def plan(self, prompts: Sequence[Prompt]) -> Any:
+        """Plan the forwards."""
+
+    def warm_up(self, plan: Any) -> None:
+        """Compile what any plan needs."""
+
+    def run(
+        self,
+        prompts: Sequence[Prompt],
+        plan: Any,
+        clock: Clock,
+        progress: Progress | None,
+        on_batch: Keep | None,
+    ) -> SharedPass:
+        """Answer every prompt."""
+
+    def follow(self, said: Mapping[str, Any], prompts: Sequence[Prompt]) -> None:
+        """Do what the first rank's runner does, where ranks hold one model between them."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """The answers to some questions of a pass, and what they took.
+
+    Attributes:
+        replica: which of the model's replicas answered.
+        served_tokens: prompt tokens, as if each prompt were run by itself.
+        computed_tokens, padded_tokens: tokens really run, and padding run beside them.
+        core_s: seconds in forwards.
+        flops: really executed, padding included; None where not known.
+        halvings: how often memory ran out.
+        counts: what was compiled meanwhile.
+    """
+
+    answers: Answers
+    replica: int = 0
+    served_tokens: int = 0
+    computed_tokens: int = 0
+    padded_tokens: int = 0
+    core_s: float = 0.0
+    flops: float | None = None
+    halvings: int = 0
+    counts: CompileCounts = field(default_factory=CompileCounts)
+
+
+def shared_part(
+    engine: Engine,
+    runner: SharedRunner,
+    prompts: Sequence[Prompt],
+    clock: Clock,
+    progress: Progress | None,
+    keep: Keep | None,
+) -> Part:
+    """Answer by shared prefixes."""
+    before = engine.compile_counts()
+    done = runner.run(prompts, runner.plan(prompts), clock, progress, keep)
+    return Part(
+        answers=done.answers,
+        served_tokens=_tokens(prompts),
+        computed_tokens=done.computed_tokens,
+        padded_tokens=done.padded_tokens,
+        core_s=done.core_s,
+        flops=done.flops,
+        halvings=done.halvings,
+        counts=engine.compile_counts() - before,
+    )
+
+
+def plain_part(
+    engine: Engine,
+    prompts: Sequence[Prompt],
+    clock: Clock,
+    progress: Progress | None,
+    keep: Keep | None,
+) -> Part:
+    """Answer one prompt a forward, as published; kept batch by batch."""
+    before, core_s = engine.compile_counts(), 0.0
+    batches: list[Answers] = []
+    for start in range(0, len(prompts), KEEP_EVERY):
+        batch = run_pass(engine, prompts[start : start + KEEP_EVERY], "last", clock)
+        if keep is not None:
+            keep(batch.answers)
+        batches.append(batch.answers)
+        core_s += batch.core_s
+        if progress is not None:
+            progress(min(start + KEEP_EVERY, len(prompts)), len(prompts))
+    each = [engine.flops(len(prompt.ids), "last") for prompt in prompts]
+    return Part(
+        answers=union(batches),
+        served_tokens=_tokens(prompts),
+        computed_tokens=_tokens(prompts),
+        core_s=core_s,
+        flops=None if None in each else sum(f for f in each if f is not None),
+        counts=engine.compile_counts() - before,
+    )
+
+
+def _tokens(prompts: Sequence[Prompt]) -> int:
+    return sum(len(prompt.ids) for prompt in prompts)
+
+
+def accuracy_metrics(
+    case: Case, name: EngineName, done: AccuracyPass, peak: float | None
+) -> list[Metric]:
+    """Micro accuracy (correct / asked) as the case scores it and by both scorings, and its cost.
+
+    The cost is of the forwards of this session: served tokens are the prompts', computed ones those
+    really run; with shared prefixes the published MFU formula would read above 100 %, so only the
+    FLOPs really executed are set against the peak.
+    """
+    answers = done.answers
+    if answers.labels is None:
+        return []
+    prefix = f"acc_{PREFIX[name]}"
+    scorings: tuple[Scoring, ...] = ("full-vocab", "letters")
+    by_scoring = {
+        scoring: correct / asked
+        for scoring in scorings
+        for correct, asked in [accuracy(answers, scoring)]
+    }
+    return [
+        Metric(prefix, by_scoring[case.mmlu.scoring], "fraction", "higher"),
+        Metric(f"{prefix}_full_vocab", by_scoring["full-vocab"], "fraction", "info"),
+        Metric(f"{prefix}_letters", by_scoring["letters"], "fraction", "info"),
+        Metric(f"{prefix}_questions", len(answers.ids), "questions", "info"),
+        *_cost(prefix, done, peak),
+    ]
+
+
+def _cost(prefix: str, done: AccuracyPass, peak: float | None) -> list[Metric]:
+    asked = len(done.answers.ids) - done.resumed
+    if not (done.computed_tokens and done.core_s and done.whole_s):
+        return []
+    found = [
+        Metric(f"{prefix}_served_tokens", done.served_tokens, "tok", "info"),
+        Metric(f"{prefix}_computed_tokens", done.computed_tokens, "tok", "info"),
+        Metric(f"{prefix}_padded_tokens", done.padded_tokens, "tok", "info"),
+        Metric(f"{prefix}_reuse_factor", done.served_tokens / done.computed_tokens, "x", "info"),
+        Metric(f"{prefix}_warmup_time", done.warmup_s, "s", "info"),
+        Metric(f"{prefix}_time", done.whole_s, "s", "info"),
+        Metric(f"{prefix}_questions_per_s", asked / done.whole_s, "questions/s", "info"),
+        Metric(f"{prefix}_core", done.core_s / done.replicas / done.whole_s, "fraction", "info"),
+    ]
+    if peak is not None and done.flops:
+        utilisation = done.flops / done.core_s / peak
+        found.append(Metric(f"{prefix}_mfu_computed", utilisation, "fraction", "info"))
+    return found
+
 
 # Shares of all questions at which a sequential run looks; fixed in advance, alpha is split evenly.
 LOOKS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
@@ -52,8 +238,8 @@ class AccuracyOptions:
     journals: Path | None = None
 
 
-class Share(Protocol):
-    """What shares passes and rounds among ranks (``parallel_accuracy.Lead``); this is rank 0."""
+class Coordinator(Protocol):
+    """Shares passes and rounds among ranks (``RankCoordinator``); this is rank 0."""
 
     @property
     def replicas(self) -> int:
@@ -72,7 +258,7 @@ class Share(Protocol):
     def answer(self, run: AccuracyRun, prompts: Sequence[Prompt], keep: Keep | None) -> list[Part]:
         """Answer every prompt once, here or elsewhere; every batch goes to ``keep``."""
 
-    def time(self, run: TimedRun, repeat: Repeat) -> Together:
+    def time(self, run: TimedRun, repeat: Repeat) -> AggregateTimings:
         """Time rounds of all ranks together."""
 
     def alive(self) -> None:
@@ -129,7 +315,7 @@ class AccuracyRun:
         identity: what the journal's answers belong to.
         ready: has the engine compiled and warm for the plain path.
         without: takes why no prefixes are shared, where that shows in the warm-up.
-        share: shares the questions with other ranks; None where this process is alone.
+        coordinator: shares the questions with other ranks; None where this process is alone.
     """
 
     engine: Engine
@@ -141,7 +327,7 @@ class AccuracyRun:
     without: Callable[[NoSharedPrefixes], None] = lambda why: None
     clock: Clock = time.perf_counter
     progress: Progress | None = None
-    share: Share | None = None
+    coordinator: Coordinator | None = None
 
     @property
     def shared(self) -> bool:
@@ -169,7 +355,7 @@ class AccuracyRun:
             asked_of=len(chosen),
             path="shared-prefix" if self.shared else "plain",
             looks=len(stages),
-            replicas=1 if self.share is None else self.share.replicas,
+            replicas=1 if self.coordinator is None else self.coordinator.replicas,
         )
         done = replace(done, resumed=len(done.answers.ids), warmup_s=warmup_s)
         for stage in stages:
@@ -241,8 +427,8 @@ class AccuracyRun:
         keep = journal.append if journal is not None else None
         begin = self.clock()
         with notices.timed():
-            if self.share is not None:
-                parts = self.share.answer(self, prompts, keep)
+            if self.coordinator is not None:
+                parts = self.coordinator.answer(self, prompts, keep)
             else:
                 parts = [self.part(prompts, keep, self.progress)]
         flops = [done.flops, *(part.flops for part in parts)]
@@ -270,8 +456,8 @@ class AccuracyRun:
         sample = choose(candidates, min(self.options.verify, len(candidates)))
         if not sample:
             return done
-        share = self.share
-        seen = None if share is None else lambda done, total: share.alive()
+        coordinator = self.coordinator
+        seen = None if coordinator is None else lambda done, total: coordinator.alive()
         again = run_pass(self.oracle, sample, "last", self.clock, seen)
         return replace(done, reference=again.answers)
 

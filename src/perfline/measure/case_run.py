@@ -1,38 +1,160 @@
 """How is one case measured in one session: what is loaded, run and timed, and only once?
 
-A ``Bench`` holds one opened case. The accuracy and the throughput tests ask it for answers and
+A ``CaseRun`` holds one opened case. The accuracy and the throughput tests ask it for answers and
 timings; weights, questions, compilation and passes that they share are done at the first asking.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
-from perfline.cases.case import Case
+from perfline.cases.case import Case, WeightsKind
 from perfline.engines.device import Device
-from perfline.engines.engine import Clock, EngineName, Progress, run_pass
+from perfline.engines.engine import Clock, Engine, EngineName, Progress, run_pass
 from perfline.engines.telemetry import watch
-from perfline.errors import NoSharedPrefixes
+from perfline.errors import MissingRanks, NoSharedPrefixes, RankError
 from perfline.measure import throughput
-from perfline.measure.accuracy import AccuracyOptions, AccuracyPass, AccuracyRun, Share, choose
-from perfline.measure.accuracy_metrics import accuracy_metrics
-from perfline.measure.aggregate_timings import Together
-from perfline.measure.loaded_case import Opened
+from perfline.measure.accuracy import (
+    AccuracyOptions,
+    AccuracyPass,
+    AccuracyRun,
+    Coordinator,
+    SharedRunner,
+    accuracy_metrics,
+    choose,
+)
 from perfline.measure.notices import Notices
-from perfline.measure.parallel_rounds import Repeat, TimedRun
-from perfline.measure.pass_part import SharedRunner
-from perfline.measure.throughput import PREFIX, Ready, Stopwatch, Timings
+from perfline.measure.parallel_rounds import AggregateTimings, Repeat, TimedRun
+from perfline.measure.throughput import PREFIX, Ready, TimedRegion, Timings
 from perfline.metrics import Metric
 from perfline.tasks.answers import Answers
 from perfline.tasks.mmlu import Prompt, stratified_sample
+
+if TYPE_CHECKING:
+    from perfline.distributed.replica import Replica
+
+
+_ALIKE = ("torch", "transformers")  # on all ranks that hold one model between them
+
+
+class LoadedCase(Protocol):
+    """A case whose model is on the device and whose prompts are made."""
+
+    @property
+    def prompts(self) -> Sequence[Prompt]:
+        """Every question's prompt."""
+
+    @property
+    def load_s(self) -> float:
+        """Seconds of the load."""
+
+    @property
+    def load_peak_gib(self) -> float | None:
+        """Peak memory of the load, GiB; None where the device does not count it."""
+
+    @property
+    def facts(self) -> Mapping[str, str]:
+        """What was loaded, such as the weights' digest."""
+
+    def engine(self, name: EngineName) -> Engine:
+        """The engine of that name."""
+
+    def shared(self, name: EngineName, say: Callable[[str], None]) -> SharedRunner | None:
+        """What answers by shared prefixes; None or NoSharedPrefixes where there is no such path."""
+
+    def close(self) -> None:
+        """Free the model."""
+
+
+@dataclass(frozen=True)
+class OpenCase:
+    """``LoadedCase`` over a real model."""
+
+    prompts: Sequence[Prompt]
+    load_s: float
+    load_peak_gib: float | None
+    facts: Mapping[str, str]
+    engine: Callable[[EngineName], Engine]
+    shared: Callable[[EngineName, Callable[[str], None]], SharedRunner | None]
+    close: Callable[[], None]
+
+
+def open_case(
+    case: Case,
+    device: Device,
+    data_dir: Path | None,
+    weights: WeightsKind,
+    replica: Replica | None = None,
+) -> OpenCase:
+    """Find weights and questions, load the model, tokenise the prompts.
+
+    ``replica``: the ranks that the model is split over; None for a model that is not. Raises
+    MissingData (with the command that gets them), MissingRanks, DataError, EngineError, RankError.
+    """
+    from perfline.cases import data
+    from perfline.engines import hf, upstream
+    from perfline.tasks import mmlu, prompt_cache
+    from perfline.tasks import prompt_lengths as lengths
+
+    if replica is None and case.parallel.tensor > 1:
+        raise MissingRanks(
+            f"case '{case.id}' splits its model over {case.parallel.tensor} ranks "
+            "(parallel.tensor): type the same command after `torchrun --standalone "
+            f"--nproc-per-node={case.parallel.tensor} -m`"
+        )
+    if weights == "dummy":
+        model = hf.load(case, device, None, replica)
+        facts: dict[str, str] = {}
+        limit = min(case.mmlu.max_prompt_tokens, model.positions)
+        prompts = lengths.dummy_prompts(model.vocabulary, limit)
+    else:
+        with replica.agreeing() if replica is not None else nullcontext():
+            located = data.locate(case, data_dir)
+            data.check_weights(located.weights)
+            subjects = mmlu.load_subjects(located.mmlu, case.mmlu.few_shots)
+        model = hf.load(case, device, located.weights, replica)
+        prompts = prompt_cache.cached_prompts(
+            case,
+            located.weights,
+            subjects,
+            lambda: mmlu.build_prompts(subjects, model.encode, case.mmlu, model.positions),
+        )
+        facts = {
+            "weights": data.weights_digest(located.weights),
+            "mmlu": mmlu.question_set_digest(subjects),
+        }
+
+    if replica is not None:
+        own = {"case": case.digest(weights), **facts}
+        try:
+            replica.check_alike(own | {name: metadata.version(name) for name in _ALIKE})
+        except RankError:
+            replica.end()  # the others end it too: nobody is to wait for them
+            model.close()
+            raise
+
+    def shared(name: EngineName, say: Callable[[str], None]) -> SharedRunner:
+        upstream.check_prefixes()
+        from perfline.engines.shared_prefix import SharedPrefixRunner
+
+        return SharedPrefixRunner(model.engine(name), say=say)
+
+    return OpenCase(
+        prompts, model.load_s, model.load_peak_gib, facts, model.engine, shared, model.close
+    )
+
 
 ProgressOf = Callable[[str], Progress]
 
 
 @dataclass
-class Bench:
+class CaseRun:
     """One case in one session.
 
     Attributes:
@@ -42,11 +164,11 @@ class Bench:
         say: takes lines for the user, such as that memory ran out and the run goes on with less.
         software: machine and versions, which a journal's answers belong to.
         notices: what other packages say meanwhile.
-        share: shares passes and rounds with other ranks; None where this process is alone.
+        coordinator: shares passes and rounds with other ranks; None where this process is alone.
     """
 
     case: Case
-    opened: Opened
+    loaded: LoadedCase
     device: Device
     peak: float | None = None
     full_pass: bool = False
@@ -56,25 +178,25 @@ class Bench:
     options: AccuracyOptions = field(default_factory=AccuracyOptions)
     software: Mapping[str, str] = field(default_factory=dict)
     notices: Notices = field(default_factory=Notices)
-    share: Share | None = None
+    coordinator: Coordinator | None = None
     _ready: dict[EngineName, Ready] = field(default_factory=dict)
     _runs: dict[EngineName, AccuracyRun] = field(default_factory=dict)
     _passes: dict[EngineName, AccuracyPass] = field(default_factory=dict)
     _timings: dict[EngineName, Timings] = field(default_factory=dict)
-    _together: dict[EngineName, Together] = field(default_factory=dict)
+    _of_all: dict[EngineName, AggregateTimings] = field(default_factory=dict)
     _reference: Answers | None = None
 
     @property
     def sample(self) -> list[Prompt]:
         """The fixed, length-stratified sample that throughput is timed over."""
-        prompts = self.opened.prompts
+        prompts = self.loaded.prompts
         chosen = stratified_sample([len(p.ids) for p in prompts], self.case.throughput.sample)
         return [prompts[index] for index in chosen]
 
     @property
     def workload(self) -> dict[str, str | int | float | bool | None]:
         """What throughput is timed over; sessions of different workloads do not compare."""
-        prompts = self.opened.prompts if self.full_pass else self.sample
+        prompts = self.loaded.prompts if self.full_pass else self.sample
         return {
             "questions": len(prompts),
             "tokens": sum(len(prompt.ids) for prompt in prompts),
@@ -84,7 +206,7 @@ class Bench:
     def ready(self, name: EngineName) -> Ready:
         """The engine compiled and warm; done once."""
         if name not in self._ready:
-            engine = self.opened.engine(name)
+            engine = self.loaded.engine(name)
             spec = self.case.throughput
             self._ready[name] = throughput.make_ready(engine, self.sample, spec, self.clock)
         return self._ready[name]
@@ -104,16 +226,16 @@ class Bench:
                 self._passes[name] = AccuracyPass(answers, len(answers.ids), "plain")
             else:
                 run = self._runs[name] = self._accuracy_run(name)
-                if self.share is not None:
-                    self.share.prepare(self.case.id, name)
-                self._passes[name] = run.answer(self.opened.prompts, certain)
+                if self.coordinator is not None:
+                    self.coordinator.prepare(self.case.id, name)
+                self._passes[name] = run.answer(self.loaded.prompts, certain)
         return self._passes[name]
 
     def helper(self, name: EngineName) -> AccuracyRun:
         """What answers another rank's questions, compiled and warm; done once."""
         if name not in self._runs:
             run = self._accuracy_run(name)
-            run.warm_up(choose(self.opened.prompts, self.options.questions))
+            run.warm_up(choose(self.loaded.prompts, self.options.questions))
             self._runs[name] = run
         return self._runs[name]
 
@@ -131,7 +253,7 @@ class Bench:
         """What times this rank's rounds beside those of other ranks."""
         return TimedRun(
             case=self.case,
-            engine=self.opened.engine(name),
+            engine=self.loaded.engine(name),
             prompts=self.sample,
             ready=lambda: self.ready(name),
             device=self.device,
@@ -147,17 +269,17 @@ class Bench:
         """
         if name in self._timings:
             return self._timings[name]
-        if self.share is not None:
-            together = self.share.time(self.timed_run(name), repeat)
-            self._together[name] = together
-            self._timings[name], self._ready[name] = together.timings, together.timings.ready
-            return together.timings
+        if self.coordinator is not None:
+            of_all = self.coordinator.time(self.timed_run(name), repeat)
+            self._of_all[name] = of_all
+            self._timings[name], self._ready[name] = of_all.timings, of_all.timings.ready
+            return of_all.timings
         ready = self.ready(name)
-        prompts = list(self.opened.prompts) if self.full_pass else self.sample
+        prompts = list(self.loaded.prompts) if self.full_pass else self.sample
         progress = self._progress_of(f"{name} full pass") if self.full_pass else None
         with watch(self.device) as health:
-            stopwatch = Stopwatch(
-                self.opened.engine(name),
+            region = TimedRegion(
+                self.loaded.engine(name),
                 prompts,
                 self.case.throughput.head,
                 ready if not self.full_pass else throughput.once(ready),
@@ -167,10 +289,10 @@ class Bench:
             )
 
             def timed_round() -> None:
-                stopwatch.round()
+                region.round()
 
             repeat(timed_round, self.rounds(name))
-            self._timings[name] = stopwatch.finish()
+            self._timings[name] = region.finish()
         return self._timings[name]
 
     def reference(self) -> Answers:
@@ -178,22 +300,22 @@ class Bench:
         if "eager" in self._timings:
             return self._timings["eager"].answers
         if self._reference is None:
-            engine = self.opened.engine("eager")
-            prompts = self.opened.prompts if self.full_pass else self.sample
+            engine = self.loaded.engine("eager")
+            prompts = self.loaded.prompts if self.full_pass else self.sample
             self._reference = run_pass(engine, prompts, "last", self.clock).answers
         return self._reference
 
     def metrics(self) -> dict[str, Metric]:
         """All that is measured by now."""
-        found = [Metric("load_time", self.opened.load_s, "s", "info")]
-        if self.opened.load_peak_gib is not None:
-            found.append(Metric("load_peak", self.opened.load_peak_gib, "GiB", "info"))
+        found = [Metric("load_time", self.loaded.load_s, "s", "info")]
+        if self.loaded.load_peak_gib is not None:
+            found.append(Metric("load_peak", self.loaded.load_peak_gib, "GiB", "info"))
         for timings in self._timings.values():
-            together = self._together.get(timings.engine)
-            replicas = 1 if together is None else len(together.names)
+            of_all = self._of_all.get(timings.engine)
+            replicas = 1 if of_all is None else len(of_all.names)
             peak = None if self.peak is None else self.peak * replicas
             found += throughput.metrics(timings, self.case.model.nominal_parameters, peak)
-            found += [] if together is None else together.metrics()
+            found += [] if of_all is None else of_all.metrics()
         for name, ready in self._ready.items():
             if name == "inductor":
                 found += throughput.compile_metrics(ready)
@@ -221,7 +343,7 @@ class Bench:
             notes[f"accuracy_path_{PREFIX[name]}"] = done.path
             if done.resumed:
                 notes[f"accuracy_resumed_{PREFIX[name]}"] = done.resumed
-            if self.share is not None:
+            if self.coordinator is not None:
                 tensor, given = self.case.parallel.tensor, done.by_replica
                 notes[f"accuracy_ranks_{PREFIX[name]}"] = done.replicas * tensor
                 notes[
@@ -239,8 +361,8 @@ class Bench:
             if timings.joules_error_fraction is not None:
                 error = round(timings.joules_error_fraction, 4)
                 notes[f"tokens_per_joule_error_fraction_{PREFIX[name]}"] = error
-        for together in self._together.values():
-            notes |= together.notes(self.case.gates)
+        for of_all in self._of_all.values():
+            notes |= of_all.notes(self.case.gates)
         return notes
 
     def _accuracy_run(self, name: EngineName) -> AccuracyRun:
@@ -252,12 +374,12 @@ class Bench:
         runner: SharedRunner | None = None
         if not self.options.plain:
             try:
-                runner = self.opened.shared(name, self.say)
+                runner = self.loaded.shared(name, self.say)
             except NoSharedPrefixes as why:
                 without(why)
         return AccuracyRun(
-            engine=self.opened.engine(name),
-            oracle=self.opened.engine("eager"),
+            engine=self.loaded.engine(name),
+            oracle=self.loaded.engine("eager"),
             runner=runner,
             options=self.options,
             identity=self._identity(name),
@@ -265,14 +387,14 @@ class Bench:
             without=without,
             clock=self.clock,
             progress=self._progress_of(f"{name} accuracy"),
-            share=self.share,
+            coordinator=self.coordinator,
         )
 
     def _identity(self, name: EngineName) -> dict[str, str]:
         """What a journal's answers belong to, and what every rank has to have alike."""
         return {
             **self.software,
-            **{key: str(value) for key, value in self.opened.facts.items()},
+            **{key: str(value) for key, value in self.loaded.facts.items()},
             "case": self.case.id,
             "digest": self.case.digest(),
             "engine": name,
@@ -280,7 +402,7 @@ class Bench:
 
     def _e2e_s(self) -> float:
         """Seconds of every phase that ran, from the start of the load on."""
-        phases = [self.opened.load_s]
+        phases = [self.loaded.load_s]
         phases += [ready.compile_s + ready.warmup_s for ready in self._ready.values()]
         phases += [timings.timed_s for timings in self._timings.values()]
         if not self.full_pass:

@@ -17,11 +17,9 @@ from perfline.distributed.replica import Replica
 from perfline.distributed.work_units import Unit, cut
 from perfline.engines.engine import CompileCounts, EngineName
 from perfline.errors import MissingRanks, RankError
-from perfline.measure.accuracy import AccuracyRun
-from perfline.measure.aggregate_timings import Together
+from perfline.measure.accuracy import AccuracyRun, Keep, Part
 from perfline.measure.journal import from_row, to_row
-from perfline.measure.parallel_rounds import Repeat, TimedRun, conduct
-from perfline.measure.pass_part import Keep, Part
+from perfline.measure.parallel_rounds import AggregateTimings, Repeat, TimedRun, conduct
 from perfline.tasks.answers import Answers, union
 from perfline.tasks.mmlu import Prompt
 
@@ -37,7 +35,7 @@ class _Taken:
 
 
 @dataclass
-class Lead:
+class RankCoordinator:
     """Rank 0's side: asks, answers with the others, collects.
 
     Attributes:
@@ -121,7 +119,7 @@ class Lead:
         """Which replica a rank belongs to."""
         return rank // self._tensor
 
-    def time(self, run: TimedRun, repeat: Repeat) -> Together:
+    def time(self, run: TimedRun, repeat: Repeat) -> AggregateTimings:
         """Time rounds of all ranks together; RankError names the rank that failed or is silent."""
         self._check()
         return conduct(self, run, repeat)
@@ -184,10 +182,20 @@ class _Collected:
     """The parts of one pass, as they come in."""
 
     def __init__(
-        self, lead: Lead, number: int, units: Sequence[Unit], run: AccuracyRun, keep: Keep | None
+        self,
+        coordinator: RankCoordinator,
+        number: int,
+        units: Sequence[Unit],
+        run: AccuracyRun,
+        keep: Keep | None,
     ) -> None:
         self.parts: list[Part] = []
-        self._lead, self._group, self._number, self._units = lead, lead.group, number, units
+        self._coordinator, self._group, self._number, self._units = (
+            coordinator,
+            coordinator.group,
+            number,
+            units,
+        )
         self._run, self._journal = run, keep
         self._done: set[int] = set()
         self._taken: dict[int, _Taken] = {}
@@ -234,7 +242,7 @@ class _Collected:
         for message in self._group.messages():
             heard = True
             self._heard[message["rank"]] = self._group.clock()
-            self._lead.hear(message)
+            self._coordinator.hear(message)
             if message.get("pass") == self._number:  # what is left of a failed pass is not counted
                 self._hear(message)
         self._check_silence()
@@ -254,7 +262,7 @@ class _Collected:
         elif kind == "did":
             answers = union(self._taken[unit].batches)
             counts = CompileCounts(**message["counts"])
-            replica = self._lead.replica_of(rank)
+            replica = self._coordinator.replica_of(rank)
             self.add(unit, Part(answers, replica, counts=counts, **message["cost"]))
 
     def _check_silence(self) -> None:
@@ -269,7 +277,7 @@ class _Collected:
         ids = self._units[unit].ids
         taken = self._taken.get(unit)
         given = sum(len(batch.ids) for batch in taken.batches) if taken is not None else 0
-        raise self._lead.lost(
+        raise self._coordinator.lost(
             f"waited for {who} with {given} of {len(ids)} questions answered (first: {ids[0]}): "
             f"silent for {self._group.timeout_s:g} s; it hangs, or --rank-timeout is too short"
         )
@@ -278,7 +286,7 @@ class _Collected:
 def help_with(
     group: Group, number: int, units: Sequence[Sequence[str]], run: AccuracyRun, prompts: Prompts
 ) -> None:
-    """Another rank's side of :meth:`Lead.answer`: take units while there are any."""
+    """Another rank's side of :meth:`RankCoordinator.answer`: take units while there are any."""
     while (unit := group.take(number)) < len(units):
         said = {"pass": number, "unit": unit}
         group.tell("took", **said)

@@ -16,28 +16,26 @@ from perfline.distributed.group import Group
 from perfline.distributed.replica import Replica, check_alike
 from perfline.engines.engine import EngineName, run_pass
 from perfline.errors import PerflineError, ReplicaLost
-from perfline.measure.accuracy import AccuracyRun
-from perfline.measure.case_run import Bench
-from perfline.measure.loaded_case import Opened
+from perfline.measure.accuracy import AccuracyRun, SharedRunner
+from perfline.measure.case_run import CaseRun, LoadedCase
 from perfline.measure.parallel_accuracy import help_with
 from perfline.measure.parallel_rounds import STEPS, serve
-from perfline.measure.pass_part import SharedRunner
 from perfline.tasks.mmlu import Prompt
 
 
 @dataclass
-class Helper:
+class RankWorker:
     """What a rank other than the first has open: one case at a time.
 
     Attributes:
         open: opens a case, over the ranks of a replica where the model is split.
-        bench: what measures an opened case.
+        case_run: what measures an opened case.
     """
 
     cases: Mapping[str, Case]
-    open: Callable[[Case, Replica | None], Opened]
-    bench: Callable[[Case, Opened], Bench]
-    _bench: Bench | None = None
+    open: Callable[[Case, Replica | None], LoadedCase]
+    case_run: Callable[[Case, LoadedCase], CaseRun]
+    _case_run: CaseRun | None = None
     _opened: int = 0  # the last case that was opened, by rank 0's count
     _prompts: dict[str, Prompt] = field(default_factory=dict)
 
@@ -55,8 +53,8 @@ class Helper:
                 self._prepare(group, case, engine, command["opened"])
         elif command["do"] == "time":
             self._prepare(group, case, None, command["opened"])
-            assert self._bench is not None
-            timed = self._bench.timed_run(command["engine"])
+            assert self._case_run is not None
+            timed = self._case_run.timed_run(command["engine"])
             check_alike(command["identity"], timed.identity)
             serve(group, number, timed)
         elif not group.is_over(number, len(command["units"])):
@@ -67,25 +65,25 @@ class Helper:
 
     def close(self) -> None:
         """Free what is open."""
-        if self._bench is not None:
-            self._bench.opened.close()
-            self._bench = None
+        if self._case_run is not None:
+            self._case_run.loaded.close()
+            self._case_run = None
 
     def _prepare(
         self, group: Group, case: Case, engine: EngineName | None, opened: int
     ) -> AccuracyRun | None:
         """The case opened, and the engine ready, where one is named."""
-        if self._bench is None or self._opened != opened:
+        if self._case_run is None or self._opened != opened:
             self._open(group, case, opened)
-        assert self._bench is not None
-        return None if engine is None else self._bench.helper(engine)
+        assert self._case_run is not None
+        return None if engine is None else self._case_run.helper(engine)
 
     def _open(self, group: Group, case: Case, opened: int) -> None:
         self.close()
         self._opened = opened
         tensor = case.parallel.tensor
         found = self.open(case, None if tensor == 1 else Replica(group, tensor, opened))
-        self._bench = self.bench(case, found)
+        self._case_run = self.case_run(case, found)
         self._prompts = {prompt.id: prompt for prompt in found.prompts}
 
     def _follow(self, group: Group, case: Case, opened: int) -> None:
@@ -103,22 +101,22 @@ class Helper:
             found.close()
 
 
-def follow(replica: Replica, opened: Opened) -> None:
+def follow(replica: Replica, loaded: LoadedCase) -> None:
     """Run what the replica's first rank runs, until it closes the case.
 
     What goes wrong on all ranks alike is told by the first, who meets it too.
     """
-    by_id = {prompt.id: prompt for prompt in opened.prompts}
+    by_id = {prompt.id: prompt for prompt in loaded.prompts}
     runners: dict[EngineName, SharedRunner | None] = {}
     while (said := replica.hear())["do"] != "close":
         name: EngineName = said["engine"]
         prompts = [by_id[each] for each in said.get("prompts", ())]
         try:
             if said["do"] == "pass":
-                run_pass(opened.engine(name), prompts, said["head"])
+                run_pass(loaded.engine(name), prompts, said["head"])
             else:
                 if name not in runners:
-                    runners[name] = opened.shared(name, lambda line: None)
+                    runners[name] = loaded.shared(name, lambda line: None)
                 runner = runners[name]
                 assert runner is not None
                 runner.follow(said, prompts)
@@ -131,7 +129,7 @@ def follow(replica: Replica, opened: Opened) -> None:
             raise
 
 
-def obey_all(group: Group, helper: Helper) -> Mapping[str, Any]:
+def obey_all(group: Group, helper: RankWorker) -> Mapping[str, Any]:
     """Do what rank 0 asks until it says that it is over; its last command.
 
     What goes wrong for a user is told to rank 0, and this rank goes on.

@@ -20,7 +20,7 @@ from perfline.gates.verdict import Flip, Gate, Verdict, Word
 from perfline.jsonfile import Node, Scalar
 from perfline.measure.notices import Notice, read_notices
 from perfline.metrics import Metric
-from perfline.tasks.stored_answers import StoredAnswers
+from perfline.tasks.answers import StoredAnswers
 
 SCHEMA = 1
 _FIX = "run pytest again"

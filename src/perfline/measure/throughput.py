@@ -153,7 +153,7 @@ def once(ready: Ready) -> Ready:
     return replace(ready, repeats=1)
 
 
-class Stopwatch:
+class TimedRegion:
     """The timed region: call ``round()`` as often as wanted, then ``finish()``."""
 
     def __init__(

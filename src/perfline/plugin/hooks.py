@@ -1,6 +1,6 @@
 """How do pytest and perfline meet? Options, fixtures, and what is shown and written.
 
-Tests ask for ``session``: one case, opened once per session, with what it is compared with. pytest
+Tests ask for ``case``: one case, opened once per session, with what it is compared with. pytest
 only reads baselines; a session writes one file, the record (``--results``), after every test.
 Collection loads YAML and nothing else: what measures is imported when a test first asks for a case.
 """
@@ -21,12 +21,12 @@ import pytest
 from perfline.cases import case as cases
 from perfline.cases import data
 from perfline.cases.case import ENGINE_NAMES, Case
-from perfline.distributed import rendezvous
+from perfline.distributed import group
 from perfline.errors import MissingData, MissingRanks, PerflineError
 from perfline.measure.notices import Notices
 
 if TYPE_CHECKING:
-    from perfline.plugin.session import Line, Options, Session
+    from perfline.plugin.session import CaseUnderTest, Options, Session
 
 NOTICES = pytest.StashKey[Notices]()  # apart: what is imported to measure may warn already
 SESSION = pytest.StashKey["Session"]()  # there once a test has asked for a case
@@ -34,72 +34,74 @@ SESSION = pytest.StashKey["Session"]()  # there once a test has asked for a case
 
 def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
     """The command line; and, beside other ranks, what each of them does."""
-    if rendezvous.launched():
+    if group.launched():
         from perfline.plugin import ranks
 
         pluginmanager.register(ranks.Joined())
         pluginmanager.register(ranks.Serving(_options, _selected))
-    group = parser.getgroup("perfline", "LLM inference: accuracy and throughput against baselines")
-    group.addoption(
+    options = parser.getgroup(
+        "perfline", "LLM inference: accuracy and throughput against baselines"
+    )
+    options.addoption(
         "--cases",
         metavar="A,B",
         help="cases to measure, by id (default: the repository's own in cases/, else all known)",
     )
-    group.addoption(
+    options.addoption(
         "--case-dir",
         metavar="DIR",
         help="a directory with further cases, one YAML file each (default: cases/ beside pytest's "
         "configuration, where it holds any)",
     )
-    group.addoption(
+    options.addoption(
         "--data-dir",
         metavar="DIR",
         help="weights and MMLU, laid out as published (default: $PERFLINE_DATA_DIR)",
     )
-    group.addoption("--baselines", metavar="DIR", help="stored baselines (default: baselines/)")
-    group.addoption(
+    options.addoption("--baselines", metavar="DIR", help="stored baselines (default: baselines/)")
+    options.addoption(
         "--results", metavar="FILE", help="the record to write (default: results/run.json)"
     )
-    group.addoption(
+    options.addoption(
         "--strict-verdicts",
         action="store_true",
         help="missing, unsure and absent weights fail instead of skipping (pytest's own --strict "
         "on the command line implies it)",
     )
-    group.addoption(
+    options.addoption(
         "--full-pass",
         action="store_true",
         help="time one pass over all questions, as published, instead of a sample in rounds",
     )
-    group.addoption(
+    options.addoption(
         "--questions",
         type=_positive,
         metavar="N",
         help="accuracy over the first N of one fixed, subject-stratified order (default: all)",
     )
-    group.addoption(
+    options.addoption(
         "--sequential",
         action="store_true",
         help="stop asking as soon as the verdict against the stored answers is certain",
     )
-    group.addoption(
+    options.addoption(
         "--resume",
         action="store_true",
         help="continue an interrupted accuracy pass from its journal beside the results",
     )
-    group.addoption(
+    options.addoption(
         "--plain",
         action="store_true",
         help="accuracy by one forward a prompt, as published, instead of shared prefixes",
     )
-    group.addoption(
+    options.addoption(
         "--verify",
         type=_natural,
         default=32,
         metavar="N",
         help="give N answers of the shared-prefix path again the plain way (default: 32)",
     )
-    group.addoption(
+    options.addoption(
         "--rank-timeout",
         type=_positive,
         default=600,
@@ -107,7 +109,7 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
         help="under torchrun: seconds for which a rank that is waited for may be silent "
         "(default: 600)",
     )
-    group.addoption(
+    options.addoption(
         "--dummy-weights",
         action="store_true",
         help="random weights on the device; throughput, memory and compilation only",
@@ -130,20 +132,26 @@ def pytest_configure(config: pytest.Config) -> None:
         _selected(config)  # a mistyped id, or place, is told before anything is collected
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """One test per case, grouped by case so that one model is resident at a time."""
-    if "perfline_bench" in metafunc.fixturenames:
-        found = _parametrized(metafunc.config)
-        ids = [case.id for case in found]
-        metafunc.parametrize("perfline_bench", found, ids=ids, indirect=True, scope="session")
-    if "engine_name" in metafunc.fixturenames:
+    """One test per case, grouped by case so that one model is resident at a time.
+
+    A test whose own ``case`` or ``engine_name`` comes from somebody else's parameters keeps it.
+    """
+    given = {name for call in getattr(metafunc, "_calls", ()) for name in call.params}
+    if "perfline_case_run" not in metafunc.fixturenames or "case" in given:
+        return
+    found = _parametrized(metafunc.config)
+    ids = [case.id for case in found]
+    metafunc.parametrize("perfline_case_run", found, ids=ids, indirect=True, scope="session")
+    if "engine_name" in metafunc.fixturenames and "engine_name" not in given:
         metafunc.parametrize("engine_name", ENGINE_NAMES)
 
 
 @pytest.fixture(scope="session")
 def perfline_opener() -> Callable[..., Any]:
     """What opens a case; a test of the suite itself overrides it with a scripted engine."""
-    from perfline.measure.loaded_case import open_case
+    from perfline.measure.case_run import open_case
 
     return open_case
 
@@ -182,22 +190,22 @@ def perfline_tools(
     from perfline.plugin import ranks
     from perfline.plugin.session import Tools
 
-    lead = pytestconfig.stash.get(ranks.LEAD, None)
+    coordinator = pytestconfig.stash.get(ranks.COORDINATOR, None)
     here = perfline_environment
     return Tools(
         opener=perfline_opener,
-        environment=here if lead is None else here.of_ranks(lead.group.hosts()),
+        environment=here if coordinator is None else here.of_ranks(coordinator.group.hosts()),
         device=perfline_device,
         clock=perfline_clock,
         progress=_progress(pytestconfig),
         say=_say(pytestconfig),
         notices=pytestconfig.stash[NOTICES],
-        share=lead,
+        coordinator=coordinator,
     )
 
 
 @pytest.fixture(scope="session")
-def perfline_bench(request: pytest.FixtureRequest, perfline_tools: Any) -> Iterator[Any]:
+def perfline_case_run(request: pytest.FixtureRequest, perfline_tools: Any) -> Iterator[Any]:
     """One case, opened; closed before the next one opens."""
     session = _session(request.config)
     yield session.open(request.param, perfline_tools)
@@ -205,13 +213,13 @@ def perfline_bench(request: pytest.FixtureRequest, perfline_tools: Any) -> Itera
 
 
 @pytest.fixture
-def line(request: pytest.FixtureRequest, perfline_bench: Any) -> Line:
+def case(request: pytest.FixtureRequest, perfline_case_run: Any) -> CaseUnderTest:
     """One case: measure with it, then ``check`` the verdicts."""
-    from perfline.plugin.session import Line
+    from perfline.plugin.session import CaseUnderTest
 
-    return Line(
+    return CaseUnderTest(
         session=_session(request.config),
-        bench=perfline_bench,
+        case_run=perfline_case_run,
         benchmark=lambda: request.getfixturevalue("benchmark"),
         note=_note(request),
         nodeid=request.node.nodeid,
@@ -221,7 +229,7 @@ def line(request: pytest.FixtureRequest, perfline_bench: Any) -> Line:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     """What other packages warn of while a case is measured is a notice, whatever the filters."""
-    if "perfline_bench" not in getattr(item, "fixturenames", ()):
+    if "perfline_case_run" not in getattr(item, "fixturenames", ()):
         return (yield)
     with item.config.stash[NOTICES].listening():
         return (yield)
@@ -355,7 +363,7 @@ def _check_full_pass(config: pytest.Config) -> None:
     given = config.getoption
     if given("full_pass") and (given("questions") or given("sequential")):
         raise pytest.UsageError("--full-pass asks all: leave out --questions and --sequential")
-    if given("full_pass") and rendezvous.launched():
+    if given("full_pass") and group.launched():
         raise pytest.UsageError(
             "--full-pass is for one device: under torchrun every rank would time all questions; "
             "leave it out, or run it without torchrun"
@@ -381,11 +389,11 @@ def _options(config: pytest.Config) -> Options:
             verify=given("verify"),
             plain=given("plain"),
             sequential=given("sequential"),
-            resume=given("resume") or rendezvous.attempt() > 0,
+            resume=given("resume") or group.attempt() > 0,
             journals=results.parent / "journals",
         ),
         shown_from=config.invocation_params.dir,
-        ranks=rendezvous.ranks_here(),
+        ranks=group.ranks_here(),
     )
 
 
@@ -432,7 +440,7 @@ def _parametrized(config: pytest.Config) -> list[Case]:
 
 def _case_of(item: pytest.Item) -> Case | None:
     callspec = getattr(item, "callspec", None)
-    return callspec.params.get("perfline_bench") if callspec is not None else None
+    return callspec.params.get("perfline_case_run") if callspec is not None else None
 
 
 def _one_line_errors(item: pytest.Item) -> Generator[None, object, object]:

@@ -19,26 +19,25 @@ from typing import Any
 import pytest
 
 from perfline.cases.case import Case
-from perfline.distributed.group import Group
-from perfline.distributed.rendezvous import join
+from perfline.distributed.group import Group, join
 from perfline.engines.device import current_device
 from perfline.engines.environment import collect
 from perfline.errors import RankError
-from perfline.measure.loaded_case import open_case
+from perfline.measure.case_run import open_case
 from perfline.measure.notices import Notices
-from perfline.measure.parallel_accuracy import Lead
-from perfline.measure.rank_worker import Helper, obey_all
+from perfline.measure.parallel_accuracy import RankCoordinator
+from perfline.measure.rank_worker import RankWorker, obey_all
 from perfline.plugin.session import Options, Tools
 
 GROUP = pytest.StashKey[Group]()
-LEAD = pytest.StashKey[Lead]()
+COORDINATOR = pytest.StashKey[RankCoordinator]()
 _TESTED = (pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED)
 
 
 class Joined:
     """Meets the other ranks before pytest does anything, and leaves them at its end."""
 
-    _lead: Lead | None = None
+    _coordinator: RankCoordinator | None = None
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_cmdline_main(
@@ -52,13 +51,13 @@ class Joined:
             raise pytest.UsageError(str(error)) from None
         if group.rank or over:
             return (yield)
-        self._lead = lead = config.stash[LEAD] = Lead(group)
+        self._coordinator = coordinator = config.stash[COORDINATOR] = RankCoordinator(group)
         status: int | pytest.ExitCode | None = pytest.ExitCode.USAGE_ERROR
         with _terminated_is_interrupted():
             try:
                 status = yield
             finally:
-                status = _end(lead, status)
+                status = _end(coordinator, status)
         return status
 
     @pytest.hookimpl
@@ -69,9 +68,9 @@ class Joined:
     @pytest.hookimpl
     def pytest_runtest_logstart(self) -> None:
         """A test that starts is a sign of life."""
-        if self._lead is not None:
+        if self._coordinator is not None:
             with suppress(RankError):  # told where it matters: at the next shared pass, or the end
-                self._lead.alive()
+                self._coordinator.alive()
 
 
 class Serving:
@@ -104,7 +103,7 @@ class Serving:
                 return _serve(group, helper, seen)
 
 
-def _helper(cases: Mapping[str, Case], options: Options, root: Path) -> Helper:
+def _helper(cases: Mapping[str, Case], options: Options, root: Path) -> RankWorker:
     @cache  # what it takes is not imported before rank 0 opens a case
     def tools() -> Tools:
         return Tools(
@@ -116,14 +115,14 @@ def _helper(cases: Mapping[str, Case], options: Options, root: Path) -> Helper:
             say=lambda line: None,
         )
 
-    return Helper(
+    return RankWorker(
         cases,
         open=lambda case, replica: tools().open(case, options, replica),
-        bench=lambda case, found: tools().bench(case, found, options),
+        case_run=lambda case, found: tools().case_run(case, found, options),
     )
 
 
-def _serve(group: Group, helper: Helper, seen: Callable[[str], None]) -> int:
+def _serve(group: Group, helper: RankWorker, seen: Callable[[str], None]) -> int:
     """Answer until rank 0 ends; ``seen`` shows a text on the terminal. Returns its exit status."""
     try:
         command = obey_all(group, helper)
@@ -145,11 +144,13 @@ def _serve(group: Group, helper: Helper, seen: Callable[[str], None]) -> int:
     return int(pytest.ExitCode.TESTS_FAILED)
 
 
-def _end(lead: Lead, status: int | pytest.ExitCode | None) -> int | pytest.ExitCode | None:
+def _end(
+    coordinator: RankCoordinator, status: int | pytest.ExitCode | None
+) -> int | pytest.ExitCode | None:
     """Tell the other ranks; the status to exit with, which is no success if one of them failed."""
     ended = status in (pytest.ExitCode.OK, *_TESTED)
     try:
-        lead.end(int(status or 0), wait=ended)
+        coordinator.end(int(status or 0), wait=ended)
     except RankError as error:
         sys.stderr.write(f"ERROR: {error}\n")
         return status or pytest.ExitCode.TESTS_FAILED

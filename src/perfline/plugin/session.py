@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 
 from perfline.baselines import baseline as baselines
-from perfline.baselines import judge, offer
+from perfline.baselines import judge, suggestions
+from perfline.baselines.accept import invalid
 from perfline.baselines.baseline import Published
 from perfline.baselines.judge import Against
 from perfline.baselines.proposal import Terms
 from perfline.baselines.suggestions import Refused, settling
-from perfline.baselines.validity import spoilt
 from perfline.cases.case import Case, WeightsKind
 from perfline.distributed.replica import Replica
 from perfline.engines.device import Device
@@ -32,19 +32,17 @@ from perfline.gates import verdict
 from perfline.gates.verdict import Verdict
 from perfline.jsonfile import Scalar
 from perfline.measure import record
-from perfline.measure.accuracy import AccuracyOptions, AccuracyPass, Share
-from perfline.measure.case_run import Bench, ProgressOf
-from perfline.measure.loaded_case import Opened
+from perfline.measure.accuracy import AccuracyOptions, AccuracyPass, Coordinator
+from perfline.measure.case_run import CaseRun, LoadedCase, ProgressOf
 from perfline.measure.notices import Notices
 from perfline.measure.record import CaseRecord, Record
 from perfline.measure.throughput import PREFIX, Timings
 from perfline.metrics import Metric
 from perfline.report import markdown as report_markdown
 from perfline.report import text as report
-from perfline.tasks.answers import Answers
-from perfline.tasks.stored_answers import StoredAnswers
+from perfline.tasks.answers import Answers, StoredAnswers
 
-Opener = Callable[..., Opened]  # as loaded_case.open_case
+Opener = Callable[..., LoadedCase]  # as case_run.open_case
 
 
 @dataclass(frozen=True)
@@ -95,7 +93,7 @@ class Tools:
 
     Attributes:
         notices: of the session.
-        share: shares passes and rounds with the other ranks of a torchrun job; None without.
+        coordinator: shares passes and rounds with the other ranks of a torchrun job; None without.
     """
 
     opener: Opener
@@ -105,22 +103,22 @@ class Tools:
     progress: ProgressOf | None
     say: Callable[[str], None]
     notices: Notices = field(default_factory=Notices)
-    share: Share | None = None
+    coordinator: Coordinator | None = None
 
-    def open(self, case: Case, options: Options, replica: Replica | None = None) -> Opened:
+    def open(self, case: Case, options: Options, replica: Replica | None = None) -> LoadedCase:
         """The case's model and prompts; ``replica``: the ranks that the model is split over."""
         places = options.data_dir, options.weights
         if replica is None:
             return self.opener(case, self.device, *places)
         return self.opener(case, self.device, *places, replica)
 
-    def bench(self, case: Case, opened: Opened, options: Options) -> Bench:
+    def case_run(self, case: Case, loaded: LoadedCase, options: Options) -> CaseRun:
         """What measures an opened case."""
         environment = self.environment
         peak = peak_flops(environment.device, case.model.precision)
-        return Bench(
+        return CaseRun(
             case=case,
-            opened=opened,
+            loaded=loaded,
             device=self.device,
             peak=None if peak is None else peak * case.parallel.tensor,
             full_pass=options.full_pass,
@@ -135,7 +133,7 @@ class Tools:
                 if key in environment.context
             }
             | {"machine": environment.one_rank},  # any number of ranks goes on from a journal
-            share=self.share,
+            coordinator=self.coordinator,
         )
 
 
@@ -150,10 +148,10 @@ class Session:
     _skipped: dict[str, str] = field(default_factory=dict)
     _published: dict[str, Published] = field(default_factory=dict)
     _against: dict[str, Against] = field(default_factory=dict)
-    _benches: dict[str, Bench] = field(default_factory=dict)
+    _case_runs: dict[str, CaseRun] = field(default_factory=dict)
     _judged: set[str] = field(default_factory=set)
     notices: Notices = field(default_factory=Notices)
-    _kept: list[Bench] = field(default_factory=list)
+    _kept: list[CaseRun] = field(default_factory=list)
     _created: str = field(default_factory=today)
     _partial: bool = True
 
@@ -162,7 +160,7 @@ class Session:
         """Whether any case was opened or failed."""
         return bool(self._cases)
 
-    def open(self, case: Case, tools: Tools) -> Bench:
+    def open(self, case: Case, tools: Tools) -> CaseRun:
         """Open ``case``; first of all see that baselines can be read and results written."""
         if "PYTEST_XDIST_WORKER" in os.environ:
             raise PerflineError("one model at a time: run the perfline tests without pytest-xdist")
@@ -176,7 +174,7 @@ class Session:
         if against.published is not None:
             self._published[case.id] = against.published
         record.check_writable(options.results)
-        replica = None if tools.share is None else tools.share.open(case)
+        replica = None if tools.coordinator is None else tools.coordinator.open(case)
         try:
             opened = tools.open(case, options, replica)
         except KeyboardInterrupt:
@@ -184,29 +182,29 @@ class Session:
             self._cases.setdefault(case.id, self._empty(case))
             self._write_quietly()
             raise
-        bench = tools.bench(case, opened, options)
-        self._benches[case.id] = bench
+        case_run = tools.case_run(case, opened, options)
+        self._case_runs[case.id] = case_run
         self._cases.setdefault(case.id, self._empty(case))
-        return bench
+        return case_run
 
     def close(self, case: Case) -> None:
         """Free the case's model."""
-        bench = self._benches.pop(case.id, None)
-        if bench is not None:
-            bench.opened.close()
+        case_run = self._case_runs.pop(case.id, None)
+        if case_run is not None:
+            case_run.loaded.close()
 
     def against(self, case: Case) -> Against:
         """What ``case`` is compared with."""
         return self._against[case.id]
 
-    def add(self, case: Case, bench: Bench, verdicts: Sequence[Verdict], nodeid: str) -> None:
+    def add(self, case: Case, case_run: CaseRun, verdicts: Sequence[Verdict], nodeid: str) -> None:
         """Take over what a test measured, and write the record."""
         assert self.environment is not None
         environment = self.environment
-        context = {**environment.context, **bench.opened.facts}
+        context = {**environment.context, **case_run.loaded.facts}
         accuracy: dict[str, StoredAnswers] = {
             name: stored
-            for name, answers in bench.full_answers().items()
+            for name, answers in case_run.full_answers().items()
             for stored in [
                 judge.stored_answers(answers, self._created, context.get("commit"), context)
             ]
@@ -215,26 +213,30 @@ class Session:
         old = self._cases[case.id]
         self._cases[case.id] = replace(
             old,
-            workload=bench.workload if bench.timed else old.workload,
+            workload=case_run.workload if case_run.timed else old.workload,
             # A case that was closed and opened again keeps what it measured the first time.
-            metrics={**old.metrics, **bench.metrics()},
+            metrics={**old.metrics, **case_run.metrics()},
             accuracy={**old.accuracy, **accuracy},
             verdicts=(*old.verdicts, *verdicts),
             notes={
                 **old.notes,
-                **bench.notes(),
+                **case_run.notes(),
                 **({} if self.options.case_dir is None else {"case_dir": self.options.case_dir}),
-                **({} if bench.share is None else {"accuracy_hosts": bench.share.hosts}),
+                **(
+                    {}
+                    if case_run.coordinator is None
+                    else {"accuracy_hosts": case_run.coordinator.hosts}
+                ),
                 **self._settling(case, verdicts, context),
             },
-            facts=bench.opened.facts,
+            facts=case_run.loaded.facts,
         )
         self._judged.add(nodeid)
         self._write()
-        if bench.share is None:
-            bench.forget_journals()
+        if case_run.coordinator is None:
+            case_run.forget_journals()
         else:  # torchrun may start the group again: what is answered need not be asked again
-            self._kept.append(bench)
+            self._kept.append(case_run)
 
     def judged(self, nodeid: str) -> bool:
         """Whether a test got as far as its verdicts."""
@@ -255,8 +257,8 @@ class Session:
         if self.measured:
             self._partial = partial
             self._write_quietly()
-        for bench in self._kept if not partial else ():
-            bench.forget_journals()
+        for case_run in self._kept if not partial else ():
+            case_run.forget_journals()
 
     def summary(self) -> list[str]:
         """The terminal section; empty where perfline had nothing to do."""
@@ -290,27 +292,27 @@ class Session:
         if against.stored is not None:
             newest = _newest(against.stored)
             origin = replace(origin, date=newest.date, commit=newest.commit, context=newest.context)
-        bench = self._benches[case.id]
-        context = {**self.environment.context, **bench.opened.facts}
+        case_run = self._case_runs[case.id]
+        context = {**self.environment.context, **case_run.loaded.facts}
         flags = self.options.update_flags, self.options.settle_flags
         return report.failure(
-            verdicts, origin, context, case.id, *flags, lambda terms: self._spoilt(case, terms)
+            verdicts, origin, context, case.id, *flags, lambda terms: self._invalid(case, terms)
         )
 
     def _refused(self) -> dict[str, Refused]:
         """Why ``perfline baselines update`` would refuse what was measured, by case."""
         root, run, whole = self.options.baselines, self.options.results, self._record()
         return {
-            name: partial(offer.refusal, root, run, whole, case)
+            name: partial(suggestions.refusal, root, run, whole, case)
             for name, case in self._known.items()
             if name in whole.cases
         }
 
-    def _spoilt(self, case: Case, terms: Terms) -> str:
+    def _invalid(self, case: Case, terms: Terms) -> str:
         """The same of what is known before the session's end: other tests may be to come."""
         root, run = self.options.baselines, self.options.results
-        found = offer.candidate(root, run, self._record(), case, terms)
-        return next(spoilt(found), "")
+        found = suggestions.candidate(root, run, self._record(), case, terms)
+        return next(invalid(found), "")
 
     def _settling(
         self, case: Case, verdicts: Sequence[Verdict], context: Mapping[str, Scalar]
@@ -346,11 +348,11 @@ class Session:
 
 
 @dataclass
-class Line:
+class CaseUnderTest:
     """One case in one test."""
 
     session: Session
-    bench: Bench
+    case_run: CaseRun
     benchmark: Callable[[], Any]
     note: Callable[[str, object], None]  # one property of the test, for JUnit XML
     nodeid: str
@@ -359,7 +361,7 @@ class Line:
         """Answer every question with ``engine``; skipped under ``--dummy-weights``."""
         if self.session.options.weights == "dummy":
             pytest.skip("accuracy is not judged under --dummy-weights")
-        return self.bench.answer_all(engine, lambda *so_far: self._certain(engine, *so_far))
+        return self.case_run.answer_all(engine, lambda *so_far: self._certain(engine, *so_far))
 
     def time(self, engine: EngineName) -> Timings:
         """Time ``engine`` with pytest-benchmark's rounds; our numbers go to its ``extra_info``."""
@@ -377,45 +379,47 @@ class Line:
             )
             used.append(benchmark)
 
-        timings = self.bench.time(engine, repeat)
+        timings = self.case_run.time(engine, repeat)
         for benchmark in used:
-            benchmark.extra_info.update(report.keyed_by_unit(self.bench.metrics().values()))
+            benchmark.extra_info.update(report.keyed_by_unit(self.case_run.metrics().values()))
         if timings.answers.labels is None and self.session.options.weights == "real":
-            raise DataError(f"case {self.bench.case.id}: questions without labels")
+            raise DataError(f"case {self.case_run.case.id}: questions without labels")
         return timings
 
     def against_published(self, engine: EngineName, done: AccuracyPass) -> list[Verdict]:
         """Judge the accuracy against the published figure."""
-        metric = self.bench.metrics()[f"acc_{PREFIX[engine]}"]
+        metric = self.case_run.metrics()[f"acc_{PREFIX[engine]}"]
         published = self._against.published
         if published is None or metric.name not in published.metrics:
-            pytest.skip(f"no accuracy of case {self.bench.case.id} is published")
-        return judge.accuracy_against_published(self.bench.case, metric, done, published)
+            pytest.skip(f"no accuracy of case {self.case_run.case.id} is published")
+        return judge.accuracy_against_published(self.case_run.case, metric, done, published)
 
     def against_baseline(self, engine: EngineName, done: AccuracyPass) -> list[Verdict]:
         """Judge the answers, paired, against the stored ones."""
-        metric = self.bench.metrics()[f"acc_{PREFIX[engine]}"]
-        return judge.accuracy_against_baseline(self.bench.case, engine, metric, done, self._against)
+        metric = self.case_run.metrics()[f"acc_{PREFIX[engine]}"]
+        return judge.accuracy_against_baseline(
+            self.case_run.case, engine, metric, done, self._against
+        )
 
     def judge_timings(self, timings: Timings) -> list[Verdict]:
         """Judge throughput, memory and compilation, and that the answers are still right."""
-        case = self.bench.case
+        case = self.case_run.case
         assert self.session.environment is not None
         verdicts = judge.throughput(
             case,
             timings,
-            self.bench.metrics(),
-            self.bench.workload,
+            self.case_run.metrics(),
+            self.case_run.workload,
             self.session.environment,
             self._against,
         )
-        reference = self.bench.reference()
+        reference = self.case_run.reference()
         return verdicts + judge.same_answers(case, timings, reference, self._against)
 
     def check(self, verdicts: Sequence[Verdict]) -> None:
         """Record the verdicts; fail or skip as the gravest says."""
-        case, session = self.bench.case, self.session
-        session.add(case, self.bench, verdicts, self.nodeid)
+        case, session = self.case_run.case, self.session
+        session.add(case, self.case_run, verdicts, self.nodeid)
         for name, value in _properties(case.id, verdicts).items():
             self.note(name, value)
         word = verdict.worst(verdicts)
@@ -430,13 +434,13 @@ class Line:
         so_far = AccuracyPass(answers, asked_of, "", looks=looks)
         metric = Metric(f"acc_{PREFIX[engine]}", 0.0, "fraction", "higher")
         (found,) = judge.accuracy_against_baseline(
-            self.bench.case, engine, metric, so_far, self._against
+            self.case_run.case, engine, metric, so_far, self._against
         )
         return found.word in ("ok", "improved", "regressed")
 
     @property
     def _against(self) -> Against:
-        return self.session.against(self.bench.case)
+        return self.session.against(self.case_run.case)
 
 
 def _of_answers(verdicts: Sequence[Verdict]) -> bool:

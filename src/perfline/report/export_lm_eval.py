@@ -26,8 +26,8 @@ from perfline.errors import RecordError
 from perfline.jsonfile import write_text
 from perfline.measure.throughput import PREFIX
 from perfline.report.exports import Export
+from perfline.tasks.answers import StoredAnswers, question_key
 from perfline.tasks.prompt_lengths import recorded_lengths
-from perfline.tasks.stored_answers import StoredAnswers, question_key
 
 _ACC, _EXACT = "acc,none", "exact_match,full-vocab"
 _LETTERS = "ABCD"

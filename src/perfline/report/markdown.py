@@ -11,8 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from perfline.baselines.baseline import Published
-from perfline.baselines.outcome import gravest_first, next_of, outcome
-from perfline.baselines.suggestions import Refused
+from perfline.baselines.suggestions import Refused, gravest_first, next_of, outcome
 from perfline.gates.verdict import Flip, Verdict
 from perfline.measure.record import CaseRecord, Record
 from perfline.report import text as report
@@ -34,7 +33,7 @@ def markdown(
 ) -> str:
     """Return the summary of a session, under ``limit`` characters.
 
-    See :func:`~perfline.baselines.outcome.next_of` for ``refused``.
+    See :func:`~perfline.baselines.suggestions.next_of` for ``refused``.
     """
     found = outcome(record, strict)
     command = next_of(record, flags, refused)

@@ -16,8 +16,8 @@ from perfline.measure.record import CaseRecord
 from perfline.report import plots
 from perfline.report import text as report
 from perfline.report.page_inputs import CaseInputs
+from perfline.tasks.answers import StoredAnswers
 from perfline.tasks.mmlu import Question
-from perfline.tasks.stored_answers import StoredAnswers
 
 ENGINES = {"inductor": "acc_infer", "eager": "acc_val"}
 _LETTERS = "ABCD"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from perfline.baselines.outcome import next_of, outcome
+from perfline.baselines.suggestions import next_of, outcome
 from perfline.compare.record import Comparison
 from perfline.gates.verdict import WORST_FIRST, Word, fails, skips, worst
 from perfline.report import comparison_text as compare_text

@@ -17,13 +17,13 @@ from pathlib import Path
 from perfline import filetypes as kinds
 from perfline import jsonfile
 from perfline.baselines import baseline as baselines
-from perfline.baselines import offer
+from perfline.baselines import suggestions
 from perfline.baselines.baseline import Baseline, Published
 from perfline.baselines.suggestions import Refused
 from perfline.cases import data
 from perfline.cases.case import Case, load_cases
 from perfline.compare.record import Comparison
-from perfline.compare.record_file import load as load_comparison
+from perfline.compare.record import load as load_comparison
 from perfline.errors import PerflineError, RecordError
 from perfline.gates.verdict import WORST_FIRST, Verdict, Word
 from perfline.jsonfile import Node, Scalar
@@ -130,7 +130,7 @@ def gather(paths: Sequence[Path], places: Places) -> Inputs:
         for name, measured in current.cases.items()
     }
     refused = {
-        name: partial(offer.refusal, places.baselines, path, current, known[name])
+        name: partial(suggestions.refusal, places.baselines, path, current, known[name])
         for name in current.cases
         if name in known
     }

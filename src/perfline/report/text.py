@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from tabulate import tabulate
 
 from perfline.baselines.baseline import Published
-from perfline.baselines.outcome import next_of
-from perfline.baselines.suggestions import Refused, next_command, settling
+from perfline.baselines.suggestions import Refused, next_command, next_of, settling
 from perfline.gates.verdict import WORST_FIRST, Flip, Verdict, worst
 from perfline.jsonfile import Scalar
 from perfline.measure.record import CaseRecord, Record
@@ -198,7 +197,7 @@ def session_lines(
     flags: str,
     refused: Mapping[str, Refused],
 ) -> list[str]:
-    """The terminal section at the end of a session; see ``outcome.next_of`` for ``refused``."""
+    """The terminal section at the end of a session; see ``suggestions.next_of`` for ``refused``."""
     lines = []
     for name, case in record.cases.items():
         lines += [f"{name} ({case.dtype}, {case.weights} weights) on {record.environment.machine}"]

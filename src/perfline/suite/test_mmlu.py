@@ -10,11 +10,11 @@ import pytest
 pytestmark = pytest.mark.accuracy
 
 
-def test_accuracy_is_the_published_one(line, engine_name):
-    done = line.answer_all(engine_name)
-    line.check(line.against_published(engine_name, done))
+def test_accuracy_is_the_published_one(case, engine_name):
+    done = case.answer_all(engine_name)
+    case.check(case.against_published(engine_name, done))
 
 
-def test_answers_are_the_stored_ones(line, engine_name):
-    done = line.answer_all(engine_name)
-    line.check(line.against_baseline(engine_name, done))
+def test_answers_are_the_stored_ones(case, engine_name):
+    done = case.answer_all(engine_name)
+    case.check(case.against_baseline(engine_name, done))

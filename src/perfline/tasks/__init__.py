@@ -8,5 +8,4 @@ __all__ = [
     "prompt_cache",
     "prompt_lengths",
     "sampling",
-    "stored_answers",
 ]

@@ -22,7 +22,7 @@ from perfline.baselines.baseline import (
 )
 from perfline.errors import BaselineError
 from perfline.metrics import Metric
-from perfline.tasks.stored_answers import StoredAnswers
+from perfline.tasks.answers import StoredAnswers
 
 REPOSITORY = Path(__file__).parents[3]
 WORKLOAD = {"prompts": 64, "tokens": 43511}

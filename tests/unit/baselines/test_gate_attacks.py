@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fakes import ENVIRONMENT, FakeClock, FakeEngine, FakeOpened, prompts
+from fakes import ENVIRONMENT, FakeClock, FakeEngine, FakeLoadedCase, prompts
 from perfline.baselines import baseline, judge
 from perfline.baselines.proposal import Terms
 from perfline.cases.case import GatesSpec, load_cases
@@ -29,7 +29,7 @@ from perfline.gates import performance as gates
 from perfline.gates import verdict
 from perfline.gates.verdict import Verdict, Word
 from perfline.measure import record, throughput
-from perfline.measure.case_run import Bench
+from perfline.measure.case_run import CaseRun
 from perfline.measure.record import CaseRecord, Record
 from perfline.measure.throughput import Ready, Round, Timings
 from perfline.metrics import Metric
@@ -483,8 +483,8 @@ def test_a_run_that_the_device_spoilt_is_invalid_and_no_baseline(
     line: Line, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(throughput, "cpu_contention", lambda: None)
-    opened = FakeOpened({"inductor": FakeEngine("inductor", FakeClock())}, prompts(8))
-    bench = Bench(
+    opened = FakeLoadedCase({"inductor": FakeEngine("inductor", FakeClock())}, prompts(8))
+    bench = CaseRun(
         line.case, opened, Device("cpu", "x", "x"), clock=opened.engines["inductor"].clock
     )
     hot = throughput.Watch()

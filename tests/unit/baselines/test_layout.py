@@ -17,7 +17,7 @@ from perfline.engines.environment import Environment
 from perfline.errors import EngineError, RecordError
 from perfline.measure import record as records
 from perfline.measure.accuracy import AccuracyOptions, AccuracyPass
-from perfline.measure.case_run import Bench
+from perfline.measure.case_run import CaseRun
 from perfline.metrics import Metric
 from perfline.plugin.session import Options, Session, Tools
 from perfline.report import markdown as report_markdown
@@ -124,7 +124,7 @@ def test_a_failure_over_answers_shows_the_baseline_that_they_are_of(tmp_path: Pa
     )
     session = Session(options, EIGHT)
     session._against["tiny"] = judge.against(tmp_path, EIGHT, packaged(), "real").relative(str)
-    session._benches["tiny"] = SimpleNamespace(opened=SimpleNamespace(facts={}))
+    session._case_runs["tiny"] = SimpleNamespace(loaded=SimpleNamespace(facts={}))
     session._cases["tiny"] = case_record()
     lost = verdict_of(tmp_path, wrong=20)
     assert f"  baseline  {of_one} (2026-11-22)" in session.failure(packaged(), [lost])
@@ -213,9 +213,9 @@ def test_a_journal_belongs_to_the_machine_of_one_rank():
         Tools(nothing, each, DEVICE, lambda: 0.0, None, print)  # type: ignore[arg-type]
         for each in (ONE, EIGHT)
     ]
-    benches: list[Bench] = [each.bench(packaged(), object(), options) for each in tools]  # type: ignore[arg-type]
-    assert benches[0].software == benches[1].software
-    assert benches[0].software["machine"] == MACHINE
+    runs: list[CaseRun] = [each.case_run(packaged(), object(), options) for each in tools]  # type: ignore[arg-type]
+    assert runs[0].software == runs[1].software
+    assert runs[0].software["machine"] == MACHINE
 
 
 @pytest.mark.parametrize("layout", ["../x2", "x9", "x", "8"])

@@ -19,7 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from perfline.cases.case import GatesSpec, load_cases
 from perfline.gates.accuracy import accuracy_baseline
 from perfline.gates.statistics import clopper_pearson
-from perfline.tasks.stored_answers import Scored
+from perfline.tasks.answers import Scored
 
 sys.path.append(str(Path(__file__).parents[3] / "benchmarks" / "gate"))
 import _accuracy_rates as rates

@@ -15,7 +15,7 @@ import pytest
 from fake_workers import FakeLauncher, answers, pair, ready
 from perfline.cli import compare as compare_cli
 from perfline.cli import main as cli
-from perfline.compare import record_file as compare_file
+from perfline.compare import record as compare_file
 from perfline.compare import sides
 from perfline.compare.environments import Made
 from perfline.errors import InstallError, RecordError, WorkerError

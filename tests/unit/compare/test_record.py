@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from fake_workers import FakeLauncher, Script, answers, last, noisy, pair, plan, sides
 from perfline import jsonfile
-from perfline.compare import record_file as compare_file
+from perfline.compare import record as compare_file
 from perfline.compare.model import Round
 from perfline.compare.record import CaseComparison, Comparison, LaunchRecord, PairRecord, shown_env
 from perfline.errors import RecordError

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from fake_ranks import groups
-from fakes import DEVICE, ENVIRONMENT, FakeClock, FakeEngine, FakeOpened, prompts
+from fakes import DEVICE, ENVIRONMENT, FakeClock, FakeEngine, FakeLoadedCase, prompts
 from perfline.compare import messages, serve, wire
 from perfline.compare.model import Workload
 from perfline.compare.serve import Launch, assist
@@ -33,8 +33,8 @@ def launched(
     first, *others = groups(len(scripts))
     ranks = {threading.current_thread(): 0}
 
-    def opened(*arguments: Any) -> FakeOpened:
-        return FakeOpened({workload.engine: engines[ranks[threading.current_thread()]]})
+    def opened(*arguments: Any) -> FakeLoadedCase:
+        return FakeLoadedCase({workload.engine: engines[ranks[threading.current_thread()]]})
 
     monkeypatch.setattr(serve, "open_case", opened)
     monkeypatch.setattr(serve, "current_device", lambda: DEVICE)
@@ -65,7 +65,7 @@ def test_a_launch_is_of_all_ranks(monkeypatch: pytest.MonkeyPatch):
         found = launch.ready()
         assert found.machine == f"{ENVIRONMENT.machine}-2-nodes-x2"  # the threads' hosts differ
         assert len(found.others) == 1
-        assert found.tokens == sum(len(prompt.ids) for prompt in launch.bench.sample)
+        assert found.tokens == sum(len(prompt.ids) for prompt in launch.case_run.sample)
         done = launch.round(3)
         assert done.tokens == 2 * 3 * found.tokens
         assert 0 < done.core_s <= done.whole_s

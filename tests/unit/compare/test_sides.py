@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from perfline.cases.case import load_cases
-from perfline.compare import worktree
+from perfline.compare import sides
 from perfline.compare.model import Side
 from perfline.compare.sides import Place, describe, find_python, make_side, places
 from perfline.errors import WorkerError
@@ -185,7 +185,7 @@ def test_perfline_is_found_last_and_brings_nothing_with_it(tmp_path: Path):
         place = found["baseline"]
         assert os.listdir(place.harness) == ["perfline"]  # noqa: PTH208
         code = "import perfline.compare.worker, sys; print(perfline.__file__)"
-        assert Path(run(place, code)).parent.samefile(Path(worktree.__file__).parents[1])
+        assert Path(run(place, code)).parent.samefile(Path(sides.__file__).parents[1])
     assert not place.harness.exists()
 
 
@@ -296,7 +296,7 @@ def test_a_run_that_was_killed_is_cleared_by_the_next(project: Path):
 
 
 def test_a_tree_that_git_does_not_remove_is_removed(project: Path, tmp_path: Path):
-    with worktree.work_tree(project, "old", "baseline", tmp_path / "tree"):
+    with sides.work_tree(project, "old", "baseline", tmp_path / "tree"):
         (tmp_path / "tree" / ".git").write_text("gitdir: /nowhere")
     assert not (tmp_path / "tree").exists()
     assert git(project, "worktree", "list", "--porcelain").count("worktree ") == 1
@@ -384,11 +384,11 @@ def test_without_its_case_a_setting_is_as_the_case_says():
 
 
 def test_a_work_tree_is_recognised_by_its_place():
-    scratch = worktree.SCRATCH.format(pid=12)
-    found = worktree._TREE.search(f"/tmp/{scratch}x_9/baseline")
+    scratch = sides.SCRATCH.format(pid=12)
+    found = sides._TREE.search(f"/tmp/{scratch}x_9/baseline")
     assert found is not None
     assert found.group(1) == "12"
-    assert not re.search(worktree._TREE, "/home/me/perfline-12/baseline/src")
+    assert not re.search(sides._TREE, "/home/me/perfline-12/baseline/src")
 
 
 def test_bytes_that_are_no_utf_8_are_one_line():

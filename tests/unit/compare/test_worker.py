@@ -13,14 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fakes import DEVICE, ENVIRONMENT, FakeClock, FakeEngine, FakeOpened, prompts
+from fakes import DEVICE, ENVIRONMENT, FakeClock, FakeEngine, FakeLoadedCase, prompts
 from perfline.cases.case import load_cases, with_settings
-from perfline.compare import fields, messages, wire, worker
+from perfline.compare import messages, wire, worker
 from perfline.compare.model import Round, Workload
 from perfline.compare.serve import Launch, prompts_digest
 from perfline.errors import CaseError, DeviceMemory, WorkerError
 from perfline.jsonfile import Node
-from perfline.measure.case_run import Bench
+from perfline.measure.case_run import CaseRun
 from perfline.tasks.sampling import tier_order
 
 WORKLOAD = Workload("tiny", (), None, "real", "eager", 6)
@@ -33,8 +33,8 @@ def launch(workload: Workload = WORKLOAD, **script: object) -> Launch:
     engine = FakeEngine(workload.engine, clock, **script)
     (case,) = load_cases(["tiny"])
     case = replace(case, throughput=replace(case.throughput, sample=SAMPLE))
-    opened = FakeOpened({workload.engine: engine})
-    return Launch(workload, Bench(case, opened, DEVICE, clock=clock), ENVIRONMENT)
+    opened = FakeLoadedCase({workload.engine: engine})
+    return Launch(workload, CaseRun(case, opened, DEVICE, clock=clock), ENVIRONMENT)
 
 
 def request(**message: object) -> Node:
@@ -101,7 +101,7 @@ def test_peak_memory_is_the_highest_of_all_rounds():
     measuring.ready()
     assert measuring.peak_memory_gib() is None
     for gib in (1.0, 3.0, 2.0):
-        measuring.bench.opened.engine("eager").memory_gib = gib
+        measuring.case_run.loaded.engine("eager").memory_gib = gib
         measuring.round(1)
     assert measuring.peak_memory_gib() == 3.0
 
@@ -111,7 +111,7 @@ def test_answers_are_the_first_of_the_fixed_order_head_last():
     found = measuring.answers()
     everything = [prompt.id for prompt in prompts()]
     assert list(found.ids) == [everything[index] for index in tier_order(everything)[:6]]
-    log = measuring.bench.opened.engine("eager").log
+    log = measuring.case_run.loaded.engine("eager").log
     assert {line.split()[-1] for line in log if line.startswith("forward")} == {"last"}
 
 
@@ -142,14 +142,14 @@ def test_a_full_device_is_lack_of_memory_outside_of_a_forward_too(
         raise full[kind]
 
     measuring = launch()
-    monkeypatch.setattr(measuring.bench.opened.engine("eager"), "prepare", copying)
+    monkeypatch.setattr(measuring.case_run.loaded.engine("eager"), "prepare", copying)
     with pytest.raises(DeviceMemory, match=r"^'answers': out of memory on Fake CPU"):
         measuring.answer("answers", request())
 
 
 def test_any_other_error_ends_the_worker(monkeypatch: pytest.MonkeyPatch):
     measuring = launch()
-    monkeypatch.setattr(measuring.bench.opened.engine("eager"), "prepare", lambda prompt: 1 / 0)
+    monkeypatch.setattr(measuring.case_run.loaded.engine("eager"), "prepare", lambda prompt: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         measuring.answer("answers", request())
 
@@ -173,7 +173,7 @@ def test_nouns_survive_the_wire():
     given.letter_logits[0] = [0.1, -1e-30, 3e38, 1 / 3]
     for sent, write, read in (
         (ready, messages.ready_json, messages.ready),
-        (done, messages.round_json, fields.round_),
+        (done, messages.round_json, messages.round_),
         (replace(WORKLOAD, data_dir=Path("/d")), messages.workload_json, messages.workload),
     ):
         assert read(request(**{"ask": "x", **write(sent)})) == sent
@@ -204,7 +204,7 @@ def test_nouns_survive_the_wire():
 def test_a_round_that_is_none_is_refused(change: dict[str, object], problem: str):
     sent = messages.round_json(Round(1.0, 10, 0.5, 0.6)) | change
     with pytest.raises(WorkerError, match=problem):
-        fields.round_(request(**sent))
+        messages.round_(request(**sent))
 
 
 def test_answers_that_do_not_match_are_refused():

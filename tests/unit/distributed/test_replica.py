@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fake_ranks import groups
-from fakes import FakeClock, FakeEngine, FakeOpened, prompts
+from fakes import FakeClock, FakeEngine, FakeLoadedCase, prompts
 from perfline.cases.case import PACKAGED_CASES, load_case
 from perfline.distributed.replica import Replica
 from perfline.engines import tensor_parallel
@@ -25,8 +25,8 @@ from perfline.errors import (
     RankError,
     ReplicaLost,
 )
-from perfline.measure.loaded_case import open_case
-from perfline.measure.parallel_accuracy import Lead
+from perfline.measure.case_run import open_case
+from perfline.measure.parallel_accuracy import RankCoordinator
 from perfline.measure.rank_worker import follow
 
 TINY = load_case(PACKAGED_CASES / "tiny.yaml")
@@ -64,7 +64,7 @@ def test_the_others_run_the_passes_that_the_first_one_runs_and_end_with_it():
     lead, other = replicas(2)
     asked = prompts(6)
     engine = FakeEngine("inductor", FakeClock())
-    opened = FakeOpened({"inductor": engine}, asked)
+    opened = FakeLoadedCase({"inductor": engine}, asked)
     thread, raised = beside(lambda: follow(other, opened))
     lead.tell(do="pass", engine="inductor", head="last", prompts=[asked[4].id, asked[1].id])
     lead.tell(do="pass", engine="inductor", head="all", prompts=[asked[0].id])
@@ -80,7 +80,7 @@ def test_what_fails_on_all_ranks_alike_ends_no_follower():
     lead, other = replicas(2)
     asked = prompts(4)
     engine = FakeEngine("eager", FakeClock(), nan=frozenset({asked[0].id}))
-    thread, raised = beside(lambda: follow(other, FakeOpened({"eager": engine}, asked)))
+    thread, raised = beside(lambda: follow(other, FakeLoadedCase({"eager": engine}, asked)))
     for prompt in (asked[0], asked[1]):
         lead.tell(do="pass", engine="eager", head="last", prompts=[prompt.id])
     lead.leave()
@@ -162,7 +162,7 @@ def test_a_follower_that_crashes_tells_why_and_does_not_go_on():
     asked = prompts(2)
     engine = FakeEngine("eager", FakeClock())
     engine.forward = lambda batch, head: 1 / 0
-    thread, raised = beside(lambda: follow(other, FakeOpened({"eager": engine}, asked)))
+    thread, raised = beside(lambda: follow(other, FakeLoadedCase({"eager": engine}, asked)))
     lead.tell(do="pass", engine="eager", head="last", prompts=[asked[0].id])
     thread.join(timeout=20)
     assert [type(error) for error in raised] == [ZeroDivisionError]
@@ -186,7 +186,7 @@ def test_a_failed_collective_is_told_once_with_the_ranks_that_took_part():
 
 def test_no_pass_begins_with_a_replica_that_is_lost():
     first, *_ = groups(2)
-    lead = Lead(first)
+    lead = RankCoordinator(first)
     replica = lead.open(split(2))
     replica.lost(RuntimeError("gloo: Connection closed"))
     with pytest.raises(RankError, match="did not go on together"):
@@ -197,7 +197,7 @@ def test_no_pass_begins_with_a_replica_that_is_lost():
 
 def test_a_replica_that_is_lost_elsewhere_ends_all_passes():
     first, other = groups(2)
-    lead = Lead(first)
+    lead = RankCoordinator(first)
     other.tell("lost", text="rank 2 on a and rank 3 on a did not go on together")
     (message,) = first.messages()
     for _ in range(2):
@@ -212,12 +212,12 @@ def test_a_case_that_is_split_needs_that_many_processes():
         open_case(split(2), current_device(), None, "dummy")
     first, *_ = groups(3)
     with pytest.raises(MissingRanks, match=r"has started 3: expected a multiple of 2"):
-        Lead(first).open(split(2))
+        RankCoordinator(first).open(split(2))
 
 
 def test_units_are_for_replicas_not_for_ranks():
     first, *_ = groups(4)
-    lead = Lead(first)
+    lead = RankCoordinator(first)
     replica = lead.open(split(2))
     assert replica is not None
     assert (lead.replicas, [lead.replica_of(rank) for rank in range(4)]) == (2, [0, 0, 1, 1])

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from perfline.engines import hf
-from perfline.engines.attention import grouped_sdpa
 from perfline.engines.device import Device, current_device
 from perfline.engines.engine import run_pass
+from perfline.engines.prefix_forward import grouped_sdpa
 from perfline.engines.prefix_plan import Limits
 from perfline.engines.shared_prefix import SharedPrefixRunner, default_limits
 from perfline.engines.upstream import cache_argument

@@ -18,8 +18,7 @@ from perfline.gates.performance import (
 )
 from perfline.gates.verdict import Verdict
 from perfline.metrics import Metric
-from perfline.tasks.answers import Answers
-from perfline.tasks.stored_answers import Scored
+from perfline.tasks.answers import Answers, Scored
 
 GATES = GatesSpec()
 WORDS = ["regressed", "unsure", "ok", "improved"]  # as throughput rises

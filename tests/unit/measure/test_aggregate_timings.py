@@ -11,8 +11,8 @@ from perfline.cases.case import GatesSpec, ThroughputSpec
 from perfline.engines.engine import CompileCounts
 from perfline.engines.telemetry import RoundHealth
 from perfline.measure import throughput
-from perfline.measure.aggregate_timings import ReplicaTimings, aggregate
-from perfline.measure.throughput import Round, Stopwatch, make_ready
+from perfline.measure.parallel_rounds import ReplicaTimings, aggregate
+from perfline.measure.throughput import Round, TimedRegion, make_ready
 
 SPEC = ThroughputSpec(sample=4, rounds=3, min_round_s=0.001)
 TOKENS = 100 + 101 + 102 + 103
@@ -22,7 +22,7 @@ def timings(token_s=0.01, rounds=3, engine="inductor", wrong=()):
     """What one process measures; a round takes ``TOKENS * token_s`` seconds."""
     scripted = FakeEngine(engine, FakeClock(), token_s=token_s, wrong=frozenset(wrong))
     ready = make_ready(scripted, prompts(4), SPEC, scripted.clock)
-    stopwatch = Stopwatch(scripted, prompts(4), SPEC.head, ready, scripted.clock)
+    stopwatch = TimedRegion(scripted, prompts(4), SPEC.head, ready, scripted.clock)
     for _ in range(rounds):
         stopwatch.round()
     return stopwatch.finish()

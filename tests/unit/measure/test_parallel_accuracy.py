@@ -16,15 +16,15 @@ from perfline.distributed.group import Group
 from perfline.distributed.replica import check_alike
 from perfline.errors import PerflineError, RankError
 from perfline.measure.accuracy import AccuracyOptions, AccuracyRun
-from perfline.measure.parallel_accuracy import Lead, help_with
+from perfline.measure.parallel_accuracy import RankCoordinator, help_with
 
 IDENTITY = {"case": "fake", "engine": "eager", "torch": "9.9"}
 
 
-def accuracy_run(share=None, wrong=(), nan=(), **options):
+def accuracy_run(coordinator=None, wrong=(), nan=(), **options):
     engine = FakeEngine("eager", FakeClock(), wrong=frozenset(wrong), nan=frozenset(nan))
     chosen = AccuracyOptions(verify=0, **options)
-    return AccuracyRun(engine, engine, None, chosen, IDENTITY, share=share)
+    return AccuracyRun(engine, engine, None, chosen, IDENTITY, coordinator=coordinator)
 
 
 def helping(group, run, asked, failed):
@@ -45,7 +45,7 @@ def helping(group, run, asked, failed):
 def shared(ranks, asked, runs=None, **options):
     """One pass on rank 0 with ``ranks - 1`` threads beside it; the pass, and what ended it."""
     first, *others = groups(ranks)
-    lead = Lead(first)
+    lead = RankCoordinator(first)
     by_id, failed = {prompt.id: prompt for prompt in asked}, []
     threads = [
         threading.Thread(
@@ -87,7 +87,7 @@ def test_the_journal_holds_every_rank_s_answers_and_is_continued_by_any_number_o
 def test_a_sequential_run_is_shared_stage_by_stage():
     asked = prompts(64)
     first, other = groups(2)
-    lead, by_id = Lead(first), {prompt.id: prompt for prompt in asked}
+    lead, by_id = RankCoordinator(first), {prompt.id: prompt for prompt in asked}
     thread = threading.Thread(target=helping, args=(other, accuracy_run(), by_id, []))
     thread.start()
     done = accuracy_run(lead, sequential=True).answer(asked, lambda got, *_: len(got.ids) >= 8)
@@ -117,7 +117,7 @@ class Slow:
 def test_an_error_of_a_rank_names_it_and_its_host_and_the_next_pass_works():
     asked = prompts(64)
     first, other = groups(2)
-    lead, by_id = Lead(first), {prompt.id: prompt for prompt in asked}
+    lead, by_id = RankCoordinator(first), {prompt.id: prompt for prompt in asked}
     broken = accuracy_run(nan=[prompt.id for prompt in asked])
     failed: list[str] = []
     thread = threading.Thread(target=helping, args=(other, broken, by_id, failed))
@@ -136,7 +136,7 @@ def test_an_error_of_a_rank_names_it_and_its_host_and_the_next_pass_works():
 
 def test_a_rank_that_took_questions_and_is_silent_is_named():
     first, other = groups(2, timeout_s=0.2)
-    lead, asked = Lead(first), prompts(64)
+    lead, asked = RankCoordinator(first), prompts(64)
 
     def hang():
         number, _ = other.command()
@@ -158,7 +158,7 @@ def test_a_rank_that_took_questions_and_is_silent_is_named():
 
 def test_a_rank_that_took_questions_and_died_before_it_said_so_is_not_waited_for_forever():
     first, other = groups(2, timeout_s=0.2)
-    lead = Lead(first)
+    lead = RankCoordinator(first)
     other.take(0)
     with pytest.raises(RankError, match="a rank that took them and never said so"):
         lead.answer(accuracy_run(), prompts(64), None)
@@ -167,7 +167,7 @@ def test_a_rank_that_took_questions_and_died_before_it_said_so_is_not_waited_for
 def test_a_rank_that_does_not_end_is_named():
     first, _ = groups(2, timeout_s=0.1)
     with pytest.raises(RankError, match=r"waited 0\.1 s for rank 1 on host-1 to end"):
-        Lead(first).end(0, wait=True)
+        RankCoordinator(first).end(0, wait=True)
 
 
 def test_a_silent_rank_0_is_named():
@@ -191,7 +191,7 @@ def test_a_working_rank_0_is_waited_for():
 
 def test_a_crashed_rank_fails_this_pass_and_all_that_follow():
     first, other = groups(2)
-    lead = Lead(first)
+    lead = RankCoordinator(first)
     other.tell("crashed", text="RuntimeError: CUDA error")
     for _ in range(2):
         with pytest.raises(RankError, match=r"^rank 1 on host-1 crashed: Runtime.* CUDA"):
@@ -201,13 +201,13 @@ def test_a_crashed_rank_fails_this_pass_and_all_that_follow():
 def test_a_status_that_all_agreed_on_is_final_and_a_broken_one_is_not():
     store = DictStore()
     first, _ = groups(2, store)
-    lead = Lead(first, broken="rank 1 crashed")
+    lead = RankCoordinator(first, broken="rank 1 crashed")
     lead.end(1, wait=True)
     assert first.ended() is None
     first, other = groups(2, store, attempt=1)
     thread = threading.Thread(target=helping, args=(other, accuracy_run(), {}, []))
     thread.start()
-    Lead(first).end(1, wait=True)
+    RankCoordinator(first).end(1, wait=True)
     thread.join(timeout=20)
     assert [group.ended() for group in groups(2, store, attempt=2)] == [1, 1]
 

@@ -13,7 +13,7 @@ from fakes import DEVICE, FakeClock, FakeEngine, prompts
 from perfline.cases.case import ThroughputSpec, load_cases
 from perfline.errors import EngineError, PerflineError, RankError
 from perfline.measure import throughput
-from perfline.measure.parallel_accuracy import Lead
+from perfline.measure.parallel_accuracy import RankCoordinator
 from perfline.measure.parallel_rounds import ALONE_ROUNDS, STEPS, TimedRun, serve
 from perfline.measure.throughput import make_ready
 
@@ -40,7 +40,7 @@ def in_turn(timed_round, rounds, before=None, /):
 
 @dataclass
 class Ranks:
-    """Rank 0, and threads for the others that answer as ``rank_worker.Helper`` does."""
+    """Rank 0, and threads for the others that answer as ``rank_worker.RankWorker`` does."""
 
     runs: list[TimedRun]
     timeout_s: float = 20.0
@@ -50,7 +50,7 @@ class Ranks:
         first, *others = groups(len(self.runs) + 1, self.store, self.timeout_s)
         for group in others:
             group.timeout_s = 20.0  # rank 0 alone is to lose patience
-        self.lead = Lead(first)
+        self.lead = RankCoordinator(first)
         self.threads = [
             threading.Thread(target=self.helping, args=pair, daemon=True)
             for pair in zip(others, self.runs, strict=True)
@@ -190,4 +190,4 @@ def test_a_rank_that_crashes_fails_the_rounds():
     first, other = groups(2)
     other.tell("crashed", text="RuntimeError: CUDA error")
     with pytest.raises(RankError, match=r"^rank 1 on host-1 crashed: RuntimeError: CUDA error"):
-        Lead(first).time(timed_run(), in_turn)
+        RankCoordinator(first).time(timed_run(), in_turn)

@@ -4,12 +4,12 @@ from contextlib import nullcontext
 
 import pytest
 
-from fakes import FakeClock, FakeEngine, FakeOpened, prompts
+from fakes import FakeClock, FakeEngine, FakeLoadedCase, prompts
 from perfline.cases.case import ThroughputSpec, load_cases
 from perfline.engines.device import Device
 from perfline.engines.telemetry import RoundHealth, Watch
-from perfline.measure.case_run import Bench
-from perfline.measure.throughput import Stopwatch, make_ready, metrics
+from perfline.measure.case_run import CaseRun
+from perfline.measure.throughput import TimedRegion, make_ready, metrics
 
 SPEC = ThroughputSpec(sample=4, rounds=3, min_round_s=0.001)
 
@@ -32,7 +32,7 @@ class ScriptedWatch(Watch):
 def measure(engine, *, rounds=3, spec=SPEC, n=4, health=None):
     chosen = prompts(n, length=100)
     ready = make_ready(engine, chosen, spec, engine.clock)
-    stopwatch = Stopwatch(engine, chosen, spec.head, ready, engine.clock, health=health)
+    stopwatch = TimedRegion(engine, chosen, spec.head, ready, engine.clock, health=health)
     for _ in range(rounds):
         stopwatch.round()
     return stopwatch.finish()
@@ -255,7 +255,7 @@ def bench_notes(monkeypatch, *healths):
     clock = FakeClock()
     engines = {"inductor": FakeEngine("inductor", clock, token_s=0.01)}
     (case,) = load_cases(["tiny"])
-    bench = Bench(case, FakeOpened(engines, prompts(4)), Device("cpu", "x", "x"), clock=clock)
+    bench = CaseRun(case, FakeLoadedCase(engines, prompts(4)), Device("cpu", "x", "x"), clock=clock)
     monkeypatch.setattr(
         "perfline.measure.case_run.watch", lambda _: nullcontext(ScriptedWatch(*healths))
     )

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 import pytest
 
 from fake_ranks import groups
-from perfline.distributed import rendezvous
+from perfline.distributed import group
 from perfline.distributed.group import Group
 from perfline.errors import EngineError, RankError
 from perfline.measure.accuracy import AccuracyOptions
-from perfline.measure.parallel_accuracy import Lead
+from perfline.measure.parallel_accuracy import RankCoordinator
 from perfline.plugin import ranks
 from perfline.plugin.session import Options
 
@@ -20,17 +20,17 @@ ENVIRON = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_P
 
 
 def test_only_a_rank_beside_others_is_one():
-    assert rendezvous.launched(ENVIRON)
-    assert not rendezvous.launched({**ENVIRON, "WORLD_SIZE": "1"})
-    assert not rendezvous.launched({"RANK": "0", "WORLD_SIZE": "2"})
-    assert not rendezvous.launched({})
+    assert group.launched(ENVIRON)
+    assert not group.launched({**ENVIRON, "WORLD_SIZE": "1"})
+    assert not group.launched({"RANK": "0", "WORLD_SIZE": "2"})
+    assert not group.launched({})
 
 
 def test_ranks_of_this_host_are_those_that_one_command_can_start_here():
-    assert rendezvous.ranks_here({}) == 1
-    assert rendezvous.ranks_here(ENVIRON) == 2
+    assert group.ranks_here({}) == 1
+    assert group.ranks_here(ENVIRON) == 2
     two_nodes = {**ENVIRON, "WORLD_SIZE": "16", "LOCAL_WORLD_SIZE": "8"}
-    assert rendezvous.ranks_here(two_nodes) == 8
+    assert group.ranks_here(two_nodes) == 8
 
 
 def test_what_settles_a_verdict_of_ranks_starts_as_many(tmp_path):
@@ -40,13 +40,13 @@ def test_what_settles_a_verdict_of_ranks_starts_as_many(tmp_path):
 
 
 def test_restarts_are_counted():
-    assert rendezvous.attempt({}) == 0
-    assert rendezvous.attempt({"TORCHELASTIC_RESTART_COUNT": "2"}) == 2
+    assert group.attempt({}) == 0
+    assert group.attempt({"TORCHELASTIC_RESTART_COUNT": "2"}) == 2
 
 
 @dataclass
 class Scripted:
-    """``rank_worker.Helper`` that raises what it is told to, once."""
+    """``rank_worker.RankWorker`` that raises what it is told to, once."""
 
     error: Exception | None = None
     asked: list[dict] = field(default_factory=list)
@@ -69,7 +69,7 @@ def served(helper, commands, status=0, shown=None):
         target=lambda: found.append(ranks._serve(other, helper, shown.append))
     )
     thread.start()
-    lead = Lead(first)
+    lead = RankCoordinator(first)
     for command in commands:
         first.post(command)
     try:
@@ -111,14 +111,14 @@ def test_a_rank_whose_rank_0_is_silent_says_so_and_fails():
 @pytest.mark.parametrize(("status", "exit_status"), [(0, 1), (1, 1)])
 def test_a_rank_that_does_not_end_fails_a_job_that_has_passed(status, exit_status, capsys):
     first, _ = groups(2, timeout_s=0.05)
-    assert ranks._end(Lead(first), status) == exit_status
+    assert ranks._end(RankCoordinator(first), status) == exit_status
     assert "waited 0.05 s for rank 1 on host-1 to end" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("status", [pytest.ExitCode.INTERRUPTED, pytest.ExitCode.USAGE_ERROR])
 def test_nobody_is_waited_for_after_an_interrupt(status):
     first, _ = groups(2, timeout_s=20)
-    assert ranks._end(Lead(first), status) == status
+    assert ranks._end(RankCoordinator(first), status) == status
     assert first.ended() is None
 
 
@@ -151,7 +151,7 @@ def test_a_store_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setenv(name, value)
     expected = r"^rank 1 on .* did not reach the store at 127\.0\.0\.1:1 within 1 s \(.*127\.0"
     with pytest.raises(RankError, match=expected) as told:
-        rendezvous.join(1)
+        group.join(1)
     assert "\n" not in str(told.value)
 
 
@@ -160,4 +160,4 @@ def test_a_node_that_is_not_known_by_name_is_told_at_once(monkeypatch):
     for name, value in place.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(RankError, match=r"rank 1 on .* know the host name 'nowhere.invalid'.*--lo"):
-        rendezvous.join(20.0)
+        group.join(20.0)

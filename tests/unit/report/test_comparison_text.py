@@ -17,7 +17,7 @@ from fake_workers import (
     states,
     with_side,
 )
-from perfline.compare import record_file as compare_file
+from perfline.compare import record as compare_file
 from perfline.compare import run as compare
 from perfline.compare.record import CaseComparison, Comparison
 from perfline.errors import WorkerError

@@ -25,7 +25,7 @@ from perfline.engines.environment import Environment
 from perfline.errors import RecordError
 from perfline.metrics import Metric
 from perfline.report import export_lm_eval, export_otava, exports
-from perfline.tasks.stored_answers import StoredAnswers
+from perfline.tasks.answers import StoredAnswers
 from samples import MACHINE, answers, case_record, metrics, record, saved, speed, verdict
 
 PATH = Path("results/run.json")

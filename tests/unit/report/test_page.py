@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 import samples
 from perfline.baselines import baseline
-from perfline.baselines.outcome import outcome
 from perfline.baselines.proposal import measured_baseline
+from perfline.baselines.suggestions import outcome
 from perfline.cli import report as report_cli
 from perfline.compare.record import CaseComparison, Comparison, SideRecord
 from perfline.errors import PerflineError
@@ -30,7 +30,7 @@ from perfline.report import page, page_inputs, page_markdown
 from perfline.report import page_case as page_view
 from perfline.report.markdown import LIMIT, markdown, quoted
 from perfline.report.page_inputs import Inputs, Places, gather
-from perfline.tasks.stored_answers import StoredAnswers
+from perfline.tasks.answers import StoredAnswers
 
 EVIL = "<script>alert(1)</script>\"'&|`*[x](y)@all\n```"
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from perfline.errors import BaselineError
 from perfline.jsonfile import Node
-from perfline.tasks.stored_answers import Scored, StoredAnswers, question_key
+from perfline.tasks.answers import Scored, StoredAnswers, question_key
 
 Row = tuple[str, str, str, str, float]
 LETTER = st.sampled_from("ABCD")

@@ -12,7 +12,7 @@ import pytest
 
 from launches import READY, ROUND, SOURCE, WORKLOAD, gone
 from perfline.compare import messages, process
-from perfline.compare import rank_processes as ranked
+from perfline.compare import process as ranked
 from perfline.compare.launch import LaunchedWorker, Limits, ProcessLauncher
 from perfline.compare.model import SIDES, Side, Workload
 from perfline.compare.sides import Place
@@ -189,7 +189,7 @@ main(other, round=lost)"""
 def test_what_a_rank_tells_of_another_that_goes_on_is_told(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("perfline.compare.rank_processes._NEWS_S", 0.1)
+    monkeypatch.setattr("perfline.compare.process._NEWS_S", 0.1)
     script = """
 def lost(request):
     reply(error=dict(kind="RankError", message="rank 1 on x: logits are not finite"))
