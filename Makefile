@@ -7,7 +7,6 @@ VENV ?= .venv
 EXTRAS ?= test
 ARGS ?=
 BIN := $(VENV)/bin
-PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 UV := $(VENV)-uv/bin/uv
 comma := ,
 STAMP := $(VENV)/installed-$(subst $(comma),-,$(EXTRAS))
@@ -16,9 +15,9 @@ STAMP := $(VENV)/installed-$(subst $(comma),-,$(EXTRAS))
 .PHONY: baseline-source baseline baseline-pull-request upgrade-compare upgrade-proposal
 setup: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
+	$(MAKE) $(UV) || echo "no uv here: pip installs, which takes longer"
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) -c constraints.txt hatchling editables
-	$(PIP) -c constraints.txt --no-build-isolation -e '.[$(EXTRAS)]'
+	$(PYTHON) scripts/install.py --uv $(UV) --python $(BIN)/python --extras '$(EXTRAS)'
 	touch $@
 
 lint: setup
@@ -35,12 +34,13 @@ STRICT := -p hypothesispytest -o strict_parametrization_ids=true -W error \
 
 PARALLEL := -n logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
-# What has no measured speed in it shares the machine; what other processes would disturb comes after.
+# What has no measured speed in it shares the machine; what other processes would disturb comes after,
+# the suite on `tiny` with it (tests/e2e/test_tiny.py).
 # What a killed session left torn in inductor's cache is not met: the cache is new.
 test: lint
 	status=0; TORCHINDUCTOR_CACHE_DIR=$$(mktemp -d); export TORCHINDUCTOR_CACHE_DIR; \
 	$(BIN)/pytest $(STRICT) $(PARALLEL) -m "not alone" tests/e2e tests/plugin tests/unit tests/browser $(ARGS) || status=1; \
-	$(BIN)/pytest $(STRICT) --cases tiny -m "accuracy or perf or alone" tests/accuracy tests/perf tests/e2e $(ARGS) || status=1; \
+	$(BIN)/pytest $(STRICT) -m alone tests/e2e $(ARGS) || status=1; \
 	rm -rf -- "$$TORCHINDUCTOR_CACHE_DIR"; exit $$status
 
 # uv has an environment of its own: a stale constraints.txt does not keep it from being made anew.

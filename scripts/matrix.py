@@ -7,13 +7,12 @@
 A row resolves and installs versions with uv, measures the case `tiny` and runs the contract tests
 of the module that holds what perfline uses of torch's and transformers' insides. The result is
 docs/versions.md; answers and notices of each row lie in results/matrix. Status 1: a row failed.
-Standard library and uv only.
+Needs the standard library and uv only.
 """
 
 from __future__ import annotations
 
 import argparse
-import ast
 import contextlib
 import fcntl
 import json
@@ -31,6 +30,11 @@ from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
+
+from perfline.compare import installers
+from perfline.compare.installers import Uv
 
 PAGE = Path("docs/versions.md")
 KEPT = Path("results/matrix")  # ROW.json: all that a row found
@@ -454,17 +458,9 @@ def surroundings(folder: Path | None) -> dict[str, str]:
 
 @cache
 def pip_settings() -> dict[str, str]:
-    """Return pip's index and find-links as uv's variables: uv does not read pip's files."""
-    taken = {"find-links": ("UV_FIND_LINKS", ","), "index-url": ("UV_DEFAULT_INDEX", " ")}
-    command = [sys.executable, "-m", "pip", "config", "list"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    found = {}
-    for line in done.stdout.splitlines():  # the last of a name is the one that pip uses
-        name, _, value = line.partition("=")
-        if (key := name.rpartition(".")[2]) in taken:
-            variable, separator = taken[key]
-            found[variable] = separator.join(str(ast.literal_eval(value)).split())
-    return {name: text for name, text in found.items() if name not in os.environ}
+    """Return pip's settings as uv's variables, but for its constraints: a row says its versions."""
+    found = Uv(("uv",), installers.pip_settings(Path(sys.executable))).environment
+    return {name: text for name, text in found.items() if name != "UV_CONSTRAINT"}
 
 
 def output(command: Sequence[str], *, folder: Path | None = None, quiet: bool = False) -> str:

@@ -9,8 +9,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 import perfline
 from perfline.cases.data import PACKAGED_DATA
 
@@ -42,7 +40,6 @@ def shell(folder: Path, *words: str) -> str:
     return done.stdout
 
 
-@pytest.mark.alone
 def test_from_nothing_to_the_second_green_run(tmp_path: Path) -> None:
     weights = PACKAGED_DATA / "tiny_mmlu" / "tiny_hf"
     said = shell(tmp_path, "perfline", "init", ".", "--weights", str(weights))
