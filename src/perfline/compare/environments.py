@@ -27,7 +27,7 @@ import stat
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -168,9 +168,23 @@ class _Base:
                 dated = not stat.S_ISDIR(seen.st_mode)
                 base.append([str(path), *((seen.st_size, seen.st_mtime_ns) if dated else ())])
         new = sorted((pin.name, pin.version, pin.source, pin.digest) for pin in pins)
-        places = [*map(masked, request.options), installer.places, request.local_digest()]
+        where = [*request.options, *installer.places.values()]
+        wheels = _local_wheels(where, {pin.name for pin in pins})
+        places = [*map(masked, request.options), installer.places, request.local_digest(), wheels]
         text = json.dumps([_SCHEMA, base, new, places], sort_keys=True)
         return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:24]
+
+
+def _local_wheels(places: Iterable[str], names: set[str]) -> list[str]:
+    """Name, size and date of each file of these packages in directories of wheels.
+
+    There, unlike at an index, a version is often built anew under its old number.
+    """
+    words = {word for text in places for word in re.split(r"[,\s=]+", text)}
+    folders = {Path(word.removeprefix("file://")) for word in words}
+    files = [each for folder in folders if folder.is_dir() for each in folder.iterdir()]
+    here = [(each, each.stat()) for each in files if normal_name(each.name.split("-")[0]) in names]
+    return sorted(f"{path} {seen.st_size} {seen.st_mtime_ns}" for path, seen in here)
 
 
 def _ask(python: Path) -> dict[str, str]:
@@ -207,6 +221,7 @@ class _Builder:
         self._venv()
         python = self.new / "bin" / "python"
         self.installer.install(python, pins, file)
+        self._mask_addresses(python)
         installed = _disk(self.new)
         self._hide(pins)
         site = Path(_ask(python)["purelib"])
@@ -229,6 +244,11 @@ class _Builder:
             f"of {self.base.prefix}, in {time.monotonic() - began:.1f} s; kept in {self.kept}"
         )
         return made
+
+    def _mask_addresses(self, python: Path) -> None:
+        """A kept environment holds no login: installers note the address as it was given."""
+        for path in Path(_ask(python)["purelib"]).glob("*.dist-info/direct_url.json"):
+            path.write_text(masked(path.read_text("utf-8")), "utf-8")
 
     def _venv(self) -> None:
         command = [str(self.base.python), "-m", "venv", "--without-pip", str(self.new)]

@@ -170,6 +170,11 @@ def test_a_newer_version_or_another_base_is_another_environment(
     made.append(make(base, ["local-pkg"], OPTION))
     installer.places = {"UV_DEFAULT_INDEX": "https://other/simple"}
     made.append(make(base, ["local-pkg"], OPTION))
+    wheel(tmp_path, "local-pkg", "3.0", {"local_pkg/new.py": ""})  # built anew under its number
+    installer.places = {"UV_FIND_LINKS": f"/nowhere,{tmp_path}"}
+    made.append(make(base, ["local-pkg"], OPTION))
+    wheel(tmp_path, "local-pkg", "3.0", {"local_pkg/newer.py": ""})
+    made.append(make(base, ["local-pkg"], OPTION))
     record = site(base) / "other-3.dist-info" / "RECORD"
     os.utime(record, (1, 1))  # the same version installed again, such as one built here
     made.append(make(base, ["local-pkg"], OPTION))
@@ -309,7 +314,9 @@ def test_what_cannot_be_resolved_names_the_option_and_quotes_the_installer(
     assert kept() == []
 
 
-def test_no_credential_is_kept(base: Path, installer: FakeInstaller):
+def test_no_credential_is_kept(base: Path, installer: FakeInstaller, tmp_path: Path):
+    told = {"local_pkg-2.0.dist-info/direct_url.json": '{"url": "https://host/x.whl?sig=hunter2"}'}
+    wheel(tmp_path, "local-pkg", "2.0", told)  # uv writes the address as it was given
     made = make(base, ["local-pkg", "--index-url https://me:hunter2@host/simple"], OPTION)
     for path in made.python.parents[1].rglob("*"):
         if path.is_file():
