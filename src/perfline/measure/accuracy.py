@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from perfline.cases.case import Case, Scoring
 from perfline.distributed.replica import Replica
 from perfline.engines.engine import Clock, CompileCounts, Engine, EngineName, Progress, run_pass
-from perfline.errors import NoSharedPrefixes
+from perfline.errors import DeviceMemory, EngineError, NoSharedPrefixes
 from perfline.measure import notices
 from perfline.measure.journal import Journal
 from perfline.measure.parallel_rounds import AggregateTimings, Repeat, TimedRun
@@ -381,21 +381,22 @@ class AccuracyRun:
     def warm_up(self, prompts: Sequence[Prompt]) -> float:
         """Compile what a pass over ``prompts`` needs; seconds, without those of ``ready``.
 
-        Where the model runs no forward after a prefix, the plain path answers: a slower right
-        answer beats none.
+        Where the model runs no forward after a prefix, or torch does not compile one, the plain
+        path answers: a slower right answer beats none.
         """
         begin = self.clock()
         if self.shared:
             assert self.runner is not None
             try:
                 self.runner.warm_up(self.runner.plan(prompts))
-            except NoSharedPrefixes as why:
+            except DeviceMemory:
+                raise
+            except (EngineError, RuntimeError) as why:  # ours or the compiler's, the model's own
                 self.runner = None
+                if not isinstance(why, NoSharedPrefixes):
+                    first = (str(why) or "no message").splitlines()[0]
+                    why = NoSharedPrefixes(f"{type(why).__name__}: {first}")
                 self.without(why)
-            except RuntimeError as why:  # of the model's own code, at a mask or a cache of ours
-                self.runner = None
-                first = (str(why) or "no message").splitlines()[0]
-                self.without(NoSharedPrefixes(f"{type(why).__name__}: {first}"))
         warmup_s = self.clock() - begin
         if not self.shared:
             self.ready()

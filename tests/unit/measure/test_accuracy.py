@@ -162,7 +162,7 @@ def test_a_graph_compiled_after_the_warm_up_is_counted():
     assert session.answer(prompts(8)).counts.graphs == 1
 
 
-@pytest.mark.parametrize("kind", [NoSharedPrefixes, RuntimeError])
+@pytest.mark.parametrize("kind", [NoSharedPrefixes, RuntimeError, EngineError])
 def test_a_model_that_takes_no_prefix_is_answered_the_plain_way_with_its_reason(kind):
     class Refusing(FakeRunner):
         def warm_up(self, plan):
@@ -173,5 +173,5 @@ def test_a_model_that_takes_no_prefix_is_answered_the_plain_way_with_its_reason(
     whole = replace(whole, ready=lambda: told.append("ready"), without=told.append)
     done = whole.answer(prompts(10))
     assert (done.path, done.reference, len(done.answers.ids)) == ("plain", None, 10)
-    why = "RuntimeError: " * (kind is RuntimeError) + "its attention is another"
+    why = f"{kind.__name__}: " * (kind is not NoSharedPrefixes) + "its attention is another"
     assert [str(each) for each in told] == [why, "ready"]
