@@ -36,6 +36,7 @@ from doc_pages import (
 )
 from perfline.cases import case as cases
 from perfline.cli import main as cli
+from tinier import make_small
 
 COPIED = (
     "README.md",
@@ -103,28 +104,6 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert "pytest" in planned.stdout, planned.stderr
     assert "pip" not in planned.stdout
     return folder
-
-
-def make_small(package: Path) -> None:
-    """Eight prompts, ten questions a subject, limits that no machine's mood can break."""
-    tiny = package / "cases" / "tiny.yaml"
-    text = tiny.read_text()
-    for key, value in (
-        ("sample", "8"),
-        ("rounds", "3"),
-        ("min_round_s", "0.01"),
-        ("throughput_margin_fraction", "0.9"),
-        ("throughput_session_sd_fraction", "0.5"),
-    ):
-        text, count = re.subn(rf"^(  {key}: )[\d.]+", rf"\g<1>{value}", text, flags=re.MULTILINE)
-        assert count == 1, key
-    tiny.write_text(text)
-    for test in (package / "cases" / "embedded").rglob("*_test.csv"):
-        test.write_text("".join(test.read_text().splitlines(keepends=True)[:10]))
-    device = package / "engines" / "device.py"
-    assert "def cpu_contention() -> " in device.read_text()
-    with device.open("a") as file:  # a run that others disturb cannot become a baseline
-        file.write("\n\ndef cpu_contention() -> None:\n    return None\n")
 
 
 @pytest.fixture(scope="module")

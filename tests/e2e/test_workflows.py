@@ -21,13 +21,12 @@ from pathlib import Path
 import pytest
 
 import actions
+from tinier import make_small
 
 HERE = "owner/perfline"
 SHA = "0123456789abcdef0123456789abcdef01234567"
 REASON = 'first $(touch pwned) `touch pwned` "; touch pwned; # $(shell touch pwned) ```'
-# Other tests may run beside this one: nothing here is about how fast anything was.
-QUIET = "from perfline.measure import throughput\n\nthroughput.cpu_contention = lambda: None\n"
-ADDOPTS = "-p no:cacheprovider -p quiet --questions=20 --verify=2"
+ADDOPTS = "-p no:cacheprovider --questions=20 --verify=2"
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -42,6 +41,7 @@ def committed(folder: Path) -> Path:
         if (actions.REPOSITORY / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(actions.REPOSITORY / name, folder / name)
+    make_small(folder / "src" / "perfline")
     shutil.rmtree(folder / "baselines", ignore_errors=True)
     shutil.copytree(actions.REPOSITORY / "baselines/published", folder / "baselines/published")
     git(folder, "init", "--quiet", "--initial-branch=main")
@@ -94,8 +94,6 @@ else:
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory: pytest.TempPathFactory) -> actions.Machine:
     folder = tmp_path_factory.mktemp("actions")
-    (folder / "plugins").mkdir()
-    (folder / "plugins" / "quiet.py").write_text(QUIET)
     github_cli(folder / "bin")
     (folder / "jobs").mkdir()
     (folder / "weights").mkdir()
@@ -118,7 +116,8 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> actions.Machine:
             "LANG": "C.UTF-8",
             "OMP_NUM_THREADS": "1",
             "PYTHON": sys.executable,
-            "PYTHONPATH": f"src:{folder / 'plugins'}",
+            **{k: v for k, v in os.environ.items() if k == "TORCHINDUCTOR_CACHE_DIR"},
+            "PYTHONPATH": "src",
             "PYTEST_ADDOPTS": ADDOPTS,
             "VENV": str(folder / "venv"),
         },

@@ -47,7 +47,7 @@ def together(self, *arguments):
     if RANK == "1":
         damaged()
     elif RANK == "0" and ATTEMPT == "0":
-        until(lambda: self.share.group.store.check(["0/said"]))
+        until(lambda: self.coordinator.group.store.check(["0/said"]))
     return part(self, *arguments)
 
 

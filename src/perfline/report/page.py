@@ -8,6 +8,7 @@ content security policy in it forbids both), so that it opens from disk, and fol
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -83,6 +84,7 @@ def _pretty(text: str) -> str:
     return text.replace("+-", "±").replace("->", "→")
 
 
+@cache
 def _template() -> jinja2.Template:
     try:
         import jinja2

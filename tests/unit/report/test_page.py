@@ -508,6 +508,7 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
 
 def test_without_jinja2_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "jinja2", None)
+    page._template.cache_clear()
     with pytest.raises(PerflineError, match=r"pip install 'perfline\[report\]'"):
         page.html(inputs(tiny_record()))
 
