@@ -9,6 +9,7 @@ process that is compared imports this, so it needs the standard library only. Fi
 - ``optional``: it is not in the file where it is the default; fields that came later are.
 - ``gt``, ``ge``, ``lt``, ``le``: limits of a number, or of each number of a list; ``or_zero``: 0 is
   fine, too. A whole number is a count, and so at least 0, unless they say otherwise.
+- ``relative``: a path that stays below its parent.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NoReturn, TypeVar, Union, cast, get_args, get_origin
 from typing import get_type_hints as _type_hints
 
@@ -75,6 +76,8 @@ class Node:
             given[spec.name] = self._as(key, value, hint, limits)
             if isinstance(value, str) and not value.strip() and default != "":
                 self._mistyped(key, value, "text")
+            if spec.metadata.get("relative"):
+                self._check_relative(key, str(value))
         return cls(**given)
 
     def get(self, key: str, hint: Any) -> Any:
@@ -162,6 +165,11 @@ class Node:
             if name in limits and not holds(value, limits[name]):
                 self.fail(key, f"is {value:g} (expected {what} {words} {limits[name]:g})")
 
+    def _check_relative(self, key: str, value: str) -> None:
+        path = PurePosixPath(value)
+        if path.is_absolute() or ".." in path.parts:
+            self._mistyped(key, value, "a relative path without '..'")
+
     def _refuse_unknown(self, specs: Iterable[str]) -> None:
         for key in self.data:
             if key not in specs:
@@ -170,7 +178,8 @@ class Node:
                 self.fail(clip(str(key)), f"is not known{known}")
 
     def _mistyped(self, key: str, value: object, expected: str, hint: str = "") -> NoReturn:
-        self.fail(key, f"is {shown(value)} (expected {expected}){hint}")
+        found = "empty" if self.by_hand and value in (None, "") else shown(value)
+        self.fail(key, f"is {found} (expected {expected}){hint}")
 
     def _expected(self, hint: Any) -> str:
         words: list[str] = []
