@@ -23,8 +23,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, NoReturn, TypeVar, Union, cast, get_args, get_origin
-from typing import get_type_hints as _type_hints
+from typing import (
+    Any,
+    Literal,
+    NoReturn,
+    TypeVar,
+    Union,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from perfline.errors import PerflineError, printable
 
@@ -235,13 +244,11 @@ def clip(text: str) -> str:
 
 def did_you_mean(name: str, valid: Iterable[str], prefix: str = "") -> str:
     """Return ``; did you mean '...'?`` for the nearest of ``valid``; empty where none is near."""
-    nearest = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)
+    nearest = difflib.get_close_matches(name[:60], list(valid), n=1, cutoff=0.5)
     return f"; did you mean '{prefix}{nearest[0]}'?" if nearest else ""
 
 
-@cache
-def _hints(cls: type[Any]) -> dict[str, Any]:
-    return _type_hints(cls)
+_hints = cache(get_type_hints)
 
 
 @cache
