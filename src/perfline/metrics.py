@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, cast, get_args
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 from perfline.errors import MetricError
+from perfline.fields import OPTIONAL, OUTSIDE
 
 Direction = Literal["higher", "lower", "info"]
 
@@ -21,11 +22,11 @@ Direction = Literal["higher", "lower", "info"]
 class Metric:
     """One measured number; MetricError if it or one of its samples is no finite number."""
 
-    name: str
+    name: str = field(metadata=OUTSIDE)
     value: float
     unit: str  # "tok/s", "s", "GiB", "fraction", "count", "questions", "tok"
     direction: Direction  # which way is better; "info" is reported and never judged
-    samples: tuple[float, ...] = ()  # one per round, in the unit of the value
+    samples: tuple[float, ...] = field(default=(), metadata=OPTIONAL)  # one a round, in the unit
 
     def __post_init__(self) -> None:
         """Refuse what is no measurement."""
@@ -37,32 +38,6 @@ class Metric:
         for number in (self.value, *self.samples):
             if not math.isfinite(number):
                 raise MetricError(f"{self.name}: {number} {self.unit} is no measurement")
-
-    def to_json(self) -> dict[str, object]:
-        """Return the metric without its name, which is its key; no samples, no key."""
-        data: dict[str, object] = {
-            "value": self.value,
-            "unit": self.unit,
-            "direction": self.direction,
-        }
-        return data | ({"samples": list(self.samples)} if self.samples else {})
-
-    @classmethod
-    def from_json(cls, name: str, data: Mapping[str, object]) -> Metric:
-        """Read what :meth:`to_json` wrote; MetricError names the key that is wrong."""
-        unit, direction = data.get("unit"), data.get("direction")
-        if not isinstance(unit, str):
-            raise MetricError(f"{name}: unit is {unit!r}; expected text such as 'tok/s'")
-        samples = data.get("samples", [])
-        if not isinstance(samples, list):
-            raise MetricError(f"{name}: samples is {samples!r}; expected a list of numbers")
-        return cls(
-            name=name,
-            value=_number(name, "value", data.get("value")),
-            unit=unit,
-            direction=cast("Direction", direction),  # checked by the constructor
-            samples=tuple(_number(name, "samples", sample) for sample in samples),
-        )
 
 
 def mfu(tokens_per_s: float, nominal_parameters: float, peak_flops: float | None) -> float | None:
@@ -83,9 +58,3 @@ def summary(samples: Sequence[float]) -> tuple[float, float | None]:
         raise MetricError("no samples: there is nothing to summarise")
     error = statistics.stdev(samples) / math.sqrt(len(samples)) if len(samples) > 1 else None
     return statistics.median(samples), error
-
-
-def _number(name: str, key: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise MetricError(f"{name}: {key} is {value!r}; expected a number")
-    return float(value)
