@@ -746,7 +746,7 @@ def test_check_finds_stale_unused_and_broken_ones(
         f"(sha256:0123456789abcdef, tiny.yaml is now {packaged().digest()}); run pytest on "
         f'{MACHINE}, then `perfline baselines update tiny --run results/run.json --reason "..."`'
     )
-    assert printed[3].startswith("broken: baselines/published/tiny.json: key 'metrics' is missing")
+    assert printed[3].startswith("broken: baselines/published/tiny.json: key 'source' is missing")
     assert printed[-1] == "baselines: 3 baselines and 1 published checked: 4 wrong, 1 missing"
 
 

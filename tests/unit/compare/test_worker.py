@@ -300,13 +300,13 @@ def test_settings_are_read_as_yaml():
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        (("engine.mode", "fast"), "with --set engine.mode=fast: key 'engine.mode' is the text"),
-        (("engine", "fast"), "key 'engine' holds the text 'fast'; expected a mapping"),
+        (("engine.mode", "fast"), "with --set engine.mode=fast: key 'engine.mode' is \"fast\""),
+        (("engine", "fast"), "key 'engine' is \"fast\" (expected a mapping"),
         (("title.long", "x"), "--set title.long=x: 'title' is no section of"),
         (("engine.mode", "["), "--set engine.mode=[: the value is not valid YAML: line 1"),
-        (("case", "other"), "key 'case' is 'other'; expected 'tiny'"),
+        (("case", "other"), "key 'case' is 'other' (expected 'tiny'"),
         (("", "x"), "key '' is not known"),
-        (("throughput.sample", ""), "key 'throughput.sample' is empty (null)"),
+        (("throughput.sample", ""), "key 'throughput.sample' is empty (expected"),
         (("throughput.sample", "1" * 100), "is too large"),
     ],
 )
