@@ -1,8 +1,9 @@
 """How does JSON get into and out of a file without being torn, lost or misread?
 
 Reading: :func:`read` gives a :class:`Node`, whose typed look-ups raise one line that names the file
-and the key. Writing: :func:`write`, and :func:`write_text` for other text, replace a file at once
-or not at all, and :func:`locked` holds the directory while a file is read, changed and written.
+and the key; a file of another kind than the wanted one is named, and the command that takes it.
+Writing: :func:`write`, and :func:`write_text` for other text, replace a file at once or not at all,
+and :func:`locked` holds the directory while a file is read, changed and written.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn, cast
+from typing import Literal, NoReturn, cast
 
 from perfline.errors import PerflineError
-from perfline.filetypes import Kind, mistaken
 
 Scalar = str | int | float | bool | None
+Kind = Literal["record", "comparison", "baseline", "published", "benchmark"]  # of a file
 
 _STREAMS = {"/dev/stdout": 1, "/dev/stderr": 2}  # may be a file: it is continued, not replaced
 
@@ -154,7 +155,7 @@ def read(
         raise error(f"{shown}: holds {failure}; {fix}") from failure
     if not isinstance(data, dict):
         raise error(f"{shown}: holds {_shown(data)} (expected a JSON object); {fix}")
-    if wanted is not None and (other := mistaken(data, wanted)):
+    if wanted is not None and (other := _mistaken(data, wanted)):
         raise error(f"{shown}: {other}")
     node = Node(path, data, error, fix)
     if node.number("schema") != schema:
@@ -163,6 +164,13 @@ def read(
             "use the perfline that wrote it, or make it anew"
         )
     return node
+
+
+def kind(data: Mapping[str, object]) -> Kind | None:
+    """Return what a JSON object is; None where it is nothing that is known."""
+    if data.get("kind") == "compare":
+        return "comparison"
+    return next((name for name, keys in _KEYS if keys <= data.keys()), None)
 
 
 def digest(data: object) -> str:
@@ -280,6 +288,36 @@ def _shown(value: object) -> str:
         return json.dumps(value)[:40]
     except RecursionError:
         return "nested too deeply"
+
+
+_TOLD: dict[Kind, tuple[str, str]] = {
+    "record": (
+        "the record of a pytest session",
+        "`perfline baselines update`, `report`, `export` and `history` take it",
+    ),
+    "comparison": ("a record of perfline compare", "`perfline report` takes it"),
+    "baseline": ("a baseline", "`perfline baselines show` takes its case"),
+    "published": ("published figures", "pytest reads them from baselines/published/"),
+    "benchmark": (
+        "pytest-benchmark's JSON",
+        "`pytest-benchmark compare` takes it; perfline's own record is what --results names",
+    ),
+}
+_KEYS: tuple[tuple[Kind, frozenset[str]], ...] = (
+    ("record", frozenset({"environment", "cases", "partial"})),
+    ("baseline", frozenset({"case_digest", "machine"})),
+    ("published", frozenset({"source", "metrics", "case"})),
+    ("benchmark", frozenset({"machine_info", "benchmarks"})),
+)
+
+
+def _mistaken(data: Mapping[str, object], wanted: Kind) -> str:
+    """Say what a file is instead of what is ``wanted``; empty where that cannot be told."""
+    found = kind(data)
+    if found is None or found == wanted:
+        return ""
+    what, taken = _TOLD[found]
+    return f"is {what} (expected {_TOLD[wanted][0]}); {taken}"
 
 
 def _continued(path: Path) -> bool:

@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _report(args: argparse.Namespace) -> int:
     from perfline import jsonfile
-    from perfline.report import page_inputs
+    from perfline.report import page, page_inputs
 
     target: Path | None = args.output
     if args.format == "html":
@@ -75,14 +75,8 @@ def _report(args: argparse.Namespace) -> int:
     for line in inputs.left_out:
         shown = jsonfile.printable(f"perfline: left out of the history: {line}")
         print(shown, file=sys.stderr)
-    if args.format == "html":
-        from perfline.report import page
-
-        text = page.html(inputs, strict=args.strict)
-    else:
-        from perfline.report import page_markdown
-
-        text = page_markdown.markdown(inputs, strict=args.strict)
+    write = page.html if args.format == "html" else page.markdown
+    text = write(inputs, strict=args.strict)
     if target is None:
         sys.stdout.write(text)
         return 0

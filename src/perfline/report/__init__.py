@@ -12,7 +12,6 @@ __all__ = [
     "markdown",
     "page",
     "page_inputs",
-    "page_markdown",
     "text",
     "trend",
 ]

@@ -18,9 +18,8 @@ from pathlib import Path
 from typing import Literal
 
 from perfline.errors import RecordError
-from perfline.filetypes import kind
 from perfline.gates.verdict import worst
-from perfline.jsonfile import Scalar, printable
+from perfline.jsonfile import Scalar, kind, printable
 from perfline.measure import record as records
 from perfline.measure.record import CaseRecord, Record
 from perfline.metrics import Metric

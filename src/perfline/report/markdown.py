@@ -1,8 +1,8 @@
 """How does a session read as a step summary or a pull-request comment?
 
-Verdict first, details folded. GitHub takes 65,536 characters; this keeps below ``LIMIT`` whatever
-the record holds: text is made of blocks, gravest first, a block that does not fit is left out whole
-(so that no table or fold is torn), and what was left out is said.
+Verdict first, details folded. GitHub takes 65,536 characters; this keeps below that whatever the
+record holds: text is made of blocks, gravest first, a block that does not fit is left out whole (so
+that no table or fold is torn), and what was left out is said.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from perfline.gates.verdict import Flip, Verdict
 from perfline.measure.record import CaseRecord, Record
 from perfline.report import text as report
 
-LIMIT = 65_000
+MOST_CHARACTERS = 65_000
 _TEXT = 1_000  # characters of one quoted text
 _FLIPS = 50  # of one verdict, in the folded list
 _RESERVE = 400  # for the line that says what was left out, and the last line
@@ -29,7 +29,7 @@ def markdown(
     refused: Mapping[str, Refused],
     *,
     strict: bool = False,
-    limit: int = LIMIT,
+    limit: int = MOST_CHARACTERS,
 ) -> str:
     """Return the summary of a session, under ``limit`` characters.
 
@@ -76,7 +76,7 @@ def last_line(record: Record) -> str:
     return f"Machine {machine} at {quoted(record.created, 40)}.\n"
 
 
-def fitted(blocks: Sequence[str], last: str, limit: int = LIMIT) -> str:
+def fitted(blocks: Sequence[str], last: str, limit: int = MOST_CHARACTERS) -> str:
     """Join blocks below ``limit`` characters: one that does not fit is left out, and counted."""
     kept, left_out, room = [], 0, limit - len(last) - _RESERVE
     for block in filter(None, blocks):

@@ -11,11 +11,9 @@ from perfline.compare.model import SIDES
 from perfline.compare.record import CaseComparison, Comparison, LaunchRecord, PairRecord
 from perfline.gates.verdict import Verdict, Word
 from perfline.report import comparison_text as compare_text
-from perfline.report.charts import Figure
-from perfline.report.page_accuracy import FlipList, flip_lists
-from perfline.report.page_case import Difference, Finding, findings
+from perfline.report.charts import Bar, Estimate, Figure, bars, converging
+from perfline.report.page_case import Difference, Finding, FlipList, findings, flip_lists
 from perfline.report.page_inputs import CompareInputs
-from perfline.report.plots import Bar, Estimate, bars, converging
 
 
 @dataclass(frozen=True)

@@ -14,14 +14,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from perfline import filetypes as kinds
 from perfline import jsonfile
 from perfline.baselines import baseline as baselines
 from perfline.baselines import suggestions
 from perfline.baselines.baseline import Baseline, Published
 from perfline.baselines.suggestions import Refused
 from perfline.cases import data
-from perfline.cases.case import Case, load_cases
+from perfline.cases.case import Case, Scoring, load_cases
 from perfline.compare.record import Comparison
 from perfline.compare.record import load as load_comparison
 from perfline.errors import PerflineError, RecordError
@@ -105,6 +104,21 @@ class Places:
     data_dir: Path | None = None
 
 
+def scoring_of(inputs: CaseInputs, metric: str) -> Scoring | None:
+    """The case's scoring; without its YAML, the one that gives the measured accuracy."""
+    if inputs.case is not None:
+        return inputs.case.mmlu.scoring
+    values = {name: found.value for name, found in inputs.measured.metrics.items()}
+    options: tuple[tuple[Scoring, str], ...] = (
+        ("full-vocab", f"{metric}_full_vocab"),
+        ("letters", f"{metric}_letters"),
+    )
+    for scoring, name in options:
+        if metric in values and values.get(name) == values[metric]:
+            return scoring
+    return None
+
+
 def gather(paths: Sequence[Path], places: Places) -> Inputs:
     """Read the first session's record, every comparison, and the rest as its history.
 
@@ -144,7 +158,7 @@ def _is_comparison(path: Path) -> bool:
         found = jsonfile.read(path, record.SCHEMA, RecordError, _FIX)
     except RecordError:
         return False
-    return kinds.kind(found.data) == "comparison"
+    return jsonfile.kind(found.data) == "comparison"
 
 
 def _check_numbers(path: Path, current: Record) -> None:

@@ -26,9 +26,9 @@ from perfline.gates.verdict import WORST_FIRST, Flip, Verdict, fails
 from perfline.measure import record as records
 from perfline.metrics import Metric
 from perfline.report import charts as page_plots
-from perfline.report import page, page_inputs, page_markdown
+from perfline.report import page, page_inputs
 from perfline.report import page_case as page_view
-from perfline.report.markdown import LIMIT, markdown, quoted
+from perfline.report.markdown import MOST_CHARACTERS, markdown, quoted
 from perfline.report.page_inputs import Inputs, Places, gather
 from perfline.tasks.answers import StoredAnswers
 
@@ -149,7 +149,7 @@ def test_the_next_command_finds_the_cases_that_pytest_was_given(tmp_path, given,
     whole = tiny_record(notes={"case_dir": "my cases"}, verdicts=(missing,))
     found = gather([samples.saved(tmp_path, whole)], Places(tmp_path, given))
     command = f" {flag} --baselines={tmp_path} --reason "
-    assert command in page_markdown.markdown(found)
+    assert command in page.markdown(found)
 
 
 def test_a_hint_that_is_no_command_is_not_shown_as_one():
@@ -187,7 +187,7 @@ def test_hostile_text_stays_text_on_the_page():
 
 
 def test_hostile_text_stays_text_in_markdown():
-    before, fenced, text = page_markdown.markdown(inputs(hostile())).split("~~~~\n")
+    before, fenced, text = page.markdown(inputs(hostile())).split("~~~~\n")
     assert len(fenced.splitlines()) == 1  # so that nothing in it can close the fence
     text = before + text
     assert "<script" not in text
@@ -216,7 +216,7 @@ def many_flips(count: int) -> records.Record:
     return samples.record(*cases)
 
 
-@pytest.mark.parametrize("limit", [2_000, 20_000, LIMIT])
+@pytest.mark.parametrize("limit", [2_000, 20_000, MOST_CHARACTERS])
 def test_markdown_never_exceeds_its_limit_and_says_what_it_cut(limit):
     whole = many_flips(400)
     cases = {
@@ -544,7 +544,7 @@ def test_a_comparison_s_verdict_is_that_of_its_exit_status(word, strict):
     assert f"perfline compare exits {int(fails(word, strict))}" in tags.text
     assert f"perfline: {word}" in tags.text
     assert "script" not in tags.tags
-    text = page_markdown.markdown(found, strict=strict)
+    text = page.markdown(found, strict=strict)
     assert text.startswith(f"## perfline: {word}\n")
     assert f"perfline compare exits {int(fails(word, strict))}." in text
     assert "<script" not in text
@@ -577,7 +577,7 @@ def test_a_session_that_passes_beside_a_comparison_that_does_not_has_not_passed(
     assert "ok; compared: regressed" in Tags(text).text
     assert "pytest exits 0; perfline compare exits 1" in Tags(text).text
     assert 'class="bad"' in text
-    assert page_markdown.markdown(found).startswith("## perfline: ok; compared: regressed\n")
+    assert page.markdown(found).startswith("## perfline: ok; compared: regressed\n")
 
 
 def test_a_comparison_that_was_stopped_says_so():
