@@ -12,6 +12,7 @@ __all__ = [
     "markdown",
     "page",
     "page_inputs",
+    "table",
     "text",
     "trend",
 ]

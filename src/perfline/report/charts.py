@@ -17,9 +17,9 @@ from perfline.cases.case import Case
 from perfline.gates.statistics import prediction_interval
 from perfline.gates.verdict import Verdict, Word
 from perfline.metrics import Metric
-from perfline.report import text as report
 from perfline.report.page_inputs import CaseInputs, Past, scoring_of
-from perfline.report.svg import Axis, Chart, linear, named, number
+from perfline.report.svg import Axis, Chart, linear, named, rounded
+from perfline.report.table import number, unit_shown
 
 _ROW = 34  # units that one row of an interval chart takes
 _CROWD = 60  # points from which they are drawn smaller
@@ -120,12 +120,12 @@ def rounds(series: Sequence[Series], unit: str, baseline: float | None) -> str:
     y = linear(values, unit)
     chart = Chart(f"rounds over time, {unit}", x, y)
     if baseline is not None:
-        chart.level(baseline, "baseline", f"baseline {number(baseline, _step(y))} {unit}")
+        chart.level(baseline, "baseline", f"baseline {rounded(baseline, _step(y))} {unit}")
     for each in series:
         points = [(i + 1.0, value) for i, value in enumerate(each.samples)]
         chart.line(points, f"line {each.kind}")
         for place, value in points:
-            title = f"{each.name}, round {place:.0f}: {number(value, _step(y))} {unit}"
+            title = f"{each.name}, round {place:.0f}: {rounded(value, _step(y))} {unit}"
             chart.dot(place, value, f"point {each.kind}", title)
     return chart.svg()
 
@@ -165,7 +165,7 @@ def history(
             chart.dot(i, point.value, kind + crowd, point.title, radius=radius)
     for date, value in accepted:
         place = sum(created < date for created in dates)
-        title = f"accepted {date[:10]}: {number(value, _step(y))} {unit}"
+        title = f"accepted {date[:10]}: {rounded(value, _step(y))} {unit}"
         chart.diamond(min(place, len(dates) - 1), value, "accepted", title)
     return chart.svg()
 
@@ -179,8 +179,8 @@ def bars(title: str, what: str, unit: str, rows: Sequence[Bar]) -> str:
     y = named([row.name for row in rows])
     chart = Chart(f"{title}, {unit}", room, y, height=44 + 24 * len(rows))
     for place, row in enumerate(rows):
-        shown = number(row.value, step / 10)
-        stored = "" if row.baseline is None else f", accepted {number(row.baseline, step / 10)}"
+        shown = rounded(row.value, step / 10)
+        stored = "" if row.baseline is None else f", accepted {rounded(row.baseline, step / 10)}"
         chart.bar(0, row.value, place, "bar", f"{row.name}: {shown}{stored} {unit}")
         if row.baseline is not None:
             chart.upright(row.baseline, "mark", low=place + 0.42, high=place - 0.42)
@@ -442,7 +442,7 @@ def _histories(inputs: CaseInputs, created: str) -> tuple[list[Figure], list[Fig
         if len(points) < 2:
             continue
         accepted = _accepted(name, metric.unit, inputs)
-        chart = history(name, report.unit_shown(metric.unit), points, accepted)
+        chart = history(name, unit_shown(metric.unit), points, accepted)
         keys = [("now", "this run, in its verdict's colour")]
         if any(point.baseline is not None for point in points):
             keys.append(("baseline", "baseline then"))
@@ -472,7 +472,7 @@ def _points(metric: Metric, inputs: CaseInputs, created: str) -> list[HistoryPoi
         (v for v in inputs.measured.verdicts if (v.metric, v.gate) == (metric.name, "baseline")),
         None,
     )
-    shown = f"this run: {report.number(metric.value, metric.unit)} {report.unit_shown(metric.unit)}"
+    shown = f"this run: {number(metric.value, metric.unit)} {unit_shown(metric.unit)}"
     held = None if judged is None or judged.baseline is None else scale(judged.baseline)
     now = HistoryPoint(created, scale(metric.value), shown, judged.word if judged else None, held)
     # This run is the last one, even where a clock was wrong.
@@ -480,8 +480,8 @@ def _points(metric: Metric, inputs: CaseInputs, created: str) -> list[HistoryPoi
 
 
 def _told(past: Past, metric: Metric) -> str:
-    value = report.number(past.values[metric.name], metric.unit)
-    told = [f"{past.created[:16]}: {value} {report.unit_shown(metric.unit)}"]
+    value = number(past.values[metric.name], metric.unit)
+    told = [f"{past.created[:16]}: {value} {unit_shown(metric.unit)}"]
     told += [f"{key} {past.context[key]}" for key in ("commit", "torch") if key in past.context]
     told += [past.words[metric.name]] if metric.name in past.words else []
     return ", ".join(told)

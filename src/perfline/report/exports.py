@@ -27,7 +27,6 @@ from perfline.errors import RecordError
 from perfline.gates.verdict import WORST_FIRST, Word
 from perfline.measure.record import CaseRecord, Record
 from perfline.metrics import Direction, Metric
-from perfline.report.text import keyed_by_unit
 
 # An engine's timed region is disturbed as a whole, and its verdict stands on the first metric. Not
 # of that region: what was measured before it, and the counts of what was asked.
@@ -133,6 +132,18 @@ def bencher(found: Iterable[Export]) -> str:
             if export.metrics
         }
     )
+
+
+def keyed_by_unit(metrics: Iterable[Metric]) -> dict[str, float]:
+    """``{name_unit: value}``, such as ``p_infer_core_tok_per_s``: the unit is in the key."""
+    suffixes = {"tok/s": "tok_per_s", "GiB": "gib", "tok": "tokens", "tok/J": "tok_per_joule"}
+    suffixes |= {"questions/s": "questions_per_s", "MHz": "mhz", "C": "c", "W": "w"}
+    keyed = {}
+    for metric in metrics:
+        suffix = suffixes.get(metric.unit, metric.unit)
+        name = metric.name if metric.name.endswith(suffix) else f"{metric.name}_{suffix}"
+        keyed[name] = metric.value
+    return keyed
 
 
 def key(metric: Metric) -> str:

@@ -24,7 +24,8 @@ from perfline.measure import record as records
 from perfline.measure.record import CaseRecord, Record
 from perfline.metrics import Metric
 from perfline.report.exports import undisturbed
-from perfline.report.text import WIDTH, number
+from perfline.report.table import number, unit_shown
+from perfline.report.text import WIDTH
 
 KEY_METRICS = ("p_infer_core", "acc_infer", "mem")
 _GAP = "  "  # between columns
@@ -249,7 +250,7 @@ def _column(rows: Sequence[Row], name: str) -> list[str]:
     found = [row.metrics.get(name) for row in rows]
     unit = next(metric.unit for metric in found if metric is not None)
     cells = ["" if metric is None else number(metric.value, unit) for metric in found]
-    lines = [name, "%" if unit == "fraction" else unit, *cells]
+    lines = [name, unit_shown(unit), *cells]
     return [line.rjust(max(map(len, lines))) for line in lines]
 
 

@@ -12,12 +12,12 @@ from collections.abc import Mapping, Sequence
 
 from perfline.baselines.baseline import Published
 from perfline.baselines.suggestions import Refused, gravest_first, next_of, outcome
-from perfline.gates.verdict import Flip, Verdict
+from perfline.gates.verdict import WORST_FIRST
 from perfline.measure.record import CaseRecord, Record
-from perfline.report import text as report
+from perfline.report.table import findings, flip_counts, flip_lines, quoted, verdict_table
+from perfline.report.text import case_table, counts_line, rank_lines, stragglers
 
 MOST_CHARACTERS = 65_000
-_TEXT = 1_000  # characters of one quoted text
 _FLIPS = 50  # of one verdict, in the folded list
 _RESERVE = 400  # for the line that says what was left out, and the last line
 
@@ -37,7 +37,7 @@ def markdown(
     """
     found = outcome(record, strict)
     command = next_of(record, flags, refused)
-    first = heading(found.title, report.counts_line(record), found.exit_line, command)
+    first = heading(found.title, counts_line(record), found.exit_line, command)
     summaries, details = session_blocks(record, published, {})
     blocks = [*first, *summaries, *notice_blocks(record), *details]
     return fitted(blocks, last_line(record), limit)
@@ -93,79 +93,40 @@ def fitted(blocks: Sequence[str], last: str, limit: int = MOST_CHARACTERS) -> st
     return "\n".join([*kept, last])
 
 
-def quoted(text: str, longest: int = _TEXT) -> str:
-    """Return text from a record as one line that Markdown shows as it is."""
-    line = " ".join(text.split())
-    if len(line) > longest:
-        line = f"{line[:longest]} ... (cut)"
-    for sign, shown in (
-        ("&", "&amp;"),
-        ("\\", "&#92;"),
-        ("<", "&lt;"),
-        ("|", "\\|"),
-        ("*", "\\*"),
-        ("[", "\\["),
-        ("@", "&#64;"),
-    ):
-        line = line.replace(sign, shown)
-    # Commands in reasons are quoted; a lone backtick would swallow what follows.
-    return line if line.count("`") % 2 == 0 else line.replace("`", "\\`")
-
-
 def _summary(case: CaseRecord, context: str) -> list[str]:
     """What a person must see of a case, one block a line: each may be left out by itself."""
     kind = f"{quoted(case.dtype, 20)}, {quoted(case.weights, 20)} weights"
     title = f"### {quoted(case.case, 60)} ({kind})\n"
-    notable = [verdict for verdict in case.verdicts if verdict.word != "ok"]
+    changed = [v for v in case.verdicts if v.word != "ok" and v.change]
+    changed.sort(key=lambda verdict: WORST_FIRST.index(verdict.word))
     lines = [f"- **could not be measured**: {quoted(line)}" for line in case.errors]
-    lines += [f"- **{quoted(v.headline)}**: {quoted(v.reason)}" for v in notable if v.change]
+    lines += [f"- **{quoted(v.headline)}**: {quoted(v.reason)}" for v in changed]
     lines += [
-        f"- **{quoted(word)}**: {quoted(reason)}" for word, reason in _without_change(notable)
+        f"- **{quoted(f'{found.metrics} {found.word}')}**: {quoted(found.reason)}"
+        for found in findings(v for v in case.verdicts if not v.change)
     ]
-    lines += [f"- {quoted(line)}" for line in report.rank_lines(case)]
-    lines += [f"- **straggler**: {quoted(line)}" for line in report.stragglers(case)]
+    lines += [f"- {quoted(line)}" for line in rank_lines(case)]
+    lines += [f"- **straggler**: {quoted(line)}" for line in stragglers(case)]
     if context:
         lines.append(f"- context: {quoted(context)}")
     return [title, *lines]
-
-
-def _without_change(verdicts: Sequence[Verdict]) -> list[tuple[str, str]]:
-    """Verdicts of the same word and reason share a line, such as eleven missing ones."""
-    shared: dict[tuple[str, str], list[str]] = {}
-    for verdict in verdicts:
-        if not verdict.change:
-            shared.setdefault((verdict.word, verdict.reason), []).append(verdict.metric)
-    return [
-        (f"{', '.join(dict.fromkeys(names))} {word}", reason)
-        for (word, reason), names in shared.items()
-    ]
 
 
 def _details(case: CaseRecord, published: Published | None) -> list[str]:
     name = quoted(case.case, 60)
     blocks = []
     if case.metrics:
-        table = report.case_table(case, published, "github", quoted)
+        table = case_table(case, published, "github")
         blocks.append(folded(f"{name}: measured", table))
     if case.verdicts:
-        table = report.verdict_table(case.verdicts, "github", quoted)
+        table = verdict_table(case.verdicts, "github")
         blocks.append(folded(f"{name}: all {len(case.verdicts)} verdicts", table))
     for verdict in case.verdicts:
         if verdict.flips:
-            title = f"{name}: {len(verdict.flips)} flipped questions of {quoted(verdict.metric)}"
-            blocks.append(folded(title, _flips(verdict.flips)))
+            title = f"{name}: {quoted(verdict.metric)}, flipped questions: {flip_counts([verdict])}"
+            lines = flip_lines([verdict], "stored", _FLIPS)
+            blocks.append(folded(title, "\n".join(f"- {quoted(line)}" for line in lines)))
     return blocks
-
-
-def _flips(flips: Sequence[Flip]) -> str:
-    lines = [
-        f"- {quoted(flip.id, 120)}: {quoted(flip.before, 4)} -> {quoted(flip.after, 4)} "
-        f"({flip.kind}{report.margin_note(flip)})"
-        for flip in flips[:_FLIPS]
-    ]
-    if len(flips) > _FLIPS:
-        lines.append(f"- ... and {len(flips) - _FLIPS} more, in the record")
-    return "\n".join(lines)
 
 
 def folded(title: str, body: str) -> str:

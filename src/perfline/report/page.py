@@ -27,13 +27,13 @@ from perfline.report.markdown import (
     heading,
     last_line,
     notice_blocks,
-    quoted,
     session_blocks,
 )
 from perfline.report.page_case import CaseView, Context, case_view, context
 from perfline.report.page_comparison import ComparisonView, comparison_views
 from perfline.report.page_inputs import Inputs
-from perfline.report.text import counts_line, number, unit_shown, verdict_table
+from perfline.report.table import quoted, verdict_rows, verdict_table
+from perfline.report.text import counts_line
 
 if TYPE_CHECKING:
     import jinja2
@@ -44,7 +44,7 @@ MOST_BYTES = 2_000_000
 # listed, and whether every metric has its history.
 _STEPS = ((150, True), (150, False), (30, False), (5, False), (0, False))
 
-SYMBOLS: dict[Word, str] = {
+_SYMBOLS: dict[Word, str] = {
     "ok": "✓",
     "improved": "▲",
     "regressed": "✕",
@@ -89,7 +89,6 @@ def _rendered(
         record=record,
         cases=cases,
         comparisons=compared,
-        symbols=SYMBOLS,
         strict=strict,
         version=__version__,
     )
@@ -115,7 +114,7 @@ def _template() -> jinja2.Template:
         lstrip_blocks=True,
     )
     environment.filters["pretty"] = _pretty
-    environment.globals.update(number=number, unit_shown=unit_shown)
+    environment.globals.update(symbols=_SYMBOLS, verdict_rows=verdict_rows)
     return environment.get_template("page.html.j2")
 
 
@@ -234,5 +233,5 @@ def _comparison(view: ComparisonView) -> list[str]:
         f"- {quoted(d.name, 60)}: {quoted(d.before, 100)} -> {quoted(d.after, 100)}"
         for d in view.differences
     ]
-    table = verdict_table(view.verdicts, "github", quoted)
+    table = verdict_table(view.verdicts, "github")
     return [title, *lines, folded(f"{quoted(view.name, 60)}: verdicts", table)]

@@ -7,17 +7,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from perfline.baselines.accept import ACCURACY
 from perfline.cases.case import Scoring
-from perfline.gates.verdict import WORST_FIRST, Flip, Verdict, Word, worst
+from perfline.gates.verdict import Flip, Verdict, Word, worst
 from perfline.measure.record import CaseRecord, Record
-from perfline.metrics import Metric
 from perfline.report import charts
-from perfline.report import text as report
 from perfline.report.charts import Figure, figures
 from perfline.report.page_inputs import CaseInputs, scoring_of
+from perfline.report.table import (
+    PUBLISHED_TABLE,
+    Finding,
+    MetricRow,
+    findings,
+    flip_counts,
+    flip_kind,
+    metric_row,
+    number,
+)
+from perfline.report.text import rank_lines, stragglers
 from perfline.tasks.answers import StoredAnswers
 from perfline.tasks.mmlu import Question
 
@@ -114,9 +122,9 @@ def flip_lists(
             metric=verdict.metric,
             word=verdict.word,
             against=against or _AGAINST[verdict.gate],
-            counts=_counts(verdict.flips, verdict.gate),
+            counts=flip_counts([verdict]),
             rows=tuple(
-                _flip_row(flip, verdict.gate, labels, questions)
+                _flip_row(verdict, flip, labels, questions)
                 for flip in sorted(verdict.flips, key=_surest_loss_first)[:most]
             ),
             more=max(0, len(verdict.flips) - most),
@@ -179,8 +187,8 @@ def _subject_table(
             SubjectRow(
                 name=name.replace("_", " "),
                 questions=count,
-                now=report.number(now, "fraction"),
-                before=report.number((right + lost - gained) / (count or 1), "fraction"),
+                now=number(now, "fraction"),
+                before=number((right + lost - gained) / (count or 1), "fraction"),
                 change=f"{changes[name] + 0.0:+.2f}",
                 lost=lost,
                 gained=gained,
@@ -205,23 +213,13 @@ def _surest_loss_first(flip: Flip) -> tuple[bool, bool, float]:
     return flip.kind != "right -> wrong", flip.kind != "wrong -> right", -(flip.margin or 0.0)
 
 
-def _counts(flips: Sequence[Flip], gate: str) -> str:
-    if gate == "paired":  # eager's answer stands in for the label: nothing is right or wrong
-        return f"{len(flips)} differ"
-    kinds: tuple[Literal["right -> wrong", "wrong -> right", "wrong -> wrong"], ...]
-    kinds = ("right -> wrong", "wrong -> right", "wrong -> wrong")
-    counted = ((sum(flip.kind == kind for flip in flips), kind) for kind in kinds)
-    return ", ".join(f"{count} {kind}" for count, kind in counted if count)
-
-
 def _flip_row(
-    flip: Flip, gate: str, labels: Mapping[str, str], questions: Mapping[str, Question]
+    verdict: Verdict, flip: Flip, labels: Mapping[str, str], questions: Mapping[str, Question]
 ) -> FlipRow:
     question = questions.get(flip.id)
-    gold = flip.label if gate != "paired" else labels.get(flip.id, "")
+    gold = flip.label if verdict.gate != "paired" else labels.get(flip.id, "")
     if not gold and question is not None:
         gold = question.label
-    kind = flip.kind if gate != "paired" else "differs"
     choices: tuple[Choice, ...] = ()
     if question is not None:
         roles = (("gold", gold), ("before", flip.before), ("after", flip.after))
@@ -231,7 +229,7 @@ def _flip_row(
         )
     return FlipRow(
         id=flip.id,
-        kind=kind,
+        kind=flip_kind(verdict, flip),
         before=flip.before,
         after=flip.after,
         gold=gold or "not known",
@@ -245,32 +243,7 @@ def _clipped(text: str) -> str:
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ... (cut)"
 
 
-_ENGINE_OF = {"p_val": "eager", "acc_val": "eager", "e2e_time": "both"}  # else inductor
 _CLOCKS = {"sm_clock": "lowest", "temperature": "highest", "power": "mean"}
-
-
-@dataclass(frozen=True)
-class MetricRow:
-    """A row of the published table; empty text is what there is not."""
-
-    title: str
-    engine: str
-    unit: str
-    measured: str
-    published: str
-    baseline: str
-    change: str
-    limit: str
-    word: str
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Verdicts with one story: what a person must know first."""
-
-    word: str
-    title: str
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -321,7 +294,6 @@ def case_view(inputs: CaseInputs, record: Record, most_flips: int, every_plot: b
     """Return what the page shows of one case."""
     measured, published = inputs.measured, inputs.published
     drawn, absent = figures(inputs, record.created, every_plot)
-    shown = {name for name, _ in report.PUBLISHED_TABLE}
     return CaseView(
         name=measured.case,
         title=measured.title,
@@ -330,11 +302,15 @@ def case_view(inputs: CaseInputs, record: Record, most_flips: int, every_plot: b
         word=worst(measured.verdicts),
         errors=measured.errors,
         findings=tuple(findings(measured.verdicts)),
-        ranks=(*report.rank_lines(measured), *report.stragglers(measured)),
+        ranks=(*rank_lines(measured), *stragglers(measured)),
         published_on=(published.device or "") if published else "",
         published_source=published.source if published else "",
-        rows=tuple(_row(name, title, inputs) for name, title in report.PUBLISHED_TABLE),
-        beside=tuple(_row(n, n, inputs) for n in sorted(measured.metrics) if n not in shown),
+        rows=tuple(metric_row(measured, published, n, t) for n, t in PUBLISHED_TABLE.items()),
+        beside=tuple(
+            metric_row(measured, None, name, name)
+            for name in sorted(measured.metrics)
+            if name not in PUBLISHED_TABLE
+        ),
         verdicts=measured.verdicts,
         context=context(inputs, record),
         figures=drawn,
@@ -346,52 +322,6 @@ def case_view(inputs: CaseInputs, record: Record, most_flips: int, every_plot: b
         absent=(*inputs.absent, *absent),
         past=len(inputs.past),
     )
-
-
-def findings(verdicts: Sequence[Verdict]) -> list[Finding]:
-    """Every verdict but ``ok``, gravest first; those with the same word and reason share one."""
-    shared: dict[tuple[Word, str], list[Verdict]] = {}
-    for verdict in verdicts:
-        if verdict.word != "ok":
-            shared.setdefault((verdict.word, verdict.reason), []).append(verdict)
-    found = []
-    for (word, reason), each in shared.items():
-        title = ", ".join(dict.fromkeys(v.metric for v in each))
-        if len(each) == 1 and each[0].change:
-            title += f" {each[0].change} (limit {each[0].limit})"
-        found.append(Finding(word, title, reason))
-    return sorted(found, key=lambda finding: WORST_FIRST.index(finding.word))
-
-
-def _row(name: str, title: str, inputs: CaseInputs) -> MetricRow:
-    metric = inputs.measured.metrics.get(name)
-    figure = inputs.published.metrics.get(name) if inputs.published is not None else None
-    unit = metric.unit if metric is not None else figure.unit if figure is not None else ""
-    judged = [v for v in inputs.measured.verdicts if v.metric == name]
-    stored = next((v for v in judged if v.gate == "baseline"), None)
-    gravest = min(judged, key=lambda v: WORST_FIRST.index(v.word), default=None)
-    told = stored if stored is not None and stored.word == worst(judged) else gravest
-    return MetricRow(
-        title=title,
-        engine=_engine(name),
-        unit=report.unit_shown(unit),
-        measured="not measured" if metric is None else _measured(metric, stored),
-        published="" if figure is None else report.number(figure.value, figure.unit),
-        baseline="" if stored is None else report.number(stored.baseline, stored.unit),
-        change="" if told is None else told.change,
-        limit="" if told is None else told.limit,
-        word="" if told is None else told.word,
-    )
-
-
-def _measured(metric: Metric, stored: Verdict | None) -> str:
-    error = None if stored is None else stored.measured_error
-    return report.number(metric.value, metric.unit, error)
-
-
-def _engine(name: str) -> str:
-    starts = (engine for start, engine in _ENGINE_OF.items() if name.startswith(start))
-    return next(starts, "eager" if name.endswith("_val") else "inductor")
 
 
 def context(inputs: CaseInputs, record: Record) -> Context:

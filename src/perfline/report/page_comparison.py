@@ -10,10 +10,11 @@ from perfline.compare import sequential
 from perfline.compare.model import SIDES
 from perfline.compare.record import CaseComparison, Comparison, LaunchRecord, PairRecord
 from perfline.gates.verdict import Verdict, Word
-from perfline.report import comparison_text as compare_text
 from perfline.report.charts import Bar, Estimate, Figure, bars, converging
-from perfline.report.page_case import Difference, Finding, FlipList, findings, flip_lists
+from perfline.report.comparison_text import counted_pairs, headline, notice_lines
+from perfline.report.page_case import Difference, FlipList, flip_lists
 from perfline.report.page_inputs import CompareInputs
+from perfline.report.table import Finding, findings
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def _view(
         engine=case.engine,
         weights=case.weights,
         word=case.word,
-        headline=compare_text.headline(case) if case.verdicts else "",
+        headline=headline(case) if case.verdicts else "",
         story=_story(case),
         problem=case.problem,
         ended=case.ended and not whole.partial,
@@ -90,7 +91,7 @@ def _view(
                 "the baseline's answers (A) → the candidate's (B)",
             )
         ),
-        notes=(*case.notes, *compare_text.notice_lines(case)),
+        notes=(*case.notes, *notice_lines(case)),
         absent=inputs.absent.get(case.case, ()),
         created=whole.created,
         command=whole.command,
@@ -106,7 +107,7 @@ def _story(case: CaseComparison) -> str:
     now = _decided(case, values)
     assert now.estimate is not None
     side = "slower" if now.estimate > 0 else "faster"
-    pairs = compare_text.counted_pairs(now.pairs)
+    pairs = counted_pairs(now.pairs)
     story = f"The candidate is {abs(_per_cent(now.estimate)):.2f} % {side} after {pairs}"
     if now.low is not None and now.high is not None:
         story += (

@@ -57,7 +57,7 @@ def linear(
     if whole:
         step = max(1.0, float(math.ceil(step)))
     first, last = math.ceil(low / step), math.floor(high / step)
-    ticks = tuple((i * step, number(i * step, step)) for i in range(first, last + 1))
+    ticks = tuple((i * step, rounded(i * step, step)) for i in range(first, last + 1))
     return Axis(low, high, ticks, label)
 
 
@@ -67,7 +67,7 @@ def named(names: Sequence[str], label: str = "") -> Axis:
     return Axis(len(names) - 0.5, -0.5, ticks, label)
 
 
-def number(value: float, step: float) -> str:
+def rounded(value: float, step: float) -> str:
     """Return a value with the decimals that a step needs: ``12,500``, ``0.25``."""
     if value and (abs(value) >= 1e9 or step < 1e-6):
         return f"{value:.3g}"

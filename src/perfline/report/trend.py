@@ -22,7 +22,8 @@ from perfline.gates.verdict import signed
 from perfline.jsonfile import printable
 from perfline.metrics import Direction
 from perfline.report.history import History, Row, commit, moment
-from perfline.report.text import WIDTH, context_change, number
+from perfline.report.table import number, unit_shown
+from perfline.report.text import WIDTH, context_change
 
 WINDOW, P_VALUE = 50, 0.001  # Otava's defaults
 LEAST = 5  # sessions of a series: with fewer, only huge steps can reach the p-value
@@ -219,7 +220,7 @@ def _mean(values: Sequence[float]) -> float:
 
 def _sentence(change: Change) -> str:
     row, previous = change.row, change.previous
-    unit = "%" if change.unit == "fraction" else change.unit
+    unit = unit_shown(change.unit)
     levels = f"{number(change.before, change.unit)} -> {number(change.after, change.unit)} {unit}"
     test = "" if change.p_value is None else f", p {_p_shown(change.p_value)}"
     commits = f"commit {commit(previous) or 'unknown'} -> {commit(row) or 'unknown'}"

@@ -25,11 +25,10 @@ from perfline.errors import PerflineError
 from perfline.gates.verdict import WORST_FIRST, Flip, Verdict, fails
 from perfline.measure import record as records
 from perfline.metrics import Metric
-from perfline.report import charts as page_plots
-from perfline.report import page, page_inputs
-from perfline.report import page_case as page_view
-from perfline.report.markdown import MOST_CHARACTERS, markdown, quoted
+from perfline.report import charts, page, page_case, page_inputs
+from perfline.report.markdown import MOST_CHARACTERS, markdown
 from perfline.report.page_inputs import Inputs, Places, gather
+from perfline.report.table import quoted
 from perfline.tasks.answers import StoredAnswers
 
 EVIL = "<script>alert(1)</script>\"'&|`*[x](y)@all\n```"
@@ -111,7 +110,7 @@ def test_the_published_table_has_nine_metrics_with_units_and_engines(tmp_path):
     path = samples.saved(tmp_path, tiny_record())
     published = Path(__file__).parents[3] / "baselines"
     found = gather([path], Places(published))
-    view = page_view.case_view(found.cases["tiny"], found.record, 10, True)
+    view = page_case.case_view(found.cases["tiny"], found.record, 10, True)
     rows = {row.title: (row.engine, row.unit, row.measured, row.published) for row in view.rows}
     assert len(rows) == 9
     assert rows["p_infer_core"] == ("inductor", "tok/s", "1000", "")
@@ -276,7 +275,7 @@ def test_the_change_per_subject_is_that_of_the_verdict_s_flips():
     case.metrics["acc_infer"] = case.metrics["acc_infer_full_vocab"] = Metric(
         "acc_infer", 0.75, "fraction", "higher"
     )
-    view = page_view.case_view(page_inputs.CaseInputs(case), samples.record(case), 10, True)
+    view = page_case.case_view(page_inputs.CaseInputs(case), samples.record(case), 10, True)
     (table,) = view.subjects
     assert [(r.name, r.before, r.now, r.change, r.lost, r.gained) for r in table.rows] == [
         ("sky", "100.00", "75.00", "-25.00", 1, 0),
@@ -297,7 +296,7 @@ def test_flips_come_with_question_choices_and_who_took_which(tmp_path):
     measured = with_answers(range(0), (flip,), facts={"mmlu": question_set_digest(subjects)})
     path = samples.saved(tmp_path, samples.record(measured))
     found = gather([path], Places(tmp_path))
-    view = page_view.case_view(found.cases["tiny"], found.record, 10, True)
+    view = page_case.case_view(found.cases["tiny"], found.record, 10, True)
     (row,) = view.flips[0].rows
     assert (row.text, row.margin, row.kind) == (question.text, "0.25 logits", "right -> wrong")
     assert [choice.text for choice in row.choices] == list(question.choices)
@@ -322,7 +321,7 @@ def test_an_answer_of_the_eager_engine_is_not_shown_as_gold():
     flip = Flip("sky/1", "C", "C", "B", 0.1)
     paired = samples.verdict("flips", "regressed", "paired", flips=(flip,))
     case = samples.case_record(verdicts=(paired,))
-    view = page_view.case_view(page_inputs.CaseInputs(case), samples.record(case), 10, True)
+    view = page_case.case_view(page_inputs.CaseInputs(case), samples.record(case), 10, True)
     (row,) = view.flips[0].rows
     assert (row.gold, row.kind, row.text) == ("B", "differs", "")
     assert view.flips[0].counts == "1 differ"
@@ -348,7 +347,7 @@ def test_the_interval_of_decision_is_the_gate_s(tmp_path):
         metric = samples.speed("p_infer_core", 1000.0 * factor)
         judged = gates.throughput_baseline(metric, held.values("p_infer_core"), case.gates)
         (row,) = [
-            page_plots._interval(judged, judged.change_fraction, held.values("p_infer_core"), case)
+            charts._interval(judged, judged.change_fraction, held.values("p_infer_core"), case)
         ]
         ruled_out, sure = row.low > row.limit, row.high < 0
         assert (judged.word in ("ok", "improved")) == ruled_out
@@ -362,7 +361,7 @@ def test_an_interval_of_another_baseline_is_not_drawn(tmp_path):
     )
     path = samples.saved(tmp_path, tiny_record(verdicts=(bad,)))
     found = gather([path], Places(tmp_path))
-    figures, absent = page_plots.figures(found.cases["tiny"], found.record.created, True)
+    figures, absent = charts.figures(found.cases["tiny"], found.record.created, True)
     assert "reach" not in figures["speed"][0].svg
     assert any("another baseline has been accepted" in line for line in absent)
     assert figures["speed"][0].caption.endswith("drawn without the baseline that judged this run.")
@@ -377,8 +376,8 @@ def test_a_run_that_was_added_still_shows_the_interval_it_was_judged_by(tmp_path
     )
     path = samples.saved(tmp_path, tiny_record(verdicts=(judged,)))
     found = gather([path], Places(tmp_path))
-    figures, absent = page_plots.figures(found.cases["tiny"], found.record.created, True)
-    row = page_plots._interval(judged, judged.change_fraction, before, samples.packaged())
+    figures, absent = charts.figures(found.cases["tiny"], found.record.created, True)
+    row = charts._interval(judged, judged.change_fraction, before, samples.packaged())
     assert f"{row.low:+.1f}" in figures["speed"][0].svg
     assert "accepted sessions" in dict(figures["speed"][0].keys).values()
     assert absent == []
@@ -392,7 +391,7 @@ def test_the_context_is_set_against_the_baseline(tmp_path):
     )
     path = samples.saved(tmp_path, dataclasses.replace(whole, environment=newer))
     found = gather([path], Places(tmp_path))
-    context = page_view.context(found.cases["tiny"], found.record)
+    context = page_case.context(found.cases["tiny"], found.record)
     assert context.against == "the baseline of 2026-11-10, commit abc123456789"
     assert [(d.name, d.before, d.after) for d in context.differences] == [
         ("torch", "2.13.0", "2.14.0"),
@@ -410,7 +409,7 @@ def test_clocks_stand_beside_those_of_the_record_before(tmp_path):
     )
     path = samples.saved(tmp_path, tiny_record(metrics=slow))
     found = gather([path, old], Places(tmp_path))
-    assert page_view.context(found.cases["tiny"], found.record).clocks == (
+    assert page_case.context(found.cases["tiny"], found.record).clocks == (
         "sm clock, lowest, inductor: 1410 MHz (the record before: 1980 MHz)",
     )
 
