@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from perfline.cli.options import names
+
 
 def add_history(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the ``perfline`` command line."""
@@ -45,25 +47,17 @@ def add_history(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 def _run(args: argparse.Namespace) -> int:
     from perfline.report import history
 
-    metrics = _names(args.metric)
-    found = history.only(history.scan(args.directory), _names(args.case))
+    metrics = names(args.metric)
+    found = history.only(history.scan(args.directory), names(args.case))
     history.check_metrics(found, metrics)
+    changes = history.trend(found, metrics) if args.trend else None
     if args.json:
         data = history.as_json(found, metrics)
-        if args.trend:
-            from perfline.report import trend
-
-            data["trend"] = trend.as_json(trend.trend(found, metrics))
+        if changes is not None:
+            data["trend"] = history.trend_json(changes)
         print(history.dump(data))
         return 0
-    shown = history.text(found, metrics or history.KEY_METRICS)
-    if args.trend:
-        from perfline.report import trend
-
-        shown += f"\n\n{trend.text(trend.trend(found, metrics))}"
-    print(shown)
+    print(history.text(found, metrics or history.KEY_METRICS))
+    if changes is not None:
+        print(f"\n{history.trend_text(changes)}")
     return 0
-
-
-def _names(text: str | None) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()] if text else []

@@ -40,3 +40,8 @@ def add_baselines(parser: argparse.ArgumentParser) -> None:
         default=Path("baselines"),
         help="where baselines are kept (default: baselines)",
     )
+
+
+def names(text: str | None) -> list[str]:
+    """Return the names in ``A,B``; none for an option that is not given."""
+    return [name.strip() for name in text.split(",") if name.strip()] if text else []

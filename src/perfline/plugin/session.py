@@ -380,7 +380,8 @@ class CaseUnderTest:
 
         timings = self.case_run.time(engine, repeat)
         for benchmark in used:
-            benchmark.extra_info.update(exports.keyed_by_unit(self.case_run.metrics().values()))
+            measured = self.case_run.metrics().values()
+            benchmark.extra_info.update({exports.key(m): m.value for m in measured})
         if timings.answers.labels is None and self.session.options.weights == "real":
             raise DataError(f"case {self.case_run.case.id}: questions without labels")
         return timings
@@ -457,9 +458,7 @@ def _properties(case: str, verdicts: Sequence[Verdict]) -> dict[str, object]:
     for each in verdicts:
         if each.measured is not None:
             metric = Metric(each.metric, each.measured, each.unit, "info")
-            found |= {
-                f"{case}.{key}": value for key, value in exports.keyed_by_unit([metric]).items()
-            }
+            found[f"{case}.{exports.key(metric)}"] = each.measured
         found[f"{case}.{each.metric}.{each.gate}"] = each.word
     return found
 

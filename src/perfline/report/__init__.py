@@ -6,7 +6,6 @@ __all__ = [
     "baselines",
     "comparison_text",
     "export_lm_eval",
-    "export_otava",
     "exports",
     "history",
     "markdown",
@@ -14,5 +13,4 @@ __all__ = [
     "page_inputs",
     "table",
     "text",
-    "trend",
 ]

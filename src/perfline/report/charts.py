@@ -19,7 +19,7 @@ from perfline.gates.verdict import Verdict, Word
 from perfline.metrics import Metric
 from perfline.report.page_inputs import CaseInputs, Past, scoring_of
 from perfline.report.svg import Axis, Chart, linear, named, rounded
-from perfline.report.table import number, unit_shown
+from perfline.report.table import number, on_baseline, unit_shown
 
 _ROW = 34  # units that one row of an interval chart takes
 _CROWD = 60  # points from which they are drawn smaller
@@ -135,8 +135,7 @@ def drift_fraction(samples: Sequence[float]) -> float | None:
 
     Least squares; None for fewer than three rounds.
     """
-    usable = len(samples) >= 3 and abs(statistics.median(samples)) > 0
-    if not usable or max(map(abs, samples)) >= 1e100:  # beyond it sums and squares overflow
+    if len(samples) < 3 or statistics.median(samples) == 0:
         return None
     slope, _ = statistics.linear_regression(range(len(samples)), samples)
     return slope * (len(samples) - 1) / statistics.median(samples)
@@ -185,7 +184,7 @@ def bars(title: str, what: str, unit: str, rows: Sequence[Bar]) -> str:
         if row.baseline is not None:
             chart.upright(row.baseline, "mark", low=place + 0.42, high=place - 0.42)
         end = max(row.value, row.baseline or 0.0)
-        chart.text(end, place, shown, "value", dx=6)
+        chart.text(end, place, shown, "value")
     return chart.svg()
 
 
@@ -410,14 +409,8 @@ def _rounds(inputs: CaseInputs) -> list[Figure]:
             continue
         strong = shown[0]
         series = [Series(m.name, m.samples, "a" if m is strong else "b") for m in shown]
-        held = next(
-            (
-                v.baseline
-                for v in inputs.measured.verdicts
-                if (v.metric, v.gate) == (strong.name, "baseline")
-            ),
-            None,
-        )
+        judged = on_baseline(inputs.measured, strong.name)
+        held = None if judged is None else judged.baseline
         drift = drift_fraction(strong.samples)
         caption = f"{strong.name}: {len(strong.samples)} rounds"
         if drift is not None:
@@ -468,10 +461,7 @@ def _points(metric: Metric, inputs: CaseInputs, created: str) -> list[HistoryPoi
         for past in inputs.past
         if metric.name in past.values
     ]
-    judged = next(
-        (v for v in inputs.measured.verdicts if (v.metric, v.gate) == (metric.name, "baseline")),
-        None,
-    )
+    judged = on_baseline(inputs.measured, metric.name)
     shown = f"this run: {number(metric.value, metric.unit)} {unit_shown(metric.unit)}"
     held = None if judged is None or judged.baseline is None else scale(judged.baseline)
     now = HistoryPoint(created, scale(metric.value), shown, judged.word if judged else None, held)

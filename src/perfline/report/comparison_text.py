@@ -37,7 +37,7 @@ def table(found: CaseComparison, tablefmt: str = "plain") -> str:
     return grid(_HEADERS, rows, tablefmt)
 
 
-def percent(log_ratio: float) -> str:
+def _percent(log_ratio: float) -> str:
     """A log ratio as people read it: ``+1.3 %``."""
     return signed(100 * math.expm1(log_ratio), "%")
 
@@ -52,14 +52,14 @@ def _speed_rows(found: CaseComparison) -> list[list[str]]:
         values = [middle(found, side, seconds) for side in SIDES]
         if kind == "whole":
             whole = [four_digits(1e6 * value) for value in values]
-            rows.insert(0, ["whole_time", "us/tok", *whole, percent(change), "", ""])
+            rows.insert(0, ["whole_time", "us/tok", *whole, _percent(change), "", ""])
         speeds = [four_digits(1 / value) for value in values]
-        rows.append([f"{prefix}_{kind}", "tok/s", *speeds, percent(-change), "", ""])
+        rows.append([f"{prefix}_{kind}", "tok/s", *speeds, _percent(-change), "", ""])
     joules = [_joules_per_token(found.counted, column) for column in (0, 1)]
     if joules[0] and joules[1]:
         change = math.log(joules[1] / joules[0])
         shown = [four_digits(1e3 * value) for value in joules if value is not None]
-        rows.append(["energy", "mJ/tok", *shown, percent(change), "", ""])
+        rows.append(["energy", "mJ/tok", *shown, _percent(change), "", ""])
     return rows
 
 
@@ -146,22 +146,31 @@ def terminal(comparison: Comparison, shown_path: str) -> str:
 
 def markdown(comparison: Comparison) -> str:
     """All of it for GitHub's step summary."""
-    lines: list[str] = []
-    for found in _gravest_first(comparison):
-        lines += [f"## perfline compare: {quoted(headline(found))}", "", table(found, "github"), ""]
-        lines += [f"- {quoted(text)}" for text in _facts(found)]
-        lines += [f"- **{quoted(v.metric)} {v.word}**: {quoted(v.reason)}" for v in _notable(found)]
-        lines += [f"- {quoted(line)}" for line in _flips(found)]
-        if found.problem:
-            fenced = found.problem.replace("~~~", "~ ~ ~")
-            lines += ["", "~~~~", fenced, "~~~~"]
-        lines.append("")
+    lines = markdown_blocks(comparison)
     if comparison.partial:
         lines += ["**Interrupted**: this is what was measured until then.", ""]
     command = next_command(comparison)
     if command:
         lines += ["Next:", "", "~~~~", " ".join(command.split()), "~~~~"]
     return "\n".join(lines) + "\n"
+
+
+def markdown_blocks(comparison: Comparison) -> list[str]:
+    """Every case as Markdown, gravest first: title, table, and a block each for what is told."""
+    blocks = []
+    for found in _gravest_first(comparison):
+        blocks.append(f"## perfline compare: {quoted(headline(found))}\n")
+        blocks.append(f"{table(found, 'github')}\n")
+        blocks += [f"- {quoted(text)}" for text in _facts(found)]
+        blocks += [
+            f"- **{quoted(v.metric)} {v.word}**: {quoted(v.reason)}" for v in _notable(found)
+        ]
+        blocks += [f"- {quoted(line)}" for line in _flips(found)]
+        if found.problem:
+            fenced = found.problem.replace("~~~", "~ ~ ~")
+            blocks.append(f"\n~~~~\n{fenced}\n~~~~")
+        blocks[-1] += "\n"
+    return blocks
 
 
 def next_command(comparison: Comparison) -> str:
@@ -318,9 +327,9 @@ def _change(found: CaseComparison) -> str:
     if decision is None or decision.estimate is None:
         return "not measured"
     if decision.low is None or decision.high is None:
-        return f"{percent(decision.estimate)} (no interval yet)"
-    low, high = (percent(value).removesuffix(" %") for value in (decision.low, decision.high))
-    return f"{percent(decision.estimate)} [{low}, {high}]"
+        return f"{_percent(decision.estimate)} (no interval yet)"
+    low, high = (_percent(value).removesuffix(" %") for value in (decision.low, decision.high))
+    return f"{_percent(decision.estimate)} [{low}, {high}]"
 
 
 def counted_pairs(count: int, noun: str = "pair") -> str:

@@ -19,20 +19,19 @@ from perfline.baselines.suggestions import next_of, outcome
 from perfline.compare.record import Comparison
 from perfline.errors import PerflineError
 from perfline.gates.verdict import WORST_FIRST, Word, fails, skips, worst
-from perfline.report.comparison_text import next_command
+from perfline.report.comparison_text import markdown_blocks, next_command
 from perfline.report.markdown import (
     MOST_CHARACTERS,
     fitted,
-    folded,
     heading,
     last_line,
     notice_blocks,
     session_blocks,
 )
 from perfline.report.page_case import CaseView, Context, case_view, context
-from perfline.report.page_comparison import ComparisonView, comparison_views
+from perfline.report.page_comparison import comparison_views
 from perfline.report.page_inputs import Inputs
-from perfline.report.table import quoted, verdict_rows, verdict_table
+from perfline.report.table import verdict_rows
 from perfline.report.text import counts_line
 
 if TYPE_CHECKING:
@@ -81,7 +80,7 @@ def _rendered(
         cases = [
             case_view(inputs.cases[name], record, most_flips, every_plot) for name in inputs.cases
         ]
-        cases.sort(key=lambda case: (not case.errors, WORST_FIRST.index(case.word)))
+        cases.sort(key=lambda case: (not case.measured.errors, WORST_FIRST.index(case.word)))
     compared = [view for each in inputs.comparisons for view in comparison_views(each, most_flips)]
     return template.render(
         headline=headline(inputs, strict),
@@ -212,7 +211,7 @@ def markdown(inputs: Inputs, *, strict: bool = False, limit: int = MOST_CHARACTE
         blocks += notice_blocks(inputs.record)
         last = last_line(inputs.record)
     for each in inputs.comparisons:
-        blocks += [block for view in comparison_views(each, 0) for block in _comparison(view)]
+        blocks += markdown_blocks(each.comparison)
     return fitted([*blocks, *details], last, limit)
 
 
@@ -221,17 +220,3 @@ def _context(found: Context) -> str:
         return ""
     differences = "; ".join(f"{d.name} {d.before} -> {d.after}" for d in found.differences)
     return f"against {found.against}: {differences or 'nothing differs'}"
-
-
-def _comparison(view: ComparisonView) -> list[str]:
-    title = f"### {quoted(view.name, 60)}, candidate against baseline: {view.word}\n"
-    lines = [f"- **{quoted(view.headline)}**", f"- {quoted(view.story)}"]
-    if view.problem:
-        lines.append(f"- **ended before a decision**: {quoted(view.problem)}")
-    lines += [f"- **{quoted(f.title)}** {f.word}: {quoted(f.reason)}" for f in view.findings]
-    lines += [
-        f"- {quoted(d.name, 60)}: {quoted(d.before, 100)} -> {quoted(d.after, 100)}"
-        for d in view.differences
-    ]
-    table = verdict_table(view.verdicts, "github")
-    return [title, *lines, folded(f"{quoted(view.name, 60)}: verdicts", table)]

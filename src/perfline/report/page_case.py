@@ -1,6 +1,8 @@
 """What stands on the page about one case? Texts, rows and charts, from a record and what it needs.
 
-The templates only lay out what is made here; nothing here judges, and nothing here knows HTML.
+The templates only lay out what is made here; nothing here judges, and nothing here knows HTML. The
+change per subject comes from the verdict's own flips: it is that of the baseline which the run was
+judged by, whatever has been accepted since.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from perfline.baselines.accept import ACCURACY
+from perfline.baselines.baseline import Published
 from perfline.cases.case import Scoring
 from perfline.gates.verdict import Flip, Verdict, Word, worst
 from perfline.measure.record import CaseRecord, Record
@@ -24,6 +27,7 @@ from perfline.report.table import (
     flip_kind,
     metric_row,
     number,
+    on_baseline,
 )
 from perfline.report.text import rank_lines, stragglers
 from perfline.tasks.answers import StoredAnswers
@@ -101,8 +105,9 @@ def subject_tables(inputs: CaseInputs) -> list[SubjectTable]:
         answers, metric = measured.accuracy.get(engine), ACCURACY[engine]
         scoring = scoring_of(inputs, metric)
         if answers is not None and scoring is not None:
-            judged = _judged(measured, metric)
-            found.append(_subject_table(engine, metric, answers, scoring, judged))
+            judged = on_baseline(measured, metric)
+            compared = judged if judged is not None and judged.change_pp is not None else None
+            found.append(_subject_table(engine, metric, answers, scoring, compared))
     return found
 
 
@@ -148,13 +153,6 @@ _AGAINST = {
     "paired": "the eager engine's answers → the compiled engine's, in this run",
     "published": "published → this run's",
 }
-
-
-def _judged(measured: CaseRecord, metric: str) -> Verdict | None:
-    for verdict in measured.verdicts:
-        if (verdict.metric, verdict.gate) == (metric, "baseline") and verdict.change_pp is not None:
-            return verdict
-    return None
 
 
 def _subject_table(
@@ -268,19 +266,13 @@ class Context:
 class CaseView:
     """All that the page shows of a case."""
 
-    name: str
-    title: str
-    dtype: str
-    weights: str
+    measured: CaseRecord
+    published: Published | None
     word: Word
-    errors: tuple[str, ...]
     findings: tuple[Finding, ...]
     ranks: tuple[str, ...]
-    published_on: str
-    published_source: str
     rows: tuple[MetricRow, ...]
     beside: tuple[MetricRow, ...]
-    verdicts: tuple[Verdict, ...]
     context: Context
     figures: Mapping[str, tuple[Figure, ...]]
     subjects: tuple[SubjectTable, ...]
@@ -295,23 +287,17 @@ def case_view(inputs: CaseInputs, record: Record, most_flips: int, every_plot: b
     measured, published = inputs.measured, inputs.published
     drawn, absent = figures(inputs, record.created, every_plot)
     return CaseView(
-        name=measured.case,
-        title=measured.title,
-        dtype=measured.dtype,
-        weights=measured.weights,
+        measured=measured,
+        published=published,
         word=worst(measured.verdicts),
-        errors=measured.errors,
         findings=tuple(findings(measured.verdicts)),
         ranks=(*rank_lines(measured), *stragglers(measured)),
-        published_on=(published.device or "") if published else "",
-        published_source=published.source if published else "",
         rows=tuple(metric_row(measured, published, n, t) for n, t in PUBLISHED_TABLE.items()),
         beside=tuple(
             metric_row(measured, None, name, name)
             for name in sorted(measured.metrics)
             if name not in PUBLISHED_TABLE
         ),
-        verdicts=measured.verdicts,
         context=context(inputs, record),
         figures=drawn,
         subjects=tuple(subject_tables(inputs)),

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import statistics
 from dataclasses import dataclass
+from pathlib import Path
 
 from perfline.compare import sequential
 from perfline.compare.model import SIDES
 from perfline.compare.record import CaseComparison, Comparison, LaunchRecord, PairRecord
-from perfline.gates.verdict import Verdict, Word
 from perfline.report.charts import Bar, Estimate, Figure, bars, converging
 from perfline.report.comparison_text import counted_pairs, headline, notice_lines
 from perfline.report.page_case import Difference, FlipList, flip_lists
@@ -32,28 +32,20 @@ class PairRow:
 class ComparisonView:
     """All that the page shows of one compared case."""
 
-    name: str
-    title: str
-    engine: str
-    weights: str
-    word: Word
+    case: CaseComparison
+    whole: Comparison
+    path: Path
     headline: str
     story: str
-    problem: str
     ended: bool
     findings: tuple[Finding, ...]
-    verdicts: tuple[Verdict, ...]
     differences: tuple[Difference, ...]
-    machine: str
     figures: tuple[Figure, ...]
     pairs: tuple[PairRow, ...]
     answers: str
     flips: tuple[FlipList, ...]
     notes: tuple[str, ...]
     absent: tuple[str, ...]
-    created: str
-    command: str
-    path: str
 
 
 def comparison_views(inputs: CompareInputs, most_flips: int) -> list[ComparisonView]:
@@ -66,19 +58,14 @@ def _view(
     inputs: CompareInputs, whole: Comparison, case: CaseComparison, most_flips: int
 ) -> ComparisonView:
     return ComparisonView(
-        name=case.case,
-        title=case.title,
-        engine=case.engine,
-        weights=case.weights,
-        word=case.word,
-        headline=headline(case) if case.verdicts else "",
+        case=case,
+        whole=whole,
+        path=inputs.path,
+        headline=headline(case),
         story=_story(case),
-        problem=case.problem,
         ended=case.ended and not whole.partial,
         findings=tuple(findings(case.verdicts)),
-        verdicts=case.verdicts,
         differences=tuple(_differences(case)),
-        machine=case.sides["baseline"].machine,
         figures=tuple(_figures(case)),
         pairs=tuple(_pair_row(i, pair) for i, pair in enumerate(case.pairs, 1)),
         answers=_answers(case),
@@ -93,9 +80,6 @@ def _view(
         ),
         notes=(*case.notes, *notice_lines(case)),
         absent=inputs.absent.get(case.case, ()),
-        created=whole.created,
-        command=whole.command,
-        path=str(inputs.path),
     )
 
 

@@ -15,8 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from perfline import jsonfile
-from perfline.baselines import baseline as baselines
-from perfline.baselines import suggestions
+from perfline.baselines import baseline, suggestions
 from perfline.baselines.baseline import Baseline, Published
 from perfline.baselines.suggestions import Refused
 from perfline.cases import data
@@ -232,9 +231,9 @@ def _case_inputs(
 
 
 def _published(measured: CaseRecord, places: Places, absent: list[str]) -> Published | None:
-    path = places.baselines / baselines.PUBLISHED / f"{measured.case}.json"
+    path = places.baselines / baseline.PUBLISHED / f"{measured.case}.json"
     try:
-        return baselines.load_published(path) if path.is_file() else None
+        return baseline.load_published(path) if path.is_file() else None
     except PerflineError as problem:
         absent.append(f"The published figures are not shown: {problem}")
         return None
@@ -245,11 +244,11 @@ def _stored(
 ) -> Baseline | None:
     machine, dummy = current.environment.machine, measured.weights == "dummy"
     try:
-        path = baselines.path(places.baselines, machine, measured.case, dummy)
+        path = baseline.path(places.baselines, machine, measured.case, dummy)
         if not path.is_file():
             absent.append(f"There is no baseline at {path}.")
             return None
-        stored = baselines.load(path)
+        stored = baseline.load(path)
     except PerflineError as problem:
         absent.append(f"The baseline is not shown: {problem}")
         return None

@@ -135,7 +135,7 @@ def metric_row(case: CaseRecord, published: Published | None, name: str, title: 
     metric = case.metrics.get(name)
     figure = published.metrics.get(name) if published is not None else None
     verdicts = [v for v in case.verdicts if v.metric == name]
-    stored = next((v for v in verdicts if v.gate == "baseline"), None)
+    stored = on_baseline(case, name)
     gravest = min(verdicts, key=lambda v: WORST_FIRST.index(v.word), default=None)
     told = stored if stored is not None and stored.word == worst(verdicts) else gravest
     measured = judged = "not measured"
@@ -159,6 +159,11 @@ def metric_row(case: CaseRecord, published: Published | None, name: str, title: 
         limit="" if told is None else told.limit,
         word=None if told is None else told.word,
     )
+
+
+def on_baseline(case: CaseRecord, name: str) -> Verdict | None:
+    """Return the verdict on a metric against its stored baseline."""
+    return next((v for v in case.verdicts if (v.metric, v.gate) == (name, "baseline")), None)
 
 
 def findings(verdicts: Iterable[Verdict]) -> list[Finding]:

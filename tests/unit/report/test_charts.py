@@ -105,7 +105,6 @@ def test_rounds_have_a_point_a_round_and_the_unit():
 @pytest.mark.parametrize(
     ("samples", "drift"),
     [
-        ([0.0, -1e308, -1e308], None),  # beyond any sum of squares
         ((100.0, 98.0, 96.0, 94.0, 92.0), -8 / 96),
         ((5.0, 5.0, 5.0), 0.0),
         ((1.0, 2.0), None),

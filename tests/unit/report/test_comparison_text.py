@@ -17,7 +17,7 @@ from fake_workers import (
     states,
     with_side,
 )
-from perfline.compare import record as compare_file
+from perfline.compare import record
 from perfline.compare import run as compare
 from perfline.compare.record import CaseComparison, Comparison
 from perfline.errors import WorkerError
@@ -325,5 +325,5 @@ def test_what_other_packages_said_is_told_with_the_side_that_heard_it(tmp_path) 
     assert "notice, A and B: torch: TF32 is off" in lines
     assert "notice, B: transformers: `x` is deprecated (seen 3 times" in lines
     path = tmp_path / "compare.json"
-    compare_file.save(path, whole(found))
-    assert compare_file.load(path).cases["tiny"].sides == sides
+    record.save(path, whole(found))
+    assert record.load(path).cases["tiny"].sides == sides

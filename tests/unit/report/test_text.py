@@ -9,7 +9,6 @@ from perfline.engines.environment import Environment
 from perfline.gates.verdict import Flip, Verdict
 from perfline.measure.record import CaseRecord, Record
 from perfline.metrics import Metric
-from perfline.report.exports import keyed_by_unit
 from perfline.report.markdown import markdown
 from perfline.report.table import number, verdict_table
 from perfline.report.text import (
@@ -178,17 +177,6 @@ def test_published_figures_stand_beside_the_measured_ones_and_gaps_are_named():
     assert "published (nvidia-a100-sxm4-40gb)" in table[0]
     assert table[1].split() == ["p_infer_core", "tok/s", "1180", "9051"]
     assert table[2].split() == ["MFU", "%", "not", "measured", "46.40"]
-
-
-def test_the_unit_is_in_the_key():
-    keyed = keyed_by_unit(
-        [
-            Metric("p_infer_core", 1.0, "tok/s", "higher"),
-            Metric("mem", 2.0, "GiB", "lower"),
-            Metric("mfu", 0.4, "fraction", "info"),
-        ]
-    )
-    assert keyed == {"p_infer_core_tok_per_s": 1.0, "mem_gib": 2.0, "mfu_fraction": 0.4}
 
 
 def slow(metric="p_infer_core", word="regressed", gate="baseline"):
