@@ -25,7 +25,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from perfline.cli.options import add_case_dir, add_data_dir
+from perfline.cli.options import add_case_dir, add_command, add_data_dir
 
 if TYPE_CHECKING:
     from perfline.cases.case import Case
@@ -48,15 +48,9 @@ A is the baseline, B the candidate. Each launch pair starts one process of each
 
 def add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command."""
-    parser = commands.add_parser(
-        "compare",
-        help="settle whether B is slower, faster, the same, or wrong against A",
-        description="Settle whether B is slower, faster, the same, or wrong against A: both run\n"
-        "at the same time, in turn.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.set_defaults(run_command=run)
+    purpose = "settle whether B is slower, faster, the same, or wrong against A"
+    more = "Both run at the same time, in turn."
+    parser = add_command(commands, "compare", run, purpose, _EXAMPLES, more)
     add = parser.add_argument
     add("cases", metavar="CASE", type=str.strip, nargs="+")
     _add_sides(parser)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from perfline.cli.options import add_case_dir, names
+from perfline.cli.options import add_case_dir, add_command, names
 
 if TYPE_CHECKING:
     from perfline.report.exports import Export
@@ -32,13 +32,7 @@ example:
 def add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the ``perfline`` command line."""
     purpose = "write a record in the form that another service reads"
-    parser = commands.add_parser(
-        "export",
-        help=purpose,
-        description=f"{purpose[0].upper()}{purpose[1:]}.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = add_command(commands, "export", _run, purpose, _EPILOG)
     parser.add_argument("run", metavar="RECORD", type=Path, help="such as results/run.json")
     parser.add_argument("--format", choices=FORMATS, required=True, metavar="FORMAT")
     parser.add_argument(
@@ -54,7 +48,6 @@ def add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     parser.add_argument("--branch", metavar="NAME", help="otava: adds a column with the branch")
     add_case_dir(parser, only="lm-eval: ")
-    parser.set_defaults(run_command=_run)
 
 
 def _run(args: argparse.Namespace) -> int:

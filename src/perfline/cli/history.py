@@ -8,18 +8,17 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from perfline.cli.options import names
+from perfline.cli.options import add_command, names
 
 
 def add_history(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the ``perfline`` command line."""
-    purpose = "show what past sessions measured, from a folder of their records"
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "history",
-        help=purpose,
-        description=f"{purpose[0].upper()}{purpose[1:]}.",
-        epilog="example:\n  perfline history results --case tiny --metric p_infer_core",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        _run,
+        "show what past sessions measured, from a folder of their records",
+        "example:\n  perfline history results --case tiny --metric p_infer_core",
     )
     parser.add_argument(
         "directory",
@@ -41,7 +40,6 @@ def add_history(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         help="say what changed when, by Apache Otava's change points (extra: trend)",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.set_defaults(run_command=_run)
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -38,7 +38,7 @@ from perfline.measure.notices import Notices
 from perfline.measure.record import CaseRecord, Record
 from perfline.measure.throughput import PREFIX, Timings
 from perfline.metrics import Metric
-from perfline.report import exports, markdown, table, text
+from perfline.report import exports, table, text
 from perfline.tasks.answers import Answers, StoredAnswers
 
 Opener = Callable[..., LoadedCase]  # as case_run.open_case
@@ -272,14 +272,14 @@ class Session:
 
     def markdown(self) -> str:
         """The step summary."""
-        options = self.options
-        return markdown.markdown(
-            self._record(),
-            self._published,
-            options.update_flags,
-            self._refused(),
-            strict=options.strict,
-        )
+        from perfline.report.markdown import markdown  # with the page's charts: at the end only
+        from perfline.report.page_inputs import CaseInputs, Inputs
+
+        record, options = self._record(), self.options
+        cases = {n: CaseInputs(c, self._published.get(n)) for n, c in record.cases.items()}
+        refused = self._refused()
+        inputs = Inputs(None, record, cases, flags=options.update_flags, refused=refused)
+        return markdown(inputs, strict=options.strict)
 
     def failure(self, case: Case, verdicts: Sequence[Verdict]) -> str:
         """The message of a test that did not pass."""

@@ -15,9 +15,8 @@ from perfline.baselines.accept import ACCURACY
 from perfline.baselines.baseline import Baseline
 from perfline.baselines.proposal import Candidate
 from perfline.cases.case import Scoring, WeightsKind
-from perfline.gates.verdict import signed
 from perfline.metrics import Metric
-from perfline.report.table import flip_counts, grid, number, unit_shown
+from perfline.report.table import change_shown, flip_counts, grid, number, unit_shown
 from perfline.report.text import context_change
 
 _UNIT_ORDER = ("tok/s", "fraction", "GiB", "count", "s")
@@ -68,7 +67,7 @@ def comparison(candidate: Candidate, result: Baseline) -> str:
                 unit_shown(unit),
                 number(before, unit) or "-",
                 number(after, unit) or "-",
-                _change(before, after, unit),
+                "" if before is None or after is None else change_shown(before, after, unit),
             ]
         )
     title = f"{measured.case} ({measured.dtype}, {measured.weights} weights)"
@@ -130,16 +129,6 @@ def _stored_metrics(stored: Baseline) -> dict[str, Metric]:
 def _order(name: str, unit: str) -> tuple[int, str]:
     place = _UNIT_ORDER.index(unit) if unit in _UNIT_ORDER else len(_UNIT_ORDER)
     return place, name
-
-
-def _change(before: float | None, after: float | None, unit: str) -> str:
-    if before is None or after is None:
-        return ""
-    if unit == "fraction":
-        return signed(100 * (after - before), "pp")
-    if unit == "count" or before == 0:
-        return signed(after - before, "")
-    return signed(100 * (after / before - 1), "%")
 
 
 def _flips_line(candidate: Candidate, engine: str, asked: int) -> str:

@@ -27,13 +27,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from perfline.errors import PerflineError, RecordError
-from perfline.gates.verdict import signed, worst
+from perfline.gates.verdict import worst
 from perfline.jsonfile import Scalar, kind, printable
 from perfline.measure import record as records
 from perfline.measure.record import CaseRecord, Record
 from perfline.metrics import Direction, Metric
 from perfline.report.exports import undisturbed
-from perfline.report.table import number, unit_shown
+from perfline.report.table import change_shown, number, unit_shown
 from perfline.report.text import WIDTH, context_change, paragraph
 
 KEY_METRICS = ("p_infer_core", "acc_infer", "mem")
@@ -346,13 +346,8 @@ class Change:
 
     @property
     def size(self) -> str:
-        """Return the change: pp for fractions, a number for counts, else per cent."""
-        difference = self.after - self.before
-        if self.unit == "fraction":
-            return signed(100 * difference, "pp")
-        if self.unit == "count" or self.before == 0:
-            return f"{difference:+g}"
-        return signed(100 * difference / self.before, "%")
+        """Return the change from before to after, with its unit."""
+        return change_shown(self.before, self.after, self.unit)
 
     @property
     def word(self) -> str:

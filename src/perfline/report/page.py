@@ -1,10 +1,11 @@
-"""How does a session, or a comparison, become a report: one HTML page, or Markdown?
+"""How does a session, or a comparison, become one HTML file that a person opens, mails and prints?
 
-Both begin with the same headline. The page is one file that a person opens, mails and prints. It
-holds everything: style sheet, charts and texts; it asks no network and runs no script (a content
-security policy in it forbids both), so that it opens from disk, and folding works through
-``<details>`` alone. jinja2 escapes all that comes from a record; only the charts, which
-:mod:`perfline.report.svg` escapes itself, are passed as they are.
+It begins with the headline, as the Markdown does: the verdict in words, the exit status that pytest
+or ``perfline compare`` had, and the one next command. The file holds everything: style sheet,
+charts and texts; it asks no network and runs no script (a content security policy in it forbids
+both), so that it opens from disk, and folding works through ``<details>`` alone. jinja2 escapes all
+that comes from a record; only the charts, which :mod:`perfline.report.svg` escapes itself, are
+passed as they are.
 """
 
 from __future__ import annotations
@@ -19,16 +20,8 @@ from perfline.baselines.suggestions import next_of, outcome
 from perfline.compare.record import Comparison
 from perfline.errors import PerflineError
 from perfline.gates.verdict import WORST_FIRST, Word, fails, skips, worst
-from perfline.report.comparison_text import markdown_blocks, next_command
-from perfline.report.markdown import (
-    MOST_CHARACTERS,
-    fitted,
-    heading,
-    last_line,
-    notice_blocks,
-    session_blocks,
-)
-from perfline.report.page_case import CaseView, Context, case_view, context
+from perfline.report.comparison_text import next_command
+from perfline.report.page_case import CaseView, case_view
 from perfline.report.page_comparison import comparison_views
 from perfline.report.page_inputs import Inputs
 from perfline.report.table import verdict_rows
@@ -195,28 +188,3 @@ def _split(line: str) -> tuple[str, str]:
     if colon and command.startswith(("perfline ", "pytest ")):
         return said, command
     return line, ""
-
-
-def markdown(inputs: Inputs, *, strict: bool = False, limit: int = MOST_CHARACTERS) -> str:
-    """Return the summary, under ``limit`` characters: verdict first, details folded."""
-    found = headline(inputs, strict)
-    blocks = heading(found.title, found.counts, found.exit_line, found.next)
-    details: list[str] = []
-    last = ""
-    if inputs.record is not None:
-        published = {n: e.published for n, e in inputs.cases.items() if e.published is not None}
-        changes = {n: _context(context(e, inputs.record)) for n, e in inputs.cases.items()}
-        summaries, details = session_blocks(inputs.record, published, changes)
-        blocks += summaries
-        blocks += notice_blocks(inputs.record)
-        last = last_line(inputs.record)
-    for each in inputs.comparisons:
-        blocks += markdown_blocks(each.comparison)
-    return fitted([*blocks, *details], last, limit)
-
-
-def _context(found: Context) -> str:
-    if not found.against:
-        return ""
-    differences = "; ".join(f"{d.name} {d.before} -> {d.after}" for d in found.differences)
-    return f"against {found.against}: {differences or 'nothing differs'}"

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from tabulate import tabulate
 
 from perfline.baselines.baseline import Published
-from perfline.gates.verdict import WORST_FIRST, Flip, Verdict, Word, worst
+from perfline.gates.verdict import WORST_FIRST, Flip, Verdict, Word, signed, worst
 from perfline.measure.record import CaseRecord
 from perfline.metrics import summary
 
@@ -223,6 +223,15 @@ def number(value: float | None, unit: str, error: float | None = None) -> str:
         return f"{100 * some if unit == 'fraction' else some:.{digits}f}"
 
     return shown(value) if error is None else f"{shown(value)} +- {shown(error)}"
+
+
+def change_shown(before: float, after: float, unit: str) -> str:
+    """Return a change: pp for fractions, a number for counts and from 0, else per cent."""
+    if unit == "fraction":
+        return signed(100 * (after - before), "pp")
+    if unit == "count" or before == 0:
+        return f"{after - before:+g}"
+    return signed(100 * (after / before - 1), "%")
 
 
 def four_digits(value: float) -> str:

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+import samples
 from fakes import DEVICE
 from perfline.baselines import accept, baseline, judge
 from perfline.baselines.proposal import Candidate, Terms, measured_baseline
@@ -181,7 +182,7 @@ def test_a_straggler_is_told_in_the_terminal_and_in_markdown():
     finding = "rank 3 on node-b is 6.2 % slower than the median of the other ranks"
     whole = record(case_record(notes={"straggler_infer": finding}), environment=EIGHT)
     assert f"  p_infer: {finding}" in session_lines(whole, {}, {}, "", {})
-    text = markdown(whole, {}, "", {}, strict=False)
+    text = markdown(samples.inputs(whole))
     assert f"- **straggler**: p_infer: {finding}" in text.splitlines()
 
 

@@ -30,6 +30,7 @@ from perfline.report.markdown import MOST_CHARACTERS, markdown
 from perfline.report.page_inputs import Inputs, Places, gather
 from perfline.report.table import quoted
 from perfline.tasks.answers import StoredAnswers
+from samples import inputs
 
 EVIL = "<script>alert(1)</script>\"'&|`*[x](y)@all\n```"
 
@@ -56,13 +57,6 @@ class Tags(HTMLParser):
         return " ".join(" ".join(self.words).split())
 
 
-def inputs(whole: record.Record, **changes: object) -> Inputs:
-    cases = {name: page_inputs.CaseInputs(case) for name, case in whole.cases.items()}
-    return dataclasses.replace(
-        Inputs(Path("run.json"), whole, cases, flags="--run run.json"), **changes
-    )
-
-
 def shown(whole: record.Record, **options: bool) -> str:
     return Tags(page.html(inputs(whole), **options)).text
 
@@ -77,7 +71,7 @@ def test_page_and_markdown_say_the_verdict_and_the_exit_status(word, strict):
     whole = tiny_record(verdicts=(samples.verdict("p_infer_core", word, reason="because"),))
     text = page.html(inputs(whole), strict=strict)
     header = text[text.index("<header") : text.index("</header>")]
-    mark = markdown(whole, {}, "--run r.json", {}, strict=strict)
+    mark = markdown(inputs(whole), strict=strict)
     exits = f"pytest exits {int(fails(word, strict))}"
     assert Tags(header).text.split(" pytest")[0].split()[-1] == word
     assert exits in Tags(header).text
@@ -91,7 +85,7 @@ def test_what_could_not_be_measured_fails_whatever_the_verdicts_say():
     whole = tiny_record(verdicts=(samples.verdict("m", "ok"),), errors=("test_x: boom",))
     found = outcome(whole)
     assert (found.failed, found.title) == (True, "1 could not be measured, ok")
-    assert markdown(whole, {}, "", {}).startswith("## perfline: 1 could not be measured, ok\n")
+    assert markdown(inputs(whole)).startswith("## perfline: 1 could not be measured, ok\n")
     assert "test_x: boom" in shown(whole)
     assert "pytest exits 1" in shown(whole)
 
@@ -148,7 +142,7 @@ def test_the_next_command_finds_the_cases_that_pytest_was_given(tmp_path, given,
     whole = tiny_record(notes={"case_dir": "my cases"}, verdicts=(missing,))
     found = gather([samples.saved(tmp_path, whole)], Places(tmp_path, given))
     command = f" {flag} --baselines={tmp_path} --reason "
-    assert command in page.markdown(found)
+    assert command in markdown(found)
 
 
 def test_a_hint_that_is_no_command_is_not_shown_as_one():
@@ -186,7 +180,7 @@ def test_hostile_text_stays_text_on_the_page():
 
 
 def test_hostile_text_stays_text_in_markdown():
-    before, fenced, text = page.markdown(inputs(hostile())).split("~~~~\n")
+    before, fenced, text = markdown(inputs(hostile())).split("~~~~\n")
     assert len(fenced.splitlines()) == 1  # so that nothing in it can close the fence
     text = before + text
     assert "<script" not in text
@@ -221,7 +215,7 @@ def test_markdown_never_exceeds_its_limit_and_says_what_it_cut(limit):
     cases = {
         f"case{i}": dataclasses.replace(whole.cases["tiny"], case=f"case{i}") for i in range(60)
     }
-    text = markdown(dataclasses.replace(whole, cases=cases), {}, "--run r.json", {}, limit=limit)
+    text = markdown(inputs(dataclasses.replace(whole, cases=cases)), limit=limit)
     assert len(text) < limit
     assert text.startswith("## perfline: 540 could not be measured, regressed\n")
     assert "**Cut:**" in text
@@ -233,7 +227,7 @@ def test_markdown_never_exceeds_its_limit_and_says_what_it_cut(limit):
 def test_markdown_is_bounded_for_any_text(text, limit):
     odd = samples.verdict("p_infer_core", "unsure", reason=text)
     whole = samples.record(samples.case_record(verdicts=(odd,) * 9, errors=(text,) * 5))
-    assert len(markdown(whole, {}, "", {}, limit=limit)) < limit
+    assert len(markdown(inputs(whole), limit=limit)) < limit
 
 
 @given(st.text(max_size=300))
@@ -246,7 +240,7 @@ def test_quoted_text_is_one_line_without_markup(text):
 
 
 def test_markdown_lists_verdicts_before_details():
-    text = markdown(many_flips(60), {}, "--run r.json", {})
+    text = markdown(inputs(many_flips(60)))
     assert text.index("acc_a, acc_b regressed") < text.index("<details>")
     assert "- ... and 10 more, in the record" in text
 
@@ -543,7 +537,7 @@ def test_a_comparison_s_verdict_is_that_of_its_exit_status(word, strict):
     assert f"perfline compare exits {int(fails(word, strict))}" in tags.text
     assert f"perfline: {word}" in tags.text
     assert "script" not in tags.tags
-    text = page.markdown(found, strict=strict)
+    text = markdown(found, strict=strict)
     assert text.startswith(f"## perfline: {word}\n")
     assert f"perfline compare exits {int(fails(word, strict))}." in text
     assert "<script" not in text
@@ -576,7 +570,7 @@ def test_a_session_that_passes_beside_a_comparison_that_does_not_has_not_passed(
     assert "ok; compared: regressed" in Tags(text).text
     assert "pytest exits 0; perfline compare exits 1" in Tags(text).text
     assert 'class="bad"' in text
-    assert page.markdown(found).startswith("## perfline: ok; compared: regressed\n")
+    assert markdown(found).startswith("## perfline: ok; compared: regressed\n")
 
 
 def test_a_comparison_that_was_stopped_says_so():

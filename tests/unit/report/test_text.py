@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+import samples
 from perfline.baselines.suggestions import next_command, settling
 from perfline.engines.environment import Environment
 from perfline.gates.verdict import Flip, Verdict
@@ -156,7 +157,7 @@ def record(*verdicts, errors=()):
 
 def test_markdown_leads_with_the_gravest_verdict_and_escapes_what_it_quotes():
     odd = Verdict("m", "unsure", "baseline", "tok/s", reason="a | b <script>")
-    text = markdown(record(OK, SLOW, odd), {}, "--run r.json", {})
+    text = markdown(samples.inputs(record(OK, SLOW, odd)))
     assert text.startswith("## perfline: regressed\n\nverdicts: 1 regressed, 1 unsure, 1 ok\n")
     assert "- **p_infer_core regressed -9.4 % (limit -2.0 %)**" in text
     assert "a \\| b &lt;script>" in text
@@ -245,7 +246,7 @@ def test_who_answered_is_told(notes, lines):
     told = "\n".join(session_lines(whole, {}, {}, "", {}))
     assert all(line in " ".join(told.split()) for line in lines)
     assert max(map(len, told.splitlines())) <= 80
-    assert all(f"- {line}" in markdown(whole, {}, "", {}) for line in lines)
+    assert all(f"- {line}" in markdown(samples.inputs(whole)) for line in lines)
 
 
 def test_what_ranks_did_together_is_told():
