@@ -28,12 +28,12 @@ from tabulate import tabulate
 
 from perfline.cases.case import ENGINE_NAMES
 from perfline.distributed.work_units import Unit, cut
-from perfline.engines import prefix_plan as prefix
+from perfline.engines import prefix_plan
 from perfline.engines.engine import EngineName
 from perfline.engines.prefix_plan import Limits
 from perfline.measure import record
 from perfline.measure.throughput import PREFIX
-from perfline.tasks import prompt_lengths as lengths
+from perfline.tasks import prompt_lengths
 from perfline.tasks.mmlu import Prompt
 
 VOCABULARY, MAX_PROMPT = 128_256, 2048  # Llama-3's
@@ -75,7 +75,7 @@ class Planned:
         """What one rank would run to answer them."""
         key = (prompts[0].id, prompts[-1].id, len(prompts))
         if key not in self._known:
-            plan = prefix.plan(prompts, self._limits)
+            plan = prefix_plan.plan(prompts, self._limits)
             self._known[key] = work(plan, self._limits.least_rows)
         return self._known[key]
 
@@ -161,7 +161,7 @@ def main() -> None:
     elif args.run is not None:
         cost = recorded(args.run, args.case, args.engine or "inductor")
     print(described(cost))
-    print(table(lengths.dummy_prompts(VOCABULARY, MAX_PROMPT), cost, RANKS))
+    print(table(prompt_lengths.dummy_prompts(VOCABULARY, MAX_PROMPT), cost, RANKS))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from pathlib import Path
 from perfline.baselines import baseline
 from perfline.cases.case import Case, load_cases
 from perfline.cases.data import find_mmlu
-from perfline.compare import gates as compare_gates
+from perfline.compare import gates
 from perfline.compare import record as compare_file
 from perfline.compare.model import SIDES, Round
 from perfline.compare.record import (
@@ -37,8 +37,7 @@ from perfline.compare.record import (
 from perfline.compare.sequential import LOOKS, decide
 from perfline.engines.environment import Environment
 from perfline.gates import accuracy as accuracy_gates
-from perfline.gates import performance as gates
-from perfline.gates import verdict
+from perfline.gates import performance, verdict
 from perfline.gates.verdict import Verdict
 from perfline.measure import record
 from perfline.measure.record import CaseRecord, Record
@@ -193,8 +192,10 @@ def judged(
         if stored is None:
             verdicts.append(verdict.missing(metric, "no stored value in baselines/"))
         else:
-            held = gates.Held(stored.values(metric.name))
-            verdicts.append(gates.against_sessions(metric, held, case.gates, gates.Run()))
+            held = performance.Held(stored.values(metric.name))
+            verdicts.append(
+                performance.against_sessions(metric, held, case.gates, performance.Run())
+            )
     for engine, name in (("eager", "acc_val"), ("inductor", "acc_infer")):
         if stored is None:
             verdicts.append(verdict.missing(found[name], "no stored answers in baselines/"))
@@ -322,7 +323,7 @@ def comparison(slowdown: float, pairs: int) -> Comparison:
         ended=True,
     )
     found = dataclasses.replace(found, decision=decide(found.log_ratios(), math.log1p(0.02)))
-    verdicts = compare_gates.judge(found, case.gates, (), None)
+    verdicts = gates.judge(found, case.gates, (), None)
     found = dataclasses.replace(found, verdicts=verdicts)
     command = (
         "perfline compare llama3-8b --baseline-python /venvs/old --set engine.mode=max-autotune"

@@ -13,6 +13,7 @@ from perfline.gates.verdict import Gate, Verdict, Word
 from perfline.measure import record as records
 from perfline.measure.record import CaseRecord, Record
 from perfline.metrics import Metric
+from perfline.report.page_inputs import CaseInputs, Inputs
 from perfline.tasks.answers import StoredAnswers
 
 MACHINE = "cpu-test-2-cores"
@@ -91,3 +92,10 @@ def saved(directory: Path, whole: Record, name: str = "run.json") -> Path:
     path = directory / name
     records.save(path, whole)
     return path
+
+
+def inputs(whole: Record, **changes: Any) -> Inputs:
+    """What a report of a record is made of, with nothing beside it but ``changes``."""
+    cases = {name: CaseInputs(case) for name, case in whole.cases.items()}
+    found = Inputs(Path("run.json"), whole, cases, flags="--run run.json")
+    return dataclasses.replace(found, **changes)

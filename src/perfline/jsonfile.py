@@ -1,8 +1,9 @@
 """How does JSON get into and out of a file without being torn, lost or misread?
 
-Reading: :func:`read` gives a :class:`~perfline.fields.Node`. Writing: :func:`write`, and
-:func:`write_text` for other text, replace a file at once or not at all, and :func:`locked` holds
-the directory while a file is read, changed and written.
+Reading: :func:`read` gives a :class:`~perfline.fields.Node`; a file of another kind than the wanted
+one is named, and the command that takes it. Writing: :func:`write`, and :func:`write_text` for
+other text, replace a file at once or not at all, and :func:`locked` holds the directory while a
+file is read, changed and written.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import Literal, NoReturn
 
 from perfline.errors import PerflineError, printable
 from perfline.fields import Node, shown
-from perfline.filetypes import Kind, mistaken
+
+Kind = Literal["record", "comparison", "baseline", "published", "benchmark"]  # of a file
 
 _STREAMS = {"/dev/stdout": 1, "/dev/stderr": 2}  # may be a file: it is continued, not replaced
 
@@ -62,7 +64,7 @@ def read(
         raise error(f"{name}: holds {failure}; {fix}") from failure
     if not isinstance(data, dict):
         raise error(f"{name}: holds {shown(data)} (expected a JSON object); {fix}")
-    if wanted is not None and (other := mistaken(data, wanted)):
+    if wanted is not None and (other := _mistaken(data, wanted)):
         raise error(f"{name}: {other}")
     node = Node(path, data, error, fix)
     if node.number("schema") != schema:
@@ -71,6 +73,13 @@ def read(
             "use the perfline that wrote it, or make it anew"
         )
     return node
+
+
+def kind(data: Mapping[str, object]) -> Kind | None:
+    """Return what a JSON object is; None where it is nothing that is known."""
+    if data.get("kind") == "compare":
+        return "comparison"
+    return next((name for name, keys in _KEYS if keys <= data.keys()), None)
 
 
 def digest(data: object) -> str:
@@ -176,6 +185,36 @@ def _finite(digits: str) -> float:
     if not math.isfinite(value):
         raise _NotANumber(f"{digits[:40]}, which is too large for a number")
     return value
+
+
+_TOLD: dict[Kind, tuple[str, str]] = {
+    "record": (
+        "the record of a pytest session",
+        "`perfline baselines update`, `report`, `export` and `history` take it",
+    ),
+    "comparison": ("a record of perfline compare", "`perfline report` takes it"),
+    "baseline": ("a baseline", "`perfline baselines show` takes its case"),
+    "published": ("published figures", "pytest reads them from baselines/published/"),
+    "benchmark": (
+        "pytest-benchmark's JSON",
+        "`pytest-benchmark compare` takes it; perfline's own record is what --results names",
+    ),
+}
+_KEYS: tuple[tuple[Kind, frozenset[str]], ...] = (
+    ("record", frozenset({"environment", "cases", "partial"})),
+    ("baseline", frozenset({"case_digest", "machine"})),
+    ("published", frozenset({"source", "metrics", "case"})),
+    ("benchmark", frozenset({"machine_info", "benchmarks"})),
+)
+
+
+def _mistaken(data: Mapping[str, object], wanted: Kind) -> str:
+    """Say what a file is instead of what is ``wanted``; empty where that cannot be told."""
+    found = kind(data)
+    if found is None or found == wanted:
+        return ""
+    what, taken = _TOLD[found]
+    return f"is {what} (expected {_TOLD[wanted][0]}); {taken}"
 
 
 def _continued(path: Path) -> bool:

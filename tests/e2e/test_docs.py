@@ -34,7 +34,7 @@ from doc_pages import (
     rows,
     yaml_blocks,
 )
-from perfline.cases import case as cases
+from perfline.cases import case
 from perfline.cli import main as cli
 from tinier import make_small
 
@@ -77,7 +77,7 @@ def shell(text: str, folder: Path) -> subprocess.CompletedProcess[str]:
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of this repository, its case ``tiny`` made small, under git."""
     folder = tmp_path_factory.mktemp("docs") / "clone"
-    package = cases.PACKAGED_CASES.parent
+    package = case.PACKAGED_CASES.parent
     shutil.copytree(package, folder / "src" / "perfline", ignore=shutil.ignore_patterns("__pyc*"))
     for name in FOLDERS:
         if (REPOSITORY / name).is_dir():
@@ -155,7 +155,7 @@ def problems(words: list[str], clone: Path, pytest_options: set[str]) -> list[st
                 return [*found, said.getvalue()]
         for name in getattr(args, "cases", None) or [] if rest[0] == "compare" else []:
             pairs = [text.partition("=")[::2] for text in args.candidate_set + args.baseline_set]
-            cases.with_settings(cases.load_cases([name])[0], pairs)
+            case.with_settings(case.load_cases([name])[0], pairs)
     elif program == "pytest":
         found += [f"{o}: unknown" for o in given_options(rest) if o not in pytest_options]
     elif program == "torchrun":
@@ -300,7 +300,7 @@ def workspace(request, measured: Path, tmp_path: Path) -> Iterator[Path]:
 )
 def test_commands_run_as_shown(workspace: Path, page: str, compared: set[str], monkeypatch):
     monkeypatch.chdir(workspace)
-    monkeypatch.setattr(cases, "PACKAGED_CASES", workspace / "src" / "perfline" / "cases")
+    monkeypatch.setattr(case, "PACKAGED_CASES", workspace / "src" / "perfline" / "cases")
     accepted = False
     for number, command in enumerate(commands(page)):
         if command.elsewhere or command.bare in compared:

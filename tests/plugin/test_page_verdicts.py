@@ -6,7 +6,8 @@ import pytest
 
 from perfline.baselines.suggestions import outcome
 from perfline.gates.verdict import WORST_FIRST
-from perfline.report import page, page_markdown
+from perfline.report import page
+from perfline.report.markdown import markdown
 from perfline.report.page_inputs import Places, gather
 
 CHECK = """
@@ -26,7 +27,7 @@ def test_the_exit_status_of_every_verdict(suite, word, strict):
     found = gather([suite.root / "results" / "run.json"], Places(suite.root / "baselines"))
     assert found.record is not None
     assert outcome(found.record, strict).failed == bool(status)
-    for text in (page.html(found, strict=strict), page_markdown.markdown(found, strict=strict)):
+    for text in (page.html(found, strict=strict), markdown(found, strict=strict)):
         assert f"pytest exits {status}" in text
         assert f"perfline: {word}" in text
 

@@ -13,7 +13,7 @@ import yaml
 from packaging.version import Version
 
 from doc_pages import PAGES, REPOSITORY, commands, rows, yaml_blocks
-from perfline.cases import case as cases
+from perfline.cases import case
 from perfline.engines import environment
 
 
@@ -55,7 +55,7 @@ def test_case_files_shown_are_valid(page: str, tmp_path: Path):
     for text in shown:
         path = tmp_path / f"{yaml.safe_load(text)['case']}.yaml"
         path.write_text(text)
-        assert cases.load_case(path).id == path.stem
+        assert case.load_case(path).id == path.stem
 
 
 def schema(cls: type, prefix: str = "", digest: bool = True) -> dict[str, tuple[str, ...]]:
@@ -110,7 +110,7 @@ def test_every_key_of_a_case_is_documented_as_it_is():
         due = [words for end, words in suffix.items() if key.strip("`").endswith(end)]
         assert due in ([], [unit]), key
         assert purpose, key
-    assert shown == schema(cases.Case)
+    assert shown == schema(case.Case)
 
 
 def test_the_tested_versions_are_those_of_the_code_and_not_below_the_lock():

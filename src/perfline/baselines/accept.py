@@ -17,12 +17,12 @@ import statistics
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from perfline.baselines import baseline as baselines
+from perfline.baselines import baseline
 from perfline.baselines.baseline import Baseline
 from perfline.baselines.proposal import Candidate, Terms
 from perfline.errors import BaselineError
 from perfline.gates import accuracy as accuracy_gates
-from perfline.gates import performance as gates
+from perfline.gates import performance
 from perfline.gates.verdict import Verdict, signed, worst
 from perfline.measure.record import Record
 from perfline.metrics import Metric
@@ -61,7 +61,7 @@ def contended(candidate: Candidate) -> dict[str, float]:
     return {
         note: float(waited)
         for note, waited in notes.items()
-        if isinstance(waited, int | float) and waited > gates.MAX_CONTENTION_FRACTION
+        if isinstance(waited, int | float) and waited > performance.MAX_CONTENTION_FRACTION
     }
 
 
@@ -112,7 +112,7 @@ def invalid(candidate: Candidate) -> Iterator[str]:
             who, cure = "other processes or ranks", ", with no more ranks than cores"
         yield (
             f"{who} took {' and '.join(taken)} of the CPU during the timed rounds "
-            f"(at most {100 * gates.MAX_CONTENTION_FRACTION:.0f} % may be); "
+            f"(at most {100 * performance.MAX_CONTENTION_FRACTION:.0f} % may be); "
             f"run again on an idle machine{cure}"
         )
     for session in candidate.new.sessions:
@@ -120,9 +120,9 @@ def invalid(candidate: Candidate) -> Iterator[str]:
             if (zero := impossible(metric)) is not None:
                 yield f"{metric.name} holds {zero:g} {metric.unit}: no measurement; {AGAIN}"
             asked = rounds_asked(candidate, metric)
-            run = gates.Run(None, full_pass(candidate), asked)
-            if lacking := gates.too_few_rounds(metric, run):
-                cure = "raise throughput.rounds, then " if asked < gates.MIN_ROUNDS else ""
+            run = performance.Run(None, full_pass(candidate), asked)
+            if lacking := performance.too_few_rounds(metric, run):
+                cure = "raise throughput.rounds, then " if asked < performance.MIN_ROUNDS else ""
                 yield f"{metric.name} was timed in {lacking}; {cure}{AGAIN}"
 
 
@@ -177,7 +177,7 @@ def merged(candidate: Candidate, terms: Terms) -> Baseline:
     kept = set() if terms.accept_regression else _answers_kept(candidate)
     accuracy = {name: each for name, each in new.accuracy.items() if name not in kept}
     try:
-        return baselines.merge(
+        return baseline.merge(
             candidate.old, dataclasses.replace(new, accuracy=accuracy), add=terms.add, moved=moved
         )
     except BaselineError as problem:
@@ -243,7 +243,7 @@ def current(candidate: Candidate) -> list[Verdict]:
     ]
     for metric in _comparable(candidate):
         assert old is not None
-        held = gates.Held(old.values(metric.name), *old.anchor(metric.name))
+        held = performance.Held(old.values(metric.name), *old.anchor(metric.name))
         verdicts.append(_verdict(candidate, metric, held))
     return verdicts
 
@@ -257,14 +257,14 @@ def _comparable(candidate: Candidate) -> Iterator[Metric]:
                 yield metric
 
 
-def _verdict(candidate: Candidate, metric: Metric, held: gates.Held) -> Verdict:
+def _verdict(candidate: Candidate, metric: Metric, held: performance.Held) -> Verdict:
     waited = candidate.measured.notes.get(waited_note(metric.name))
-    run = gates.Run(
+    run = performance.Run(
         contention_fraction=float(waited) if isinstance(waited, int | float) else None,
         full_pass=full_pass(candidate),
         rounds=rounds_asked(candidate, metric),
     )
-    return gates.against_sessions(metric, held, candidate.case.gates, run)
+    return performance.against_sessions(metric, held, candidate.case.gates, run)
 
 
 def _moved(candidate: Candidate, terms: Terms) -> frozenset[str]:
@@ -279,7 +279,7 @@ def _moved(candidate: Candidate, terms: Terms) -> frozenset[str]:
     for metric in _comparable(candidate):
         assert old is not None
         anchor, _ = old.anchor(metric.name)
-        held = gates.Held(anchor or old.values(metric.name))
+        held = performance.Held(anchor or old.values(metric.name))
         improved = _verdict(candidate, metric, held).word == "improved"
         # An added session moves no mean by itself: what is unsure, or faster, has to replace it.
         replaces = not terms.add and (words[metric.name] == "unsure" or improved)
@@ -306,7 +306,7 @@ def _anchored(candidate: Candidate, result: Baseline) -> Iterator[str]:
     for metric in _comparable(candidate):
         anchor, since = result.anchor(metric.name)
         if anchor:
-            change = _verdict(candidate, metric, gates.Held(anchor)).change_fraction
+            change = _verdict(candidate, metric, performance.Held(anchor)).change_fraction
             if change is not None and abs(change) >= _SHOWN_CHANGE:
                 yield (
                     f"{metric.name}: {signed(100 * change, '%')} since what was accepted on "
@@ -367,7 +367,7 @@ def _crept(candidate: Candidate) -> Iterator[str]:
     for metric in _comparable(candidate):
         assert candidate.old is not None
         first = candidate.old.values(metric.name)[:1]
-        verdict = _verdict(candidate, metric, gates.Held(first))
+        verdict = _verdict(candidate, metric, performance.Held(first))
         if verdict.word == "regressed" and metric.name not in told:
             yield (
                 f"{verdict.headline} against the first session held: added steps add up; fix it, "

@@ -10,15 +10,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from perfline.baselines import baseline as baselines
+from perfline.baselines import baseline
 from perfline.baselines.baseline import Baseline, Published
 from perfline.cases.case import Case, WeightsKind
 from perfline.engines.engine import EngineName
 from perfline.engines.environment import Environment
 from perfline.fields import Scalar
-from perfline.gates import accuracy as accuracy_gates
-from perfline.gates import performance as gates
-from perfline.gates import verdict
+from perfline.gates import accuracy, performance, verdict
 from perfline.gates.verdict import Verdict
 from perfline.measure.accuracy import AccuracyPass
 from perfline.measure.throughput import PREFIX, Timings
@@ -76,10 +74,10 @@ def against(root: Path, environment: Environment, case: Case, weights: WeightsKi
 
 
 def _against(root: Path, machine: str, case: Case, weights: WeightsKind) -> Against:
-    path = baselines.path(root, machine, case.id, weights == "dummy")
-    stored = baselines.load(path) if path.exists() else None
-    published_path = root / baselines.PUBLISHED / f"{case.id}.json"
-    published = baselines.load_published(published_path) if published_path.exists() else None
+    path = baseline.path(root, machine, case.id, weights == "dummy")
+    stored = baseline.load(path) if path.exists() else None
+    published_path = root / baseline.PUBLISHED / f"{case.id}.json"
+    published = baseline.load_published(published_path) if published_path.exists() else None
     mismatch = ""
     if stored is not None and stored.case_digest != case.digest(weights):
         mismatch = (
@@ -100,7 +98,7 @@ def accuracy_against_published(
     if fault := _path_fault(case, metric, done):
         return [verdict.invalid(metric, fault, "published")]
     figure = published.metrics[metric.name].value
-    return [accuracy_gates.accuracy_published(metric, len(done.answers.ids), figure, case.gates)]
+    return [accuracy.accuracy_published(metric, len(done.answers.ids), figure, case.gates)]
 
 
 def accuracy_against_baseline(
@@ -117,7 +115,7 @@ def accuracy_against_baseline(
         places = dict.fromkeys((against.shown, holder.shown))
         return [verdict.missing(metric, f"no stored answers in {' or '.join(places)}")]
     asked_of = min(done.asked_of, len(stored.ids)) if done.looks > 1 else None
-    judged = accuracy_gates.accuracy_baseline(
+    judged = accuracy.accuracy_baseline(
         metric.name,
         stored.scored(case.mmlu.scoring),
         scored(case, done.answers),
@@ -136,7 +134,7 @@ def _path_fault(case: Case, metric: Metric, done: AccuracyPass) -> str:
         )
     if done.reference is None:
         return ""
-    word, reason = accuracy_gates.verified(
+    word, reason = accuracy.verified(
         f"{done.path} path", done.reference, done.answers, case.model.precision
     )
     return reason if word == "invalid" else ""
@@ -164,7 +162,7 @@ def throughput(
         for metric in judged:
             if metric.unit == "tok/s" and metric.name in published.metrics:
                 figure = published.metrics[metric.name].value
-                shown = gates.throughput_published(metric, figure, same, case.gates)
+                shown = performance.throughput_published(metric, figure, same, case.gates)
                 verdicts += [shown] if shown is not None else []
     return verdicts + [
         _against_stored(case, metric, timings, workload, against) for metric in judged
@@ -181,14 +179,12 @@ def same_answers(
     """
     verdicts = []
     if timings.engine == "inductor":
-        verdicts.append(
-            accuracy_gates.same_answers(reference, timings.answers, case.model.precision)
-        )
+        verdicts.append(accuracy.same_answers(reference, timings.answers, case.model.precision))
     holder = against.of_answers(timings.engine)
     stored = _stored_answers(timings.engine, holder)
     comparable = not (against.mismatch or holder.mismatch)
     if stored is not None and comparable and timings.answers.labels is not None:
-        judged = accuracy_gates.accuracy_baseline(
+        judged = accuracy.accuracy_baseline(
             f"acc_{PREFIX[timings.engine]}_timed",
             stored.scored(case.mmlu.scoring),
             scored(case, timings.answers),
@@ -243,11 +239,11 @@ def _against_stored(
             f"the baseline was timed over {_shown(stored.sessions[-1].workload)}, "
             f"this run over {_shown(workload)}",
         )
-    return gates.against_sessions(
+    return performance.against_sessions(
         metric,
-        gates.Held(stored.values(metric.name), *stored.anchor(metric.name)),
+        performance.Held(stored.values(metric.name), *stored.anchor(metric.name)),
         case.gates,
-        gates.Run(
+        performance.Run(
             timings.waited_fraction,
             bool(workload["full_pass"]),
             case.throughput.rounds - len(timings.thrown_out),

@@ -21,7 +21,7 @@ from perfline.cases.case import Case, load_cases
 from perfline.engines.environment import LAYOUT
 from perfline.errors import BaselineError, PerflineError
 from perfline.measure.record import load as load_record
-from perfline.report import baselines as baselines_text
+from perfline.report import baselines
 from perfline.report.text import paragraph
 
 
@@ -49,7 +49,7 @@ def update(
         results = suggestions.results(root, run, record, [cases[name] for name in names], terms)
         _save_all({candidate.path: new for candidate, new in results})
     for candidate, result in results:
-        print(baselines_text.comparison(candidate, result))
+        print(baselines.comparison(candidate, result))
         for line in accept.notes(candidate, terms):
             print("\n".join(paragraph(line)))
         print(f"  written: {candidate.path}\n")
@@ -66,8 +66,8 @@ def diff(root: Path, run: Path, name: str, directories: Sequence[Path]) -> int:
         _refuse(unknown[-1:])
     (case,) = load_cases([name], directories)
     candidate = suggestions.candidate(root, run, record, case, terms)
-    print(baselines_text.comparison(candidate, accept.merged(candidate, terms)))
-    for line in baselines_text.differences(candidate):
+    print(baselines.comparison(candidate, accept.merged(candidate, terms)))
+    for line in baselines.differences(candidate):
         print("\n".join(paragraph(line)))
     for line in [*unknown, *accept.problems(candidate, terms)]:
         print("\n".join(paragraph(f"update would refuse: {line}")))
@@ -84,9 +84,9 @@ def show(root: Path, names: Sequence[str], as_json: bool) -> int:
             raise BaselineError(f"{root}: holds no baseline of case '{name}' (there: {there})")
     chosen = {path: each for path, each in stored.items() if not names or each.case in names}
     if as_json:
-        print(json.dumps([baselines_text.as_json(*item) for item in chosen.items()], indent=1))
+        print(json.dumps([baselines.as_json(*item) for item in chosen.items()], indent=1))
     elif chosen:
-        print("\n\n".join(baselines_text.description(*item) for item in chosen.items()))
+        print("\n\n".join(baselines.description(*item) for item in chosen.items()))
     else:
         print(f"{root}: holds no baseline yet; `perfline baselines update` stores one")
     return 0
@@ -103,7 +103,7 @@ def check(root: Path, directories: Sequence[Path], strict: bool, wanted: Sequenc
     held: dict[str, set[str]] = {}
     files = _files(root)
     for path in files:
-        held.setdefault(path.parent.name, set()).add(baselines_text.case_of(path))
+        held.setdefault(path.parent.name, set()).add(baselines.case_of(path))
         wrong += _file_problems(root, path, cases, directories)
     published = sorted((root / baseline.PUBLISHED).glob("*.json"))
     for path in published:
@@ -223,21 +223,21 @@ def _at(root: Path) -> str:
 def _file_problems(
     root: Path, path: Path, cases: Mapping[str, Case], directories: Sequence[Path]
 ) -> Iterator[str]:
-    name = baselines_text.case_of(path)
+    name = baselines.case_of(path)
     try:
         stored = baseline.load(path)
     except PerflineError as problem:
         yield f"broken: {problem}"
         return
     if name not in cases:
-        dummy = " --dummy" if baselines_text.kind_of(path) == "dummy" else ""
+        dummy = " --dummy" if baselines.kind_of(path) == "dummy" else ""
         yield (
             f"unused: {path}: there is no case '{name}'; `perfline baselines remove {name} "
             f"--machine {path.parent.name}{dummy}{_at(root)}`, or name its YAML's directory with "
             "--case-dir"
         )
         return
-    today = cases[name].digest(baselines_text.kind_of(path))
+    today = cases[name].digest(baselines.kind_of(path))
     if stored.case_digest != today:
         yield (
             f"stale: {path}: is of an older definition of the case ({stored.case_digest}, "

@@ -25,7 +25,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from perfline.cli.options import add_case_dir, add_data_dir
+from perfline.cli.options import add_case_dir, add_command, add_data_dir
 
 if TYPE_CHECKING:
     from perfline.cases.case import Case
@@ -48,15 +48,9 @@ A is the baseline, B the candidate. Each launch pair starts one process of each
 
 def add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command."""
-    parser = commands.add_parser(
-        "compare",
-        help="settle whether B is slower, faster, the same, or wrong against A",
-        description="Settle whether B is slower, faster, the same, or wrong against A: both run\n"
-        "at the same time, in turn.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.set_defaults(run_command=run)
+    purpose = "settle whether B is slower, faster, the same, or wrong against A"
+    more = "Both run at the same time, in turn."
+    parser = add_command(commands, "compare", run, purpose, _EXAMPLES, more)
     add = parser.add_argument
     add("cases", metavar="CASE", type=str.strip, nargs="+")
     _add_sides(parser)
@@ -153,19 +147,19 @@ def _add_sides(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compare every case; print, save and return the exit status."""
-    from perfline.compare import record as compare_file
+    from perfline.compare import record
     from perfline.compare.record import Comparison
     from perfline.engines.environment import today
     from perfline.errors import RecordError
     from perfline.gates import verdict
-    from perfline.report import comparison_text as compare_text
+    from perfline.report import comparison_text
 
     sides, plans = _plans(args)
     if args.markdown is not None and args.markdown.resolve() == args.out.resolve():
         raise RecordError(f"{args.out}: is named by --out and by --markdown; name two files")
-    compare_file.check_writable(args.out)
+    record.check_writable(args.out)
     if args.markdown is not None:
-        compare_file.check_writable(args.markdown)
+        record.check_writable(args.markdown)
     if any(side.install for side in sides):
         with _stopped_politely():
             sides, plans = _installed(sides, plans)
@@ -174,15 +168,15 @@ def run(args: argparse.Namespace) -> int:
         with _stopped_politely(), launchers(sides, args.timeout) as launcher_of:
             for so_far in _compared(plans, launcher_of, comparison):
                 comparison = so_far
-                compare_file.save(args.out, comparison)
+                record.save(args.out, comparison)
     except KeyboardInterrupt:
         print("\nperfline: interrupted", file=sys.stderr)
     except RecordError:  # a full disk, say: what was measured is told at least
-        print(compare_text.terminal(comparison, f"{args.out} (not written)"))
+        print(comparison_text.terminal(comparison, f"{args.out} (not written)"))
         raise
-    print(compare_text.terminal(comparison, str(args.out)))
+    print(comparison_text.terminal(comparison, str(args.out)))
     if args.markdown is not None:
-        _write_markdown(args.markdown, compare_text.markdown(comparison))
+        _write_markdown(args.markdown, comparison_text.markdown(comparison))
     if comparison.partial:
         return 130
     words = [found.word for found in comparison.cases.values()]

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from perfline.cli.options import add_case_dir
+from perfline.cli.options import add_case_dir, add_command, names
 
 if TYPE_CHECKING:
-    from perfline.cases.case import Case
     from perfline.report.exports import Export
 
 FORMATS = ("customBiggerIsBetter", "customSmallerIsBetter", "bencher", "otava", "lm-eval")
@@ -33,13 +32,7 @@ example:
 def add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the ``perfline`` command line."""
     purpose = "write a record in the form that another service reads"
-    parser = commands.add_parser(
-        "export",
-        help=purpose,
-        description=f"{purpose[0].upper()}{purpose[1:]}.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = add_command(commands, "export", _run, purpose, _EPILOG)
     parser.add_argument("run", metavar="RECORD", type=Path, help="such as results/run.json")
     parser.add_argument("--format", choices=FORMATS, required=True, metavar="FORMAT")
     parser.add_argument(
@@ -55,7 +48,6 @@ def add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     parser.add_argument("--branch", metavar="NAME", help="otava: adds a column with the branch")
     add_case_dir(parser, only="lm-eval: ")
-    parser.set_defaults(run_command=_run)
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -64,7 +56,7 @@ def _run(args: argparse.Namespace) -> int:
     from perfline.measure import record
     from perfline.report import exports
 
-    found = exports.exports(args.run, record.load(args.run), _names(args.case))
+    found = exports.exports(args.run, record.load(args.run), names(args.case))
     output: Path | None = args.output
     if args.format != "otava" and (args.metric or args.branch):
         raise RecordError("--metric and --branch are for --format otava only; leave them out")
@@ -73,7 +65,7 @@ def _run(args: argparse.Namespace) -> int:
             what = "the CSV to append to" if args.format == "otava" else "a directory"
             raise RecordError(f"--format {args.format} needs -o, {what}")
         if args.format == "otava":
-            return _otava(output, found, _names(args.metric), args.branch)
+            return _otava(output, found, names(args.metric), args.branch)
         return _lm_eval(output, found, args.case_dir)
     if args.format == "bencher":
         text = exports.bencher(found)
@@ -90,36 +82,25 @@ def _run(args: argparse.Namespace) -> int:
 
 def _otava(path: Path, found: Sequence[Export], metrics: list[str], branch: str | None) -> int:
     from perfline.errors import RecordError, printable
-    from perfline.report import export_otava
+    from perfline.report import exports
 
     if len(found) != 1:
-        names = ", ".join(export.case.case for export in found)
-        raise RecordError(f"an Otava CSV holds one case: name one of {names} with --case")
-    new = export_otava.row(found[0], metrics, branch)
-    rows = export_otava.append(path, new)
+        there = ", ".join(export.case.case for export in found)
+        raise RecordError(f"an Otava CSV holds one case: name one of {there} with --case")
+    new = exports.otava_row(found[0], metrics, branch)
+    rows = exports.append_otava(path, new)
     print(printable(f"written: {path} ({rows} {'row' if rows == 1 else 'rows'})"))
     if rows == 1:
-        print(f"Otava reads it with this otava.yaml:\n\n{export_otava.config(path, new)}", end="")
+        print(f"Otava reads it with this otava.yaml:\n\n{exports.otava_config(path, new)}", end="")
     return 0
 
 
 def _lm_eval(directory: Path, found: Sequence[Export], case_dirs: Sequence[Path]) -> int:
+    from perfline.cases.case import load_cases
     from perfline.errors import printable
     from perfline.report import export_lm_eval
 
-    cases = _definitions((export.case.case for export in found), case_dirs)
+    cases = {case.id: case for case in load_cases(None, case_dirs)}
     for path in export_lm_eval.write(directory, found, cases):
         print(printable(f"written: {path}"))
     return 0
-
-
-def _definitions(names: Iterable[str], directories: Sequence[Path]) -> dict[str, Case]:
-    """The definitions that are at hand: a record can be older than its case, or from elsewhere."""
-    from perfline.cases.case import load_cases
-
-    wanted = set(names)
-    return {case.id: case for case in load_cases(None, directories) if case.id in wanted}
-
-
-def _names(text: str | None) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()] if text else []

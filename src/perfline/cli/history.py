@@ -8,16 +8,17 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from perfline.cli.options import add_command, names
+
 
 def add_history(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the ``perfline`` command line."""
-    purpose = "show what past sessions measured, from a folder of their records"
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "history",
-        help=purpose,
-        description=f"{purpose[0].upper()}{purpose[1:]}.",
-        epilog="example:\n  perfline history results --case tiny --metric p_infer_core",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        _run,
+        "show what past sessions measured, from a folder of their records",
+        "example:\n  perfline history results --case tiny --metric p_infer_core",
     )
     parser.add_argument(
         "directory",
@@ -39,31 +40,22 @@ def add_history(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         help="say what changed when, by Apache Otava's change points (extra: trend)",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.set_defaults(run_command=_run)
 
 
 def _run(args: argparse.Namespace) -> int:
     from perfline.report import history
 
-    metrics = _names(args.metric)
-    found = history.only(history.scan(args.directory), _names(args.case))
+    metrics = names(args.metric)
+    found = history.only(history.scan(args.directory), names(args.case))
     history.check_metrics(found, metrics)
+    changes = history.trend(found, metrics) if args.trend else None
     if args.json:
         data = history.as_json(found, metrics)
-        if args.trend:
-            from perfline.report import trend
-
-            data["trend"] = trend.as_json(trend.trend(found, metrics))
+        if changes is not None:
+            data["trend"] = history.trend_json(changes)
         print(history.dump(data))
         return 0
-    shown = history.text(found, metrics or history.KEY_METRICS)
-    if args.trend:
-        from perfline.report import trend
-
-        shown += f"\n\n{trend.text(trend.trend(found, metrics))}"
-    print(shown)
+    print(history.text(found, metrics or history.KEY_METRICS))
+    if changes is not None:
+        print(f"\n{history.trend_text(changes)}")
     return 0
-
-
-def _names(text: str | None) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()] if text else []

@@ -12,7 +12,6 @@ import json
 import os
 import re
 import shlex
-import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from string import Template
 
 import yaml
 
+from perfline.cli.options import add_command
 from perfline.errors import CaseError, DataError, PerflineError, printable
 from perfline.jsonfile import write_text
 
@@ -56,18 +56,15 @@ class Place:
 
 def add_init(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command and its options."""
-    purpose = "write what your own repository needs: tests, a case, baselines, a workflow"
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "init",
-        help=purpose,
-        description=textwrap.fill(
-            f"{purpose[0].upper()}{purpose[1:]}. A file that is there is kept. Without --weights "
-            "the case measures the model that comes with perfline.",
-            80,
-        ),
-        epilog="example:\n  perfline init . --weights /data/my_model/checkpoint --mmlu "
-        "/data/my_model/mmlu",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        _run,
+        "write what your own repository needs: tests, a case, baselines, a workflow",
+        "example:\n"
+        "  perfline init . --weights /data/my_model/checkpoint --mmlu /data/my_model/mmlu",
+        "A file that is there is kept. Without --weights the case measures the model that comes "
+        "with perfline.",
     )
     parser.add_argument(
         "directory", metavar="DIR", type=Path, nargs="?", default=Path(), help="default: here"
@@ -85,7 +82,6 @@ def add_init(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         help="the questions: holds dev/ and test/ (default: mmlu_dataset/data beside the weights)",
     )
     parser.add_argument("--case", metavar="NAME", help="the case's id (default: the checkpoint's)")
-    parser.set_defaults(run_command=_run)
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -19,8 +19,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from perfline import __version__
@@ -28,17 +27,15 @@ from perfline.cli.compare import add_compare
 from perfline.cli.export import add_export
 from perfline.cli.history import add_history
 from perfline.cli.init import add_init
-from perfline.cli.options import add_baselines, add_case_dir, add_data_dir
+from perfline.cli.options import Run, add_baselines, add_case_dir, add_command, add_data_dir
 from perfline.cli.report import add_report
 from perfline.errors import PerflineError
-
-_Command = Callable[[argparse.Namespace], int]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status; a user's mistake is one line on stderr."""
     args = _parser().parse_args(argv)
-    run: _Command = args.run_command
+    run: Run = args.run_command
     status = 141  # of a reader that left before the end (SIGPIPE), as in any pipe: no pass
     try:
         if "data_dir" in args:
@@ -102,12 +99,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = _command(
+    parser = add_command(
         commands,
         "doctor",
         _doctor,
         "say whether this machine is ready, and what to type where it is not",
-        "perfline doctor --data-dir /data/models --cases llama3-8b,deepseek-7b",
+        "example:\n  perfline doctor --data-dir /data/models --cases llama3-8b,deepseek-7b",
     )
     add_data_dir(parser)
     parser.add_argument(
@@ -121,12 +118,12 @@ def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 
 def _add_prompt(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = _command(
+    parser = add_command(
         commands,
         "prompt",
         _prompt,
         "print the exact prompt of one question; its shots, tokens and label go to stderr",
-        "perfline prompt llama3-8b abstract_algebra 0 --data-dir /data > prompt.txt",
+        "example:\n  perfline prompt llama3-8b abstract_algebra 0 --data-dir /data > prompt.txt",
     )
     parser.add_argument("case", metavar="CASE", type=str.strip)
     parser.add_argument("subject", metavar="SUBJECT", help="such as abstract_algebra")
@@ -140,16 +137,16 @@ def _add_prompt(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 
 def _add_update(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = _command(
+    parser = add_command(
         commands,
         "update",
         _update,
         "accept what a session has measured as the baseline",
-        'perfline baselines update tiny --run results/run.json --reason "torch 2.13"',
+        'example:\n  perfline baselines update tiny --run results/run.json --reason "torch 2.13"',
     )
     parser.add_argument("cases", metavar="CASE", type=str.strip, nargs="*")
     parser.add_argument("--all", action="store_true", help="every case of the record")
-    _run(parser)
+    _add_run(parser)
     parser.add_argument("--reason", metavar="TEXT", required=True, help="why it is the new normal")
     parser.add_argument(
         "--add", action="store_true", help="keep the stored sessions and add this one: shows spread"
@@ -164,22 +161,26 @@ def _add_update(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 
 def _add_diff(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = _command(
+    parser = add_command(
         commands,
         "diff",
         _diff,
         "show what an update would change; writes nothing",
-        "perfline baselines diff tiny --run results/run.json",
+        "example:\n  perfline baselines diff tiny --run results/run.json",
     )
     parser.add_argument("case", metavar="CASE", type=str.strip)
-    _run(parser)
+    _add_run(parser)
     add_case_dir(parser)
     add_baselines(parser)
 
 
 def _add_show(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = _command(
-        commands, "show", _show, "show what is accepted", "perfline baselines show tiny"
+    parser = add_command(
+        commands,
+        "show",
+        _show,
+        "show what is accepted",
+        "example:\n  perfline baselines show tiny",
     )
     parser.add_argument(
         "cases", metavar="CASE", type=str.strip, nargs="*", help="only these (default: all)"
@@ -189,12 +190,12 @@ def _add_show(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 
 
 def _add_check(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = _command(
+    parser = add_command(
         commands,
         "check",
         _check,
         "find broken, stale, unused and missing baselines from the files alone",
-        "perfline baselines check --strict",
+        "example:\n  perfline baselines check --strict",
     )
     add_case_dir(parser)
     add_baselines(parser)
@@ -202,12 +203,12 @@ def _add_check(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def _add_remove(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = _command(
+    parser = add_command(
         commands,
         "remove",
         _remove,
         "delete one baseline",
-        "perfline baselines remove old-case --machine nvidia-a100-sxm4-40gb",
+        "example:\n  perfline baselines remove old-case --machine nvidia-a100-sxm4-40gb",
     )
     parser.add_argument("case", metavar="CASE", type=str.strip)
     parser.add_argument("--machine", metavar="MACHINE", required=True, help="its directory's name")
@@ -215,25 +216,7 @@ def _add_remove(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     add_baselines(parser)
 
 
-def _command(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser],
-    name: str,
-    run: _Command,
-    purpose: str,
-    example: str,
-) -> argparse.ArgumentParser:
-    parser = commands.add_parser(
-        name,
-        help=purpose,
-        description=textwrap.fill(f"{purpose[0].upper()}{purpose[1:]}.", 80),
-        epilog=f"example:\n  {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.set_defaults(run_command=run)
-    return parser
-
-
-def _run(parser: argparse.ArgumentParser) -> None:
+def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--run",
         metavar="FILE",

@@ -3,7 +3,32 @@
 from __future__ import annotations
 
 import argparse
+import textwrap
+from collections.abc import Callable
 from pathlib import Path
+
+Run = Callable[[argparse.Namespace], int]
+
+
+def add_command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    run: Run,
+    purpose: str,
+    epilog: str,
+    more: str = "",
+) -> argparse.ArgumentParser:
+    """Add a command; its help begins with the purpose and what ``more`` says of it."""
+    description = f"{purpose[0].upper()}{purpose[1:]}. {more}"
+    parser = commands.add_parser(
+        name,
+        help=purpose,
+        description=textwrap.fill(description, 80),
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run_command=run)
+    return parser
 
 
 def add_data_dir(
@@ -40,3 +65,8 @@ def add_baselines(parser: argparse.ArgumentParser) -> None:
         default=Path("baselines"),
         help="where baselines are kept (default: baselines)",
     )
+
+
+def names(text: str | None) -> list[str]:
+    """Return the names in ``A,B``; none for an option that is not given."""
+    return [name.strip() for name in text.split(",") if name.strip()] if text else []

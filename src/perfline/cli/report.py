@@ -8,7 +8,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from perfline.cli.options import add_baselines, add_case_dir, add_data_dir
+from perfline.cli.options import add_baselines, add_case_dir, add_command, add_data_dir
 from perfline.errors import PerflineError
 
 _PAGE = Path("report.html")
@@ -16,17 +16,17 @@ _PAGE = Path("report.html")
 
 def add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command ``report``."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "report",
-        help="show a session to people: one HTML page, or Markdown for a pull request",
-        description="Show a session to people: one HTML page that needs no network, or Markdown.\n"
-        "The first record is what the page is about, further ones are its history;\n"
-        "records of `perfline compare` get a section each.",
-        epilog="example:\n"
+        run,
+        "show a session to people: one HTML page, or Markdown for a pull request",
+        "example:\n"
         "  perfline report results/run.json -o report.html\n"
         "  perfline report results/run.json records/*.json -o report.html\n"
         '  perfline report --format markdown results/run.json >> "$GITHUB_STEP_SUMMARY"',
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "The page needs no network. The first record is what it is about, further ones are its "
+        "history; records of `perfline compare` get a section each.",
     )
     parser.add_argument("records", metavar="RECORD", type=Path, nargs="+")
     parser.add_argument(
@@ -45,7 +45,6 @@ def add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         action="store_true",
         help="what was not compared counts as failed, as under pytest's --strict-verdicts",
     )
-    parser.set_defaults(run_command=run)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -63,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
 def _report(args: argparse.Namespace) -> int:
     from perfline import jsonfile
     from perfline.errors import printable
-    from perfline.report import page_inputs
+    from perfline.report import markdown, page, page_inputs
 
     target: Path | None = args.output
     if args.format == "html":
@@ -76,14 +75,8 @@ def _report(args: argparse.Namespace) -> int:
     for line in inputs.left_out:
         shown = printable(f"perfline: left out of the history: {line}")
         print(shown, file=sys.stderr)
-    if args.format == "html":
-        from perfline.report import page
-
-        text = page.html(inputs, strict=args.strict)
-    else:
-        from perfline.report import page_markdown
-
-        text = page_markdown.markdown(inputs, strict=args.strict)
+    write = page.html if args.format == "html" else markdown.markdown
+    text = write(inputs, strict=args.strict)
     if target is None:
         sys.stdout.write(text)
         return 0

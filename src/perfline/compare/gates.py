@@ -23,7 +23,7 @@ from perfline.compare.model import SIDES, Ready, SideName
 from perfline.compare.record import AnswersRecord, CaseComparison, Seconds, per_token
 from perfline.compare.sequential import hodges_lehmann
 from perfline.gates import accuracy as accuracy_gates
-from perfline.gates import performance as gates
+from perfline.gates import performance
 from perfline.gates.accuracy import ROUNDING_FRACTION
 from perfline.gates.statistics import zero_flip_bound
 from perfline.gates.verdict import Flip, Verdict, Word, signed
@@ -181,7 +181,9 @@ def _memory(found: CaseComparison, limits: GatesSpec) -> list[Verdict]:
     if before <= 0:
         return []
     return [
-        gates.memory_baseline(Metric(_MEMORY[found.engine], after, "GiB", "lower"), before, limits)
+        performance.memory_baseline(
+            Metric(_MEMORY[found.engine], after, "GiB", "lower"), before, limits
+        )
     ]
 
 
@@ -193,7 +195,7 @@ def _health(found: CaseComparison) -> list[Verdict]:
     if _compiled_alike(found):
         names.insert(0, "graphs")
     return [
-        gates.compile_health(Metric(name, float(after), "count", "lower"), float(before))
+        performance.compile_health(Metric(name, float(after), "count", "lower"), float(before))
         for name in names
         for before, after in [highest(found, name)]
     ]

@@ -23,8 +23,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
 from perfline.cases.case import Case, with_settings
-from perfline.compare import gates as compare_gates
-from perfline.compare import sequential
+from perfline.compare import gates, sequential
 from perfline.compare.model import SIDES, Launcher, Ready, Round, Side, SideName, Worker, Workload
 from perfline.compare.record import CaseComparison, LaunchRecord, PairRecord, SideRecord
 from perfline.compare.sides import describe
@@ -286,9 +285,9 @@ def begin(plan: Plan) -> CaseComparison:
         notes=plan.notes,
         ranks=plan.workload.ranks,
     )
-    if problem := compare_gates.other_work(*cases):
+    if problem := gates.other_work(*cases):
         return _stopped(plan, found, (), "incomparable", problem)
-    return replace(found, verdicts=compare_gates.judge(found, plan.case.gates, (), None))
+    return replace(found, verdicts=gates.judge(found, plan.case.gates, (), None))
 
 
 def run(plan: Plan, launcher: Launcher, say: Say) -> Iterator[CaseComparison]:
@@ -354,7 +353,7 @@ def _task(plan: Plan, found: CaseComparison) -> Task:
 
 def _check(found: CaseComparison, ready: Mapping[SideName, Ready]) -> None:
     """Refuse sides that do different work, and a side that changed on the way."""
-    if problem := compare_gates.mismatch(ready):
+    if problem := gates.mismatch(ready):
         raise _Incomparable(problem)
     for name in SIDES:
         first, now = found.sides[name], ready[name]
@@ -372,7 +371,7 @@ def _with_answers(
     a, b = (done.answers[name] for name in SIDES)
     dtypes = (done.ready["baseline"].dtype, done.ready["candidate"].dtype)
     case = with_settings(plan.case, plan.sides["baseline"].settings)
-    record, answered = compare_gates.answers(case, found.engine, a, b, dtypes)
+    record, answered = gates.answers(case, found.engine, a, b, dtypes)
     return replace(found, answers=record), answered
 
 
@@ -450,14 +449,14 @@ def _judged(plan: Plan, found: CaseComparison, answered: tuple[Verdict, ...]) ->
             f"({'; '.join(list(reasons)[:3])}): compare again once the device is left alone"
         )
         return _stopped(plan, found, answered, "invalid", problem)
-    return replace(found, verdicts=compare_gates.judge(found, plan.case.gates, answered, None))
+    return replace(found, verdicts=gates.judge(found, plan.case.gates, answered, None))
 
 
 def _stopped(
     plan: Plan, found: CaseComparison, answered: tuple[Verdict, ...], word: Word, problem: str
 ) -> CaseComparison:
     found = replace(found, problem=problem, ended=True)
-    verdicts = compare_gates.judge(found, plan.case.gates, answered, word)
+    verdicts = gates.judge(found, plan.case.gates, answered, word)
     return replace(found, verdicts=verdicts)
 
 
@@ -477,4 +476,4 @@ def _settled(case: CaseComparison, alpha: float) -> CaseComparison:
     if decision.word != "regressed":
         return case
     found = replace(case, decision=decision, alpha=alpha)
-    return replace(found, verdicts=(compare_gates.on_time(found), *case.verdicts[1:]))
+    return replace(found, verdicts=(gates.on_time(found), *case.verdicts[1:]))

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from perfline.engines import prefix_plan as prefix
+from perfline.engines import prefix_plan
 from perfline.engines.device import GIB, Device
 from perfline.engines.engine import Clock, Progress
 from perfline.engines.prefix_forward import Ints, KeysValues, PrefixForward
@@ -250,7 +250,7 @@ class SharedPrefixRunner:
         NoSharedPrefixes where the model's attention does not reach back over the longest of them.
         """
         self._check_reach(max((len(prompt.ids) for prompt in prompts), default=0))
-        return prefix.plan(prompts, replace(self.limits, least_rows=self.least_rows))
+        return prefix_plan.plan(prompts, replace(self.limits, least_rows=self.least_rows))
 
     def warm_up(self, plan: Plan) -> None:
         """Compile what any plan needs, and run this one's heaviest batch once."""

@@ -99,8 +99,7 @@ def open_case(
     """
     from perfline.cases import data
     from perfline.engines import hf, upstream
-    from perfline.tasks import mmlu, prompt_cache
-    from perfline.tasks import prompt_lengths as lengths
+    from perfline.tasks import mmlu, prompt_cache, prompt_lengths
 
     if replica is None and case.parallel.tensor > 1:
         raise MissingRanks(
@@ -112,7 +111,7 @@ def open_case(
         model = hf.load(case, device, None, replica)
         facts: dict[str, str] = {}
         limit = min(case.mmlu.max_prompt_tokens, model.positions)
-        prompts = lengths.dummy_prompts(model.vocabulary, limit)
+        prompts = prompt_lengths.dummy_prompts(model.vocabulary, limit)
     else:
         with replica.agreeing() if replica is not None else nullcontext():
             located = data.locate(case, data_dir)

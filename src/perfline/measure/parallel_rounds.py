@@ -39,8 +39,7 @@ from perfline.engines.engine import Clock, CompileCounts, Engine
 from perfline.engines.telemetry import RoundHealth, Watch, watch
 from perfline.errors import RankError, told
 from perfline.fields import Scalar
-from perfline.gates import accuracy as accuracy_gates
-from perfline.gates import performance as gates
+from perfline.gates import accuracy, performance
 from perfline.measure.journal import from_row, to_row
 from perfline.measure.throughput import PREFIX, Ready, Round, TimedRegion, Timings
 from perfline.metrics import Metric
@@ -122,7 +121,7 @@ class AggregateTimings:
             f"tok_per_s_by_{by}_{name}": ", ".join(f"{rate:.1f}" for rate in self.rates),
             f"slowest_{by}_{name}": f"{who}: {100 * below:.1f} % below the median of the others",
         }
-        if finding := gates.straggler(who, below, limits):
+        if finding := performance.straggler(who, below, limits):
             notes[f"straggler_{name}"] = finding
         return notes
 
@@ -138,7 +137,7 @@ def aggregate(
     whole = combine(replicas, own, devices, precision)
     counted = [i for i, done in enumerate(whole.rounds) if not done.health.throttled]
     thrown_out = tuple(d.health.throttled for d in whole.rounds if d.health.throttled)
-    spoilt = gates.too_many_thrown_out(len(whole.rounds), thrown_out)
+    spoilt = performance.too_many_thrown_out(len(whole.rounds), thrown_out)
     counted = counted or list(range(len(whole.rounds)))
     timings = replace(
         whole,
@@ -239,7 +238,7 @@ def _faults(replicas: Sequence[ReplicaTimings], precision: Precision) -> tuple[s
     for replica in replicas:
         foreign = tuple(sorted({pid for r in replica.rounds for pid in r.health.foreign}))
         found += [f"{replica.name}: {each}" for each in RoundHealth(foreign=foreign).faults]
-        same = accuracy_gates.same_answers(replicas[0].answers, replica.answers, precision)
+        same = accuracy.same_answers(replicas[0].answers, replica.answers, precision)
         if same.flips:
             found.append(
                 f"{replica.name}: {len(same.flips)} of {len(replica.answers.ids)} timed answers "

@@ -32,7 +32,7 @@ from perfline.engines.engine import (
     run_pass,
 )
 from perfline.engines.telemetry import ENERGY_STEP_S, RoundHealth, Watch
-from perfline.gates import performance as gates
+from perfline.gates import performance
 from perfline.measure import notices
 from perfline.metrics import Metric, mfu
 from perfline.tasks.answers import Answers
@@ -198,7 +198,7 @@ class TimedRegion:
         assert self._last is not None, "finish() before any round()"
         kept = tuple(done for done in self._rounds if not done.health.throttled)
         thrown_out = tuple(d.health.throttled for d in self._rounds if d.health.throttled)
-        spoilt = gates.too_many_thrown_out(len(self._rounds), thrown_out)
+        spoilt = performance.too_many_thrown_out(len(self._rounds), thrown_out)
         foreign = tuple(sorted({pid for done in self._rounds for pid in done.health.foreign}))
         flops = [self._engine.flops(len(prompt.ids), self._head) for prompt in self._prompts]
         return Timings(

@@ -38,8 +38,7 @@ from perfline.measure.notices import Notices
 from perfline.measure.record import CaseRecord, Record
 from perfline.measure.throughput import PREFIX, Timings
 from perfline.metrics import Metric
-from perfline.report import markdown as report_markdown
-from perfline.report import text as report
+from perfline.report import exports, table, text
 from perfline.tasks.answers import Answers, StoredAnswers
 
 Opener = Callable[..., LoadedCase]  # as case_run.open_case
@@ -267,20 +266,20 @@ class Session:
         if self.environment is None:
             return [f"{name} was not measured: {why}" for name, why in self._skipped.items()]
         flags = self.options.update_flags
-        return report.session_lines(
+        return text.session_lines(
             self._record(), self._published, self._skipped, flags, self._refused()
         )
 
     def markdown(self) -> str:
         """The step summary."""
-        options = self.options
-        return report_markdown.markdown(
-            self._record(),
-            self._published,
-            options.update_flags,
-            self._refused(),
-            strict=options.strict,
-        )
+        from perfline.report.markdown import markdown  # with the page's charts: at the end only
+        from perfline.report.page_inputs import CaseInputs, Inputs
+
+        record, options = self._record(), self.options
+        cases = {n: CaseInputs(c, self._published.get(n)) for n, c in record.cases.items()}
+        refused = self._refused()
+        inputs = Inputs(None, record, cases, flags=options.update_flags, refused=refused)
+        return markdown(inputs, strict=options.strict)
 
     def failure(self, case: Case, verdicts: Sequence[Verdict]) -> str:
         """The message of a test that did not pass."""
@@ -288,14 +287,14 @@ class Session:
         against = self._against[case.id]
         if against.stored is None and against.one_rank is not None and _of_answers(verdicts):
             against = against.one_rank
-        origin = report.Origin(against.shown)
+        origin = text.Origin(against.shown)
         if against.stored is not None:
             newest = _newest(against.stored)
             origin = replace(origin, date=newest.date, commit=newest.commit, context=newest.context)
         case_run = self._case_runs[case.id]
         context = {**self.environment.context, **case_run.loaded.facts}
         flags = self.options.update_flags, self.options.settle_flags
-        return report.failure(
+        return text.failure(
             verdicts, origin, context, case.id, *flags, lambda terms: self._invalid(case, terms)
         )
 
@@ -381,7 +380,8 @@ class CaseUnderTest:
 
         timings = self.case_run.time(engine, repeat)
         for benchmark in used:
-            benchmark.extra_info.update(report.keyed_by_unit(self.case_run.metrics().values()))
+            measured = self.case_run.metrics().values()
+            benchmark.extra_info.update({exports.key(m): m.value for m in measured})
         if timings.answers.labels is None and self.session.options.weights == "real":
             raise DataError(f"case {self.case_run.case.id}: questions without labels")
         return timings
@@ -458,9 +458,7 @@ def _properties(case: str, verdicts: Sequence[Verdict]) -> dict[str, object]:
     for each in verdicts:
         if each.measured is not None:
             metric = Metric(each.metric, each.measured, each.unit, "info")
-            found |= {
-                f"{case}.{key}": value for key, value in report.keyed_by_unit([metric]).items()
-            }
+            found[f"{case}.{exports.key(metric)}"] = each.measured
         found[f"{case}.{each.metric}.{each.gate}"] = each.word
     return found
 
@@ -470,7 +468,7 @@ def _skip_reason(verdicts: Sequence[Verdict]) -> str:
     word = verdict.worst(verdicts)
     open_ones = [v for v in verdicts if v.word == word]
     numbers = ", ".join(
-        f"{v.metric} {report.number(v.measured, v.unit)} {'%' if v.unit == 'fraction' else v.unit}"
+        f"{v.metric} {table.number(v.measured, v.unit)} {table.unit_shown(v.unit)}"
         for v in open_ones
         if v.measured is not None
     )

@@ -7,20 +7,17 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-
-from tabulate import tabulate
 
 from perfline.baselines import accept, baseline
 from perfline.baselines.accept import ACCURACY
 from perfline.baselines.baseline import Baseline
 from perfline.baselines.proposal import Candidate
 from perfline.cases.case import Scoring, WeightsKind
-from perfline.gates.verdict import signed
 from perfline.metrics import Metric
-from perfline.report import text as report
+from perfline.report.table import change_shown, flip_counts, grid, number, unit_shown
+from perfline.report.text import context_change
 
 _UNIT_ORDER = ("tok/s", "fraction", "GiB", "count", "s")
 _SCORINGS: tuple[Scoring, ...] = ("full-vocab", "letters")
@@ -67,10 +64,10 @@ def comparison(candidate: Candidate, result: Baseline) -> str:
         rows.append(
             [
                 _label(name, candidate),
-                report.unit_shown(unit),
-                report.number(before, unit) or "-",
-                report.number(after, unit) or "-",
-                _change(before, after, unit),
+                unit_shown(unit),
+                number(before, unit) or "-",
+                number(after, unit) or "-",
+                "" if before is None or after is None else change_shown(before, after, unit),
             ]
         )
     title = f"{measured.case} ({measured.dtype}, {measured.weights} weights)"
@@ -134,25 +131,14 @@ def _order(name: str, unit: str) -> tuple[int, str]:
     return place, name
 
 
-def _change(before: float | None, after: float | None, unit: str) -> str:
-    if before is None or after is None:
-        return ""
-    if unit == "fraction":
-        return signed(100 * (after - before), "pp")
-    if unit == "count" or before == 0:
-        return signed(after - before, "")
-    return signed(100 * (after / before - 1), "%")
-
-
 def _flips_line(candidate: Candidate, engine: str, asked: int) -> str:
     name = ACCURACY.get(engine, engine)
     verdict = next((v for v in accept.current(candidate) if v.metric == name), None)
     if verdict is None or verdict.word == "incomparable":
         reason = verdict.reason if verdict is not None else "the case's definition has changed"
         return f"not comparable: {reason}"
-    counts = Counter(flip.kind for flip in verdict.flips)
-    kinds = ", ".join(f"{n} {kind}" for kind, n in counts.items())
-    return f"{len(verdict.flips)} of {asked} flipped{f' ({kinds})' if kinds else ''}"
+    counts = f" ({flip_counts([verdict])})" if verdict.flips else ""
+    return f"{len(verdict.flips)} of {asked} flipped{counts}"
 
 
 def differences(candidate: Candidate) -> list[str]:
@@ -167,7 +153,7 @@ def differences(candidate: Candidate) -> list[str]:
     ]
     if old.sessions and new.sessions:
         before, after = old.sessions[-1].context, new.sessions[-1].context
-        lines.append(f"context: {report.context_change(before, after)}")
+        lines.append(f"context: {context_change(before, after)}")
     return lines
 
 
@@ -177,38 +163,20 @@ def description(path: Path, held: Baseline) -> str:
     lines += [f"  {path}", f"  case {held.case_digest}"]
     if held.sessions:
         rows = [
-            [s.date[:10], s.commit or "-", s.context.get("torch", "-"), s.reason]
+            [s.date[:10], s.commit or "-", str(s.context.get("torch", "-")), s.reason]
             for s in held.sessions
         ]
         lines += ["", _table(["session", "commit", "torch", "reason"], rows, "llll"), ""]
-        metrics = sorted(
-            _stored_metrics(held).values(), key=lambda metric: _order(metric.name, metric.unit)
-        )
-        lines.append(
-            _table(
-                ["metric", "unit", "stored", "sessions"],
-                [
-                    [
-                        m.name,
-                        report.unit_shown(m.unit),
-                        report.number(stored_value(held, m.name), m.unit),
-                        str(n),
-                    ]
-                    for m in metrics
-                    for n in [len(held.values(m.name))]
-                ],
-                "llrr",
-            )
-        )
+        metrics = _stored_metrics(held)
+        rows = [
+            [name, unit_shown(unit), number(stored_value(held, name), unit), str(sessions)]
+            for name in sorted(metrics, key=lambda name: _order(name, metrics[name].unit))
+            for unit, sessions in [(metrics[name].unit, len(held.values(name)))]
+        ]
+        lines.append(_table(["metric", "unit", "stored", "sessions"], rows, "llrr"))
     if held.anchors:
         rows = [
-            [
-                name,
-                report.unit_shown(m.unit),
-                report.number(m.value, m.unit),
-                a.date[:10],
-                a.reason,
-            ]
+            [name, unit_shown(m.unit), number(m.value, m.unit), a.date[:10], a.reason]
             for name, a in held.anchors.items()
             for m in [a.metric]
         ]
@@ -270,13 +238,5 @@ def as_json(path: Path, held: Baseline) -> dict[str, object]:
     }
 
 
-def _table(headers: Sequence[str], rows: Sequence[Sequence[object]], align: str) -> str:
-    words = {"l": "left", "r": "right"}
-    table = tabulate(
-        rows,
-        headers,
-        tablefmt="plain",
-        disable_numparse=True,
-        colalign=[words[letter] for letter in align],
-    )
-    return textwrap.indent(table, "  ")
+def _table(headers: Sequence[str], rows: Sequence[Sequence[str]], align: str) -> str:
+    return textwrap.indent(grid(headers, rows, align=align), "  ")

@@ -15,55 +15,31 @@ import statistics
 import textwrap
 from collections.abc import Sequence
 
-from tabulate import tabulate
-
-from perfline.compare.gates import LOGITS, TIME, highest, middle
+from perfline.compare.gates import TIME, highest, middle
 from perfline.compare.model import SIDES
 from perfline.compare.record import CaseComparison, Comparison, PairRecord, Seconds, SideRecord
 from perfline.compare.sequential import LOOKS, hodges_lehmann
 from perfline.gates.verdict import WORST_FIRST, Verdict, signed
-from perfline.report.markdown import quoted
-from perfline.report.text import FLIPS_SHOWN, WIDTH, number, paragraph, reason_lines
+from perfline.report.table import flip_lines, four_digits, grid, quoted, verdict_rows
+from perfline.report.text import WIDTH, paragraph, reason_lines
 
 _HEADERS = ["metric", "unit", "A", "B", "change", "limit", "verdict"]
 
 
 def table(found: CaseComparison, tablefmt: str = "plain") -> str:
     """One row a number: A's, B's, and where it is judged the limit and the word."""
-    rows = [_verdict_row(verdict) for verdict in found.verdicts if verdict.measured is not None]
+    shown = [verdict for verdict in found.verdicts if verdict.measured is not None]
+    rows = [row.cells for row in verdict_rows(shown)]
     if found.counted:
         rows[1:1] = _speed_rows(found)
         judged = {verdict.metric for verdict in found.verdicts}
         rows += [row for row in _launch_rows(found) if row[0] not in judged]
-    if tablefmt == "github":
-        rows = [[quoted(cell) for cell in row] for row in rows]
-    return tabulate(rows, _HEADERS, tablefmt, disable_numparse=True)
+    return grid(_HEADERS, rows, tablefmt)
 
 
-def percent(log_ratio: float) -> str:
+def _percent(log_ratio: float) -> str:
     """A log ratio as people read it: ``+1.3 %``."""
     return signed(100 * math.expm1(log_ratio), "%")
-
-
-def _digits(value: float | None) -> str:
-    """Four significant digits, without an exponent where it can be."""
-    if value is None:
-        return ""
-    if not value:
-        return "0"
-    if value < 1e-4:
-        return f"{value:.2g}"
-    return f"{value:.{max(0, 3 - math.floor(math.log10(value)))}f}"
-
-
-def _verdict_row(verdict: Verdict) -> list[str]:
-    values = (verdict.baseline, verdict.measured)
-    if verdict.unit in ("us/tok", "logits"):
-        shown = [_digits(value) for value in values]
-    else:
-        shown = [number(value, verdict.unit) for value in values]
-    unit = "%" if verdict.unit == "fraction" else verdict.unit
-    return [verdict.metric, unit, *shown, verdict.change, verdict.limit, verdict.word]
 
 
 def _speed_rows(found: CaseComparison) -> list[list[str]]:
@@ -75,15 +51,15 @@ def _speed_rows(found: CaseComparison) -> list[list[str]]:
         change = hodges_lehmann(found.log_ratios(seconds))
         values = [middle(found, side, seconds) for side in SIDES]
         if kind == "whole":
-            whole = [_digits(1e6 * value) for value in values]
-            rows.insert(0, ["whole_time", "us/tok", *whole, percent(change), "", ""])
-        speeds = [_digits(1 / value) for value in values]
-        rows.append([f"{prefix}_{kind}", "tok/s", *speeds, percent(-change), "", ""])
+            whole = [four_digits(1e6 * value) for value in values]
+            rows.insert(0, ["whole_time", "us/tok", *whole, _percent(change), "", ""])
+        speeds = [four_digits(1 / value) for value in values]
+        rows.append([f"{prefix}_{kind}", "tok/s", *speeds, _percent(-change), "", ""])
     joules = [_joules_per_token(found.counted, column) for column in (0, 1)]
     if joules[0] and joules[1]:
         change = math.log(joules[1] / joules[0])
-        shown = [_digits(1e3 * value) for value in joules if value is not None]
-        rows.append(["energy", "mJ/tok", *shown, percent(change), "", ""])
+        shown = [four_digits(1e3 * value) for value in joules if value is not None]
+        rows.append(["energy", "mJ/tok", *shown, _percent(change), "", ""])
     return rows
 
 
@@ -170,22 +146,31 @@ def terminal(comparison: Comparison, shown_path: str) -> str:
 
 def markdown(comparison: Comparison) -> str:
     """All of it for GitHub's step summary."""
-    lines: list[str] = []
-    for found in _gravest_first(comparison):
-        lines += [f"## perfline compare: {quoted(headline(found))}", "", table(found, "github"), ""]
-        lines += [f"- {quoted(text)}" for text in _facts(found)]
-        lines += [f"- **{quoted(v.metric)} {v.word}**: {quoted(v.reason)}" for v in _notable(found)]
-        lines += [f"- {quoted(line)}" for line in _flips(found)]
-        if found.problem:
-            fenced = found.problem.replace("~~~", "~ ~ ~")
-            lines += ["", "~~~~", fenced, "~~~~"]
-        lines.append("")
+    lines = markdown_blocks(comparison)
     if comparison.partial:
         lines += ["**Interrupted**: this is what was measured until then.", ""]
     command = next_command(comparison)
     if command:
         lines += ["Next:", "", "~~~~", " ".join(command.split()), "~~~~"]
     return "\n".join(lines) + "\n"
+
+
+def markdown_blocks(comparison: Comparison) -> list[str]:
+    """Every case as Markdown, gravest first: title, table, and a block each for what is told."""
+    blocks = []
+    for found in _gravest_first(comparison):
+        blocks.append(f"## perfline compare: {quoted(headline(found))}\n")
+        blocks.append(f"{table(found, 'github')}\n")
+        blocks += [f"- {quoted(text)}" for text in _facts(found)]
+        blocks += [
+            f"- **{quoted(v.metric)} {v.word}**: {quoted(v.reason)}" for v in _notable(found)
+        ]
+        blocks += [f"- {quoted(line)}" for line in _flips(found)]
+        if found.problem:
+            fenced = found.problem.replace("~~~", "~ ~ ~")
+            blocks.append(f"\n~~~~\n{fenced}\n~~~~")
+        blocks[-1] += "\n"
+    return blocks
 
 
 def next_command(comparison: Comparison) -> str:
@@ -330,16 +315,9 @@ def _flips(found: CaseComparison) -> list[str]:
     lines = []
     answered = found.questions if found.answers is None else found.answers.questions
     for verdict in found.verdicts:
-        flips = verdict.flips
-        if flips:
-            lines.append(f"answers that differ, of {answered}: {len(flips)}")
-        for flip in flips[:FLIPS_SHOWN]:
-            margin = "" if flip.margin is None else f"A's margin {flip.margin:.3g} logits"
-            label = "" if verdict.metric == LOGITS else f"label {flip.label}"
-            about = ", ".join(filter(None, (label, margin)))
-            lines.append(f"  {flip.id}: {flip.before} -> {flip.after} ({about})")
-        if len(flips) > FLIPS_SHOWN:
-            lines.append(f"  ... and {len(flips) - FLIPS_SHOWN} more, in the record")
+        if verdict.flips:
+            lines.append(f"answers that differ, of {answered}: {len(verdict.flips)}")
+            lines += [f"  {line}" for line in flip_lines([verdict], "A's")]
     return lines
 
 
@@ -349,9 +327,9 @@ def _change(found: CaseComparison) -> str:
     if decision is None or decision.estimate is None:
         return "not measured"
     if decision.low is None or decision.high is None:
-        return f"{percent(decision.estimate)} (no interval yet)"
-    low, high = (percent(value).removesuffix(" %") for value in (decision.low, decision.high))
-    return f"{percent(decision.estimate)} [{low}, {high}]"
+        return f"{_percent(decision.estimate)} (no interval yet)"
+    low, high = (_percent(value).removesuffix(" %") for value in (decision.low, decision.high))
+    return f"{_percent(decision.estimate)} [{low}, {high}]"
 
 
 def counted_pairs(count: int, noun: str = "pair") -> str:

@@ -1,8 +1,15 @@
 """What of a record may other services read, and in which form?
 
 Benchmark dashboards: github-action-benchmark (``customBiggerIsBetter``, ``customSmallerIsBetter``)
-and Bencher (Bencher Metric Format). Apache Otava's CSV stands in ``export_otava``, the files of
-lm-evaluation-harness in ``export_lm_eval``.
+and Bencher (Bencher Metric Format). The files of lm-evaluation-harness stand in ``export_lm_eval``.
+
+Apache Otava reads the history of a case from one CSV, one row a session, append-only. Its rules
+(``otava/importer.py``, CsvImporter, version 0.8): every row has as many columns as the header; the
+time column is a date; every cell of a metric is a number (an empty one is an error, and NaN would
+spoil the statistics of the whole series); with a ``branch`` column, one branch at a time is
+analysed. It neither sorts rows nor knows machines. So a file holds one case on one machine, in the
+order of time, always with the same metrics; whatever does not fit is refused, with the file
+unchanged.
 
 What was not measured, or was disturbed while it was measured (verdict ``invalid``), is left out of
 every export: never 0, never NaN. A record of a stopped session is refused as a whole. Bounds are
@@ -12,22 +19,26 @@ within one session, and are not the gate's limits.
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
 import re
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+import yaml
+
+from perfline import jsonfile
 from perfline.baselines.baseline import DUMMY_SUFFIX
 from perfline.engines.environment import Environment
-from perfline.errors import RecordError
+from perfline.errors import RecordError, printable
 from perfline.gates.verdict import WORST_FIRST, Word
 from perfline.measure.record import CaseRecord, Record
 from perfline.metrics import Direction, Metric
-from perfline.report.text import keyed_by_unit
 
 # An engine's timed region is disturbed as a whole, and its verdict stands on the first metric. Not
 # of that region: what was measured before it, and the counts of what was asked.
@@ -137,7 +148,10 @@ def bencher(found: Iterable[Export]) -> str:
 
 def key(metric: Metric) -> str:
     """Return the metric's name with its unit behind it, such as ``p_infer_core_tok_per_s``."""
-    (name,) = keyed_by_unit([metric])
+    suffixes = {"tok/s": "tok_per_s", "GiB": "gib", "tok": "tokens", "tok/J": "tok_per_joule"}
+    suffixes |= {"questions/s": "questions_per_s", "MHz": "mhz", "C": "c", "W": "w"}
+    suffix = suffixes.get(metric.unit, metric.unit)
+    name = metric.name if metric.name.endswith(suffix) else f"{metric.name}_{suffix}"
     return re.sub(r"[^a-z0-9]+", "_", name.replace("/", "_per_").lower())
 
 
@@ -217,3 +231,162 @@ def _rounded(value: float) -> float:
 
 def _json(data: object) -> str:
     return json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+# What must not change within a file, or rows do not compare.
+_IDENTITY = ("case", "machine", "dtype", "weights", "digest", "workload")
+_CONTEXT = ("torch", "driver")
+_ANOTHER = "use another file for it (-o)"
+
+
+@dataclass(frozen=True)
+class OtavaRow:
+    """One session: attributes are text, metrics are numbers with their unit in the name."""
+
+    attributes: dict[str, str]  # "time" first
+    metrics: dict[str, float]
+    directions: dict[str, int]  # by metric: 1 where higher is better, -1 where lower is
+
+    @property
+    def header(self) -> list[str]:
+        """Return the file's first line."""
+        return [*self.attributes, *self.metrics]
+
+    @property
+    def cells(self) -> list[str]:
+        """Return the row's text, numbers in full."""
+        return [*self.attributes.values(), *(repr(value) for value in self.metrics.values())]
+
+
+def otava_row(export: Export, metrics: Sequence[str] = (), branch: str | None = None) -> OtavaRow:
+    """Return one session's row: the named metrics, or all that are judged.
+
+    RecordError where a metric was not measured: Otava has no way to say that.
+    """
+    chosen = [_metric(export, name) for name in metrics] or [
+        *export.judged("higher"),
+        *export.judged("lower"),
+    ]
+    if not chosen:
+        raise RecordError(f"case {export.name}: no judged metric was measured; run pytest again")
+    context, case = export.environment.context, export.case
+    attributes = {"time": export.created, "commit": context.get("commit", "")}
+    if branch is not None:
+        attributes["branch"] = branch
+    attributes |= {
+        "case": case.case,
+        "machine": export.environment.machine,
+        "dtype": case.dtype,
+        "weights": case.weights,
+        "digest": case.digest,
+        "workload": " ".join(f"{name}={value}" for name, value in sorted(case.workload.items())),
+        **{name: context.get(name, "") for name in _CONTEXT},
+    }
+    return OtavaRow(
+        {name: _one_line(text) for name, text in attributes.items()},
+        {key(metric): float(metric.value) for metric in chosen},
+        {key(metric): {"higher": 1, "lower": -1}.get(metric.direction, 1) for metric in chosen},
+    )
+
+
+def append_otava(path: Path, new: OtavaRow) -> int:
+    """Add a row to the file, or make the file; return how many rows it has now.
+
+    Another append waits, a reader sees the old file or the new one. RecordError where the row does
+    not belong into the file, which then stays as it is.
+    """
+    with jsonfile.locked(path, RecordError):
+        header, rows = _read(path)
+        if header:
+            _check(path, header, rows, new)
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerows([new.header, *rows, new.cells])
+        jsonfile.write_text(path, text.getvalue(), RecordError)
+    return len(rows) + 1
+
+
+def otava_config(path: Path, new: OtavaRow) -> str:
+    """Return the ``otava.yaml`` with which Otava reads the file."""
+    test = {
+        "type": "csv",
+        "file": str(path),
+        "time_column": "time",
+        "attributes": [name for name in new.attributes if name not in ("time", *_IDENTITY)],
+        "metrics": {
+            name: {"column": name, "direction": direction, "scale": 1}
+            for name, direction in new.directions.items()
+        },
+    }
+    name = f"{new.attributes['case']}-{new.attributes['machine']}"
+    return yaml.safe_dump({"tests": {name: test}}, sort_keys=False)
+
+
+def _one_line(text: str) -> str:
+    return printable(text, " ")
+
+
+def _metric(export: Export, name: str) -> Metric:
+    if name in export.metrics:
+        return export.metrics[name]
+    if name in export.case.metrics:
+        raise RecordError(
+            f"case {export.name}: {name} is invalid (the run was disturbed), and Otava reads no "
+            "empty cell; run pytest again"
+        )
+    there = ", ".join(sorted(export.metrics))
+    raise RecordError(f"case {export.name}: {name} was not measured (there: {there})")
+
+
+def _read(path: Path) -> tuple[list[str], list[list[str]]]:
+    if jsonfile.is_special(path):  # a FIFO would wait for its writer for ever
+        shown = printable(str(path))
+        raise RecordError(f"{shown}: is no regular file, and rows cannot be appended to it")
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.reader(file))
+    except FileNotFoundError:
+        return [], []
+    except OSError as failure:
+        raise RecordError(f"{path}: cannot be read: {failure.strerror}") from failure
+    except (UnicodeDecodeError, csv.Error) as failure:
+        raise RecordError(f"{path}: is no CSV ({failure}); restore the file") from failure
+    if not rows:
+        return [], []
+    for number, cells in enumerate(rows[1:], start=2):
+        if len(cells) != len(rows[0]):
+            raise RecordError(
+                f"{path}: line {number} has {len(cells)} columns (expected {len(rows[0])}, as the "
+                "header); restore the file"
+            )
+    return rows[0], rows[1:]
+
+
+def _check(path: Path, header: list[str], rows: list[list[str]], new: OtavaRow) -> None:
+    if header != new.header:
+        changes = [f"without {name}" for name in header if name not in new.header]
+        changes += [f"with {name}" for name in new.header if name not in header]
+        raise RecordError(
+            f"{path}: its columns are not those of this run ({', '.join(changes) or 'reordered'}); "
+            f"Otava reads no empty cell: name the same metrics with --metric, or {_ANOTHER}"
+        )
+    if not rows:
+        return
+    last = dict(zip(header, rows[-1], strict=True))
+    for name in _IDENTITY:
+        if last[name] != new.attributes[name]:
+            raise RecordError(
+                f"{path}: holds {name} '{last[name]}', this run is of '{new.attributes[name]}': a "
+                f"change of that is no change of performance; {_ANOTHER}"
+            )
+    same_branch = [cells for cells in rows if _of_branch(header, cells, new)]
+    if same_branch and (newest := same_branch[-1][0]) >= new.attributes["time"]:
+        what = "holds this session already" if newest == new.attributes["time"] else "is newer"
+        raise RecordError(
+            f"{path}: {what} (its last row is of {newest}, this run of {new.attributes['time']}); "
+            "append sessions once, in the order of time"
+        )
+
+
+def _of_branch(header: list[str], cells: list[str], new: OtavaRow) -> bool:
+    return "branch" not in header or cells[header.index("branch")] == new.attributes["branch"]

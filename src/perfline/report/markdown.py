@@ -1,85 +1,96 @@
-"""How does a session read as a step summary or a pull-request comment?
+"""How does a session, or a comparison, read as a step summary or a pull-request comment?
 
-Verdict first, details folded. GitHub takes 65,536 characters; this keeps below ``LIMIT`` whatever
-the record holds: text is made of blocks, gravest first, a block that does not fit is left out whole
-(so that no table or fold is torn), and what was left out is said.
+Verdict first, details folded. GitHub takes 65,536 characters; this keeps below that whatever the
+record holds: text is made of blocks, gravest first, a block that does not fit is left out whole (so
+that no table or fold is torn), and what was left out is said.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from perfline.baselines.baseline import Published
-from perfline.baselines.suggestions import Refused, gravest_first, next_of, outcome
-from perfline.gates.verdict import Flip, Verdict
-from perfline.measure.record import CaseRecord, Record
-from perfline.report import text as report
+from perfline.baselines.suggestions import gravest_first
+from perfline.gates.verdict import WORST_FIRST
+from perfline.measure.record import Record
+from perfline.report.comparison_text import markdown_blocks
+from perfline.report.page import headline
+from perfline.report.page_case import context
+from perfline.report.page_inputs import CaseInputs, Inputs
+from perfline.report.table import findings, flip_counts, flip_lines, quoted, verdict_table
+from perfline.report.text import case_table, rank_lines, stragglers
 
-LIMIT = 65_000
-_TEXT = 1_000  # characters of one quoted text
+MOST_CHARACTERS = 65_000
 _FLIPS = 50  # of one verdict, in the folded list
 _RESERVE = 400  # for the line that says what was left out, and the last line
 
 
-def markdown(
-    record: Record,
-    published: Mapping[str, Published],
-    flags: str,
-    refused: Mapping[str, Refused],
-    *,
-    strict: bool = False,
-    limit: int = LIMIT,
-) -> str:
-    """Return the summary of a session, under ``limit`` characters.
-
-    See :func:`~perfline.baselines.suggestions.next_of` for ``refused``.
-    """
-    found = outcome(record, strict)
-    command = next_of(record, flags, refused)
-    first = heading(found.title, report.counts_line(record), found.exit_line, command)
-    summaries, details = session_blocks(record, published, {})
-    blocks = [*first, *summaries, *notice_blocks(record), *details]
-    return fitted(blocks, last_line(record), limit)
-
-
-def notice_blocks(record: Record) -> list[str]:
-    """What other packages said, a block each: no failure, but coming trouble."""
-    lines = [f"- {quoted(notice.line)}" for notice in record.notices]
-    return ["### Notices\n", *lines, ""] if lines else []
-
-
-def heading(title: str, counts: str, exit_line: str, command: str) -> list[str]:
-    """The verdict and the next command, a block each."""
-    line = " ".join(command.split())
+def markdown(inputs: Inputs, *, strict: bool = False, limit: int = MOST_CHARACTERS) -> str:
+    """Return the summary, under ``limit`` characters."""
+    found, record = headline(inputs, strict), inputs.record
+    command = " ".join(found.next.split())
+    blocks = [f"## perfline: {found.title}\n\n{found.counts}\n\n{found.exit_line}.\n"]
     # A fence that the command's own text cannot close.
-    fence = f"Next:\n\n~~~~\n{line}\n~~~~\n" if line else ""
-    return [f"## perfline: {title}\n\n{counts}\n\n{exit_line}.\n", fence]
+    blocks += [f"Next:\n\n~~~~\n{command}\n~~~~\n"] if command else []
+    details, last = [], ""
+    if record is not None:
+        cases = [inputs.cases[case.case] for case in gravest_first(record)]
+        blocks += [block for case in cases for block in _summary(case, record)]
+        # What other packages said: no failure, but coming trouble.
+        notices = [f"- {quoted(notice.line)}" for notice in record.notices]
+        blocks += ["### Notices\n", *notices] if notices else []
+        details = [block for case in cases for block in _details(case)]
+        machine = _code(record.environment.machine)
+        last = f"Machine {machine} at {quoted(record.created, 40)}.\n"
+    for each in inputs.comparisons:
+        blocks += markdown_blocks(each.comparison)
+    return _fitted([*blocks, *details], last, limit)
 
 
-def session_blocks(
-    record: Record, published: Mapping[str, Published], context: Mapping[str, str]
-) -> tuple[list[str], list[str]]:
-    """What a person must see of every case, and the details of it, gravest case first.
+def _summary(inputs: CaseInputs, record: Record) -> list[str]:
+    """What a person must see of a case, one block a line: each may be left out by itself."""
+    case, found = inputs.measured, context(inputs, record)
+    kind = f"{quoted(case.dtype, 20)}, {quoted(case.weights, 20)} weights"
+    lines = [f"### {quoted(case.case, 60)} ({kind})\n"]
+    changed = [v for v in case.verdicts if v.word != "ok" and v.change]
+    changed.sort(key=lambda verdict: WORST_FIRST.index(verdict.word))
+    lines += [f"- **could not be measured**: {quoted(line)}" for line in case.errors]
+    lines += [f"- **{quoted(v.headline)}**: {quoted(v.reason)}" for v in changed]
+    lines += [
+        f"- **{quoted(f'{found.metrics} {found.word}')}**: {quoted(found.reason)}"
+        for found in findings(v for v in case.verdicts if not v.change)
+    ]
+    lines += [f"- {quoted(line)}" for line in rank_lines(case)]
+    lines += [f"- **straggler**: {quoted(line)}" for line in stragglers(case)]
+    if found.against:
+        changes = "; ".join(f"{d.name} {d.before} -> {d.after}" for d in found.differences)
+        told = f"against {found.against}: {changes or 'nothing differs'}"
+        lines.append(f"- context: {quoted(told)}")
+    return lines
 
-    ``context`` says for a case what differs from the context of its baseline.
-    """
-    cases = gravest_first(record)
-    summaries = [block for case in cases for block in _summary(case, context.get(case.case, ""))]
-    details = [block for case in cases for block in _details(case, published.get(case.case))]
-    return summaries, details
+
+def _details(inputs: CaseInputs) -> list[str]:
+    case = inputs.measured
+    name = quoted(case.case, 60)
+    blocks = []
+    if case.metrics:
+        table = case_table(case, inputs.published, "github")
+        blocks.append(_folded(f"{name}: measured", table))
+    if case.verdicts:
+        table = verdict_table(case.verdicts, "github")
+        blocks.append(_folded(f"{name}: all {len(case.verdicts)} verdicts", table))
+    for verdict in case.verdicts:
+        if verdict.flips:
+            title = f"{name}: {quoted(verdict.metric)}, flipped questions: {flip_counts([verdict])}"
+            lines = flip_lines([verdict], "stored", _FLIPS)
+            blocks.append(_folded(title, "\n".join(f"- {quoted(line)}" for line in lines)))
+    return blocks
 
 
-def last_line(record: Record) -> str:
-    """Where and when it was measured."""
-    machine = _code(record.environment.machine)
-    return f"Machine {machine} at {quoted(record.created, 40)}.\n"
-
-
-def fitted(blocks: Sequence[str], last: str, limit: int = LIMIT) -> str:
+def _fitted(blocks: Sequence[str], last: str, limit: int) -> str:
     """Join blocks below ``limit`` characters: one that does not fit is left out, and counted."""
     kept, left_out, room = [], 0, limit - len(last) - _RESERVE
-    for block in filter(None, blocks):
+    for block in blocks:
         if len(block) + 1 <= room:
             kept.append(block)
             room -= len(block) + 1
@@ -93,82 +104,7 @@ def fitted(blocks: Sequence[str], last: str, limit: int = LIMIT) -> str:
     return "\n".join([*kept, last])
 
 
-def quoted(text: str, longest: int = _TEXT) -> str:
-    """Return text from a record as one line that Markdown shows as it is."""
-    line = " ".join(text.split())
-    if len(line) > longest:
-        line = f"{line[:longest]} ... (cut)"
-    for sign, shown in (
-        ("&", "&amp;"),
-        ("\\", "&#92;"),
-        ("<", "&lt;"),
-        ("|", "\\|"),
-        ("*", "\\*"),
-        ("[", "\\["),
-        ("@", "&#64;"),
-    ):
-        line = line.replace(sign, shown)
-    # Commands in reasons are quoted; a lone backtick would swallow what follows.
-    return line if line.count("`") % 2 == 0 else line.replace("`", "\\`")
-
-
-def _summary(case: CaseRecord, context: str) -> list[str]:
-    """What a person must see of a case, one block a line: each may be left out by itself."""
-    kind = f"{quoted(case.dtype, 20)}, {quoted(case.weights, 20)} weights"
-    title = f"### {quoted(case.case, 60)} ({kind})\n"
-    notable = [verdict for verdict in case.verdicts if verdict.word != "ok"]
-    lines = [f"- **could not be measured**: {quoted(line)}" for line in case.errors]
-    lines += [f"- **{quoted(v.headline)}**: {quoted(v.reason)}" for v in notable if v.change]
-    lines += [
-        f"- **{quoted(word)}**: {quoted(reason)}" for word, reason in _without_change(notable)
-    ]
-    lines += [f"- {quoted(line)}" for line in report.rank_lines(case)]
-    lines += [f"- **straggler**: {quoted(line)}" for line in report.stragglers(case)]
-    if context:
-        lines.append(f"- context: {quoted(context)}")
-    return [title, *lines]
-
-
-def _without_change(verdicts: Sequence[Verdict]) -> list[tuple[str, str]]:
-    """Verdicts of the same word and reason share a line, such as eleven missing ones."""
-    shared: dict[tuple[str, str], list[str]] = {}
-    for verdict in verdicts:
-        if not verdict.change:
-            shared.setdefault((verdict.word, verdict.reason), []).append(verdict.metric)
-    return [
-        (f"{', '.join(dict.fromkeys(names))} {word}", reason)
-        for (word, reason), names in shared.items()
-    ]
-
-
-def _details(case: CaseRecord, published: Published | None) -> list[str]:
-    name = quoted(case.case, 60)
-    blocks = []
-    if case.metrics:
-        table = report.case_table(case, published, "github", quoted)
-        blocks.append(folded(f"{name}: measured", table))
-    if case.verdicts:
-        table = report.verdict_table(case.verdicts, "github", quoted)
-        blocks.append(folded(f"{name}: all {len(case.verdicts)} verdicts", table))
-    for verdict in case.verdicts:
-        if verdict.flips:
-            title = f"{name}: {len(verdict.flips)} flipped questions of {quoted(verdict.metric)}"
-            blocks.append(folded(title, _flips(verdict.flips)))
-    return blocks
-
-
-def _flips(flips: Sequence[Flip]) -> str:
-    lines = [
-        f"- {quoted(flip.id, 120)}: {quoted(flip.before, 4)} -> {quoted(flip.after, 4)} "
-        f"({flip.kind}{report.margin_note(flip)})"
-        for flip in flips[:_FLIPS]
-    ]
-    if len(flips) > _FLIPS:
-        lines.append(f"- ... and {len(flips) - _FLIPS} more, in the record")
-    return "\n".join(lines)
-
-
-def folded(title: str, body: str) -> str:
+def _folded(title: str, body: str) -> str:
     """Return a block that opens at a click."""
     return f"\n<details><summary>{title}</summary>\n\n{body}\n\n</details>\n"
 

@@ -1,6 +1,8 @@
 """What stands on the page about one case? Texts, rows and charts, from a record and what it needs.
 
-The templates only lay out what is made here; nothing here judges, and nothing here knows HTML.
+The templates only lay out what is made here; nothing here judges, and nothing here knows HTML. The
+change per subject comes from the verdict's own flips: it is that of the baseline which the run was
+judged by, whatever has been accepted since.
 """
 
 from __future__ import annotations
@@ -8,46 +10,238 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from perfline.gates.verdict import WORST_FIRST, Verdict, Word, worst
+from perfline.baselines.accept import ACCURACY
+from perfline.baselines.baseline import Published
+from perfline.cases.case import Scoring
+from perfline.gates.verdict import Flip, Verdict, Word, worst
 from perfline.measure.record import CaseRecord, Record
-from perfline.metrics import Metric
-from perfline.report import text as report
+from perfline.report import charts
 from perfline.report.charts import Figure, figures
-from perfline.report.page_accuracy import (
-    FlipList,
-    SubjectTable,
-    flip_lists,
-    labels_of,
-    subject_tables,
+from perfline.report.page_inputs import CaseInputs, scoring_of
+from perfline.report.table import (
+    PUBLISHED_TABLE,
+    Finding,
+    MetricRow,
+    findings,
+    flip_counts,
+    flip_kind,
+    metric_row,
+    number,
+    on_baseline,
 )
-from perfline.report.page_inputs import CaseInputs
+from perfline.report.text import rank_lines, stragglers
+from perfline.tasks.answers import StoredAnswers
+from perfline.tasks.mmlu import Question
 
-_ENGINE_OF = {"p_val": "eager", "acc_val": "eager", "e2e_time": "both"}  # else inductor
-_CLOCKS = {"sm_clock": "lowest", "temperature": "highest", "power": "mean"}
+_LETTERS = "ABCD"
+_LONGEST = 6_000  # characters of a question: the longest of MMLU has 4,737
 
 
 @dataclass(frozen=True)
-class MetricRow:
-    """A row of the published table; empty text is what there is not."""
+class SubjectRow:
+    """One subject: accuracies in per cent, the change in pp; ``bar`` is SVG."""
 
-    title: str
-    engine: str
-    unit: str
-    measured: str
-    published: str
-    baseline: str
+    name: str
+    questions: int
+    now: str
+    before: str
     change: str
-    limit: str
-    word: str
+    lost: int
+    gained: int
+    bar: str
 
 
 @dataclass(frozen=True)
-class Finding:
-    """Verdicts with one story: what a person must know first."""
+class SubjectTable:
+    """One engine's subjects, those that lost most first; ``compared`` with a baseline or not."""
 
+    engine: str
+    metric: str
+    compared: bool
+    largest: str  # the bars' full length, in pp or %
+    rows: tuple[SubjectRow, ...]
+    changed: int
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One choice of a question, and who took it: ``gold``, ``before``, ``after``."""
+
+    letter: str
+    text: str
+    marks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class FlipRow:
+    """One flipped question; no text and no choices where they are not at hand."""
+
+    id: str
+    kind: str
+    before: str
+    after: str
+    gold: str
+    margin: str
+    text: str
+    choices: tuple[Choice, ...]
+
+
+@dataclass(frozen=True)
+class FlipList:
+    """The flips of one verdict, the surest losses first; ``more`` are not listed."""
+
+    metric: str
     word: str
-    title: str
-    reason: str
+    against: str
+    counts: str
+    rows: tuple[FlipRow, ...]
+    more: int
+
+
+def subject_tables(inputs: CaseInputs) -> list[SubjectTable]:
+    """One table an engine that answered."""
+    measured, found = inputs.measured, []
+    for engine in ("inductor", "eager"):
+        answers, metric = measured.accuracy.get(engine), ACCURACY[engine]
+        scoring = scoring_of(inputs, metric)
+        if answers is not None and scoring is not None:
+            judged = on_baseline(measured, metric)
+            compared = judged if judged is not None and judged.change_pp is not None else None
+            found.append(_subject_table(engine, metric, answers, scoring, compared))
+    return found
+
+
+def flip_lists(
+    verdicts: Sequence[Verdict],
+    labels: Mapping[str, str],
+    questions: Mapping[str, Question],
+    most: int,
+    against: str = "",
+) -> list[FlipList]:
+    """The flips of every verdict that has some, at most ``most`` of each.
+
+    ``labels`` are by id; ``against`` says what two things differ, where not the gate does.
+    """
+    return [
+        FlipList(
+            metric=verdict.metric,
+            word=verdict.word,
+            against=against or _AGAINST[verdict.gate],
+            counts=flip_counts([verdict]),
+            rows=tuple(
+                _flip_row(verdict, flip, labels, questions)
+                for flip in sorted(verdict.flips, key=_surest_loss_first)[:most]
+            ),
+            more=max(0, len(verdict.flips) - most),
+        )
+        for verdict in verdicts
+        if verdict.flips
+    ]
+
+
+def labels_of(measured: CaseRecord) -> dict[str, str]:
+    """The right letters of all questions that any engine was asked."""
+    return {
+        name: label
+        for answers in measured.accuracy.values()
+        for name, label in zip(answers.ids, answers.labels, strict=True)
+    }
+
+
+_AGAINST = {
+    "baseline": "the stored answers → this run's",
+    "paired": "the eager engine's answers → the compiled engine's, in this run",
+    "published": "published → this run's",
+}
+
+
+def _subject_table(
+    engine: str, metric: str, answers: StoredAnswers, scoring: Scoring, judged: Verdict | None
+) -> SubjectTable:
+    asked: dict[str, list[int]] = {}  # questions, right, lost, gained
+    scored = answers.scored(scoring)
+    for name, answer, label in zip(scored.ids, scored.answers, scored.labels, strict=True):
+        row = asked.setdefault(_subject(name), [0, 0, 0, 0])
+        row[0] += 1
+        row[1] += answer == label
+    for flip in judged.flips if judged is not None else ():
+        row = asked.setdefault(_subject(flip.id), [0, 0, 0, 0])
+        row[2] += flip.kind == "right -> wrong"
+        row[3] += flip.kind == "wrong -> right"
+    changes = {n: 100 * (gained - lost) / (q or 1) for n, (q, _, lost, gained) in asked.items()}
+    largest = max(map(abs, changes.values()), default=0.0)
+
+    def order(name: str) -> tuple[float, float, str]:
+        return (changes[name], asked[name][1] / (asked[name][0] or 1), name)
+
+    rows = []
+    for name in sorted(asked, key=order):
+        count, right, lost, gained = asked[name]
+        now = right / (count or 1)
+        bar = charts.fraction_bar(now)
+        if judged is not None:
+            bar = charts.share_bar(changes[name], largest)
+        rows.append(
+            SubjectRow(
+                name=name.replace("_", " "),
+                questions=count,
+                now=number(now, "fraction"),
+                before=number((right + lost - gained) / (count or 1), "fraction"),
+                change=f"{changes[name] + 0.0:+.2f}",
+                lost=lost,
+                gained=gained,
+                bar=bar,
+            )
+        )
+    return SubjectTable(
+        engine=engine,
+        metric=metric,
+        compared=judged is not None,
+        largest=f"{largest:.2f}" if judged is not None else "100",
+        rows=tuple(rows),
+        changed=sum(row.lost + row.gained > 0 for row in rows),
+    )
+
+
+def _subject(name: str) -> str:
+    return name.rpartition("/")[0]
+
+
+def _surest_loss_first(flip: Flip) -> tuple[bool, bool, float]:
+    return flip.kind != "right -> wrong", flip.kind != "wrong -> right", -(flip.margin or 0.0)
+
+
+def _flip_row(
+    verdict: Verdict, flip: Flip, labels: Mapping[str, str], questions: Mapping[str, Question]
+) -> FlipRow:
+    question = questions.get(flip.id)
+    gold = flip.label if verdict.gate != "paired" else labels.get(flip.id, "")
+    if not gold and question is not None:
+        gold = question.label
+    choices: tuple[Choice, ...] = ()
+    if question is not None:
+        roles = (("gold", gold), ("before", flip.before), ("after", flip.after))
+        choices = tuple(
+            Choice(letter, _clipped(text), tuple(mark for mark, of in roles if of == letter))
+            for letter, text in zip(_LETTERS, question.choices, strict=True)
+        )
+    return FlipRow(
+        id=flip.id,
+        kind=flip_kind(verdict, flip),
+        before=flip.before,
+        after=flip.after,
+        gold=gold or "not known",
+        margin="not stored" if flip.margin is None else f"{flip.margin:.3g} logits",
+        text="" if question is None else _clipped(question.text),
+        choices=choices,
+    )
+
+
+def _clipped(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ... (cut)"
+
+
+_CLOCKS = {"sm_clock": "lowest", "temperature": "highest", "power": "mean"}
 
 
 @dataclass(frozen=True)
@@ -72,19 +266,13 @@ class Context:
 class CaseView:
     """All that the page shows of a case."""
 
-    name: str
-    title: str
-    dtype: str
-    weights: str
+    measured: CaseRecord
+    published: Published | None
     word: Word
-    errors: tuple[str, ...]
     findings: tuple[Finding, ...]
     ranks: tuple[str, ...]
-    published_on: str
-    published_source: str
     rows: tuple[MetricRow, ...]
     beside: tuple[MetricRow, ...]
-    verdicts: tuple[Verdict, ...]
     context: Context
     figures: Mapping[str, tuple[Figure, ...]]
     subjects: tuple[SubjectTable, ...]
@@ -98,21 +286,18 @@ def case_view(inputs: CaseInputs, record: Record, most_flips: int, every_plot: b
     """Return what the page shows of one case."""
     measured, published = inputs.measured, inputs.published
     drawn, absent = figures(inputs, record.created, every_plot)
-    shown = {name for name, _ in report.PUBLISHED_TABLE}
     return CaseView(
-        name=measured.case,
-        title=measured.title,
-        dtype=measured.dtype,
-        weights=measured.weights,
+        measured=measured,
+        published=published,
         word=worst(measured.verdicts),
-        errors=measured.errors,
         findings=tuple(findings(measured.verdicts)),
-        ranks=(*report.rank_lines(measured), *report.stragglers(measured)),
-        published_on=(published.device or "") if published else "",
-        published_source=published.source if published else "",
-        rows=tuple(_row(name, title, inputs) for name, title in report.PUBLISHED_TABLE),
-        beside=tuple(_row(n, n, inputs) for n in sorted(measured.metrics) if n not in shown),
-        verdicts=measured.verdicts,
+        ranks=(*rank_lines(measured), *stragglers(measured)),
+        rows=tuple(metric_row(measured, published, n, t) for n, t in PUBLISHED_TABLE.items()),
+        beside=tuple(
+            metric_row(measured, None, name, name)
+            for name in sorted(measured.metrics)
+            if name not in PUBLISHED_TABLE
+        ),
         context=context(inputs, record),
         figures=drawn,
         subjects=tuple(subject_tables(inputs)),
@@ -123,52 +308,6 @@ def case_view(inputs: CaseInputs, record: Record, most_flips: int, every_plot: b
         absent=(*inputs.absent, *absent),
         past=len(inputs.past),
     )
-
-
-def findings(verdicts: Sequence[Verdict]) -> list[Finding]:
-    """Every verdict but ``ok``, gravest first; those with the same word and reason share one."""
-    shared: dict[tuple[Word, str], list[Verdict]] = {}
-    for verdict in verdicts:
-        if verdict.word != "ok":
-            shared.setdefault((verdict.word, verdict.reason), []).append(verdict)
-    found = []
-    for (word, reason), each in shared.items():
-        title = ", ".join(dict.fromkeys(v.metric for v in each))
-        if len(each) == 1 and each[0].change:
-            title += f" {each[0].change} (limit {each[0].limit})"
-        found.append(Finding(word, title, reason))
-    return sorted(found, key=lambda finding: WORST_FIRST.index(finding.word))
-
-
-def _row(name: str, title: str, inputs: CaseInputs) -> MetricRow:
-    metric = inputs.measured.metrics.get(name)
-    figure = inputs.published.metrics.get(name) if inputs.published is not None else None
-    unit = metric.unit if metric is not None else figure.unit if figure is not None else ""
-    judged = [v for v in inputs.measured.verdicts if v.metric == name]
-    stored = next((v for v in judged if v.gate == "baseline"), None)
-    gravest = min(judged, key=lambda v: WORST_FIRST.index(v.word), default=None)
-    told = stored if stored is not None and stored.word == worst(judged) else gravest
-    return MetricRow(
-        title=title,
-        engine=_engine(name),
-        unit=report.unit_shown(unit),
-        measured="not measured" if metric is None else _measured(metric, stored),
-        published="" if figure is None else report.number(figure.value, figure.unit),
-        baseline="" if stored is None else report.number(stored.baseline, stored.unit),
-        change="" if told is None else told.change,
-        limit="" if told is None else told.limit,
-        word="" if told is None else told.word,
-    )
-
-
-def _measured(metric: Metric, stored: Verdict | None) -> str:
-    error = None if stored is None else stored.measured_error
-    return report.number(metric.value, metric.unit, error)
-
-
-def _engine(name: str) -> str:
-    starts = (engine for start, engine in _ENGINE_OF.items() if name.startswith(start))
-    return next(starts, "eager" if name.endswith("_val") else "inductor")
 
 
 def context(inputs: CaseInputs, record: Record) -> Context:

@@ -5,17 +5,16 @@ from __future__ import annotations
 import math
 import statistics
 from dataclasses import dataclass
+from pathlib import Path
 
 from perfline.compare import sequential
 from perfline.compare.model import SIDES
 from perfline.compare.record import CaseComparison, Comparison, LaunchRecord, PairRecord
-from perfline.gates.verdict import Verdict, Word
-from perfline.report import comparison_text as compare_text
-from perfline.report.charts import Figure
-from perfline.report.page_accuracy import FlipList, flip_lists
-from perfline.report.page_case import Difference, Finding, findings
+from perfline.report.charts import Bar, Estimate, Figure, bars, converging
+from perfline.report.comparison_text import counted_pairs, headline, notice_lines
+from perfline.report.page_case import Difference, FlipList, flip_lists
 from perfline.report.page_inputs import CompareInputs
-from perfline.report.plots import Bar, Estimate, bars, converging
+from perfline.report.table import Finding, findings
 
 
 @dataclass(frozen=True)
@@ -33,28 +32,20 @@ class PairRow:
 class ComparisonView:
     """All that the page shows of one compared case."""
 
-    name: str
-    title: str
-    engine: str
-    weights: str
-    word: Word
+    case: CaseComparison
+    whole: Comparison
+    path: Path
     headline: str
     story: str
-    problem: str
     ended: bool
     findings: tuple[Finding, ...]
-    verdicts: tuple[Verdict, ...]
     differences: tuple[Difference, ...]
-    machine: str
     figures: tuple[Figure, ...]
     pairs: tuple[PairRow, ...]
     answers: str
     flips: tuple[FlipList, ...]
     notes: tuple[str, ...]
     absent: tuple[str, ...]
-    created: str
-    command: str
-    path: str
 
 
 def comparison_views(inputs: CompareInputs, most_flips: int) -> list[ComparisonView]:
@@ -67,19 +58,14 @@ def _view(
     inputs: CompareInputs, whole: Comparison, case: CaseComparison, most_flips: int
 ) -> ComparisonView:
     return ComparisonView(
-        name=case.case,
-        title=case.title,
-        engine=case.engine,
-        weights=case.weights,
-        word=case.word,
-        headline=compare_text.headline(case) if case.verdicts else "",
+        case=case,
+        whole=whole,
+        path=inputs.path,
+        headline=headline(case),
         story=_story(case),
-        problem=case.problem,
         ended=case.ended and not whole.partial,
         findings=tuple(findings(case.verdicts)),
-        verdicts=case.verdicts,
         differences=tuple(_differences(case)),
-        machine=case.sides["baseline"].machine,
         figures=tuple(_figures(case)),
         pairs=tuple(_pair_row(i, pair) for i, pair in enumerate(case.pairs, 1)),
         answers=_answers(case),
@@ -92,11 +78,8 @@ def _view(
                 "the baseline's answers (A) → the candidate's (B)",
             )
         ),
-        notes=(*case.notes, *compare_text.notice_lines(case)),
+        notes=(*case.notes, *notice_lines(case)),
         absent=inputs.absent.get(case.case, ()),
-        created=whole.created,
-        command=whole.command,
-        path=str(inputs.path),
     )
 
 
@@ -108,7 +91,7 @@ def _story(case: CaseComparison) -> str:
     now = _decided(case, values)
     assert now.estimate is not None
     side = "slower" if now.estimate > 0 else "faster"
-    pairs = compare_text.counted_pairs(now.pairs)
+    pairs = counted_pairs(now.pairs)
     story = f"The candidate is {abs(_per_cent(now.estimate)):.2f} % {side} after {pairs}"
     if now.low is not None and now.high is not None:
         story += (

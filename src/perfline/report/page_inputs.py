@@ -14,14 +14,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from perfline import filetypes as kinds
 from perfline import jsonfile
-from perfline.baselines import baseline as baselines
-from perfline.baselines import suggestions
+from perfline.baselines import baseline, suggestions
 from perfline.baselines.baseline import Baseline, Published
 from perfline.baselines.suggestions import Refused
 from perfline.cases import data
-from perfline.cases.case import Case, load_cases
+from perfline.cases.case import Case, Scoring, load_cases
 from perfline.compare.record import Comparison
 from perfline.compare.record import load as load_comparison
 from perfline.errors import PerflineError, RecordError, printable
@@ -105,6 +103,21 @@ class Places:
     data_dir: Path | None = None
 
 
+def scoring_of(inputs: CaseInputs, metric: str) -> Scoring | None:
+    """The case's scoring; without its YAML, the one that gives the measured accuracy."""
+    if inputs.case is not None:
+        return inputs.case.mmlu.scoring
+    values = {name: found.value for name, found in inputs.measured.metrics.items()}
+    options: tuple[tuple[Scoring, str], ...] = (
+        ("full-vocab", f"{metric}_full_vocab"),
+        ("letters", f"{metric}_letters"),
+    )
+    for scoring, name in options:
+        if metric in values and values.get(name) == values[metric]:
+            return scoring
+    return None
+
+
 def gather(paths: Sequence[Path], places: Places) -> Inputs:
     """Read the first session's record, every comparison, and the rest as its history.
 
@@ -143,7 +156,7 @@ def _is_comparison(path: Path) -> bool:
         found = jsonfile.read(path, record.SCHEMA, RecordError, _FIX)
     except RecordError:
         return False
-    return kinds.kind(found.data) == "comparison"
+    return jsonfile.kind(found.data) == "comparison"
 
 
 def _flags(path: Path, current: Record, places: Places) -> str:
@@ -204,9 +217,9 @@ def _case_inputs(
 
 
 def _published(measured: CaseRecord, places: Places, absent: list[str]) -> Published | None:
-    path = places.baselines / baselines.PUBLISHED / f"{measured.case}.json"
+    path = places.baselines / baseline.PUBLISHED / f"{measured.case}.json"
     try:
-        return baselines.load_published(path) if path.is_file() else None
+        return baseline.load_published(path) if path.is_file() else None
     except PerflineError as problem:
         absent.append(f"The published figures are not shown: {problem}")
         return None
@@ -217,11 +230,11 @@ def _stored(
 ) -> Baseline | None:
     machine, dummy = current.environment.machine, measured.weights == "dummy"
     try:
-        path = baselines.path(places.baselines, machine, measured.case, dummy)
+        path = baseline.path(places.baselines, machine, measured.case, dummy)
         if not path.is_file():
             absent.append(f"There is no baseline at {path}.")
             return None
-        stored = baselines.load(path)
+        stored = baseline.load(path)
     except PerflineError as problem:
         absent.append(f"The baseline is not shown: {problem}")
         return None

@@ -1,10 +1,11 @@
 """How does a chart become SVG text that a page can restyle? Axes, ticks and marks, nothing else.
 
 Own code instead of a plotting library, on purpose: colours are CSS classes, so that one file serves
-light, dark and print; text stays text, to select and to search; a chart takes 1 to 20 kB (57
-subjects and 200 records stay far below 2 MB) and about a millisecond; and nothing has to be
-installed. matplotlib with ``svg.fonttype none`` came close, and lost on colours (they are literals
-in its output), on size and on seconds per page.
+light, dark and print; text stays text, to select and to search, and every mark tells its value; a
+chart takes 1 to 6 kB and half a millisecond, one of 200 records 40 kB and ten; and nothing has to
+be installed. matplotlib with ``svg.fonttype none`` would halve the lines. It lost on colours (they
+are literals in its output), on what a mark tells (nothing), and on time: over 200 ms a chart, and
+seconds to import it.
 
 Charts are ``WIDTH`` units wide and as wide as a phone: a page lays them out as small multiples, so
 that their text never shrinks below what can be read.
@@ -57,17 +58,17 @@ def linear(
     if whole:
         step = max(1.0, float(math.ceil(step)))
     first, last = math.ceil(low / step), math.floor(high / step)
-    ticks = tuple((i * step, number(i * step, step)) for i in range(first, last + 1))
+    ticks = tuple((i * step, rounded(i * step, step)) for i in range(first, last + 1))
     return Axis(low, high, ticks, label)
 
 
-def named(names: Sequence[str], label: str = "") -> Axis:
+def named(names: Sequence[str]) -> Axis:
     """Return an axis with one row a name, the first at the top."""
     ticks = tuple((float(i), name) for i, name in enumerate(names))
-    return Axis(len(names) - 0.5, -0.5, ticks, label)
+    return Axis(len(names) - 0.5, -0.5, ticks, "")
 
 
-def number(value: float, step: float) -> str:
+def rounded(value: float, step: float) -> str:
     """Return a value with the decimals that a step needs: ``12,500``, ``0.25``."""
     if value and (abs(value) >= 1e9 or step < 1e-6):
         return f"{value:.3g}"
@@ -149,16 +150,12 @@ class Chart:
         """Draw a line at ``y`` over the whole width."""
         self.line([(self._x.low, y), (self._x.high, y)], kind, title)
 
-    def text(
-        self, x: float, y: float, words: str, kind: str, *, dx: float = 0, anchor: str = "start"
-    ) -> None:
-        """Write at a point, ``dx`` units to the right of it, kept inside the drawing."""
+    def text(self, x: float, y: float, words: str, kind: str) -> None:
+        """Write beside a point, to its right or where that is outside the drawing to its left."""
         a, b = self.at(x, y)
-        a += dx
-        width = len(words) * _CHARACTER
-        if anchor == "start" and a + width > WIDTH - 2:
-            a, anchor = a - 2 * dx, "end"
-        self._marks.append(_text(a, b + 4, words, kind, anchor))
+        right = a + 6 + len(words) * _CHARACTER <= WIDTH - 2
+        place, anchor = (a + 6, "start") if right else (a - 6, "end")
+        self._marks.append(_text(place, b + 4, words, kind, anchor))
 
     def svg(self) -> str:
         """Return the whole drawing."""

@@ -1,4 +1,4 @@
-"""How does a person read what was measured? Tables and sentences for terminal and Markdown.
+"""How does a person read what was measured, in the terminal? Tables and sentences.
 
 Nothing is compared here: words come from ``verdict``, numbers from the record.
 """
@@ -8,49 +8,44 @@ from __future__ import annotations
 import re
 import textwrap
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-
-from tabulate import tabulate
 
 from perfline.baselines.baseline import Published
 from perfline.baselines.suggestions import Refused, next_command, next_of, settling
 from perfline.fields import Scalar
-from perfline.gates.verdict import WORST_FIRST, Flip, Verdict, worst
+from perfline.gates.verdict import WORST_FIRST, Verdict, worst
 from perfline.measure.record import CaseRecord, Record
-from perfline.metrics import Metric, summary
+from perfline.metrics import summary
+from perfline.report.table import (
+    PUBLISHED_TABLE,
+    findings,
+    flip_counts,
+    flip_lines,
+    grid,
+    metric_row,
+    number,
+    verdict_table,
+)
 
 WIDTH = 80
-FLIPS_SHOWN = 10
 _RANKS_SHOWN = 16
 
-# The published table in its order: name, what it is called.
-PUBLISHED_TABLE = (
-    ("e2e_time", "e2e_time"),
-    ("p_val_whole", "p_val_whole"),
-    ("p_val_core", "p_val_core"),
-    ("p_infer_whole", "p_infer_whole"),
-    ("p_infer_core", "p_infer_core"),
-    ("mfu", "MFU"),
-    ("acc_infer", "acc infer"),
-    ("acc_val", "acc val"),
-    ("mem", "mem"),
-)
-BESIDE = (
-    ("mfu_computed", "MFU computed"),
-    ("load_peak", "load peak"),
-    ("compile_time", "compile time"),
-    ("graphs", "graphs"),
-    ("graph_breaks", "graph breaks"),
-    ("recompiles", "recompiles"),
-    ("questions", "timed questions"),
-    ("tokens", "tokens, all rounds"),
-    ("tokens_per_joule", "tokens per joule"),
-    ("p_val_core_per_device", "p_val_core per device"),
-    ("p_infer_core_per_device", "p_infer_core per device"),
-    ("scaling_efficiency_val", "scaling efficiency val"),
-    ("scaling_efficiency_infer", "scaling efficiency infer"),
-)
+_BESIDE = {
+    "mfu_computed": "MFU computed",
+    "load_peak": "load peak",
+    "compile_time": "compile time",
+    "graphs": "graphs",
+    "graph_breaks": "graph breaks",
+    "recompiles": "recompiles",
+    "questions": "timed questions",
+    "tokens": "tokens, all rounds",
+    "tokens_per_joule": "tokens per joule",
+    "p_val_core_per_device": "p_val_core per device",
+    "p_infer_core_per_device": "p_infer_core per device",
+    "scaling_efficiency_val": "scaling efficiency val",
+    "scaling_efficiency_infer": "scaling efficiency infer",
+}
 
 
 @dataclass(frozen=True)
@@ -81,7 +76,7 @@ def failure(
     story = next(v for v in verdicts if v.word == grave)
     lines = [story.headline, "", textwrap.indent(verdict_table(verdicts), "  "), ""]
     lines += reason_lines(verdicts)
-    lines += flip_lines([flip for verdict in verdicts for flip in verdict.flips])
+    lines += _flip_lines(verdicts)
     if all(verdict.gate == "published" for verdict in verdicts):
         lines.append("  baseline  the published figure")
     elif origin.date is not None:
@@ -97,97 +92,29 @@ def failure(
     return "\n".join(lines)
 
 
-def reason_lines(verdicts: Sequence[Verdict]) -> list[str]:
+def reason_lines(verdicts: Iterable[Verdict]) -> list[str]:
     """Why each verdict is not ``ok``; metrics with the same reason share it."""
-    shared: dict[tuple[str, str], list[str]] = {}
-    for verdict in verdicts:
-        if verdict.word != "ok" and verdict.reason:
-            shared.setdefault((verdict.word, verdict.reason), []).append(verdict.metric)
     return [
         line
-        for (word, reason), names in shared.items()
-        for line in paragraph(f"{', '.join(dict.fromkeys(names))} {word}: {reason}")
+        for finding in findings(verdicts)
+        if finding.reason
+        for line in paragraph(f"{finding.metrics} {finding.word}: {finding.reason}")
     ]
 
 
-def verdict_table(
-    verdicts: Iterable[Verdict], tablefmt: str = "plain", quote: Callable[[str], str] = str
-) -> str:
-    """One row a verdict: what it is compared with, what was measured, the limit and the word.
-
-    What is compared with published figures has a table of its own, whose column says so: a metric
-    may stand in both. ``quote`` makes text from a record safe for the format of the table.
-    """
-    all_of_them = list(verdicts)
-    stored = [verdict for verdict in all_of_them if verdict.gate != "published"]
-    published = [verdict for verdict in all_of_them if verdict.gate == "published"]
-    tables = []
-    for against, some in (("baseline", stored), ("published", published)):
-        rows = [
-            [
-                quote(verdict.metric),
-                quote(unit_shown(verdict.unit)),
-                number(verdict.baseline, verdict.unit, verdict.baseline_error),
-                number(verdict.measured, verdict.unit, verdict.measured_error),
-                verdict.change,
-                quote(verdict.limit),
-                verdict.word,
-            ]
-            for verdict in some
-        ]
-        headers = ["metric", "unit", against, "measured", "change", "limit", "verdict"]
-        if rows:
-            tables.append(tabulate(rows, headers, tablefmt, disable_numparse=True))
-    return "\n\n".join(tables)
-
-
-def flip_lines(flips: Sequence[Flip]) -> list[str]:
-    """The first flipped questions, and how many more there are."""
-    if not flips:
-        return []
-    kinds = Counter(flip.kind for flip in flips)
-    lines = [f"  flipped questions: {', '.join(f'{n} {kind}' for kind, n in kinds.items())}"]
-    for flip in flips[:FLIPS_SHOWN]:
-        given = f"{flip.before} -> {flip.after} (label {flip.label}{margin_note(flip)})"
-        lines.append(f"    {flip.id}: {given}")
-    if len(flips) > FLIPS_SHOWN:
-        lines.append(f"    ... and {len(flips) - FLIPS_SHOWN} more, in the record")
-    return lines
-
-
-def margin_note(flip: Flip) -> str:
-    """How close the stored answer was; empty where that is not known."""
-    return "" if flip.margin is None else f", stored margin {flip.margin:.3g} logits"
-
-
-def case_table(
-    case: CaseRecord,
-    published: Published | None,
-    tablefmt: str = "plain",
-    quote: Callable[[str], str] = str,
-) -> str:
+def case_table(case: CaseRecord, published: Published | None, tablefmt: str = "plain") -> str:
     """The published table's metrics, measured and published, and what stands beside them."""
     figures = published.metrics if published is not None else {}
-    rows = []
-    for name, title in (*PUBLISHED_TABLE, *BESIDE):
-        metric = case.metrics.get(name)
-        figure = figures.get(name)
-        if metric is None and figure is None:
-            continue
-        unit = metric.unit if metric is not None else figure.unit if figure is not None else ""
-        measured = "not measured" if metric is None else number(metric.value, unit)
-        if metric is not None and name.startswith("scaling_efficiency") and metric.samples:
-            measured = number(metric.value, unit, summary(metric.samples)[1])
-        note = f" ({case.notes['compile_cache']} cache)" if _cache_known(name, case) else ""
-        shown = "" if figure is None else number(figure.value, unit)
-        rows.append([title, quote(unit_shown(unit)), quote(measured + note), shown])
-    headers = ["metric", "unit", "measured"]
-    if published is None:
-        rows = [row[:-1] for row in rows]
-    else:
-        device = f" ({quote(published.device)})" if published.device else ""
-        headers.append(f"published{device}")
-    return tabulate(rows, headers, tablefmt, disable_numparse=True)
+    rows = [
+        metric_row(case, published, name, title)
+        for name, title in {**PUBLISHED_TABLE, **_BESIDE}.items()
+        if name in case.metrics or name in figures
+    ]
+    headers, cells = ["metric", "unit", "measured"], [[r.title, r.unit, r.measured] for r in rows]
+    if published is not None:
+        headers.append(f"published ({published.device})" if published.device else "published")
+        cells = [[*known, row.published] for known, row in zip(cells, rows, strict=True)]
+    return grid(headers, cells, tablefmt)
 
 
 def session_lines(
@@ -207,7 +134,7 @@ def session_lines(
         if compared:
             lines += [textwrap.indent(verdict_table(compared), "  "), ""]
         lines += reason_lines(case.verdicts)
-        lines += flip_lines([flip for verdict in case.verdicts for flip in verdict.flips])
+        lines += _flip_lines(case.verdicts)
         lines += [line for error in case.errors for line in paragraph(f"error: {error}")]
         lines += thrown_out_lines(case)
         lines += [line for text in rank_lines(case) for line in paragraph(text)]
@@ -305,40 +232,9 @@ def context_change(before: Mapping[str, Scalar], after: Mapping[str, Scalar]) ->
     return "; ".join(changed) if changed else "torch, driver and all other versions unchanged"
 
 
-def number(value: float | None, unit: str, error: float | None = None) -> str:
-    """A value as people read it; fractions in per cent; empty where there is none."""
-    if value is None:
-        return ""
-    scale = 100 if unit == "fraction" else 1
-    digits = {"fraction": 2, "GiB": 2, "tok/s": 1, "s": 1}.get(unit, 0)
-    if unit == "tok/s" and value >= 1000:
-        digits = 0
-    form = f".{digits}f"
-    if unit in ("us/tok", "logits", "tok/J", "questions/s", "x"):
-        form = ".4g"
-    shown = f"{scale * value:{form}}"
-    return shown if error is None else f"{shown} +- {scale * error:{form}}"
-
-
-def keyed_by_unit(metrics: Iterable[Metric]) -> dict[str, float]:
-    """``{name_unit: value}``, such as ``p_infer_core_tok_per_s``: the unit is in the key."""
-    suffixes = {"tok/s": "tok_per_s", "GiB": "gib", "tok": "tokens", "tok/J": "tok_per_joule"}
-    suffixes |= {"questions/s": "questions_per_s", "MHz": "mhz", "C": "c", "W": "w"}
-    keyed = {}
-    for metric in metrics:
-        suffix = suffixes.get(metric.unit, metric.unit)
-        name = metric.name if metric.name.endswith(suffix) else f"{metric.name}_{suffix}"
-        keyed[name] = metric.value
-    return keyed
-
-
-def unit_shown(unit: str) -> str:
-    """The unit as people read it."""
-    return "%" if unit == "fraction" else unit
-
-
-def _cache_known(name: str, case: CaseRecord) -> bool:
-    return name == "compile_time" and "compile_cache" in case.notes
+def _flip_lines(verdicts: Sequence[Verdict]) -> list[str]:
+    lines = [f"    {line}" for line in flip_lines(verdicts, "stored")]
+    return [f"  flipped questions: {flip_counts(verdicts)}", *lines] if lines else []
 
 
 def _advice(line: str) -> list[str]:

@@ -25,8 +25,7 @@ from perfline.engines.engine import CompileCounts
 from perfline.engines.environment import Environment
 from perfline.engines.telemetry import RoundHealth
 from perfline.errors import BaselineError
-from perfline.gates import performance as gates
-from perfline.gates import verdict
+from perfline.gates import performance, verdict
 from perfline.gates.verdict import Verdict, Word
 from perfline.measure import record, throughput
 from perfline.measure.case_run import CaseRun
@@ -199,10 +198,13 @@ def test_creep_against_a_pinned_baseline_is_seen_at_the_second_step(line: Line) 
 
 def test_each_step_of_creep_is_within_the_margin_of_the_one_before(line: Line) -> None:
     """What a gate without an anchor lets through: 8.7 % in six steps."""
-    limits, run = line.case.gates, gates.Run()
+    limits, run = line.case.gates, performance.Run()
     for before, after in zip([1000.0, *STEPS], STEPS, strict=False):
         metric = Metric("p_infer_core", after, "tok/s", "higher", (after,) * 3)
-        assert gates.against_sessions(metric, gates.Held([before]), limits, run).word == "ok"
+        assert (
+            performance.against_sessions(metric, performance.Held([before]), limits, run).word
+            == "ok"
+        )
 
 
 def test_creep_against_the_last_release_is_seen_by_the_anchor(line: Line) -> None:
@@ -403,9 +405,9 @@ def test_no_spread_at_all_leaves_the_declared_one(
     """The prior weighs as much as 8 sessions: n equal ones narrow it by sqrt(8 / (7 + n))."""
     spec = GatesSpec(throughput_session_sd_fraction=prior)
     metric = Metric("p_infer_core", speed, "tok/s", "higher", (speed,) * rounds)
-    held = gates.Held([speed] * sessions)
+    held = performance.Held([speed] * sessions)
 
-    same = gates.against_sessions(metric, held, spec, gates.Run())
+    same = performance.against_sessions(metric, held, spec, performance.Run())
 
     assert same.word in ("ok", "unsure")
     assert same.measured_error == pytest.approx(0, abs=1e-9 * speed)
@@ -419,8 +421,8 @@ def test_equal_sessions_do_not_make_the_gate_infinitely_sharp(sessions: int) -> 
     def word(change: float) -> Word:
         value = 1000 * (1 + change)
         metric = Metric("p_infer_core", value, "tok/s", "higher", (value,) * 5)
-        held = gates.Held([1000.0] * sessions)
-        return gates.against_sessions(metric, held, GatesSpec(), gates.Run()).word
+        held = performance.Held([1000.0] * sessions)
+        return performance.against_sessions(metric, held, GatesSpec(), performance.Run()).word
 
     assert word(-0.004) != "regressed"
     assert word(0.004) != "improved"

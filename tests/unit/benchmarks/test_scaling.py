@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from perfline.engines import prefix_plan as prefix
+from perfline.engines import prefix_plan
 from perfline.tasks.mmlu import Prompt
 
 BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
@@ -48,10 +48,10 @@ def works(n: int) -> list[model.Work]:
 
 def test_the_work_of_a_plan_is_that_of_its_forwards():
     prompts = asked(3)  # one node of 40 tokens, three suffixes of 60 behind it
-    plan = prefix.plan(prompts, prefix.Limits(forward_cost_tokens=16))
+    plan = prefix_plan.plan(prompts, prefix_plan.Limits(forward_cost_tokens=16))
     found = model.work(plan, least_rows=1)
     assert found == model.Work(tokens=40 + 3 * 60, forwards=2, pairs=40 * 40 + 3 * 60 * 100)
-    two_rows = prefix.plan(prompts, prefix.Limits(forward_cost_tokens=16, least_rows=2))
+    two_rows = prefix_plan.plan(prompts, prefix_plan.Limits(forward_cost_tokens=16, least_rows=2))
     assert model.work(two_rows, least_rows=2) == replace(
         found, tokens=2 * 40 + 3 * 60, pairs=2 * 40 * 40 + 3 * 60 * 100
     )

@@ -15,8 +15,7 @@ import pytest
 from fake_workers import FakeLauncher, answers, pair, ready
 from perfline.cli import compare as compare_cli
 from perfline.cli import main as cli
-from perfline.compare import record as compare_file
-from perfline.compare import sides
+from perfline.compare import record, sides
 from perfline.compare.environments import Made
 from perfline.errors import InstallError, RecordError, WorkerError
 
@@ -79,7 +78,7 @@ def test_a_slower_candidate_exits_1(started: Started, capsys: pytest.CaptureFixt
     progress = shown.err.splitlines()
     assert progress[0] == "tiny inductor, at most 48 launch pairs; B against A: nothing (A/A)"
     assert [line.split(":")[0] for line in progress[1:]] == [f"pair {n}" for n in range(1, 11)]
-    found = compare_file.load(Path("results/compare.json"))
+    found = record.load(Path("results/compare.json"))
     assert (found.partial, found.command) == (False, "perfline compare tiny")
     assert len(found.cases["tiny"].pairs) == 10
     assert started.launchers[0].log[-1] == "end"
@@ -108,7 +107,7 @@ def test_a_crash_exits_1(started: Started, capsys: pytest.CaptureFixture[str]) -
     assert run("tiny") == 1
 
     assert capsys.readouterr().out.startswith("tiny inductor invalid: candidate: killed by")
-    assert len(compare_file.load(Path("results/compare.json")).cases["tiny"].pairs) == 4
+    assert len(record.load(Path("results/compare.json")).cases["tiny"].pairs) == 4
 
 
 def test_ctrl_c_leaves_a_usable_record_and_the_story(
@@ -122,7 +121,7 @@ def test_ctrl_c_leaves_a_usable_record_and_the_story(
     shown = capsys.readouterr()
     assert shown.out.startswith("tiny inductor not decided: +25.0 %")
     assert "perfline: interrupted" in shown.err
-    found = compare_file.load(Path("results/compare.json"))
+    found = record.load(Path("results/compare.json"))
     assert (found.partial, len(found.cases["tiny"].pairs)) == (True, 7)
     assert "**Interrupted**" in Path("summary.md").read_text()
     assert started.launchers[0].live == set()
@@ -143,7 +142,7 @@ def test_a_cancelled_job_ends_as_ctrl_c_does(
     assert run("tiny") == 130
 
     assert "not decided" in capsys.readouterr().out
-    assert compare_file.load(Path("results/compare.json")).partial
+    assert record.load(Path("results/compare.json")).partial
     assert signal.getsignal(signal.SIGTERM) == before
     assert started.ended == 1
 
@@ -152,7 +151,7 @@ def test_a_full_disk_still_tells_what_was_measured(
     started: Started, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     started.launchers = [pair(1.0, 1.25)]
-    save, saved = compare_file.save, []
+    save, saved = record.save, []
 
     def full(path: Path, comparison: object) -> None:
         saved.append(path)
@@ -160,7 +159,7 @@ def test_a_full_disk_still_tells_what_was_measured(
             raise RecordError(f"{path}: cannot be written (No space left on device)")
         save(path, comparison)
 
-    monkeypatch.setattr(compare_file, "save", full)
+    monkeypatch.setattr(record, "save", full)
     assert run("tiny") == 2
     shown = capsys.readouterr()
     assert shown.out.startswith("tiny inductor not decided: +25.0 %")
@@ -177,7 +176,7 @@ def test_an_old_record_does_not_pass_for_this_one(started: Started) -> None:
 
     assert run("tiny") == 130
 
-    assert compare_file.load(Path("results/compare.json")).cases["tiny"].pairs == ()
+    assert record.load(Path("results/compare.json")).cases["tiny"].pairs == ()
 
 
 def test_every_option_reaches_its_place(started: Started) -> None:
@@ -210,7 +209,7 @@ def test_every_option_reaches_its_place(started: Started) -> None:
     assert asked.ranks == 4
     assert asked.data_dir == Path("data")
     assert started.timeout_s == 60
-    found = compare_file.load(Path("out/c.json"))
+    found = record.load(Path("out/c.json"))
     case = found.cases["tiny"]
     assert (case.margin_fraction, case.looks, case.rounds) == (0.05, (10, 12), 4)
     assert case.ranks == 4
@@ -237,7 +236,7 @@ def test_the_command_in_the_record_does_the_same_again(
     monkeypatch.setattr(sides, "make", lambda *given: Made(Path("/made/bin/python")))
     run(*words)
 
-    command = compare_file.load(Path("c.json")).command
+    command = record.load(Path("c.json")).command
 
     assert "hf_secret" not in command
     assert "hunter2" not in Path("c.json").read_text()
@@ -279,7 +278,7 @@ def test_what_is_asked_for_is_installed_beside_the_side_s_packages_and_every_ver
         assert "B against A: a 1 -> 2, gone 1 -> none, new none -> 5" in text
         assert "candidate: b requires a<2" in text
         assert "/made/bin/python, working tree, installed a==2" in text
-    case = compare_file.load(Path("results/compare.json")).cases["tiny"]
+    case = record.load(Path("results/compare.json")).cases["tiny"]
     assert (case.sides["candidate"].packages, case.sides["candidate"].install) == (new, ("a==2",))
     assert case.sides["baseline"].packages == old
 
@@ -346,7 +345,7 @@ def test_several_cases_run_one_after_the_other_and_share_alpha(
     assert run("tiny", "other", "--dummy-weights", where) == 1
 
     shown = capsys.readouterr()
-    cases = compare_file.load(Path("results/compare.json")).cases
+    cases = record.load(Path("results/compare.json")).cases
     assert [workload.case for workload in started.workloads] == ["tiny", "other"]
     assert [cases[name].word for name in ("tiny", "other")] == ["regressed", "ok"]
     assert cases["tiny"].alpha == pytest.approx(0.00083)

@@ -18,7 +18,7 @@ from perfline.baselines import baseline
 from perfline.cli import main as cli
 from perfline.engines.environment import Environment
 from perfline.errors import BaselineError
-from perfline.report.text import number
+from perfline.report.table import number
 from samples import (
     CONTEXT,
     MACHINE,

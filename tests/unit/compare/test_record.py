@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from fake_workers import FakeLauncher, Script, answers, last, noisy, pair, plan, sides
 from perfline import jsonfile
-from perfline.compare import record as compare_file
+from perfline.compare import record
 from perfline.compare.model import Round
 from perfline.compare.record import CaseComparison, Comparison, LaunchRecord, PairRecord, shown_env
 from perfline.errors import RecordError
@@ -49,9 +49,9 @@ def test_a_record_survives_its_file(tmp_path: Path) -> None:
     found = dataclasses.replace(compared(launcher), notes=("whole launches in turn",))
     comparison = whole(found, dataclasses.replace(compared(), case="other"), partial=True)
 
-    compare_file.save(tmp_path / "compare.json", comparison)
+    record.save(tmp_path / "compare.json", comparison)
 
-    assert compare_file.load(tmp_path / "compare.json") == comparison
+    assert record.load(tmp_path / "compare.json") == comparison
     assert comparison.cases["tiny"].pairs[2].void != ""
 
 
@@ -60,23 +60,23 @@ def test_a_comparison_that_has_not_begun_survives_its_file(tmp_path: Path) -> No
 
     comparison = whole(compare.begin(plan()), partial=True)
 
-    compare_file.save(tmp_path / "compare.json", comparison)
+    record.save(tmp_path / "compare.json", comparison)
 
-    assert compare_file.load(tmp_path / "compare.json") == comparison
+    assert record.load(tmp_path / "compare.json") == comparison
 
 
 def test_ranks_are_kept_and_one_process_is_written_as_ever(tmp_path: Path) -> None:
     path, found = tmp_path / "compare.json", whole().cases["tiny"]
     for ranks, written in ((1, False), (4, True)):
         comparison = whole(dataclasses.replace(found, ranks=ranks))
-        compare_file.save(path, comparison)
-        assert compare_file.load(path) == comparison
+        record.save(path, comparison)
+        assert record.load(path) == comparison
         assert ('"ranks"' in path.read_text()) == written
 
 
 def test_the_file_repeats_the_log_ratio_for_people(tmp_path: Path) -> None:
     comparison = whole()
-    compare_file.save(tmp_path / "compare.json", comparison)
+    record.save(tmp_path / "compare.json", comparison)
 
     (found,) = json.loads((tmp_path / "compare.json").read_text())["cases"].values()
 
@@ -85,8 +85,8 @@ def test_the_file_repeats_the_log_ratio_for_people(tmp_path: Path) -> None:
 
 
 def test_saving_leaves_nothing_but_the_record(tmp_path: Path) -> None:
-    compare_file.save(tmp_path / "results/compare.json", whole())
-    compare_file.save(tmp_path / "results/compare.json", whole(partial=True))
+    record.save(tmp_path / "results/compare.json", whole())
+    record.save(tmp_path / "results/compare.json", whole(partial=True))
 
     assert [path.name for path in (tmp_path / "results").iterdir()] == ["compare.json"]
 
@@ -158,7 +158,7 @@ ROUND = ("cases", "tiny", "pairs", 0, "baseline", "rounds", 0)
 def changed(folder: Path, change: Callable[[Any], None]) -> tuple[Path, Any]:
     """The file of a comparison, and what it holds after ``change``, yet to be written."""
     path = folder / "compare.json"
-    compare_file.save(path, whole())
+    record.save(path, whole())
     data = json.loads(path.read_text())
     change(data)
     return path, data
@@ -212,7 +212,7 @@ def test_a_broken_record_names_its_key(
     path.write_text(json.dumps(data))
 
     with pytest.raises(RecordError) as raised:
-        compare_file.load(path)
+        record.load(path)
 
     assert str(raised.value).startswith(f"{path}: {message}")
     assert str(raised.value).endswith("; run perfline compare again")
@@ -220,23 +220,23 @@ def test_a_broken_record_names_its_key(
 
 def test_a_pair_that_counts_without_a_round_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "compare.json"
-    compare_file.save(path, whole())
+    record.save(path, whole())
     data = json.loads(path.read_text())
     for measured in data["cases"]["tiny"]["pairs"][0]["baseline"]["rounds"]:
         measured["faults"] = ["throttled"]
     path.write_text(json.dumps(data))
 
     with pytest.raises(RecordError, match=r"pairs\.0\.void' is empty, yet no round pair"):
-        compare_file.load(path)
+        record.load(path)
 
 
 def test_an_edited_record_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "compare.json"
-    compare_file.save(path, whole())
+    record.save(path, whole())
     path.write_text(path.read_text().replace('"title": "tiny', '"title": "other', 1))
 
     with pytest.raises(RecordError, match="was edited by hand"):
-        compare_file.load(path)
+        record.load(path)
 
 
 def test_a_session_s_record_is_no_comparison(tmp_path: Path) -> None:
@@ -244,7 +244,7 @@ def test_a_session_s_record_is_no_comparison(tmp_path: Path) -> None:
     jsonfile.write(path, {"schema": 1, "created": "x"}, RecordError)
 
     with pytest.raises(RecordError, match="is no record of perfline compare"):
-        compare_file.load(path)
+        record.load(path)
 
 
 def test_sides_that_are_asked_for_stand_in_the_record() -> None:
@@ -291,7 +291,7 @@ def test_what_nobody_measured_is_refused_though_its_digest_fits(
     jsonfile.write(path, data | {"digest": jsonfile.digest(data)}, RecordError)
 
     with pytest.raises(RecordError) as raised:
-        compare_file.load(path)
+        record.load(path)
 
     assert message in str(raised.value)
     assert "\n" not in str(raised.value)
@@ -300,15 +300,15 @@ def test_what_nobody_measured_is_refused_though_its_digest_fits(
 
 def test_no_energy_is_no_broken_record(tmp_path: Path) -> None:
     comparison = whole(compared(FakeLauncher(Script(joules=0.0), Script(joules=0.0))))
-    compare_file.save(tmp_path / "compare.json", comparison)
+    record.save(tmp_path / "compare.json", comparison)
 
-    assert compare_file.load(tmp_path / "compare.json") == comparison
+    assert record.load(tmp_path / "compare.json") == comparison
 
 
 @pytest.mark.parametrize("keys", [("cases", "tiny"), ("unknown",)])
 def test_a_deep_record_is_one_line_at_any_depth(tmp_path: Path, keys: tuple[str, ...]) -> None:
     path = tmp_path / "compare.json"
-    compare_file.save(path, whole())
+    record.save(path, whole())
     data = json.loads(path.read_text())
     _set(*keys, value="HERE")(data)
     text = json.dumps(data)
@@ -316,4 +316,4 @@ def test_a_deep_record_is_one_line_at_any_depth(tmp_path: Path, keys: tuple[str,
     for depth in (*range(850, 1000), 3000):  # it depends on Python and its stack what fails
         path.write_text(text.replace('"HERE"', "[" * depth + "]" * depth))
         with pytest.raises(RecordError, match=r"too deeply|cases\.tiny' is|edited by hand"):
-            compare_file.load(path)
+            record.load(path)

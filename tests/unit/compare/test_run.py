@@ -20,9 +20,8 @@ from fake_workers import (
     with_side,
     workload,
 )
-from perfline.compare import gates as compare_gates
+from perfline.compare import gates, sequential
 from perfline.compare import run as compare
-from perfline.compare import sequential
 from perfline.compare.record import CaseComparison
 from perfline.errors import CaseError, DeviceMemory, EngineError, WorkerError
 
@@ -526,7 +525,7 @@ def test_an_early_case_gets_what_a_later_one_handed_on() -> None:
 def test_the_first_verdict_is_always_that_on_time() -> None:
     seen = [state.verdicts[0].metric for state in states(pair(1.0, 1.0))]
 
-    assert set(seen) == {compare_gates.TIME}
+    assert set(seen) == {gates.TIME}
     assert compare.begin(plan()).verdicts[0].word == "unsure"
 
 

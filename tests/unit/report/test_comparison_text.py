@@ -17,12 +17,12 @@ from fake_workers import (
     states,
     with_side,
 )
-from perfline.compare import record as compare_file
+from perfline.compare import record
 from perfline.compare import run as compare
 from perfline.compare.record import CaseComparison, Comparison
 from perfline.errors import WorkerError
 from perfline.measure.notices import Notice
-from perfline.report import comparison_text as compare_text
+from perfline.report import comparison_text
 
 COMMAND = "perfline compare tiny --baseline-ref main"
 
@@ -32,7 +32,7 @@ def whole(*cases: CaseComparison, partial: bool = False) -> Comparison:
 
 
 def terminal(*cases: CaseComparison, partial: bool = False) -> str:
-    return compare_text.terminal(whole(*cases, partial=partial), "results/compare.json")
+    return comparison_text.terminal(whole(*cases, partial=partial), "results/compare.json")
 
 
 def slower(**changes: Any) -> CaseComparison:
@@ -57,13 +57,13 @@ def test_the_first_line_is_the_whole_story() -> None:
 def test_ranks_stand_in_the_story_and_the_opening_line() -> None:
     found = slower(ranks=4)
     assert terminal(found).startswith("tiny inductor on 4 ranks regressed +24.")
-    assert compare_text.opening_line(found).startswith("tiny inductor on 4 ranks, at most 48 ")
+    assert comparison_text.opening_line(found).startswith("tiny inductor on 4 ranks, at most 48 ")
     assert "on 4 ranks of Fake GPU, both sides: torch" in " ".join(terminal(found).split())
-    assert len(compare_text.headline(slower(ranks=8, case="deepseek-7b"))) <= 80
+    assert len(comparison_text.headline(slower(ranks=8, case="deepseek-7b"))) <= 80
 
 
 def test_a_long_name_still_fits() -> None:
-    assert len(compare_text.headline(slower(case="deepseek-7b"))) <= 80
+    assert len(comparison_text.headline(slower(case="deepseek-7b"))) <= 80
 
 
 @pytest.mark.parametrize("partial", [False, True])
@@ -87,9 +87,9 @@ def test_the_sign_is_explained() -> None:
 
 def test_one_pair_is_not_a_plural() -> None:
     one = last(pair(1.0, 1.0), plan(max_pairs=1))
-    assert "at most 1 launch pair; B" in compare_text.opening_line(one)
+    assert "at most 1 launch pair; B" in comparison_text.opening_line(one)
     assert "1 of 1 launch pair counted; " in terminal(one)
-    assert "after 1 launch pair " in compare_text.headline(dataclasses.replace(one, ended=False))
+    assert "after 1 launch pair " in comparison_text.headline(dataclasses.replace(one, ended=False))
 
 
 def row(text: str, name: str) -> list[str]:
@@ -223,11 +223,11 @@ def test_interrupted_before_the_first_pair() -> None:
 def test_the_next_command(factors: tuple[float, float], sd: float, expected: str) -> None:
     found = last(pair(*factors, sd=sd), plan(max_pairs=14))
 
-    assert expected in compare_text.next_command(whole(found))
+    assert expected in comparison_text.next_command(whole(found))
 
 
 def test_nothing_is_next_after_ok() -> None:
-    assert compare_text.next_command(whole(last(pair(1.0, 1.0)))) == ""
+    assert comparison_text.next_command(whole(last(pair(1.0, 1.0)))) == ""
 
 
 def test_the_gravest_case_comes_first() -> None:
@@ -239,7 +239,7 @@ def test_the_gravest_case_comes_first() -> None:
 def test_a_line_for_every_pair() -> None:
     found = [timed(state, 15.2) for state in states(pair(1.0, 1.25, sd=0.01))]
 
-    lines = [compare_text.progress_line(state) for state in found]
+    lines = [comparison_text.progress_line(state) for state in found]
 
     assert re.fullmatch(
         r"pair 1: B \+2\d\.\d % \(no interval yet\), at most 47 pairs left, about 12 min", lines[0]
@@ -256,7 +256,7 @@ def test_a_void_pair_says_so() -> None:
     launcher = pair(1.0, 1.0)
     launcher.candidate.faults = lambda launch, turn: ("clocks throttled " * 9,)
 
-    line = compare_text.progress_line(states(launcher)[0])
+    line = comparison_text.progress_line(states(launcher)[0])
 
     assert line.startswith("pair 1: void, 6 of 6 round pairs thrown out: clocks throttled")
     assert len(line) <= 80
@@ -269,7 +269,7 @@ def test_markdown_says_the_same_and_quotes_what_it_shows() -> None:
     crashed.candidate.round_fails = {0: WorkerError("gone\n~~~~\n# title")}
     wrong = dataclasses.replace(last(crashed), case="other")
 
-    text = compare_text.markdown(whole(last(launcher), wrong))
+    text = comparison_text.markdown(whole(last(launcher), wrong))
 
     assert text.startswith("## perfline compare: tiny inductor regressed +25.0 %")
     assert "| core_time " in text
@@ -285,7 +285,7 @@ def test_the_next_command_has_each_option_once() -> None:
     comparison = dataclasses.replace(whole(found), command="perfline compare tiny --max-pairs 14")
 
     assert re.fullmatch(
-        r"perfline compare tiny --max-pairs \d{2,3}", compare_text.next_command(comparison)
+        r"perfline compare tiny --max-pairs \d{2,3}", comparison_text.next_command(comparison)
     )
 
 
@@ -325,5 +325,5 @@ def test_what_other_packages_said_is_told_with_the_side_that_heard_it(tmp_path) 
     assert "notice, A and B: torch: TF32 is off" in lines
     assert "notice, B: transformers: `x` is deprecated (seen 3 times" in lines
     path = tmp_path / "compare.json"
-    compare_file.save(path, whole(found))
-    assert compare_file.load(path).cases["tiny"].sides == sides
+    record.save(path, whole(found))
+    assert record.load(path).cases["tiny"].sides == sides

@@ -24,7 +24,7 @@ from perfline.cli.export import FORMATS, add_export
 from perfline.engines.environment import Environment
 from perfline.errors import RecordError
 from perfline.metrics import Metric
-from perfline.report import export_lm_eval, export_otava, exports
+from perfline.report import export_lm_eval, exports
 from perfline.tasks.answers import StoredAnswers
 from samples import MACHINE, answers, case_record, metrics, record, saved, speed, verdict
 
@@ -260,6 +260,20 @@ def test_bounds_of_a_fraction_stay_fractions():
     assert found["tiny"]["acc-infer-fraction"]["upper_value"] == 1.0
 
 
+@pytest.mark.parametrize(
+    ("name", "unit", "shown"),
+    [
+        ("p_infer_core", "tok/s", "p_infer_core_tok_per_s"),
+        ("mem", "GiB", "mem_gib"),
+        ("mfu", "fraction", "mfu_fraction"),
+        ("tokens", "tok", "tokens"),
+        ("ttft", "ms/tok", "ttft_ms_per_tok"),
+    ],
+)
+def test_the_unit_is_in_the_key(name, unit, shown):
+    assert exports.key(Metric(name, 1.0, unit, "info")) == shown
+
+
 def test_every_metric_that_perfline_knows_has_a_slug():
     known = [
         ("acc_infer_questions_per_s", "questions/s"),
@@ -317,7 +331,7 @@ def session(day: int, tok_per_s: float = 1000.0, **changes) -> exports.Export:
 
 def csv_of(path: Path, *found: exports.Export, **options) -> str:
     for export in found:
-        export_otava.append(path, export_otava.row(export, **options))
+        exports.append_otava(path, exports.otava_row(export, **options))
     return path.read_text()
 
 
@@ -411,9 +425,9 @@ def test_a_torn_file_is_refused_by_line(tmp_path):
 def test_an_invalid_metric_is_no_cell():
     found = one(verdicts=(verdict("p_infer_core", "invalid"),))
     with pytest.raises(RecordError, match=r"p_infer_core is invalid .the run was disturbed"):
-        export_otava.row(found, ["p_infer_core"])
+        exports.otava_row(found, ["p_infer_core"])
     with pytest.raises(RecordError, match=r"p_x was not measured .there: acc_infer, "):
-        export_otava.row(found, ["p_x"])
+        exports.otava_row(found, ["p_x"])
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
@@ -432,8 +446,8 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
 
 def test_appends_at_the_same_time_lose_no_row(tmp_path):
     path = tmp_path / "tiny.csv"
-    rows = [export_otava.row(session(1, 1000.0 + i), branch=f"b{i}") for i in range(8)]
-    threads = [threading.Thread(target=export_otava.append, args=(path, row)) for row in rows]
+    rows = [exports.otava_row(session(1, 1000.0 + i), branch=f"b{i}") for i in range(8)]
+    threads = [threading.Thread(target=exports.append_otava, args=(path, row)) for row in rows]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -449,8 +463,8 @@ def test_text_with_commas_stays_one_cell(tmp_path):
     path = tmp_path / "tiny.csv"
     context = {"torch": 'nightly, "odd"\nbuild'}
     odd = of(environment=Environment(MACHINE, "Test CPU", "cpu", context))[0]
-    export_otava.append(path, export_otava.row(odd))
-    assert export_otava.append(path, export_otava.row(session(23))) == 2
+    exports.append_otava(path, exports.otava_row(odd))
+    assert exports.append_otava(path, exports.otava_row(session(23))) == 2
     frame = pd.read_csv(path)
     assert list(frame["torch"]) == ['nightly, "odd" build', "2.13.0"]
 
@@ -461,9 +475,9 @@ def test_any_text_is_one_cell_of_one_line(text):
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "tiny.csv"
         place = Environment(MACHINE, "Test CPU", "cpu", {"torch": text})
-        new = export_otava.row(of(environment=place)[0])
-        export_otava.append(path, new)
-        assert export_otava.append(path, export_otava.row(session(23))) == 2
+        new = exports.otava_row(of(environment=place)[0])
+        exports.append_otava(path, new)
+        assert exports.append_otava(path, exports.otava_row(session(23))) == 2
         lines = path.read_text(encoding="utf-8").splitlines()
     assert len(lines) == 3
     assert next(csv.reader([lines[1]])) == new.cells
@@ -504,7 +518,7 @@ def test_otava_itself_reads_the_csv_and_finds_the_step(tmp_path):
     steady = [1000.0, 1001.0, 999.0, 1000.5, 999.5, 1000.2, 999.8, 1000.0]
     days = [*steady, *(0.9 * value for value in steady)]
     csv_of(path, *(session(day, value) for day, value in enumerate(days, start=1)))
-    definition = yaml.safe_load(export_otava.config(path, export_otava.row(session(1))))
+    definition = yaml.safe_load(exports.otava_config(path, exports.otava_row(session(1))))
     ((name, test),) = definition["tests"].items()
     assert name == f"tiny-{MACHINE}"
     selector = DataSelector()

@@ -16,7 +16,7 @@ from perfline.cli.history import add_history
 from perfline.engines.environment import Environment
 from perfline.errors import PerflineError, RecordError
 from perfline.metrics import Metric
-from perfline.report import history, trend
+from perfline.report import history
 from perfline.report.text import WIDTH
 from samples import MACHINE, case_record, metrics, record, saved, speed, verdict
 
@@ -229,11 +229,11 @@ def step(directory: Path, before: int = 3, after: int = 3) -> history.History:
 
 def test_a_change_is_told_with_size_date_and_what_else_changed(tmp_path, otava):
     otava.points = [(3, 0.00021)]
-    found = trend.trend(step(tmp_path), ["p_infer_core"])
+    found = history.trend(step(tmp_path), ["p_infer_core"])
     (change,) = found.changes
     assert (change.before, change.after, change.sessions) == (1000.0, 960.0, (3, 3))
     assert (change.word, change.size) == ("worse", "-4.0 %")
-    text = trend.text(found)
+    text = history.trend_text(found)
     assert " ".join(text.split()).startswith(
         f"trend: 1 found in 1 series tiny on {MACHINE}: p_infer_core worse -4.0 % "
         "(1000 -> 960.0 tok/s) from 2026-11-04 10:00 on, last before 2026-11-03 10:00; "
@@ -245,28 +245,30 @@ def test_a_change_is_told_with_size_date_and_what_else_changed(tmp_path, otava):
 
 
 def test_otava_is_asked_at_its_defaults(tmp_path, otava):
-    found = trend.trend(step(tmp_path), ["p_infer_core"])
+    found = history.trend(step(tmp_path), ["p_infer_core"])
     assert otava.seen == [([1000.0] * 3 + [960.0] * 3, 50, 0.001, 0.0)]
-    assert trend.text(found).startswith("trend: no change found in 1 series\n")
+    assert history.trend_text(found).startswith("trend: no change found in 1 series\n")
 
 
 def test_judged_metrics_are_looked_at_unless_some_are_named(tmp_path, otava):
     kept = step(tmp_path)
-    assert trend.trend(kept).series == 6  # of eight: compile_time and load_time are not judged
-    assert trend.trend(kept, ["compile_time"]).series == 1
+    assert history.trend(kept).series == 6  # of eight: compile_time and load_time are not judged
+    assert history.trend(kept, ["compile_time"]).series == 1
 
 
 def test_counts_need_no_otava_for_each_step_is_a_change(tmp_path, otava):
     graphs = [1, 1, 1, 2, 2, 1]
     cases = [case_record(metrics={"graphs": Metric("graphs", n, "count", "lower")}) for n in graphs]
     kept = history.scan(keep(tmp_path, *(on(d, case=c) for d, c in enumerate(cases, start=1))))
-    found = trend.trend(kept)
+    found = history.trend(kept)
     assert [(c.word, c.size, c.sessions, c.p_value) for c in found.changes] == [
         ("worse", "+1", (3, 2), None),
         ("better", "-1", (2, 1), None),
     ]
     assert otava.seen == []
-    assert "torch, driver and all other versions unchanged" in " ".join(trend.text(found).split())
+    assert "torch, driver and all other versions unchanged" in " ".join(
+        history.trend_text(found).split()
+    )
 
 
 def test_what_does_not_compare_is_another_series(tmp_path, otava):
@@ -276,7 +278,7 @@ def test_what_does_not_compare_is_another_series(tmp_path, otava):
     invalid = [on(21, case=fast(1.0, verdicts=(verdict("p_infer_core", "invalid"),)))]
     same = [on(d, case=fast(1000.0)) for d in range(1, 6)]
     kept = history.scan(keep(tmp_path, *same, *other, *broken, *invalid))
-    assert trend.trend(kept, ["p_infer_core"]).series == 2
+    assert history.trend(kept, ["p_infer_core"]).series == 2
     assert [values for values, *_ in otava.seen] == [[1000.0] * 5, [500.0] * 5]
 
 
@@ -286,15 +288,15 @@ def test_accuracy_of_other_questions_is_another_series(tmp_path, otava):
         return case_record(metrics={**metrics(), "acc_infer_questions": named})
 
     days = [on(d, case=asked(780 if d < 6 else 40)) for d in range(1, 9)]
-    found = trend.trend(history.scan(keep(tmp_path, *days)), ["acc_infer"])
+    found = history.trend(history.scan(keep(tmp_path, *days)), ["acc_infer"])
     assert (found.series, found.short) == (1, 1)
 
 
 def test_accuracy_changes_in_percentage_points():
     (row,) = history.History((history_row(),)).rows
-    change = trend.Change("acc_infer", "fraction", "higher", 0.652, 0.64, (9, 9), 1e-9, row, row)
+    change = history.Change("acc_infer", "fraction", "higher", 0.652, 0.64, (9, 9), 1e-9, row, row)
     assert (change.size, change.word) == ("-1.20 pp", "worse")
-    assert "p < 0.0001" in trend.text(trend.Trend((change,), 1, 0))
+    assert "p < 0.0001" in history.trend_text(history.Trend((change,), 1, 0))
     unjudged = dataclasses.replace(change, direction="info")
     assert unjudged.word == "changed"
 
@@ -304,7 +306,7 @@ def history_row() -> history.Row:
 
 
 def test_few_sessions_are_not_looked_at(tmp_path, otava):
-    text = trend.text(trend.trend(step(tmp_path, 2, 2), ["p_infer_core"]))
+    text = history.trend_text(history.trend(step(tmp_path, 2, 2), ["p_infer_core"]))
     assert text == (
         "trend: no series of at least 5 sessions, so none was looked at\n"
         "  1 series of fewer than 5 sessions not looked at"
@@ -344,7 +346,7 @@ def test_otava_itself_finds_the_step_and_leaves_a_steady_series_alone(tmp_path):
         days.append(
             on(day, "2.13.0" if day <= 12 else "2.14.0", case=case_record(metrics=measured))
         )
-    found = trend.trend(history.scan(keep(tmp_path, *days)))
+    found = history.trend(history.scan(keep(tmp_path, *days)))
     (change,) = found.changes
     assert (change.metric, change.word) == ("p_infer_core", "worse")
     assert change.row.created == "2026-11-13T10:00:00Z"

@@ -23,14 +23,14 @@ from perfline.cli import report as report_cli
 from perfline.compare.record import CaseComparison, Comparison, SideRecord
 from perfline.errors import PerflineError
 from perfline.gates.verdict import WORST_FIRST, Flip, Verdict, fails
-from perfline.measure import record as records
+from perfline.measure import record
 from perfline.metrics import Metric
-from perfline.report import charts as page_plots
-from perfline.report import page, page_inputs, page_markdown
-from perfline.report import page_case as page_view
-from perfline.report.markdown import LIMIT, markdown, quoted
+from perfline.report import charts, page, page_case, page_inputs
+from perfline.report.markdown import MOST_CHARACTERS, markdown
 from perfline.report.page_inputs import Inputs, Places, gather
+from perfline.report.table import quoted
 from perfline.tasks.answers import StoredAnswers
+from samples import inputs
 
 EVIL = "<script>alert(1)</script>\"'&|`*[x](y)@all\n```"
 
@@ -57,18 +57,11 @@ class Tags(HTMLParser):
         return " ".join(" ".join(self.words).split())
 
 
-def inputs(whole: records.Record, **changes: object) -> Inputs:
-    cases = {name: page_inputs.CaseInputs(case) for name, case in whole.cases.items()}
-    return dataclasses.replace(
-        Inputs(Path("run.json"), whole, cases, flags="--run run.json"), **changes
-    )
-
-
-def shown(whole: records.Record, **options: bool) -> str:
+def shown(whole: record.Record, **options: bool) -> str:
     return Tags(page.html(inputs(whole), **options)).text
 
 
-def tiny_record(**changes: object) -> records.Record:
+def tiny_record(**changes: object) -> record.Record:
     return samples.record(samples.case_record(**changes))
 
 
@@ -78,7 +71,7 @@ def test_page_and_markdown_say_the_verdict_and_the_exit_status(word, strict):
     whole = tiny_record(verdicts=(samples.verdict("p_infer_core", word, reason="because"),))
     text = page.html(inputs(whole), strict=strict)
     header = text[text.index("<header") : text.index("</header>")]
-    mark = markdown(whole, {}, "--run r.json", {}, strict=strict)
+    mark = markdown(inputs(whole), strict=strict)
     exits = f"pytest exits {int(fails(word, strict))}"
     assert Tags(header).text.split(" pytest")[0].split()[-1] == word
     assert exits in Tags(header).text
@@ -92,7 +85,7 @@ def test_what_could_not_be_measured_fails_whatever_the_verdicts_say():
     whole = tiny_record(verdicts=(samples.verdict("m", "ok"),), errors=("test_x: boom",))
     found = outcome(whole)
     assert (found.failed, found.title) == (True, "1 could not be measured, ok")
-    assert markdown(whole, {}, "", {}).startswith("## perfline: 1 could not be measured, ok\n")
+    assert markdown(inputs(whole)).startswith("## perfline: 1 could not be measured, ok\n")
     assert "test_x: boom" in shown(whole)
     assert "pytest exits 1" in shown(whole)
 
@@ -111,7 +104,7 @@ def test_the_published_table_has_nine_metrics_with_units_and_engines(tmp_path):
     path = samples.saved(tmp_path, tiny_record())
     published = Path(__file__).parents[3] / "baselines"
     found = gather([path], Places(published))
-    view = page_view.case_view(found.cases["tiny"], found.record, 10, True)
+    view = page_case.case_view(found.cases["tiny"], found.record, 10, True)
     rows = {row.title: (row.engine, row.unit, row.measured, row.published) for row in view.rows}
     assert len(rows) == 9
     assert rows["p_infer_core"] == ("inductor", "tok/s", "1000", "")
@@ -149,7 +142,7 @@ def test_the_next_command_finds_the_cases_that_pytest_was_given(tmp_path, given,
     whole = tiny_record(notes={"case_dir": "my cases"}, verdicts=(missing,))
     found = gather([samples.saved(tmp_path, whole)], Places(tmp_path, given))
     command = f" {flag} --baselines={tmp_path} --reason "
-    assert command in page_markdown.markdown(found)
+    assert command in markdown(found)
 
 
 def test_a_hint_that_is_no_command_is_not_shown_as_one():
@@ -159,7 +152,7 @@ def test_a_hint_that_is_no_command_is_not_shown_as_one():
     assert '<pre class="command">' not in text
 
 
-def hostile() -> records.Record:
+def hostile() -> record.Record:
     flip = Flip(f"{EVIL}/1", "A", "A", "B", 0.5)
     bad = samples.verdict("p_x", "regressed", reason=EVIL, limit=EVIL, unit=EVIL, flips=(flip,))
     bad = dataclasses.replace(bad, metric=EVIL)
@@ -187,7 +180,7 @@ def test_hostile_text_stays_text_on_the_page():
 
 
 def test_hostile_text_stays_text_in_markdown():
-    before, fenced, text = page_markdown.markdown(inputs(hostile())).split("~~~~\n")
+    before, fenced, text = markdown(inputs(hostile())).split("~~~~\n")
     assert len(fenced.splitlines()) == 1  # so that nothing in it can close the fence
     text = before + text
     assert "<script" not in text
@@ -203,7 +196,7 @@ def test_the_page_asks_no_network_and_runs_no_script():
     assert ("content", "default-src 'none'; style-src 'unsafe-inline'") in found.attributes
 
 
-def many_flips(count: int) -> records.Record:
+def many_flips(count: int) -> record.Record:
     flips = tuple(Flip(f"sky/{i}", "A", "A", "B", 1 / (1 + i)) for i in range(count))
     verdicts = [
         samples.verdict(f"acc_{i}", "regressed", flips=flips, reason="x " * 900) for i in "ab"
@@ -216,13 +209,13 @@ def many_flips(count: int) -> records.Record:
     return samples.record(*cases)
 
 
-@pytest.mark.parametrize("limit", [2_000, 20_000, LIMIT])
+@pytest.mark.parametrize("limit", [2_000, 20_000, MOST_CHARACTERS])
 def test_markdown_never_exceeds_its_limit_and_says_what_it_cut(limit):
     whole = many_flips(400)
     cases = {
         f"case{i}": dataclasses.replace(whole.cases["tiny"], case=f"case{i}") for i in range(60)
     }
-    text = markdown(dataclasses.replace(whole, cases=cases), {}, "--run r.json", {}, limit=limit)
+    text = markdown(inputs(dataclasses.replace(whole, cases=cases)), limit=limit)
     assert len(text) < limit
     assert text.startswith("## perfline: 540 could not be measured, regressed\n")
     assert "**Cut:**" in text
@@ -234,7 +227,7 @@ def test_markdown_never_exceeds_its_limit_and_says_what_it_cut(limit):
 def test_markdown_is_bounded_for_any_text(text, limit):
     odd = samples.verdict("p_infer_core", "unsure", reason=text)
     whole = samples.record(samples.case_record(verdicts=(odd,) * 9, errors=(text,) * 5))
-    assert len(markdown(whole, {}, "", {}, limit=limit)) < limit
+    assert len(markdown(inputs(whole), limit=limit)) < limit
 
 
 @given(st.text(max_size=300))
@@ -247,12 +240,12 @@ def test_quoted_text_is_one_line_without_markup(text):
 
 
 def test_markdown_lists_verdicts_before_details():
-    text = markdown(many_flips(60), {}, "--run r.json", {})
+    text = markdown(inputs(many_flips(60)))
     assert text.index("acc_a, acc_b regressed") < text.index("<details>")
     assert "- ... and 10 more, in the record" in text
 
 
-def with_answers(wrong: range, flips: tuple[Flip, ...], **changes: object) -> records.CaseRecord:
+def with_answers(wrong: range, flips: tuple[Flip, ...], **changes: object) -> record.CaseRecord:
     given = samples.answers(wrong)
     judged = samples.verdict(
         "acc_infer", "regressed", change_pp=-1.0, limit="-0.25 pp", flips=flips
@@ -276,7 +269,7 @@ def test_the_change_per_subject_is_that_of_the_verdict_s_flips():
     case.metrics["acc_infer"] = case.metrics["acc_infer_full_vocab"] = Metric(
         "acc_infer", 0.75, "fraction", "higher"
     )
-    view = page_view.case_view(page_inputs.CaseInputs(case), samples.record(case), 10, True)
+    view = page_case.case_view(page_inputs.CaseInputs(case), samples.record(case), 10, True)
     (table,) = view.subjects
     assert [(r.name, r.before, r.now, r.change, r.lost, r.gained) for r in table.rows] == [
         ("sky", "100.00", "75.00", "-25.00", 1, 0),
@@ -297,7 +290,7 @@ def test_flips_come_with_question_choices_and_who_took_which(tmp_path):
     measured = with_answers(range(0), (flip,), facts={"mmlu": question_set_digest(subjects)})
     path = samples.saved(tmp_path, samples.record(measured))
     found = gather([path], Places(tmp_path))
-    view = page_view.case_view(found.cases["tiny"], found.record, 10, True)
+    view = page_case.case_view(found.cases["tiny"], found.record, 10, True)
     (row,) = view.flips[0].rows
     assert (row.text, row.margin, row.kind) == (question.text, "0.25 logits", "right -> wrong")
     assert [choice.text for choice in row.choices] == list(question.choices)
@@ -322,7 +315,7 @@ def test_an_answer_of_the_eager_engine_is_not_shown_as_gold():
     flip = Flip("sky/1", "C", "C", "B", 0.1)
     paired = samples.verdict("flips", "regressed", "paired", flips=(flip,))
     case = samples.case_record(verdicts=(paired,))
-    view = page_view.case_view(page_inputs.CaseInputs(case), samples.record(case), 10, True)
+    view = page_case.case_view(page_inputs.CaseInputs(case), samples.record(case), 10, True)
     (row,) = view.flips[0].rows
     assert (row.gold, row.kind, row.text) == ("B", "differs", "")
     assert view.flips[0].counts == "1 differ"
@@ -340,15 +333,15 @@ def stored(directory: Path, *factors: float) -> baseline.Baseline:
 
 
 def test_the_interval_of_decision_is_the_gate_s(tmp_path):
-    from perfline.gates import performance as gates
+    from perfline.gates import performance
 
     held = stored(tmp_path, 1.0, 1.01, 0.99)
     case = samples.packaged()
     for factor in (0.3, 0.6, 0.8, 1.0, 1.2, 1.9):
         metric = samples.speed("p_infer_core", 1000.0 * factor)
-        judged = gates.throughput_baseline(metric, held.values("p_infer_core"), case.gates)
+        judged = performance.throughput_baseline(metric, held.values("p_infer_core"), case.gates)
         (row,) = [
-            page_plots._interval(judged, judged.change_fraction, held.values("p_infer_core"), case)
+            charts._interval(judged, judged.change_fraction, held.values("p_infer_core"), case)
         ]
         ruled_out, sure = row.low > row.limit, row.high < 0
         assert (judged.word in ("ok", "improved")) == ruled_out
@@ -362,7 +355,7 @@ def test_an_interval_of_another_baseline_is_not_drawn(tmp_path):
     )
     path = samples.saved(tmp_path, tiny_record(verdicts=(bad,)))
     found = gather([path], Places(tmp_path))
-    figures, absent = page_plots.figures(found.cases["tiny"], found.record.created, True)
+    figures, absent = charts.figures(found.cases["tiny"], found.record.created, True)
     assert "reach" not in figures["speed"][0].svg
     assert any("another baseline has been accepted" in line for line in absent)
     assert figures["speed"][0].caption.endswith("drawn without the baseline that judged this run.")
@@ -377,8 +370,8 @@ def test_a_run_that_was_added_still_shows_the_interval_it_was_judged_by(tmp_path
     )
     path = samples.saved(tmp_path, tiny_record(verdicts=(judged,)))
     found = gather([path], Places(tmp_path))
-    figures, absent = page_plots.figures(found.cases["tiny"], found.record.created, True)
-    row = page_plots._interval(judged, judged.change_fraction, before, samples.packaged())
+    figures, absent = charts.figures(found.cases["tiny"], found.record.created, True)
+    row = charts._interval(judged, judged.change_fraction, before, samples.packaged())
     assert f"{row.low:+.1f}" in figures["speed"][0].svg
     assert "accepted sessions" in dict(figures["speed"][0].keys).values()
     assert absent == []
@@ -392,7 +385,7 @@ def test_the_context_is_set_against_the_baseline(tmp_path):
     )
     path = samples.saved(tmp_path, dataclasses.replace(whole, environment=newer))
     found = gather([path], Places(tmp_path))
-    context = page_view.context(found.cases["tiny"], found.record)
+    context = page_case.context(found.cases["tiny"], found.record)
     assert context.against == "the baseline of 2026-11-10, commit abc123456789"
     assert [(d.name, d.before, d.after) for d in context.differences] == [
         ("torch", "2.13.0", "2.14.0"),
@@ -410,7 +403,7 @@ def test_clocks_stand_beside_those_of_the_record_before(tmp_path):
     )
     path = samples.saved(tmp_path, tiny_record(metrics=slow))
     found = gather([path, old], Places(tmp_path))
-    assert page_view.context(found.cases["tiny"], found.record).clocks == (
+    assert page_case.context(found.cases["tiny"], found.record).clocks == (
         "sm clock, lowest, inductor: 1410 MHz (the record before: 1980 MHz)",
     )
 
@@ -545,7 +538,7 @@ def test_a_comparison_s_verdict_is_that_of_its_exit_status(word, strict):
     assert f"perfline compare exits {int(fails(word, strict))}" in tags.text
     assert f"perfline: {word}" in tags.text
     assert "script" not in tags.tags
-    text = page_markdown.markdown(found, strict=strict)
+    text = markdown(found, strict=strict)
     assert text.startswith(f"## perfline: {word}\n")
     assert f"perfline compare exits {int(fails(word, strict))}." in text
     assert "<script" not in text
@@ -578,7 +571,7 @@ def test_a_session_that_passes_beside_a_comparison_that_does_not_has_not_passed(
     assert "ok; compared: regressed" in Tags(text).text
     assert "pytest exits 0; perfline compare exits 1" in Tags(text).text
     assert 'class="bad"' in text
-    assert page_markdown.markdown(found).startswith("## perfline: ok; compared: regressed\n")
+    assert markdown(found).startswith("## perfline: ok; compared: regressed\n")
 
 
 def test_a_comparison_that_was_stopped_says_so():
@@ -592,8 +585,9 @@ def test_a_comparison_that_was_stopped_says_so():
 @settings(max_examples=60)
 @given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=6))
 def test_any_number_of_a_record_makes_a_page(values):
+    taken = [max(-1e100, min(value, 1e100)) for value in values]  # others are refused as it is read
     found = {
-        name: Metric(name, values[0], unit, "info", tuple(values))
+        name: Metric(name, taken[0], unit, "info", tuple(taken))
         for name, unit in (("p_infer_core", "tok/s"), ("mem", "GiB"), ("acc_infer", "fraction"))
     }
     odd = samples.verdict(

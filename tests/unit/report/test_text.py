@@ -4,14 +4,23 @@ from dataclasses import replace
 
 import pytest
 
+import samples
 from perfline.baselines.suggestions import next_command, settling
 from perfline.engines.environment import Environment
 from perfline.gates.verdict import Flip, Verdict
 from perfline.measure.record import CaseRecord, Record
 from perfline.metrics import Metric
-from perfline.report import markdown as report_markdown
-from perfline.report import text as report
-from perfline.report.text import Origin, context_change, failure, number
+from perfline.report.markdown import markdown
+from perfline.report.table import number, verdict_table
+from perfline.report.text import (
+    Origin,
+    case_table,
+    context_change,
+    counts_line,
+    failure,
+    rank_lines,
+    session_lines,
+)
 
 SLOW = Verdict(
     metric="p_infer_core",
@@ -51,7 +60,7 @@ def test_a_metric_judged_by_both_says_which_row_is_against_which():
         Verdict("acc_val", "ok", gate, "fraction", before, None, 0.8167, 0.0139, change_pp=0.0)
         for gate, before in (("published", 0.8167), ("baseline", 0.8125))
     ]
-    stored, published = report.verdict_table(verdicts).split("\n\n")
+    stored, published = verdict_table(verdicts).split("\n\n")
     assert [line.split()[:4] for line in stored.split("\n")] == [
         ["metric", "unit", "baseline", "measured"],
         ["acc_val", "%", "81.25", "81.67"],
@@ -60,18 +69,27 @@ def test_a_metric_judged_by_both_says_which_row_is_against_which():
         ["metric", "unit", "published", "measured"],
         ["acc_val", "%", "81.67", "81.67"],
     ]
-    assert "| published   |" in report.verdict_table(verdicts, "github")
+    assert "| published   |" in verdict_table(verdicts, "github")
     text = failure(verdicts[:1], ORIGIN, {}, "x", "")
     assert text.split("\n")[2].split()[2] == "published"
 
 
+def flipped(gate, count):
+    flips = tuple(Flip(f"law/{i}", "A", "A", "B", 0.5) for i in range(count))
+    return Verdict("acc_val", "regressed", gate, "fraction", flips=flips)
+
+
 def test_flips_are_listed_up_to_ten_and_then_counted():
-    flips = tuple(Flip(f"law/{i}", "A", "A", "B", 0.5) for i in range(13))
-    lines = report.flip_lines(flips)
-    assert lines[0] == "  flipped questions: 13 right -> wrong"
-    assert lines[1] == "    law/0: A -> B (label A, stored margin 0.5 logits)"
-    assert lines[-1] == "    ... and 3 more, in the record"
-    assert len(lines) == 12
+    lines = failure([flipped("baseline", 13)], ORIGIN, {}, "x", "").split("\n")
+    start = lines.index("  flipped questions: 13 right -> wrong")
+    assert lines[start + 1] == "    law/0: A -> B (label A, stored margin 0.5 logits)"
+    assert lines[start + 11] == "    ... and 3 more, in the record"
+
+
+def test_nothing_is_right_or_wrong_where_the_eager_answer_stands_in_for_the_label():
+    lines = failure([flipped("paired", 1)], ORIGIN, {}, "x", "").split("\n")
+    start = lines.index("  flipped questions: 1 differ")
+    assert lines[start + 1] == "    law/0: A -> B (stored margin 0.5 logits)"
 
 
 @pytest.mark.parametrize(
@@ -115,6 +133,7 @@ def test_every_verdict_has_its_next_command(word, unit, command):
         (345.67, "tok/s", 1.25, "345.7 +- 1.2"),
         (1.234, "GiB", None, "1.23"),
         (3, "count", None, "3"),
+        (12345.6, "us/tok", 31.2, "12346 +- 31.20"),
     ],
 )
 def test_numbers_are_shown_with_as_many_digits_as_they_have(value, unit, error, shown):
@@ -138,7 +157,7 @@ def record(*verdicts, errors=()):
 
 def test_markdown_leads_with_the_gravest_verdict_and_escapes_what_it_quotes():
     odd = Verdict("m", "unsure", "baseline", "tok/s", reason="a | b <script>")
-    text = report_markdown.markdown(record(OK, SLOW, odd), {}, "--run r.json", {})
+    text = markdown(samples.inputs(record(OK, SLOW, odd)))
     assert text.startswith("## perfline: regressed\n\nverdicts: 1 regressed, 1 unsure, 1 ok\n")
     assert "- **p_infer_core regressed -9.4 % (limit -2.0 %)**" in text
     assert "a \\| b &lt;script>" in text
@@ -146,7 +165,7 @@ def test_markdown_leads_with_the_gravest_verdict_and_escapes_what_it_quotes():
 
 
 def test_what_could_not_be_measured_is_counted_first():
-    text = report.counts_line(record(OK, errors=("test_x: boom",)))
+    text = counts_line(record(OK, errors=("test_x: boom",)))
     assert text == "verdicts: 1 could not be measured, 1 ok"
 
 
@@ -155,21 +174,10 @@ def test_published_figures_stand_beside_the_measured_ones_and_gaps_are_named():
 
     figures = {"p_infer_core": Figure(9051.3, "tok/s"), "mfu": Figure(0.464, "fraction")}
     published = Published("x", "s", "nvidia-a100-sxm4-40gb", "fp16", figures)
-    table = report.case_table(record().cases["x"], published).split("\n")
+    table = case_table(record().cases["x"], published).split("\n")
     assert "published (nvidia-a100-sxm4-40gb)" in table[0]
     assert table[1].split() == ["p_infer_core", "tok/s", "1180", "9051"]
     assert table[2].split() == ["MFU", "%", "not", "measured", "46.40"]
-
-
-def test_the_unit_is_in_the_key():
-    keyed = report.keyed_by_unit(
-        [
-            Metric("p_infer_core", 1.0, "tok/s", "higher"),
-            Metric("mem", 2.0, "GiB", "lower"),
-            Metric("mfu", 0.4, "fraction", "info"),
-        ]
-    )
-    assert keyed == {"p_infer_core_tok_per_s": 1.0, "mem_gib": 2.0, "mfu_fraction": 0.4}
 
 
 def slow(metric="p_infer_core", word="regressed", gate="baseline"):
@@ -232,13 +240,13 @@ def test_a_failure_says_how_to_settle_it_and_how_to_accept_it():
 )
 def test_who_answered_is_told(notes, lines):
     case = CaseRecord("x", "x", "d", "fp16", "real", notes=notes)
-    assert report.rank_lines(case) == lines
+    assert rank_lines(case) == lines
 
     whole = Record("2026", False, Environment("gpu", "GPU", "cuda"), {"x": case})
-    told = "\n".join(report.session_lines(whole, {}, {}, "", {}))
+    told = "\n".join(session_lines(whole, {}, {}, "", {}))
     assert all(line in " ".join(told.split()) for line in lines)
     assert max(map(len, told.splitlines())) <= 80
-    assert all(f"- {line}" in report_markdown.markdown(whole, {}, "", {}) for line in lines)
+    assert all(f"- {line}" in markdown(samples.inputs(whole)) for line in lines)
 
 
 def test_what_ranks_did_together_is_told():
@@ -250,9 +258,9 @@ def test_what_ranks_did_together_is_told():
     case = CaseRecord(
         "x", "x", "d", "fp16", "real", notes=notes, metrics={"p_infer_whole_one_rank": alone}
     )
-    assert report.rank_lines(case) == [
+    assert rank_lines(case) == [
         "throughput, inductor: 4 ranks timed together; one rank by itself 100.0 +- 0.6 tok/s; "
         "slowest: rank 3 on node-b: 2.4 % below the median of the others"
     ]
     one_model = replace(case, metrics={}, notes={"throughput_ranks_infer": 4})
-    assert report.rank_lines(one_model) == ["throughput, inductor: 4 ranks timed together"]
+    assert rank_lines(one_model) == ["throughput, inductor: 4 ranks timed together"]
