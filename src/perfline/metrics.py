@@ -15,6 +15,17 @@ from typing import Literal, cast, get_args
 from perfline.errors import MetricError
 
 Direction = Literal["higher", "lower", "info"]
+_PASSES = {"eager": "val", "inductor": "infer"}  # the published names of the two passes
+
+
+def pass_name(engine: str) -> str:
+    """Return the word for an engine in ``p_<word>_core`` and ``acc_<word>``, such as ``val``."""
+    return _PASSES.get(engine, engine)
+
+
+def suffix(engine: str) -> str:
+    """Return what an engine's other metrics end in: ``mem_val``, ``mem``, ``mem_<engine>``."""
+    return "" if engine == "inductor" else f"_{pass_name(engine)}"
 
 
 @dataclass(frozen=True)

@@ -21,15 +21,10 @@ from perfline.gates import verdict
 from perfline.gates.verdict import Verdict
 from perfline.jsonfile import Scalar
 from perfline.measure.accuracy import AccuracyPass
-from perfline.measure.throughput import PREFIX, Timings
-from perfline.metrics import Metric
+from perfline.measure.throughput import Timings
+from perfline.metrics import Metric, pass_name, suffix
 from perfline.tasks.answers import Answers, Scored, StoredAnswers
 
-JUDGED = {
-    "eager": ("p_val_core", "p_val_whole"),
-    "inductor": ("p_infer_core", "p_infer_whole"),
-}
-MEMORY = {"eager": "mem_val", "inductor": "mem"}
 HEALTH = ("graphs", "graph_breaks", "recompiles")
 
 
@@ -152,7 +147,8 @@ def throughput(
 ) -> list[Verdict]:
     """Is it slower, bigger, or compiled worse than the baseline, or slower than published?"""
     name = timings.engine
-    judged = [measured[metric] for metric in (*JUDGED[name], MEMORY[name]) if metric in measured]
+    names = *(f"p_{pass_name(name)}_{kind}" for kind in ("core", "whole")), f"mem{suffix(name)}"
+    judged = [measured[metric] for metric in names if metric in measured]
     if name == "inductor":
         judged += [measured[metric] for metric in HEALTH]
     fault = _fault(timings)
@@ -172,24 +168,23 @@ def throughput(
 
 
 def same_answers(
-    case: Case, timings: Timings, reference: Answers, against: Against
+    case: Case, timings: Timings, reference: Answers | None, against: Against
 ) -> list[Verdict]:
     """Does the timed engine still answer as it should? Fast but wrong is never ok.
 
-    The compiled engine's answers to the timed prompts are paired with the eager engine's, and both
-    engines' with the stored ones where there are any.
+    The answers to the timed prompts are paired with the eager engine's (``reference``), unless they
+    are its own or it does not run, and with the stored ones where there are any.
     """
     verdicts = []
-    if timings.engine == "inductor":
-        verdicts.append(
-            accuracy_gates.same_answers(reference, timings.answers, case.model.precision)
-        )
+    if timings.engine != "eager" and reference is not None:
+        found = accuracy_gates.same_answers(reference, timings.answers, case.model.precision)
+        verdicts.append(replace(found, metric=f"{found.metric}{suffix(timings.engine)}"))
     holder = against.of_answers(timings.engine)
     stored = _stored_answers(timings.engine, holder)
     comparable = not (against.mismatch or holder.mismatch)
     if stored is not None and comparable and timings.answers.labels is not None:
         judged = accuracy_gates.accuracy_baseline(
-            f"acc_{PREFIX[timings.engine]}_timed",
+            f"acc_{pass_name(timings.engine)}_timed",
             stored.scored(case.mmlu.scoring),
             scored(case, timings.answers),
             case.gates,
@@ -268,9 +263,13 @@ def stored_answers(
         return None
     ordered = answers.letter_logits.copy()
     ordered.sort(axis=1)
-    margins = ordered[:, -1] - ordered[:, -2]
-    rows = [
-        (answers.ids[i], letter, answers.argmax_letter[i], answers.labels[i], float(margins[i]))
-        for i, letter in enumerate(answers.letters())
-    ]
+    margins: list[float | None] = (ordered[:, -1] - ordered[:, -2]).tolist()
+    if not answers.has_logits:
+        margins = [None] * len(answers.ids)
+    rows = list(
+        zip(
+            *(answers.ids, answers.letters(), answers.argmax_letter, answers.labels, margins),
+            strict=True,
+        )
+    )
     return StoredAnswers.of(rows, date=date, commit=commit, reason="measured", context=context)

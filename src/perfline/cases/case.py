@@ -32,8 +32,8 @@ CASE_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,29}")
 Precision = Literal["fp32", "fp16", "bf16"]
 Scoring = Literal["full-vocab", "letters"]
 WeightsKind = Literal["real", "dummy"]
-EngineName = Literal["eager", "inductor"]
-ENGINE_NAMES: tuple[EngineName, ...] = get_args(EngineName)
+EngineName = str  # "eager", "inductor", or that of an engine of one's own: see ``engine_name``
+ENGINE_NAMES: tuple[EngineName, ...] = ("eager", "inductor")
 
 # Field metadata: value ranges, paths that stay below their parent, what the digest leaves out.
 _POSITIVE = {"gt": 0}
@@ -135,7 +135,27 @@ class Case:
     throughput: ThroughputSpec = field(default_factory=ThroughputSpec)
     gates: GatesSpec = field(default_factory=GatesSpec, metadata=_NOT_IN_DIGEST)
     compare: CompareSpec = field(default_factory=CompareSpec, metadata=_NOT_IN_DIGEST)
+    engines: tuple[str, ...] = field(default=ENGINE_NAMES, metadata=_NOT_IN_DIGEST)
     source: Path = field(metadata={"key": None} | _NOT_IN_DIGEST)
+    named_in: str = field(default="", metadata={"key": None} | _NOT_IN_DIGEST)
+
+    @property
+    def engine_names(self) -> tuple[EngineName, ...]:
+        """The engines by the names that metrics, records and tests give them."""
+        return tuple(map(engine_name, self.engines))
+
+    @property
+    def engines_named_in(self) -> str:
+        """Which option or file names the engines."""
+        return self.named_in or f"{self.source}: key 'engines'"
+
+    def with_engines(self, engines: Sequence[str], named_in: str) -> Case:
+        """The case with other engines; ``named_in`` is the option that names them. CaseError."""
+        try:
+            _check_engines(engines)
+        except _Wrong as error:
+            raise CaseError(f"{named_in} {error}") from None
+        return dataclasses.replace(self, engines=tuple(engines), named_in=named_in)
 
     def digest(self, weights: WeightsKind = "real") -> str:
         """Return ``sha256:`` and 16 hex digits over every setting that changes the numbers.
@@ -147,6 +167,14 @@ class Case:
             {"case": _digested(self), "weights": weights}, sort_keys=True, separators=(",", ":")
         )
         return f"sha256:{hashlib.sha256(canonical.encode()).hexdigest()[:16]}"
+
+
+def engine_name(engine: str) -> EngineName:
+    """Return an engine's name in metrics, records and tests: ``myclass`` for ``my.module:MyClass``.
+
+    The class's name alone, so that answers and times stay comparable when a module moves.
+    """
+    return engine.rpartition(":")[2].replace("_", "").lower() if ":" in engine else engine
 
 
 def load_case(path: Path) -> Case:
@@ -359,6 +387,9 @@ def _value(hint: Any, value: object, key: str, meta: Mapping[str, Any]) -> objec
             fits = any(type(value) is type(word) and value == word for word in get_args(option))
         elif get_origin(option) is Mapping:
             fits = isinstance(value, dict)
+        elif get_origin(option) is tuple:
+            fits = isinstance(value, list) and all(type(item) is str for item in value)
+            value = tuple(cast("list[str]", value)) if fits else value
         else:
             fits = type(value) is option  # bool is no int here
         if fits:
@@ -418,8 +449,42 @@ def _check_whole(case: Case, path: Path) -> None:
             f"key 'gates.accuracy_drop_regressed_pp' is {regressed}; expected at most {ok}, "
             "which is gates.accuracy_drop_ok_pp"
         )
+    try:
+        _check_engines(case.engines)
+    except _Wrong as error:
+        raise _Wrong(f"key 'engines' {error}") from None
     if case.model.config is not None and "model_type" not in case.model.config:
         raise _Wrong("key 'model.config.model_type' is missing; expected text such as 'llama'")
+
+
+_ENGINE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
+_LONGEST_CLASS = 30  # it stands in the names of metrics, in tables of 80 columns
+# Words that metrics' names hold already.
+_TAKEN = frozenset({*ENGINE_NAMES, "val", "infer", "computed", "timed", "one", "per"})
+
+
+def _check_engines(engines: Sequence[str]) -> None:
+    if not engines:
+        raise _Wrong("names no engine; expected eager, inductor or module:Class")
+    seen: dict[str, str] = {}
+    for engine in engines:
+        shown, name = _clip(repr(engine)), engine_name(engine)
+        if engine not in ENGINE_NAMES:
+            if not _ENGINE.fullmatch(engine):
+                hint = _hint(engine, ENGINE_NAMES)
+                raise _Wrong(f"names {shown}; expected eager, inductor or module:Class{hint}")
+            if name in _TAKEN or not name[:1].isalpha() or len(name) > _LONGEST_CLASS:
+                raise _Wrong(
+                    f"names {shown}, and metrics cannot be named after that class; expected a name "
+                    f"of at most {_LONGEST_CLASS} letters and digits that is none of "
+                    f"{', '.join(sorted(_TAKEN))}"
+                )
+        if name in seen:
+            raise _Wrong(
+                f"names {shown} beside {_clip(repr(seen[name]))}: both would have the metrics of "
+                f"'{name}'; rename one of the classes, or name it once"
+            )
+        seen[name] = engine
 
 
 def _options(hint: Any) -> tuple[Any, ...]:
@@ -439,6 +504,8 @@ _NAMES: dict[object, str] = {
     bool: "truth value",
     dict: "mapping",
     Mapping: "mapping",
+    tuple: "list of text",
+    list: "list",
     type(None): "null",
 }
 

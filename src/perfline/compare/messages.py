@@ -8,6 +8,7 @@ computed, and a message sent, by anybody: numbers of both are held to the same l
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -15,7 +16,6 @@ import numpy as np
 
 from perfline.cases.case import WeightsKind
 from perfline.compare.model import Ready, Round, Workload
-from perfline.engines.engine import EngineName
 from perfline.errors import DataError, WorkerError
 from perfline.jsonfile import Node
 from perfline.measure.notices import read_notices
@@ -77,7 +77,7 @@ def workload(found: Node) -> Workload:
         case_dirs=tuple(map(Path, found.texts("case_dirs"))),
         data_dir=Path(data_dir) if data_dir else None,
         weights=cast("WeightsKind", _one_of(found, "weights", get_args(WeightsKind))),
-        engine=cast("EngineName", _one_of(found, "engine", get_args(EngineName))),
+        engine=found.text("engine"),
         questions=count(found, "questions"),
         ranks=count(found, "ranks") if "ranks" in found.data else 1,
     )
@@ -115,7 +115,9 @@ def answers_json(answers: Answers) -> dict[str, object]:
     """``answers`` as they are sent; float32 survives the way through decimal digits."""
     return {
         "ids": list(answers.ids),
-        "letter_logits": answers.letter_logits.tolist(),
+        "letter_logits": [
+            [None if math.isnan(x) else x for x in row] for row in answers.letter_logits.tolist()
+        ],
         "argmax": answers.argmax.tolist(),
         "argmax_letter": answers.argmax_letter,
         "labels": answers.labels,

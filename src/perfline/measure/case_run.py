@@ -14,11 +14,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from perfline.cases.case import Case, WeightsKind
+from perfline.cases.case import ENGINE_NAMES, Case, WeightsKind, engine_name
 from perfline.engines.device import Device
-from perfline.engines.engine import Clock, Engine, EngineName, Progress, run_pass
+from perfline.engines.engine import Clock, EngineName, MeasuredEngine, Progress, run_pass
 from perfline.engines.telemetry import watch
-from perfline.errors import MissingRanks, NoSharedPrefixes, RankError
+from perfline.errors import EngineError, MissingRanks, NoSharedPrefixes, RankError
 from perfline.measure import throughput
 from perfline.measure.accuracy import (
     AccuracyOptions,
@@ -31,8 +31,8 @@ from perfline.measure.accuracy import (
 )
 from perfline.measure.notices import Notices
 from perfline.measure.parallel_rounds import AggregateTimings, Repeat, TimedRun
-from perfline.measure.throughput import PREFIX, Ready, TimedRegion, Timings
-from perfline.metrics import Metric
+from perfline.measure.throughput import Ready, TimedRegion, Timings
+from perfline.metrics import Metric, pass_name
 from perfline.tasks.answers import Answers
 from perfline.tasks.mmlu import Prompt, stratified_sample
 
@@ -51,8 +51,12 @@ class LoadedCase(Protocol):
         """Every question's prompt."""
 
     @property
-    def load_s(self) -> float:
-        """Seconds of the load."""
+    def load_s(self) -> float | None:
+        """Seconds of the load; None where no engine of ours runs the model."""
+
+    @property
+    def own_load_s(self) -> Mapping[str, float]:
+        """Seconds that it took to make each engine of the user's own, so far."""
 
     @property
     def load_peak_gib(self) -> float | None:
@@ -62,7 +66,7 @@ class LoadedCase(Protocol):
     def facts(self) -> Mapping[str, str]:
         """What was loaded, such as the weights' digest."""
 
-    def engine(self, name: EngineName) -> Engine:
+    def engine(self, name: EngineName) -> MeasuredEngine:
         """The engine of that name."""
 
     def shared(self, name: EngineName, say: Callable[[str], None]) -> SharedRunner | None:
@@ -77,10 +81,11 @@ class OpenCase:
     """``LoadedCase`` over a real model."""
 
     prompts: Sequence[Prompt]
-    load_s: float
+    load_s: float | None
     load_peak_gib: float | None
+    own_load_s: Mapping[str, float]
     facts: Mapping[str, str]
-    engine: Callable[[EngineName], Engine]
+    engine: Callable[[EngineName], MeasuredEngine]
     shared: Callable[[EngineName, Callable[[str], None]], SharedRunner | None]
     close: Callable[[], None]
 
@@ -94,11 +99,13 @@ def open_case(
 ) -> OpenCase:
     """Find weights and questions, load the model, tokenise the prompts.
 
-    ``replica``: the ranks that the model is split over; None for a model that is not. Raises
-    MissingData (with the command that gets them), MissingRanks, DataError, EngineError, RankError.
+    Where no engine of ours is asked for, the model stays on disk: somebody's own engine loads it,
+    when it is first asked for. ``replica``: the ranks that the model is split over; None for a
+    model that is not. Raises MissingData (with the command that gets them), MissingRanks,
+    DataError, EngineError, RankError.
     """
     from perfline.cases import data
-    from perfline.engines import hf, upstream
+    from perfline.engines import hf, own_engine, upstream
     from perfline.tasks import mmlu, prompt_cache
     from perfline.tasks import prompt_lengths as lengths
 
@@ -108,29 +115,42 @@ def open_case(
             "(parallel.tensor): type the same command after `torchrun --standalone "
             f"--nproc-per-node={case.parallel.tensor} -m`"
         )
-    if weights == "dummy":
-        model = hf.load(case, device, None, replica)
-        facts: dict[str, str] = {}
-        limit = min(case.mmlu.max_prompt_tokens, model.positions)
-        prompts = lengths.dummy_prompts(model.vocabulary, limit)
-    else:
+    named = {engine_name(engine): engine for engine in case.engines if ":" in engine}
+    if named and replica is not None:
+        raise EngineError(
+            f"{case.engines_named_in} names '{next(iter(named.values()))}', and the case splits "
+            "its model over ranks (parallel.tensor): an engine of your own runs in one process"
+        )
+    classes = {name: own_engine.find(engine, case) for name, engine in named.items()}
+    model: hf.Model | None = None
+    ours = len(named) < len(case.engines)
+    directory: Path | None = None
+    facts: dict[str, str] = {}
+    if weights == "real":
         with replica.agreeing() if replica is not None else nullcontext():
             located = data.locate(case, data_dir)
-            data.check_weights(located.weights)
+            directory = located.weights
+            if ours:
+                data.check_weights(directory)
             subjects = mmlu.load_subjects(located.mmlu, case.mmlu.few_shots)
-        model = hf.load(case, device, located.weights, replica)
+    if ours:
+        model = hf.load(case, device, directory, replica)
+    known: hf.Model | hf.Vocabulary = model or hf.vocabulary(case, device, directory)
+    if directory is None:
+        limit = min(case.mmlu.max_prompt_tokens, known.positions)
+        prompts = lengths.dummy_prompts(known.vocabulary, limit)
+    else:
         prompts = prompt_cache.cached_prompts(
             case,
-            located.weights,
+            directory,
             subjects,
-            lambda: mmlu.build_prompts(subjects, model.encode, case.mmlu, model.positions),
+            lambda: mmlu.build_prompts(subjects, known.encode, case.mmlu, known.positions),
         )
-        facts = {
-            "weights": data.weights_digest(located.weights),
-            "mmlu": mmlu.question_set_digest(subjects),
-        }
+        facts = {"mmlu": mmlu.question_set_digest(subjects)}
+        if ours or any(directory.glob("*.safetensors")):
+            facts = {"weights": data.weights_digest(directory), **facts}
 
-    if replica is not None:
+    if model is not None and replica is not None:
         own = {"case": case.digest(weights), **facts}
         try:
             replica.check_alike(own | {name: metadata.version(name) for name in _ALIKE})
@@ -139,15 +159,38 @@ def open_case(
             model.close()
             raise
 
-    def shared(name: EngineName, say: Callable[[str], None]) -> SharedRunner:
+    made: dict[EngineName, own_engine.OwnEngine] = {}
+    own_load_s: dict[str, float] = {}
+
+    def engine(name: EngineName) -> MeasuredEngine:
+        if name in classes and name not in made:
+            begin = time.perf_counter()
+            made[name] = own_engine.make(classes[name], named[name], case, directory, device)
+            own_load_s[name] = time.perf_counter() - begin
+        if name in made:
+            return made[name]
+        if model is None:
+            raise EngineError(
+                f"{case.engines_named_in} does not name '{name}', which was asked for"
+            )
+        return model.engine(name)
+
+    def shared(name: EngineName, say: Callable[[str], None]) -> SharedRunner | None:
+        if model is None or name in classes:
+            return None
         upstream.check_prefixes()
         from perfline.engines.shared_prefix import SharedPrefixRunner
 
         return SharedPrefixRunner(model.engine(name), say=say)
 
-    return OpenCase(
-        prompts, model.load_s, model.load_peak_gib, facts, model.engine, shared, model.close
-    )
+    def close() -> None:
+        for each in made.values():
+            each.close()
+        if model is not None:
+            model.close()
+
+    load_s, peak = (None, None) if model is None else (model.load_s, model.load_peak_gib)
+    return OpenCase(prompts, load_s, peak, own_load_s, facts, engine, shared, close)
 
 
 ProgressOf = Callable[[str], Progress]
@@ -295,8 +338,14 @@ class CaseRun:
             self._timings[name] = region.finish()
         return self._timings[name]
 
-    def reference(self) -> Answers:
-        """The eager engine's answers to the timed prompts, whether or not it was timed."""
+    def reference(self, name: EngineName) -> Answers | None:
+        """The eager engine's answers to the prompts that ``name`` was timed over.
+
+        Those of our own model, whether or not it was timed; None where an engine of the user's own
+        was, and the case does not run ``eager`` beside it.
+        """
+        if name not in ENGINE_NAMES and "eager" not in self.case.engine_names:
+            return None
         if "eager" in self._timings:
             return self._timings["eager"].answers
         if self._reference is None:
@@ -307,7 +356,11 @@ class CaseRun:
 
     def metrics(self) -> dict[str, Metric]:
         """All that is measured by now."""
-        found = [Metric("load_time", self.loaded.load_s, "s", "info")]
+        found = []
+        if self.loaded.load_s is not None:
+            found.append(Metric("load_time", self.loaded.load_s, "s", "info"))
+        for name, seconds in self.loaded.own_load_s.items():
+            found.append(Metric(f"load_time_{name}", seconds, "s", "info"))
         if self.loaded.load_peak_gib is not None:
             found.append(Metric("load_peak", self.loaded.load_peak_gib, "GiB", "info"))
         for timings in self._timings.values():
@@ -340,27 +393,28 @@ class CaseRun:
         if ready is not None and ready.first.cache is not None:
             notes["compile_cache"] = ready.first.cache
         for name, done in self._passes.items():
-            notes[f"accuracy_path_{PREFIX[name]}"] = done.path
+            notes[f"accuracy_path_{pass_name(name)}"] = done.path
             if done.resumed:
-                notes[f"accuracy_resumed_{PREFIX[name]}"] = done.resumed
+                notes[f"accuracy_resumed_{pass_name(name)}"] = done.resumed
             if self.coordinator is not None:
                 tensor, given = self.case.parallel.tensor, done.by_replica
-                notes[f"accuracy_ranks_{PREFIX[name]}"] = done.replicas * tensor
-                notes[
-                    f"accuracy_questions_by_{'rank' if tensor == 1 else 'replica'}_{PREFIX[name]}"
-                ] = ", ".join(str(given.get(each, 0)) for each in range(done.replicas))
+                by = "rank" if tensor == 1 else "replica"
+                notes[f"accuracy_ranks_{pass_name(name)}"] = done.replicas * tensor
+                notes[f"accuracy_questions_by_{by}_{pass_name(name)}"] = ", ".join(
+                    str(given.get(each, 0)) for each in range(done.replicas)
+                )
             if done.halvings:
-                notes[f"accuracy_halvings_{PREFIX[name]}"] = done.halvings
+                notes[f"accuracy_halvings_{pass_name(name)}"] = done.halvings
         for name, timings in self._timings.items():
             if timings.waited_fraction is not None:
-                notes[f"cpu_waited_fraction_{PREFIX[name]}"] = round(timings.waited_fraction, 4)
+                notes[f"cpu_waited_fraction_{pass_name(name)}"] = round(timings.waited_fraction, 4)
             if timings.watched:
-                notes[f"rounds_thrown_out_{PREFIX[name]}"] = len(timings.thrown_out)
+                notes[f"rounds_thrown_out_{pass_name(name)}"] = len(timings.thrown_out)
             if timings.thrown_out:
-                notes[f"thrown_out_{PREFIX[name]}"] = timings.thrown_out[0]
+                notes[f"thrown_out_{pass_name(name)}"] = timings.thrown_out[0]
             if timings.joules_error_fraction is not None:
                 error = round(timings.joules_error_fraction, 4)
-                notes[f"tokens_per_joule_error_fraction_{PREFIX[name]}"] = error
+                notes[f"tokens_per_joule_error_fraction_{pass_name(name)}"] = error
         for of_all in self._of_all.values():
             notes |= of_all.notes(self.case.gates)
         return notes
@@ -379,7 +433,7 @@ class CaseRun:
                 without(why)
         return AccuracyRun(
             engine=self.loaded.engine(name),
-            oracle=self.loaded.engine("eager"),
+            oracle=self.loaded.engine("eager" if name in ENGINE_NAMES else name),
             runner=runner,
             options=self.options,
             identity=self._identity(name),
@@ -402,7 +456,7 @@ class CaseRun:
 
     def _e2e_s(self) -> float:
         """Seconds of every phase that ran, from the start of the load on."""
-        phases = [self.loaded.load_s]
+        phases = [self.loaded.load_s or 0.0, *self.loaded.own_load_s.values()]
         phases += [ready.compile_s + ready.warmup_s for ready in self._ready.values()]
         phases += [timings.timed_s for timings in self._timings.values()]
         if not self.full_pass:

@@ -36,8 +36,8 @@ from perfline.measure.accuracy import AccuracyOptions, AccuracyPass, Coordinator
 from perfline.measure.case_run import CaseRun, LoadedCase, ProgressOf
 from perfline.measure.notices import Notices
 from perfline.measure.record import CaseRecord, Record
-from perfline.measure.throughput import PREFIX, Timings
-from perfline.metrics import Metric
+from perfline.measure.throughput import Timings
+from perfline.metrics import Metric, pass_name
 from perfline.report import markdown as report_markdown
 from perfline.report import text as report
 from perfline.tasks.answers import Answers, StoredAnswers
@@ -388,7 +388,7 @@ class CaseUnderTest:
 
     def against_published(self, engine: EngineName, done: AccuracyPass) -> list[Verdict]:
         """Judge the accuracy against the published figure."""
-        metric = self.case_run.metrics()[f"acc_{PREFIX[engine]}"]
+        metric = self.case_run.metrics()[f"acc_{pass_name(engine)}"]
         published = self._against.published
         if published is None or metric.name not in published.metrics:
             pytest.skip(f"no accuracy of case {self.case_run.case.id} is published")
@@ -396,7 +396,7 @@ class CaseUnderTest:
 
     def against_baseline(self, engine: EngineName, done: AccuracyPass) -> list[Verdict]:
         """Judge the answers, paired, against the stored ones."""
-        metric = self.case_run.metrics()[f"acc_{PREFIX[engine]}"]
+        metric = self.case_run.metrics()[f"acc_{pass_name(engine)}"]
         return judge.accuracy_against_baseline(
             self.case_run.case, engine, metric, done, self._against
         )
@@ -413,7 +413,7 @@ class CaseUnderTest:
             self.session.environment,
             self._against,
         )
-        reference = self.case_run.reference()
+        reference = self.case_run.reference(timings.engine)
         return verdicts + judge.same_answers(case, timings, reference, self._against)
 
     def check(self, verdicts: Sequence[Verdict]) -> None:
@@ -432,7 +432,7 @@ class CaseUnderTest:
     def _certain(self, engine: EngineName, answers: Answers, looks: int, asked_of: int) -> bool:
         """Whether a sequential run may stop: its paired verdict is out."""
         so_far = AccuracyPass(answers, asked_of, "", looks=looks)
-        metric = Metric(f"acc_{PREFIX[engine]}", 0.0, "fraction", "higher")
+        metric = Metric(f"acc_{pass_name(engine)}", 0.0, "fraction", "higher")
         (found,) = judge.accuracy_against_baseline(
             self.case_run.case, engine, metric, so_far, self._against
         )

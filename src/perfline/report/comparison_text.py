@@ -17,11 +17,13 @@ from collections.abc import Sequence
 
 from tabulate import tabulate
 
+from perfline.cases.case import engine_name
 from perfline.compare.gates import LOGITS, TIME, highest, middle
 from perfline.compare.model import SIDES
 from perfline.compare.record import CaseComparison, Comparison, PairRecord, Seconds, SideRecord
 from perfline.compare.sequential import LOOKS, hodges_lehmann
 from perfline.gates.verdict import WORST_FIRST, Verdict, signed
+from perfline.metrics import pass_name
 from perfline.report.markdown import quoted
 from perfline.report.text import FLIPS_SHOWN, WIDTH, number, paragraph, reason_lines
 
@@ -69,7 +71,7 @@ def _verdict_row(verdict: Verdict) -> list[str]:
 def _speed_rows(found: CaseComparison) -> list[list[str]]:
     """What is shown beside the judged seconds: whole rounds, tokens a second, energy."""
     rows: list[list[str]] = []
-    prefix = "p_val" if found.engine == "eager" else "p_infer"
+    prefix = f"p_{pass_name(engine_name(found.engine))}"
     kinds: tuple[tuple[str, Seconds], ...] = (("core", "core_s"), ("whole", "whole_s"))
     for kind, seconds in kinds:
         change = hodges_lehmann(found.log_ratios(seconds))

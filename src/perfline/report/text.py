@@ -23,6 +23,7 @@ from perfline.metrics import Metric, summary
 WIDTH = 80
 FLIPS_SHOWN = 10
 _RANKS_SHOWN = 16
+_OURS = {"val": "eager", "infer": "inductor"}
 
 # The published table in its order: name, what it is called.
 PUBLISHED_TABLE = (
@@ -51,6 +52,25 @@ BESIDE = (
     ("scaling_efficiency_val", "scaling efficiency val"),
     ("scaling_efficiency_infer", "scaling efficiency infer"),
 )
+
+
+def own_engines(case: CaseRecord) -> list[str]:
+    """The engines of the user's own that a case was measured with."""
+    timed = (re.fullmatch(r"p_([a-z0-9]+)_core", name) for name in case.metrics)
+    found = [*case.accuracy, *(each[1] for each in timed if each)]
+    return [name for name in dict.fromkeys(found) if name not in {*_OURS, *_OURS.values()}]
+
+
+def engine_kinds(case: CaseRecord) -> list[tuple[str, str]]:
+    """(word in the names of metrics and notes, engine) of every engine that there may be."""
+    return [*_OURS.items(), *((name, name) for name in own_engines(case))]
+
+
+def shown_metrics(case: CaseRecord) -> list[tuple[str, str]]:
+    """(name, what it is called) of what the terminal shows of a case, in order."""
+    kinds = ("p_{}_whole", "p_{}_core", "mfu_{}", "acc_{}", "mem_{}")
+    own = [kind.format(engine) for engine in own_engines(case) for kind in kinds]
+    return [*PUBLISHED_TABLE, *((n, n) for n in own if n in case.metrics), *BESIDE]
 
 
 @dataclass(frozen=True)
@@ -169,7 +189,7 @@ def case_table(
     """The published table's metrics, measured and published, and what stands beside them."""
     figures = published.metrics if published is not None else {}
     rows = []
-    for name, title in (*PUBLISHED_TABLE, *BESIDE):
+    for name, title in shown_metrics(case):
         metric = case.metrics.get(name)
         figure = figures.get(name)
         if metric is None and figure is None:
@@ -228,7 +248,7 @@ def thrown_out_lines(case: CaseRecord) -> list[str]:
     """How many timed rounds do not count, since the device slowed itself, by engine."""
     return [
         line
-        for kind in ("val", "infer")
+        for kind, _ in engine_kinds(case)
         if (count := case.notes.get(f"rounds_thrown_out_{kind}"))
         for line in paragraph(
             f"p_{kind}: {count} rounds thrown out; {case.notes.get(f'thrown_out_{kind}')}"
@@ -240,7 +260,7 @@ def stragglers(case: CaseRecord) -> list[str]:
     """Which rank of a torchrun job held the others up, by engine."""
     return [
         f"p_{kind}: {finding}"
-        for kind in ("val", "infer")
+        for kind, _ in engine_kinds(case)
         if (finding := case.notes.get(f"straggler_{kind}"))
     ]
 
@@ -250,7 +270,7 @@ def rank_lines(case: CaseRecord) -> list[str]:
     lines = []
     hosts = case.notes.get("accuracy_hosts")
     on = f" on {hosts} host{'s' * (hosts != 1)}" if isinstance(hosts, int) else ""
-    for kind, engine in (("val", "eager"), ("infer", "inductor")):
+    for kind, engine in engine_kinds(case):
         by = "rank" if f"accuracy_questions_by_rank_{kind}" in case.notes else "replica"
         given = str(case.notes.get(f"accuracy_questions_by_{by}_{kind}", "")).split(", ")
         if not all(map(str.isdecimal, given)):
@@ -269,7 +289,7 @@ def rank_lines(case: CaseRecord) -> list[str]:
 
 def _timed_rank_lines(case: CaseRecord) -> list[str]:
     lines = []
-    for kind, engine in (("val", "eager"), ("infer", "inductor")):
+    for kind, engine in engine_kinds(case):
         if not (ranks := case.notes.get(f"throughput_ranks_{kind}")):
             continue
         parts = [f"throughput, {engine}: {ranks} ranks timed together"]

@@ -24,7 +24,8 @@ from perfline.cases.case import Scoring
 from perfline.errors import BaselineError, DataError
 from perfline.jsonfile import Node, Scalar, digest
 
-_NO_LETTER = "-"
+LETTERS = "ABCD"
+NO_LETTER = "-"
 _INDEX = re.compile(r"0|[1-9][0-9]{0,8}")
 
 
@@ -52,10 +53,10 @@ class StoredAnswers:
     """One engine's answers, where they came from, and why they were accepted."""
 
     ids: tuple[str, ...]  # "subject/index", sorted by subject and index
-    letters: str  # arg-max of the four letters' logits
+    letters: str  # arg-max of the four letters' logits; all "-" where an engine tells none
     argmax: str  # arg-max of the whole vocabulary, "-" where it is no letter
     labels: str
-    margins: tuple[float, ...]  # best minus second-best letter logit, three significant digits
+    margins: tuple[float, ...] | None  # best minus second-best letter logit, three digits
     date: str
     commit: str | None
     reason: str
@@ -70,24 +71,28 @@ class StoredAnswers:
             labels=self.labels,
             margins=self.margins,
         )
-        if not set(self.letters + self.labels) <= set("ABCD"):
+        told = self.labels if self.margins is None else self.labels + self.letters
+        if not set(told) <= set("ABCD"):
             raise BaselineError("answers to store: a letter or label is not one of A, B, C, D")
-        if not set(self.argmax) <= set("ABCD" + _NO_LETTER):
+        if not set(self.argmax) <= set("ABCD" + NO_LETTER):
             raise BaselineError("answers to store: a full-vocabulary answer is not A, B, C, D or -")
-        if not all(0 <= margin < float("inf") for margin in self.margins):
+        if not all(0 <= margin < float("inf") for margin in self.margins or ()):
             raise BaselineError("answers to store: a margin is negative or no number")
 
     @classmethod
     def of(
         cls,
-        rows: Sequence[tuple[str, str, str, str, float]],
+        rows: Sequence[tuple[str, str, str, str, float | None]],
         *,
         date: str,
         commit: str | None,
         reason: str,
         context: Mapping[str, Scalar],
     ) -> StoredAnswers:
-        """Sort rows of (id, letter, full-vocabulary letter, label, margin), and round margins."""
+        """Sort rows of (id, letter, full-vocabulary letter, label, margin), and round margins.
+
+        Without letter logits, every margin is None.
+        """
         if not rows:
             raise BaselineError("answers to store: there are none")
         ids, letters, argmax, labels, margins = zip(
@@ -98,7 +103,9 @@ class StoredAnswers:
             letters="".join(letters),
             argmax="".join(argmax),
             labels="".join(labels),
-            margins=tuple(float(f"{margin:.3g}") for margin in margins),
+            margins=None
+            if None in margins
+            else tuple(float(f"{margin:.3g}") for margin in margins if margin is not None),
             date=date,
             commit=commit,
             reason=reason,
@@ -116,18 +123,20 @@ class StoredAnswers:
         return digest([self.ids, self.labels])
 
     def to_json(self) -> dict[str, object]:
-        """Return the stored form; ``indices`` stands only where they are not 0 to n - 1."""
-        rows = zip(self.ids, self.letters, self.argmax, self.labels, self.margins, strict=True)
+        """Return the stored form; ``indices`` stands only where they are not 0 to n - 1.
+
+        ``letters`` and ``margins`` stand only where the engine told letter logits.
+        """
+        values = self.margins or (0.0,) * len(self.ids)
+        rows = zip(self.ids, self.letters, self.argmax, self.labels, values, strict=True)
         subjects: dict[str, object] = {}
         for subject, group in itertools.groupby(rows, key=lambda row: question_key(row[0])[0]):
             ids, letters, argmax, labels, margins = zip(*group, strict=True)
             indices = [question_key(name)[1] for name in ids]
-            columns = {
-                "letters": "".join(letters),
-                "full_vocab": "".join(argmax),
-                "labels": "".join(labels),
-                "margins": " ".join(f"{margin:.3g}" for margin in margins),
-            }
+            columns = {"full_vocab": "".join(argmax), "labels": "".join(labels)}
+            if self.margins is not None:
+                columns["letters"] = "".join(letters)
+                columns["margins"] = " ".join(f"{margin:.3g}" for margin in margins)
             if indices != list(range(len(indices))):
                 columns["indices"] = " ".join(map(str, indices))
             subjects[subject] = columns
@@ -165,14 +174,17 @@ def question_key(name: str) -> tuple[str, int]:
     return subject, int(index)
 
 
-def _rows(subject: str, node: Node) -> list[tuple[str, str, str, str, float]]:
-    letters, argmax = node.text("letters"), node.text("full_vocab")
-    labels, margins = node.text("labels"), node.text("margins").split()
+def _rows(subject: str, node: Node) -> list[tuple[str, str, str, str, float | None]]:
+    argmax, labels = node.text("full_vocab"), node.text("labels")
+    if "letters" not in node.data and "margins" not in node.data:
+        letters, margins = NO_LETTER * len(argmax), [""] * len(argmax)
+    else:
+        letters, margins = node.text("letters"), node.text("margins").split()
     indices = node.text("indices").split() if "indices" in node.data else range(len(letters))
     if not len(letters) == len(argmax) == len(labels) == len(margins) == len(indices):
         node.fail("letters", "and the other columns differ in length")
     try:
-        numbers = [float(margin) for margin in margins]
+        numbers = [float(margin) if margin else None for margin in margins]
     except ValueError:
         node.fail("margins", "holds what is no number")
     ids = [f"{subject}/{index}" for index in indices]
@@ -188,12 +200,6 @@ def _check_rows(ids: Sequence[str], **columns: Sequence[object] | None) -> None:
         raise BaselineError(f"answers: question {twice} stands twice")
 
 
-LETTERS = "ABCD"
-
-
-NO_LETTER = "-"
-
-
 @dataclass(frozen=True, eq=False)
 class Answers:
     """What an engine answered: one row per question, in prompt order.
@@ -203,8 +209,8 @@ class Answers:
     """
 
     ids: tuple[str, ...]
-    letter_logits: npt.NDArray[np.float32]  # (n, 4)
-    argmax: npt.NDArray[np.int64]  # (n,), over the full vocabulary
+    letter_logits: npt.NDArray[np.float32]  # (n, 4); NaN where an engine tells none
+    argmax: npt.NDArray[np.int64]  # (n,), over the full vocabulary; -1 where it is not told
     argmax_letter: str
     labels: str | None
     shots: tuple[int, ...]
@@ -229,6 +235,11 @@ class Answers:
         best = self.letter_logits.argmax(axis=1).tolist()
         nan = cast("list[bool]", np.isnan(self.letter_logits).any(axis=1).tolist())
         return "".join(NO_LETTER if bad else LETTERS[i] for i, bad in zip(best, nan, strict=True))
+
+    @property
+    def has_logits(self) -> bool:
+        """Whether the engine told letter logits."""
+        return not np.isnan(self.letter_logits).any()
 
     def merge(self, other: Answers) -> Answers:
         """Return both sets of answers; DataError where they share a question."""
