@@ -7,9 +7,11 @@ it. What was not measured has no Metric; there is no 0, NaN or guess that stands
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from numbers import Real
 from typing import Literal, cast, get_args
 
 from perfline.errors import MetricError
@@ -28,15 +30,31 @@ def suffix(engine: str) -> str:
     return "" if engine == "inductor" else f"_{pass_name(engine)}"
 
 
+# What perfline's own metrics are called: a metric of the user's own has another name.
+_OURS = re.compile(
+    r"p_.*|acc_.*|load_peak|e2e_time|compile_time|graphs|graph_breaks|recompiles|mfu(_\w+)?_computed"
+    r"|(load_time|warmup_time|timed_time|tokens|questions|mfu|mem|tokens_per_joule|sm_clock"
+    r"|temperature|power|scaling_efficiency)(_[a-z0-9]+)?"
+)
+_OWN_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
+_LONGEST_UNIT = 12  # it stands in tables of 80 columns
+
+
 @dataclass(frozen=True)
 class Metric:
-    """One measured number; MetricError if it or one of its samples is no finite number."""
+    """One measured number, and the raw rounds behind it.
+
+    ``fixture case.record(metric)`` takes one of the user's own, in any unit; perfline then knows it
+    as ``own``. MetricError, one line, where a number is not finite or the direction is unknown;
+    for one of the user's own also where the name is one of ours, or name or unit do not fit tables.
+    """
 
     name: str
     value: float
-    unit: str  # "tok/s", "s", "GiB", "fraction", "count", "questions", "tok"
+    unit: str  # "tok/s", "s", "GiB", "fraction" (shown in %), "count", or any other
     direction: Direction  # which way is better; "info" is reported and never judged
-    samples: tuple[float, ...] = ()  # one per round, in the unit of the value
+    samples: Sequence[float] = ()  # one per round, in the unit of the value
+    own: bool = field(default=False, kw_only=True)  # recorded by a test of the user's
 
     def __post_init__(self) -> None:
         """Refuse what is no measurement."""
@@ -45,9 +63,36 @@ class Metric:
                 f"{self.name}: direction is {self.direction!r}; "
                 f"expected one of {', '.join(get_args(Direction))}"
             )
-        for number in (self.value, *self.samples):
-            if not math.isfinite(number):
-                raise MetricError(f"{self.name}: {number} {self.unit} is no measurement")
+        object.__setattr__(self, "value", self._finite(self.value))
+        object.__setattr__(self, "samples", tuple(map(self._finite, self.samples)))
+        if self.own:
+            self._check_own()
+
+    def _finite(self, number: float) -> float:
+        if isinstance(number, bool) or not isinstance(number, Real):
+            shown = " ".join(repr(number).split())[:60]
+            raise MetricError(f"{self.name}: {shown} is no number; pass float(...) of it")
+        if not math.isfinite(number):
+            raise MetricError(f"{self.name}: {number} {self.unit} is no measurement")
+        return number if isinstance(number, int | float) else float(number)
+
+    def _check_own(self) -> None:
+        if not (isinstance(self.name, str) and _OWN_NAME.fullmatch(self.name)):
+            raise MetricError(
+                f"a metric is called {self.name!r:.60}; expected small letters, digits and _, "
+                "at most 40, such as 'ttft'"
+            )
+        if _OURS.fullmatch(self.name):
+            raise MetricError(
+                f"{self.name}: perfline's own metrics are called so (docs/metrics.md); call yours "
+                f"'my_{self.name}', say"
+            )
+        unit = self.unit
+        if not (isinstance(unit, str) and 0 < len(unit) <= _LONGEST_UNIT and unit.isprintable()):
+            raise MetricError(
+                f"{self.name}: unit is {unit!r:.60}; expected text of at most {_LONGEST_UNIT} "
+                "characters, such as 'ms'"
+            )
 
     def to_json(self) -> dict[str, object]:
         """Return the metric without its name, which is its key; no samples, no key."""
@@ -56,7 +101,8 @@ class Metric:
             "unit": self.unit,
             "direction": self.direction,
         }
-        return data | ({"samples": list(self.samples)} if self.samples else {})
+        data |= {"samples": list(self.samples)} if self.samples else {}
+        return data | ({"own": True} if self.own else {})
 
     @classmethod
     def from_json(cls, name: str, data: Mapping[str, object]) -> Metric:
@@ -64,6 +110,9 @@ class Metric:
         unit, direction = data.get("unit"), data.get("direction")
         if not isinstance(unit, str):
             raise MetricError(f"{name}: unit is {unit!r}; expected text such as 'tok/s'")
+        own = data.get("own", False)
+        if not isinstance(own, bool):
+            raise MetricError(f"{name}: own is {own!r:.60}; expected true or nothing")
         samples = data.get("samples", [])
         if not isinstance(samples, list):
             raise MetricError(f"{name}: samples is {samples!r}; expected a list of numbers")
@@ -73,6 +122,7 @@ class Metric:
             unit=unit,
             direction=cast("Direction", direction),  # checked by the constructor
             samples=tuple(_number(name, "samples", sample) for sample in samples),
+            own=own,
         )
 
 

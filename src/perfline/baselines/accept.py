@@ -70,6 +70,8 @@ def contended(candidate: Candidate) -> dict[str, float]:
 
 def _edited(metric: Metric) -> str:
     """Say how a metric differs from what perfline writes; empty where it does not."""
+    if metric.own:
+        return ""
     expected = next(
         (each for start, each in _EXPECTED.items() if metric.name.startswith(start)), None
     )
@@ -135,7 +137,12 @@ def full_pass(candidate: Candidate) -> bool:
 
 
 def impossible(metric: Metric) -> float | None:
-    """Return the first number that cannot have been measured; only a count may be 0."""
+    """Return the first number that cannot have been measured; only a count may be 0.
+
+    What a metric of the user's own can be, perfline does not know.
+    """
+    if metric.own:
+        return None
     numbers = (metric.value, *metric.samples)
     return next((n for n in numbers if n < 0 or (n == 0 and metric.unit != "count")), None)
 
@@ -356,9 +363,9 @@ def _judged(candidate: Candidate, terms: Terms) -> Iterator[str]:
             grave == "unsure"
             and (candidate.old or candidate.one_rank) is not None
             and not terms.accept_regression
-            and not (terms.add and verdict.unit == "tok/s")
+            and not (terms.add and more_sessions_settle(verdict))
         ):
-            add = "gather sessions with --add, or " if verdict.unit == "tok/s" else ""
+            add = "gather sessions with --add, or " if more_sessions_settle(verdict) else ""
             yield f"{story}; {add}replace the baseline with --accept-regression"
 
 
@@ -374,6 +381,11 @@ def _crept(candidate: Candidate) -> Iterator[str]:
                 f"{verdict.headline} against the first session held: added steps add up; fix it, "
                 "or replace the baseline with --accept-regression"
             )
+
+
+def more_sessions_settle(verdict: Verdict) -> bool:
+    """Whether what is ``unsure`` is so for the spread between sessions."""
+    return verdict.gate == "baseline" and not verdict.metric.startswith("acc_")
 
 
 def _final(verdict: Verdict) -> bool:

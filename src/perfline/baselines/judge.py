@@ -162,9 +162,21 @@ def throughput(
                 figure = published.metrics[metric.name].value
                 shown = gates.throughput_published(metric, figure, same, case.gates)
                 verdicts += [shown] if shown is not None else []
-    return verdicts + [
-        _against_stored(case, metric, timings, workload, against) for metric in judged
-    ]
+    run = gates.Run(
+        timings.waited_fraction,
+        bool(workload["full_pass"]),
+        case.throughput.rounds - len(timings.thrown_out),
+    )
+    return verdicts + [_against_stored(case, metric, run, workload, against) for metric in judged]
+
+
+def own_metric(
+    case: Case, metric: Metric, workload: Mapping[str, Scalar], against: Against
+) -> list[Verdict]:
+    """Is a metric of the user's own worse than its stored sessions? Nothing for ``info``."""
+    if metric.direction == "info":
+        return []
+    return [_against_stored(case, metric, gates.Run(), workload, against)]
 
 
 def same_answers(
@@ -223,7 +235,7 @@ def _fault(timings: Timings) -> str:
 def _against_stored(
     case: Case,
     metric: Metric,
-    timings: Timings,
+    run: gates.Run,
     workload: Mapping[str, Scalar],
     against: Against,
 ) -> Verdict:
@@ -242,11 +254,7 @@ def _against_stored(
         metric,
         gates.Held(stored.values(metric.name), *stored.anchor(metric.name)),
         case.gates,
-        gates.Run(
-            timings.waited_fraction,
-            bool(workload["full_pass"]),
-            case.throughput.rounds - len(timings.thrown_out),
-        ),
+        run,
     )
 
 

@@ -170,9 +170,7 @@ def open_case(
         if name in made:
             return made[name]
         if model is None:
-            raise EngineError(
-                f"{case.engines_named_in} does not name '{name}', which was asked for"
-            )
+            raise EngineError(f"{case.engines_named_in} names no '{name}', which was asked for")
         return model.engine(name)
 
     def shared(name: EngineName, say: Callable[[str], None]) -> SharedRunner | None:
@@ -208,6 +206,7 @@ class CaseRun:
         software: machine and versions, which a journal's answers belong to.
         notices: what other packages say meanwhile.
         coordinator: shares passes and rounds with other ranks; None where this process is alone.
+        recorded: metrics of the user's own, by name.
     """
 
     case: Case
@@ -222,6 +221,7 @@ class CaseRun:
     software: Mapping[str, str] = field(default_factory=dict)
     notices: Notices = field(default_factory=Notices)
     coordinator: Coordinator | None = None
+    recorded: dict[str, Metric] = field(default_factory=dict)
     _ready: dict[EngineName, Ready] = field(default_factory=dict)
     _runs: dict[EngineName, AccuracyRun] = field(default_factory=dict)
     _passes: dict[EngineName, AccuracyPass] = field(default_factory=dict)
@@ -375,12 +375,12 @@ class CaseRun:
         for name, done in self._passes.items():
             found += accuracy_metrics(self.case, name, done, self.peak)
         found.append(Metric("e2e_time", self._e2e_s(), "s", "info"))
-        return {metric.name: metric for metric in found}
+        return {metric.name: metric for metric in found} | self.recorded
 
     @property
     def timed(self) -> bool:
-        """Whether any engine was timed."""
-        return bool(self._timings)
+        """Whether any engine was timed, or a metric of the user's own recorded."""
+        return bool(self._timings or self.recorded)
 
     def full_answers(self) -> dict[EngineName, Answers]:
         """The answers to all questions, by engine that was asked them."""

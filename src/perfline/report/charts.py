@@ -13,9 +13,10 @@ from perfline.gates.verdict import Verdict
 from perfline.metrics import Metric
 from perfline.report import plots
 from perfline.report import text as report
-from perfline.report.page_accuracy import ENGINES, scoring_of
+from perfline.report.page_accuracy import engines, scoring_of
 from perfline.report.page_inputs import CaseInputs, Past
 from perfline.report.plots import Bar, HistoryPoint, Interval, Series
+from perfline.report.text import own_engines
 
 # As in the gate: the lower end rules a slowdown out (ok), the upper end proves one (regressed).
 _LOWER, _UPPER = 0.975, 0.99
@@ -76,7 +77,7 @@ def figures(
 def _intervals(inputs: CaseInputs, absent: list[str]) -> list[Figure]:
     rows, moved = [], []
     for verdict in inputs.measured.verdicts:
-        timed = verdict.unit == "tok/s" and verdict.gate == "baseline"
+        timed = verdict.metric.startswith("p_") and verdict.gate == "baseline"
         if (verdict.change_fraction or 0) <= -1:
             continue  # a record that was edited: there is no such change
         if timed and verdict.change_fraction is not None and verdict.baseline:
@@ -140,14 +141,16 @@ def _mean(values: Sequence[float]) -> float:
 
 def _rounds(inputs: CaseInputs) -> list[Figure]:
     metrics, found = inputs.measured.metrics, []
-    for title, first, second in _ROUNDS:
+    own = [(name, f"p_{name}_core", f"p_{name}_whole") for name in own_engines(inputs.measured)]
+    recorded = [(name, name, "") for name, metric in metrics.items() if metric.own]
+    for title, first, second in (*_ROUNDS, *own, *recorded):
         shown = [
             metrics[n] for n in (first, second) if n in metrics and len(metrics[n].samples) > 1
         ]
         if not shown:
             continue
         strong = shown[0]
-        series = [Series(m.name, m.samples, "a" if m is strong else "b") for m in shown]
+        series = [Series(m.name, tuple(m.samples), "a" if m is strong else "b") for m in shown]
         held = next(
             (
                 v.baseline
@@ -237,7 +240,7 @@ def _accepted(name: str, unit: str, inputs: CaseInputs) -> list[tuple[str, float
     ]
     if name in stored.anchors:
         found.append((stored.anchors[name].date, scale(stored.anchors[name].metric.value)))
-    for engine, metric in ENGINES.items():
+    for engine, metric in engines(inputs.measured).items():
         scoring = scoring_of(inputs, metric)
         if name == metric and engine in stored.accuracy and scoring is not None:
             answers = stored.accuracy[engine]
@@ -252,12 +255,16 @@ def _scale(unit: str) -> Callable[[float], float]:
 
 def _costs(inputs: CaseInputs) -> list[Figure]:
     found = []
-    phases = _bars(inputs, _PHASES, "s")
+    own = own_engines(inputs.measured)
+    kinds = (("load_time_{}", "load"), ("warmup_time_{}", "warm-up"), ("timed_time_{}", "timed"))
+    of_own = [(name.format(e), f"{title}, {e}") for e in own for name, title in kinds]
+    of_own += [(f"acc_{engine}_time", f"accuracy, {engine}") for engine in own]
+    phases = _bars(inputs, (*_PHASES, *of_own), "s")
     if phases:
         cache = inputs.measured.notes.get("compile_cache")
         caption = f"Compiled with a {cache} cache." if cache else ""
         found.append(_bar_figure("Time by phase", "time", "s", phases, caption))
-    memory = _bars(inputs, _MEMORY, "GiB")
+    memory = _bars(inputs, (*_MEMORY, *((f"mem_{engine}", engine) for engine in own)), "GiB")
     if memory:
         caption = "Peak of each phase; the device's own count, or the process's on a CPU."
         found.append(_bar_figure("Peak memory", "peak memory", "GiB", memory, caption))

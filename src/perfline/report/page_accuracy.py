@@ -85,10 +85,15 @@ class FlipList:
     more: int
 
 
+def engines(measured: CaseRecord) -> dict[str, str]:
+    """{engine: its accuracy} of all that may have answered."""
+    return ENGINES | {name: f"acc_{name}" for name in report.own_engines(measured)}
+
+
 def subject_tables(inputs: CaseInputs) -> list[SubjectTable]:
     """One table an engine that answered."""
     measured, found = inputs.measured, []
-    for engine, metric in ENGINES.items():
+    for engine, metric in engines(measured).items():
         answers = measured.accuracy.get(engine)
         scoring = scoring_of(inputs, metric)
         if answers is not None and scoring is not None:

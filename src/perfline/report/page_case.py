@@ -150,7 +150,7 @@ def _row(name: str, title: str, inputs: CaseInputs) -> MetricRow:
     told = stored if stored is not None and stored.word == worst(judged) else gravest
     return MetricRow(
         title=title,
-        engine=_engine(name),
+        engine="" if metric is not None and metric.own else _engine(name, inputs.measured),
         unit=report.unit_shown(unit),
         measured="not measured" if metric is None else _measured(metric, stored),
         published="" if figure is None else report.number(figure.value, figure.unit),
@@ -166,7 +166,10 @@ def _measured(metric: Metric, stored: Verdict | None) -> str:
     return report.number(metric.value, metric.unit, error)
 
 
-def _engine(name: str) -> str:
+def _engine(name: str, measured: CaseRecord) -> str:
+    for engine in report.own_engines(measured):
+        if engine in name.split("_"):
+            return engine
     starts = (engine for start, engine in _ENGINE_OF.items() if name.startswith(start))
     return next(starts, "eager" if name.endswith("_val") else "inductor")
 
@@ -203,7 +206,7 @@ def _clocks(inputs: CaseInputs) -> list[str]:
         kind = next((k for k in _CLOCKS if name == k or name.startswith(f"{k}_")), None)
         if kind is None:
             continue
-        engine = "eager" if name.endswith("_val") else "inductor"
+        engine = _engine(name, inputs.measured)
         line = (
             f"{kind.replace('_', ' ')}, {_CLOCKS[kind]}, {engine}: {metric.value:g} {metric.unit}"
         )

@@ -23,6 +23,9 @@ from perfline.metrics import Metric, summary
 WIDTH = 80
 FLIPS_SHOWN = 10
 _RANKS_SHOWN = 16
+# Decimals of the units that have a usual size; all others are shown by four digits.
+_DIGITS = {"fraction": 2, "GiB": 2, "tok/s": 1, "s": 1, "count": 0, "questions": 0, "tok": 0}
+_DIGITS |= {"MHz": 0, "C": 0, "W": 0}
 _OURS = {"val": "eager", "infer": "inductor"}
 
 # The published table in its order: name, what it is called.
@@ -70,7 +73,13 @@ def shown_metrics(case: CaseRecord) -> list[tuple[str, str]]:
     """(name, what it is called) of what the terminal shows of a case, in order."""
     kinds = ("p_{}_whole", "p_{}_core", "mfu_{}", "acc_{}", "mem_{}")
     own = [kind.format(engine) for engine in own_engines(case) for kind in kinds]
-    return [*PUBLISHED_TABLE, *((n, n) for n in own if n in case.metrics), *BESIDE]
+    recorded = [name for name, metric in case.metrics.items() if metric.own]
+    return [
+        *PUBLISHED_TABLE,
+        *((name, name) for name in own if name in case.metrics),
+        *BESIDE,
+        *((name, name) for name in recorded),
+    ]
 
 
 @dataclass(frozen=True)
@@ -330,11 +339,11 @@ def number(value: float | None, unit: str, error: float | None = None) -> str:
     if value is None:
         return ""
     scale = 100 if unit == "fraction" else 1
-    digits = {"fraction": 2, "GiB": 2, "tok/s": 1, "s": 1}.get(unit, 0)
+    digits = _DIGITS.get(unit, 0)
     if unit == "tok/s" and value >= 1000:
         digits = 0
     form = f".{digits}f"
-    if unit in ("us/tok", "logits", "tok/J", "questions/s", "x"):
+    if unit not in _DIGITS or (unit == "s" and 0 < abs(value) < 0.1):
         form = ".4g"
     shown = f"{scale * value:{form}}"
     return shown if error is None else f"{shown} +- {scale * error:{form}}"
