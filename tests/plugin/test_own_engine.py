@@ -87,6 +87,18 @@ def test_it_is_measured_judged_and_accepted_beside_ours(own):
     result.stdout.fnmatch_lines(["*acc_myengine regressed*"])
 
 
+def test_what_settles_it_runs_the_same_engine(own):
+    own.run("--engines=mine:MyEngine", "-m", "perf")
+    assert own.update() == 0
+    conftest = own.root / "conftest.py"
+    now = "return type(ENVIRONMENT)('fake-cpu', 'Fake CPU', 'cpu', {'commit': 'def5678'})"
+    conftest.write_text(conftest.read_text().replace("return ENVIRONMENT", now))
+    own.script(mine={"token_s": 1.3e-4})
+    result = own.run("--engines=mine:MyEngine", "-m", "perf")
+    command = "perfline compare fake --baseline-ref abc1234 --engine=mine:MyEngine --case-dir=cases"
+    result.stdout.fnmatch_lines([f"*hint: to settle it: {command}"])
+
+
 def test_flips_against_eager_are_regressed_where_eager_runs_beside_it(own):
     own.script(mine={"wrong": ["odd/1", "odd/3", "odd/5", "odd/7", "even/0", "even/2", "even/4"]})
     own.run(BOTH, "-m", "perf").assert_outcomes(failed=1, skipped=1, deselected=4)

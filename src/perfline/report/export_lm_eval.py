@@ -26,6 +26,7 @@ from perfline.errors import RecordError
 from perfline.jsonfile import write_text
 from perfline.metrics import pass_name
 from perfline.report.exports import Export
+from perfline.report.text import engine_kinds
 from perfline.tasks.answers import StoredAnswers, question_key
 from perfline.tasks.prompt_lengths import recorded_lengths
 
@@ -60,7 +61,7 @@ def write(directory: Path, found: Sequence[Export], cases: Mapping[str, Case]) -
     """
     written = []
     for export in found:
-        for engine in export.case.accuracy:
+        for _, engine in engine_kinds(export.case):
             answers = _answers(export, engine)
             if answers is None:
                 continue

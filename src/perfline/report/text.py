@@ -59,9 +59,11 @@ BESIDE = (
 
 def own_engines(case: CaseRecord) -> list[str]:
     """The engines of the user's own that a case was measured with."""
-    timed = (re.fullmatch(r"p_([a-z0-9]+)_core", name) for name in case.metrics)
+    timed = (re.fullmatch(r"p_(.+)_core", name) for name in case.metrics)
     found = [*case.accuracy, *(each[1] for each in timed if each)]
-    return [name for name in dict.fromkeys(found) if name not in {*_OURS, *_OURS.values()}]
+    ours = {*_OURS, *_OURS.values()}
+    names = (name for name in dict.fromkeys(found) if name not in ours)
+    return [name for name in names if re.fullmatch(r"[a-z0-9]{1,30}", name)]  # else edited
 
 
 def engine_kinds(case: CaseRecord) -> list[tuple[str, str]]:
