@@ -101,7 +101,7 @@ def test_flips_are_listed_up_to_ten_and_then_counted():
     ],
 )
 def test_every_verdict_has_its_next_command(word, unit, command):
-    verdict = Verdict("m", word, "baseline", unit)
+    verdict = Verdict("acc_m" if unit == "fraction" else "m", word, "baseline", unit)
     assert next_command("x", [OK, verdict], "--run r.json") == command
 
 
