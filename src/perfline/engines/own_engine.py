@@ -10,12 +10,13 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from perfline.cases.case import Case, engine_name
+from perfline.cases.case import Case, EngineName, engine_name
 from perfline.engines.device import Device
 from perfline.engines.engine import CompileCounts, Engine, Head
 from perfline.errors import EngineError
@@ -115,15 +116,92 @@ class OwnEngine:
         raise EngineError(f"{self._named}: {method}() gave {shown}; expected {expected}")
 
 
+class OwnEngines:
+    """The engines of the user's own that a case names, each made when it is first asked for.
+
+    Attributes:
+        load_s: seconds that it took to make each, by name.
+    """
+
+    def __init__(self, case: Case) -> None:
+        """Import their classes; EngineError, one line, for what is wrong with one of them."""
+        named = [engine for engine in case.engines if ":" in engine]
+        self._case = case
+        self._classes = {engine_name(engine): (engine, find(engine, case)) for engine in named}
+        self._made: dict[EngineName, OwnEngine] = {}
+        self.load_s: dict[EngineName, float] = {}
+
+    def __contains__(self, name: EngineName) -> bool:
+        """Whether the engine of that name is one of them."""
+        return name in self._classes
+
+    @property
+    def are_all(self) -> bool:
+        """Whether the case runs no engine of ours."""
+        return len(self._classes) == len(self._case.engines)
+
+    def engine(self, name: EngineName, weights: Path | None, device: Device) -> OwnEngine:
+        """The engine of that name; EngineError, one line with the place, where its code fails."""
+        if name not in self._classes:
+            raise EngineError(
+                f"{self._case.engines_named_in} names no '{name}', which was asked for"
+            )
+        if name not in self._made:
+            named, kind = self._classes[name]
+            begin = time.perf_counter()
+            try:
+                engine = cast("Engine", kind(self._case, weights))
+            except Exception as error:  # no server, no memory, a broken checkpoint: whatever it is
+                raise EngineError(
+                    f"case '{self._case.id}': {named}(case, weights) failed: {_told(error)}"
+                ) from error
+            self.load_s[name] = time.perf_counter() - begin
+            self._made[name] = OwnEngine(engine, named, device)
+        return self._made[name]
+
+    def close(self) -> None:
+        """Have them free their models."""
+        for engine in self._made.values():
+            engine.close()
+
+
 def find(named: str, case: Case) -> type:
     """Import the class that ``named`` (``module:Class``) says; nothing is loaded yet.
 
     EngineError, one line: what is missing, and which option or file names it.
     """
-    module, _, name = named.partition(":")
     who = f"{case.engines_named_in} names '{named}'"
+    found = _imported(named, who)
+    for method in (*_NEEDED, *_OPTIONAL):
+        there = hasattr(found, method)
+        if (method in _NEEDED and not there) or (there and not callable(getattr(found, method))):
+            raise EngineError(f"{who}: the class has no method '{method}'; {_PAGE}")
     try:
-        found = getattr(importlib.import_module(module), name, None)
+        inspect.signature(found).bind(case, None)
+    except TypeError as error:
+        raise EngineError(
+            f"{who}: the class is made by {found.__name__}(case, weights), and takes other "
+            f"arguments ({error}); {_PAGE}"
+        ) from error
+    except ValueError:  # a class of C has no signature to look at
+        pass
+    if case.mmlu.scoring == "letters" and not hasattr(found, "letter_logits"):
+        raise EngineError(
+            f"{who}, and the case scores the four letters' logits (mmlu.scoring): the class has no "
+            "method 'letter_logits'; add it, or score full-vocab"
+        )
+    if case.parallel.tensor > 1:
+        raise EngineError(
+            f"{who}, and the case splits its model over ranks (parallel.tensor): an engine of your "
+            "own runs in one process"
+        )
+    return found
+
+
+def _imported(named: str, who: str) -> type:
+    module, _, name = named.partition(":")
+    try:
+        there = vars(importlib.import_module(module))
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
             raise EngineError(f"{who}: {module} needs {error.name}, which is not there") from error
@@ -133,45 +211,12 @@ def find(named: str, case: Case) -> type:
         ) from error
     except Exception as error:  # whatever its code does
         raise EngineError(f"{who}: importing {module} failed: {_told(error)}") from error
-    if not isinstance(found, type):
-        classes = [
-            key
-            for key, kind in vars(importlib.import_module(module)).items()
-            if isinstance(kind, type)
-        ]
-        near = difflib.get_close_matches(name, classes, n=1, cutoff=0.5)
-        hint = f"; did you mean '{module}:{near[0]}'?" if near else ""
-        raise EngineError(f"{who}: {module} has no class '{name}'{hint}")
-    for method in (*_NEEDED, *_OPTIONAL):
-        there = hasattr(found, method)
-        if (method in _NEEDED and not there) or (there and not callable(getattr(found, method))):
-            raise EngineError(f"{who}: the class has no method '{method}'; {_PAGE}")
-    try:
-        inspect.signature(found).bind(case, None)
-    except TypeError as error:
-        raise EngineError(
-            f"{who}: the class is made by {name}(case, weights), and takes other arguments "
-            f"({error}); {_PAGE}"
-        ) from error
-    except ValueError:  # a class of C has no signature to look at
-        pass
-    if case.mmlu.scoring == "letters" and not hasattr(found, "letter_logits"):
-        raise EngineError(
-            f"{who}, and the case scores the four letters' logits (mmlu.scoring): the class has no "
-            "method 'letter_logits'; add it, or score full-vocab"
-        )
-    return found
-
-
-def make(kind: type, named: str, case: Case, weights: Path | None, device: Device) -> OwnEngine:
-    """Make the engine; EngineError, one line with the place, where its own code fails."""
-    try:
-        engine = cast("Engine", kind(case, weights))
-    except Exception as error:  # no server, no memory, a broken checkpoint: whatever it is
-        raise EngineError(
-            f"case '{case.id}': {named}(case, weights) failed: {_told(error)}"
-        ) from error
-    return OwnEngine(engine, named, device)
+    if isinstance(found := there.get(name), type):
+        return found
+    classes = [key for key, kind in there.items() if isinstance(kind, type)]
+    near = difflib.get_close_matches(name, classes, n=1, cutoff=0.5)
+    hint = f"; did you mean '{module}:{near[0]}'?" if near else ""
+    raise EngineError(f"{who}: {module} has no class '{name}'{hint}")
 
 
 def _told(error: Exception) -> str:

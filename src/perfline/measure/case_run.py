@@ -14,11 +14,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from perfline.cases.case import ENGINE_NAMES, Case, WeightsKind, engine_name
+from perfline.cases.case import ENGINE_NAMES, Case, WeightsKind
 from perfline.engines.device import Device
 from perfline.engines.engine import Clock, EngineName, MeasuredEngine, Progress, run_pass
 from perfline.engines.telemetry import watch
-from perfline.errors import EngineError, MissingRanks, NoSharedPrefixes, RankError
+from perfline.errors import MissingRanks, NoSharedPrefixes, RankError
 from perfline.measure import throughput
 from perfline.measure.accuracy import (
     AccuracyOptions,
@@ -115,15 +115,9 @@ def open_case(
             "(parallel.tensor): type the same command after `torchrun --standalone "
             f"--nproc-per-node={case.parallel.tensor} -m`"
         )
-    named = {engine_name(engine): engine for engine in case.engines if ":" in engine}
-    if named and replica is not None:
-        raise EngineError(
-            f"{case.engines_named_in} names '{next(iter(named.values()))}', and the case splits "
-            "its model over ranks (parallel.tensor): an engine of your own runs in one process"
-        )
-    classes = {name: own_engine.find(engine, case) for name, engine in named.items()}
+    own = own_engine.OwnEngines(case)
+    ours = not own.are_all
     model: hf.Model | None = None
-    ours = len(named) < len(case.engines)
     directory: Path | None = None
     facts: dict[str, str] = {}
     if weights == "real":
@@ -151,30 +145,21 @@ def open_case(
             facts = {"weights": data.weights_digest(directory), **facts}
 
     if model is not None and replica is not None:
-        own = {"case": case.digest(weights), **facts}
+        here = {"case": case.digest(weights), **facts}
         try:
-            replica.check_alike(own | {name: metadata.version(name) for name in _ALIKE})
+            replica.check_alike(here | {name: metadata.version(name) for name in _ALIKE})
         except RankError:
             replica.end()  # the others end it too: nobody is to wait for them
             model.close()
             raise
 
-    made: dict[EngineName, own_engine.OwnEngine] = {}
-    own_load_s: dict[str, float] = {}
-
     def engine(name: EngineName) -> MeasuredEngine:
-        if name in classes and name not in made:
-            begin = time.perf_counter()
-            made[name] = own_engine.make(classes[name], named[name], case, directory, device)
-            own_load_s[name] = time.perf_counter() - begin
-        if name in made:
-            return made[name]
-        if model is None:
-            raise EngineError(f"{case.engines_named_in} names no '{name}', which was asked for")
+        if model is None or name in own:
+            return own.engine(name, directory, device)
         return model.engine(name)
 
     def shared(name: EngineName, say: Callable[[str], None]) -> SharedRunner | None:
-        if model is None or name in classes:
+        if model is None or name in own:
             return None
         upstream.check_prefixes()
         from perfline.engines.shared_prefix import SharedPrefixRunner
@@ -182,13 +167,12 @@ def open_case(
         return SharedPrefixRunner(model.engine(name), say=say)
 
     def close() -> None:
-        for each in made.values():
-            each.close()
+        own.close()
         if model is not None:
             model.close()
 
     load_s, peak = (None, None) if model is None else (model.load_s, model.load_peak_gib)
-    return OpenCase(prompts, load_s, peak, own_load_s, facts, engine, shared, close)
+    return OpenCase(prompts, load_s, peak, own.load_s, facts, engine, shared, close)
 
 
 ProgressOf = Callable[[str], Progress]

@@ -14,7 +14,7 @@ import pytest
 from fakes import DEVICE, prompts
 from perfline.baselines import judge
 from perfline.cases.case import PACKAGED_CASES, Case, load_cases
-from perfline.compare import messages
+from perfline.compare import gates, messages
 from perfline.compare.wire import node
 from perfline.engines.device import current_device
 from perfline.engines.engine import CompileCounts, run_pass
@@ -159,6 +159,16 @@ def test_without_letter_logits_every_other_answer_is_a_flip():
     assert same_answers(eager, same, "fp16").word == "ok"
     found = same_answers(eager, other, "fp16")
     assert (found.word, [flip.id for flip in found.flips]) == ("regressed", [asked[2].id])
+
+
+def test_two_sides_without_letter_logits_compare_by_their_accuracy(tiny: Case):
+    both = run_pass(engine(Least()), prompts(8), "last").answers
+    record, verdicts = gates.answers(tiny, "my.module:My_Engine", both, both, ("fp32", "fp32"))
+    assert [verdict.metric for verdict in verdicts] == ["acc_myengine"]
+    assert (record.baseline_correct, record.candidate_correct) == (8, 8)
+    dummy = dataclasses.replace(both, labels=None)
+    _, (only,) = gates.answers(tiny, "my.module:My_Engine", dummy, dummy, ("fp32", "fp32"))
+    assert (only.word, only.measured) == ("missing", None)
 
 
 def test_the_engines_change_no_digest(tiny: Case):
