@@ -42,7 +42,10 @@ def main() -> int:
     args = parser.parse_args()
     project = tomllib.loads(PROJECT.read_text(encoding="utf-8"))
     old = LOCK.read_text(encoding="utf-8").splitlines() if LOCK.exists() else []
-    moved = {name.lower() for name in args.upgrade_package}
+    moved = {name_of(name) for name in args.upgrade_package}
+    if unknown := sorted(moved - {name_of(line) for line in old}):
+        print(f"lock: error: {LOCK} pins no {', '.join(unknown)}", file=sys.stderr)
+        return 2
     kept = [line for line in old if name_of(line) not in moved and not args.upgrade]
     try:
         pins = solved(args.uv, project, kept)
@@ -80,8 +83,8 @@ def canonical(requirements: list[str]) -> list[str]:
 
 
 def name_of(requirement: str) -> str:
-    """Return the package that a requirement or a line of constraints.txt names."""
-    return re.split(r"[^\w.-]", requirement)[0].lower()
+    """Return the package that a requirement or a line of constraints.txt names (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", re.split(r"[^\w.-]", requirement)[0]).lower()
 
 
 def held(project: dict[str, Any], kept: list[str]) -> list[str]:

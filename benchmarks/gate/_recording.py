@@ -17,7 +17,7 @@ import numpy.typing as npt
 from perfline import jsonfile
 from perfline.compare.sequential import signed_rank_p, spreads
 from perfline.errors import RecordError
-from perfline.jsonfile import Node, Scalar
+from perfline.fields import Node, Scalar
 
 Floats = npt.NDArray[np.float64]
 SCHEMA = 1
@@ -107,7 +107,7 @@ def read(path: Path) -> Recording:
         created=node.text("created"),
         command=node.text("command"),
         note=node.text("note") if node.data.get("note") else "",
-        context=node.scalars("context"),
+        context=node.get("context", Mapping[str, Scalar]),
         levels=levels,
         pairs=tuple(sorted(pairs, key=lambda pair: pair.start_s)),
     )

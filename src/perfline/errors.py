@@ -103,3 +103,8 @@ def told(kind: str | None, text: str) -> RankError | DeviceMemory:
     Where memory is full, less may be asked for.
     """
     return DeviceMemory(text) if kind == DeviceMemory.__name__ else RankError(text)
+
+
+def printable(text: str, instead: str = "?") -> str:
+    """Return ``text`` on one line, ``instead`` for what a terminal obeys or cannot encode."""
+    return "".join(sign if sign.isprintable() else instead for sign in text)

@@ -1,8 +1,8 @@
 """How does JSON get into and out of a file without being torn, lost or misread?
 
-Reading: :func:`read` gives a :class:`Node`, whose typed look-ups raise one line that names the file
-and the key. Writing: :func:`write`, and :func:`write_text` for other text, replace a file at once
-or not at all, and :func:`locked` holds the directory while a file is read, changed and written.
+Reading: :func:`read` gives a :class:`~perfline.fields.Node`. Writing: :func:`write`, and
+:func:`write_text` for other text, replace a file at once or not at all, and :func:`locked` holds
+the directory while a file is read, changed and written.
 """
 
 from __future__ import annotations
@@ -17,106 +17,14 @@ import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn, cast
+from typing import NoReturn
 
-from perfline.errors import PerflineError
+from perfline.errors import PerflineError, printable
+from perfline.fields import Node, shown
 from perfline.filetypes import Kind, mistaken
 
-Scalar = str | int | float | bool | None
-
 _STREAMS = {"/dev/stdout": 1, "/dev/stderr": 2}  # may be a file: it is continued, not replaced
-
-
-@dataclass(frozen=True)
-class Node:
-    """A JSON object in a file, with look-ups that raise ``error`` for what is not as expected."""
-
-    file: Path
-    data: Mapping[str, object]
-    error: type[PerflineError]
-    fix: str  # what the user can do about a broken file
-    where: str = ""  # dotted keys to this object, with a dot at the end
-
-    def fail(self, key: str, problem: str) -> NoReturn:
-        """Raise the one line about ``key``."""
-        raise self.error(printable(f"{self.file}: key '{self.where}{key}' {problem}; {self.fix}"))
-
-    def text(self, key: str) -> str:
-        """Return a string that is not empty."""
-        value = self._get(key, "text")
-        return value if isinstance(value, str) and value else self._mistyped(key, value, "text")
-
-    def optional_text(self, key: str) -> str | None:
-        """Return a string, or None for null."""
-        return None if self._get(key, "text or null") is None else self.text(key)
-
-    def number(self, key: str) -> float:
-        """Return a finite number."""
-        value = self._get(key, "a number")
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or not math.isfinite(value)
-        ):
-            self._mistyped(key, value, "a number")
-        return float(value)
-
-    def optional_number(self, key: str) -> float | None:
-        """Return a finite number, or None for null."""
-        return None if self._get(key, "a number or null") is None else self.number(key)
-
-    def flag(self, key: str) -> bool:
-        """Return true or false."""
-        value = self._get(key, "true or false")
-        return value if isinstance(value, bool) else self._mistyped(key, value, "true or false")
-
-    def texts(self, key: str) -> tuple[str, ...]:
-        """Return the list of strings under ``key``."""
-        value = self._get(key, "a list of text")
-        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-            self._mistyped(key, value, "a list of text")
-        return tuple(value)
-
-    def child(self, key: str) -> Node:
-        """Return the object under ``key``."""
-        return self._node(key, self._get(key, "an object"), key)
-
-    def children(self) -> Iterator[tuple[str, Node]]:
-        """Yield the objects that this object holds under every key."""
-        for key in self.data:
-            yield key, self.child(key)
-
-    def items(self, key: str) -> Iterator[Node]:
-        """Yield the objects of the list under ``key``."""
-        value = self._get(key, "a list of objects")
-        if not isinstance(value, list):
-            self._mistyped(key, value, "a list of objects")
-        for position, item in enumerate(value):
-            yield self._node(key, item, f"{key}.{position}")
-
-    def scalars(self, key: str) -> dict[str, Scalar]:
-        """Return the object under ``key``, which holds text, numbers, true, false and null only."""
-        child = self.child(key)
-        for name, value in child.data.items():
-            infinite = isinstance(value, float) and not math.isfinite(value)
-            if infinite or not isinstance(value, str | int | float | None):
-                child._mistyped(name, value, "text, a number, true, false or null")
-        return cast("dict[str, Scalar]", dict(child.data))
-
-    def _get(self, key: str, expected: str) -> object:
-        if key not in self.data:
-            self.fail(key, f"is missing (expected {expected})")
-        return self.data[key]
-
-    def _node(self, key: str, value: object, name: str) -> Node:
-        if not isinstance(value, dict):
-            self._mistyped(name, value, "an object")
-        return Node(self.file, value, self.error, self.fix, f"{self.where}{name}.")
-
-    def _mistyped(self, key: str, value: object, expected: str) -> NoReturn:
-        self.fail(key, f"is {_shown(value)} (expected {expected})")
 
 
 def read(
@@ -126,7 +34,7 @@ def read(
 
     Another kind of file than ``wanted`` is told by its name.
     """
-    shown = printable(str(path))
+    name = printable(str(path))
     try:
         text = path.read_text(encoding="utf-8")
         data = json.loads(
@@ -135,31 +43,31 @@ def read(
         if "\\ud" in text.lower():  # half a surrogate pair is no text, and cannot be written
             json.dumps(data, ensure_ascii=False).encode()
     except FileNotFoundError as failure:
-        raise error(f"{shown}: is not there; {fix}") from failure
+        raise error(f"{name}: is not there; {fix}") from failure
     except OSError as failure:
-        raise error(f"{shown}: cannot be read: {failure.strerror}") from failure
+        raise error(f"{name}: cannot be read: {failure.strerror}") from failure
     except UnicodeDecodeError as failure:
-        raise error(f"{shown}: is not UTF-8 text (byte {failure.start}); {fix}") from failure
+        raise error(f"{name}: is not UTF-8 text (byte {failure.start}); {fix}") from failure
     except json.JSONDecodeError as failure:
         raise error(
-            f"{shown}: is torn or not JSON at line {failure.lineno}, column {failure.colno}: "
+            f"{name}: is torn or not JSON at line {failure.lineno}, column {failure.colno}: "
             f"{failure.msg}; {fix}"
         ) from failure
     except UnicodeEncodeError as failure:
         half = repr(failure.object[failure.start])
-        raise error(f"{shown}: holds {half}, half a surrogate pair, in a text; {fix}") from failure
+        raise error(f"{name}: holds {half}, half a surrogate pair, in a text; {fix}") from failure
     except RecursionError as failure:
-        raise error(f"{shown}: is nested too deeply; {fix}") from failure
+        raise error(f"{name}: is nested too deeply; {fix}") from failure
     except _NotANumber as failure:
-        raise error(f"{shown}: holds {failure}; {fix}") from failure
+        raise error(f"{name}: holds {failure}; {fix}") from failure
     if not isinstance(data, dict):
-        raise error(f"{shown}: holds {_shown(data)} (expected a JSON object); {fix}")
+        raise error(f"{name}: holds {shown(data)} (expected a JSON object); {fix}")
     if wanted is not None and (other := mistaken(data, wanted)):
-        raise error(f"{shown}: {other}")
+        raise error(f"{name}: {other}")
     node = Node(path, data, error, fix)
     if node.number("schema") != schema:
         raise error(
-            f"{shown}: has schema {data['schema']}, and this perfline reads schema {schema}; "
+            f"{name}: has schema {data['schema']}, and this perfline reads schema {schema}; "
             "use the perfline that wrote it, or make it anew"
         )
     return node
@@ -169,11 +77,6 @@ def digest(data: object) -> str:
     """Return ``sha256:`` and 16 hex digits over the canonical JSON of ``data``."""
     canonical = json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return f"sha256:{hashlib.sha256(canonical.encode()).hexdigest()[:16]}"
-
-
-def printable(text: str, instead: str = "?") -> str:
-    """Return ``text`` on one line, ``instead`` for what a terminal obeys or cannot encode."""
-    return "".join(sign if sign.isprintable() else instead for sign in text)
 
 
 def is_special(path: Path) -> bool:
@@ -273,13 +176,6 @@ def _finite(digits: str) -> float:
     if not math.isfinite(value):
         raise _NotANumber(f"{digits[:40]}, which is too large for a number")
     return value
-
-
-def _shown(value: object) -> str:
-    try:
-        return json.dumps(value)[:40]
-    except RecursionError:
-        return "nested too deeply"
 
 
 def _continued(path: Path) -> bool:

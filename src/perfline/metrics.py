@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 import re
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from numbers import Real
-from typing import Literal, cast, get_args
+from typing import Literal, get_args
 
 from perfline.errors import MetricError
+from perfline.fields import OPTIONAL, OUTSIDE
 
 Direction = Literal["higher", "lower", "info"]
 _PASSES = {"eager": "val", "inductor": "infer"}  # the published names of the two passes
@@ -44,17 +45,17 @@ _LONGEST_UNIT = 12  # it stands in tables of 80 columns
 class Metric:
     """One measured number, and the raw rounds behind it.
 
-    ``fixture case.record(metric)`` takes one of the user's own, in any unit; perfline then knows it
-    as ``own``. MetricError, one line, where a number is not finite or the direction is unknown;
+    The fixture's ``case.record(metric)`` takes one of the user's own, in any unit; it is ``own``
+    from then on. MetricError, one line, where a number is not finite or the direction is unknown;
     for one of the user's own also where the name is one of ours, or name or unit do not fit tables.
     """
 
-    name: str
+    name: str = field(metadata=OUTSIDE)
     value: float
     unit: str  # "tok/s", "s", "GiB", "fraction" (shown in %), "count", or any other
     direction: Direction  # which way is better; "info" is reported and never judged
-    samples: Sequence[float] = ()  # one per round, in the unit of the value
-    own: bool = field(default=False, kw_only=True)  # recorded by a test of the user's
+    samples: Sequence[float] = field(default=(), metadata=OPTIONAL)  # one a round, in the unit
+    own: bool = field(default=False, kw_only=True, metadata=OPTIONAL)  # of a test of the user's
 
     def __post_init__(self) -> None:
         """Refuse what is no measurement."""
@@ -94,37 +95,6 @@ class Metric:
                 "characters, such as 'ms'"
             )
 
-    def to_json(self) -> dict[str, object]:
-        """Return the metric without its name, which is its key; no samples, no key."""
-        data: dict[str, object] = {
-            "value": self.value,
-            "unit": self.unit,
-            "direction": self.direction,
-        }
-        data |= {"samples": list(self.samples)} if self.samples else {}
-        return data | ({"own": True} if self.own else {})
-
-    @classmethod
-    def from_json(cls, name: str, data: Mapping[str, object]) -> Metric:
-        """Read what :meth:`to_json` wrote; MetricError names the key that is wrong."""
-        unit, direction = data.get("unit"), data.get("direction")
-        if not isinstance(unit, str):
-            raise MetricError(f"{name}: unit is {unit!r}; expected text such as 'tok/s'")
-        own = data.get("own", False)
-        if not isinstance(own, bool):
-            raise MetricError(f"{name}: own is {own!r:.60}; expected true or nothing")
-        samples = data.get("samples", [])
-        if not isinstance(samples, list):
-            raise MetricError(f"{name}: samples is {samples!r}; expected a list of numbers")
-        return cls(
-            name=name,
-            value=_number(name, "value", data.get("value")),
-            unit=unit,
-            direction=cast("Direction", direction),  # checked by the constructor
-            samples=tuple(_number(name, "samples", sample) for sample in samples),
-            own=own,
-        )
-
 
 def mfu(tokens_per_s: float, nominal_parameters: float, peak_flops: float | None) -> float | None:
     """Return the published model FLOPs utilisation as a fraction: tok/s x 2 x parameters / peak.
@@ -144,9 +114,3 @@ def summary(samples: Sequence[float]) -> tuple[float, float | None]:
         raise MetricError("no samples: there is nothing to summarise")
     error = statistics.stdev(samples) / math.sqrt(len(samples)) if len(samples) > 1 else None
     return statistics.median(samples), error
-
-
-def _number(name: str, key: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise MetricError(f"{name}: {key} is {value!r}; expected a number")
-    return float(value)

@@ -1,4 +1,4 @@
-"""Two real launches of the embedded case, one in an environment that has no perfline."""
+"""Two real launches: in an environment without perfline, and in one with what it needs alone."""
 
 from __future__ import annotations
 
@@ -14,11 +14,43 @@ from perfline.compare.launch import ProcessLauncher
 from perfline.compare.model import Workload
 from perfline.compare.sides import describe, make_side, places
 
-# What a worker must not need: a comparison's two environments are there for the model.
+# A worker's environment is there for the model, and may be an old one: as sitecustomize, this hides
+# all packages but four, and what those need themselves.
 BARE = """
-import sys
-for name in ("pytest", "pandas", "scipy", "tabulate", "jinja2", "pynvml", "sklearn"):
-    sys.modules[name] = None
+import re, sys
+from importlib import metadata
+from pathlib import Path
+
+needed, waiting = set(), ["torch", "transformers", "numpy", "pyyaml"]
+while waiting:
+    name = re.sub("[-_.]+", "-", waiting.pop()).lower()
+    if name not in needed:
+        needed.add(name)
+        try:
+            asked = metadata.requires(name) or []
+        except metadata.PackageNotFoundError:  # for another platform or Python
+            continue
+        asked = [text for text in asked if "extra ==" not in text]
+        waiting += [re.match("[-A-Za-z0-9_.]+", text)[0] for text in asked]
+hidden = {
+    top
+    for top, names in metadata.packages_distributions().items()
+    if not {re.sub("[-_.]+", "-", name).lower() for name in names} & needed
+} - {"perfline"}
+Path(__file__).with_name("hidden").write_text(" ".join(hidden))
+
+class Finder:
+    def __init__(self, finder):
+        self.finder = finder
+
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] not in hidden:
+            return self.finder.find_spec(name, path, target)
+
+sys.meta_path[:] = map(Finder, sys.meta_path)
 """
 
 
@@ -33,10 +65,10 @@ def other_python(tmp_path: Path) -> Path:
 
 
 def test_two_environments_measure_the_same(tmp_path: Path, other_python: Path):
-    (tmp_path / "bare.py").write_text(BARE)
+    (tmp_path / "sitecustomize.py").write_text(BARE)
     workload = Workload("tiny", (), None, "real", "eager", questions=8)
     settings = ["throughput.sample=4"]
-    a = make_side("baseline", settings=settings, env=[f"PYTHONPATH={tmp_path}"], imports=["bare"])
+    a = make_side("baseline", settings=settings, env=[f"PYTHONPATH={tmp_path}"])
     b = make_side("candidate", str(other_python), settings=settings)
     with places((a, b), tmp_path) as found, ProcessLauncher(workload, found) as launcher:
         pending = [launcher.start(side) for side in (a, b)]
@@ -46,6 +78,9 @@ def test_two_environments_measure_the_same(tmp_path: Path, other_python: Path):
         answers = [worker.answers() for worker in workers]
         peaks = [worker.peak_memory_gib() for worker in workers]
 
+    hidden = set((tmp_path / "hidden").read_text().split())
+    assert {"pytest", "pandas", "scipy", "tabulate", "hypothesis", "pluggy"} <= hidden
+    assert not {"torch", "transformers", "numpy", "yaml", "tokenizers"} & hidden
     assert b.python != Path(sys.executable)
     assert describe(a, b, (ready[0].context, ready[1].context)).startswith("interpreter ")
     for name in ("machine", "device", "facts", "digest", "prompts_digest", "tokens", "dtype"):

@@ -61,7 +61,7 @@ def test_a_broken_case_of_ones_own_is_one_line(repository: pytest.Pytester):
     result = repository.runpytest_inprocess(*COLLECT)
     assert result.ret == pytest.ExitCode.INTERRUPTED
     said = result.stdout.str()
-    assert f"{repository.path}/cases/mine.yaml: key 'model' is missing; expected a mapping" in said
+    assert f"{repository.path}/cases/mine.yaml: key 'model' is missing (expected a mapping" in said
     assert "Traceback" not in said
     assert "hooks.py" not in said
 

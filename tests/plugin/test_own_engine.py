@@ -177,9 +177,9 @@ def test_a_wrong_name_is_one_line_that_says_where_it_stands(own, named: str, lin
 @pytest.mark.parametrize(
     ("named", "line"),
     [
-        ("eagre", "*--engines names 'eagre'; expected eager, inductor or module:Class; did you*"),
-        ("a:B:C", "*--engines names 'a:B:C'; expected eager*"),
-        ("", "*--engines names ''; expected eager*"),
+        ("eagre", "*--engines names 'eagre' (expected eager, inductor or module:Class); did you*"),
+        ("a:B:C", "*--engines names 'a:B:C' (expected eager*"),
+        ("", "*--engines names '' (expected eager*"),
         ("a:Val", "*--engines names 'a:Val', and metrics cannot be named after that class*"),
         ("a:My,b:My", "*names 'b:My' beside 'a:My': both would have the metrics of 'my'*"),
     ],

@@ -6,21 +6,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from perfline.errors import RecordError
-from perfline.jsonfile import (
-    Node,
-    check_writable,
-    digest,
-    is_special,
-    locked,
-    read,
-    write,
-    write_text,
-)
+from perfline.jsonfile import check_writable, digest, is_special, locked, read, write, write_text
 
 FIX = "make it anew"
 
@@ -83,40 +73,6 @@ def test_an_absent_or_binary_file_is_one_line(tmp_path: Path) -> None:
 
     assert reading(tmp_path / "a.json") == (f"{tmp_path / 'a.json'}: is not there; make it anew")
     assert reading(tmp_path / "b.json").endswith("is not UTF-8 text (byte 0); make it anew")
-
-
-@pytest.mark.parametrize(
-    ("look_up", "message"),
-    [
-        (lambda n: n.text("absent"), "'x.absent' is missing (expected text)"),
-        (lambda n: n.text("empty"), "'x.empty' is \"\" (expected text)"),
-        (lambda n: n.text("one"), "'x.one' is 1 (expected text)"),
-        pytest.param(
-            lambda n: n.optional_text("one"), "'x.one' is 1 (expected text)", id="optional_text"
-        ),
-        (lambda n: n.number("true"), "'x.true' is true (expected a number)"),
-        (lambda n: n.number("empty"), "'x.empty' is \"\" (expected a number)"),
-        (lambda n: n.number("huge"), "'x.huge' is Infinity (expected a number)"),
-        (lambda n: n.child("one"), "'x.one' is 1 (expected an object)"),
-        (lambda n: list(n.items("one")), "'x.one' is 1 (expected a list of objects)"),
-        (lambda n: list(n.items("list")), "'x.list.1' is 1 (expected an object)"),
-        (lambda n: n.scalars("deep"), "'x.deep.a' is [] (expected text, a number, true"),
-    ],
-)
-def test_a_wrong_key_is_named_with_its_place(look_up: Any, message: str) -> None:
-    data = {
-        "empty": "",
-        "one": 1,
-        "true": True,
-        "huge": float("inf"),
-        "list": [{}, 1],
-        "deep": {"a": []},
-    }
-
-    with pytest.raises(RecordError) as raised:
-        look_up(Node(Path("f.json"), data, RecordError, FIX, "x."))
-
-    assert str(raised.value).startswith(f"f.json: key {message}")
 
 
 def test_the_digest_ignores_order_and_sees_every_value() -> None:
@@ -203,16 +159,6 @@ def test_a_whole_surrogate_pair_is_text(tmp_path: Path) -> None:
     path.write_text(r'{"schema": 1, "a": "\ud83d\ude00"}')
 
     assert read(path, 1, RecordError, FIX).text("a") == "\U0001f600"
-
-
-def test_scalars_are_finite_and_a_key_stays_on_the_line() -> None:
-    node = Node(Path("f.json"), {"a\n\x1b": {"b": float("inf")}}, RecordError, FIX)
-    with pytest.raises(RecordError) as raised:
-        node.scalars("a\n\x1b")
-    assert str(raised.value) == (
-        "f.json: key 'a??.b' is Infinity (expected text, a number, true, false or null); "
-        "make it anew"
-    )
 
 
 def test_a_link_stays_and_what_it_leads_to_changes(tmp_path: Path) -> None:
@@ -314,18 +260,3 @@ def test_names_of_files_are_shown_in_printable_characters(tmp_path: Path) -> Non
     with pytest.raises(RecordError) as raised:
         write_text(path, "", RecordError)
     assert str(raised.value) == f"{shown}: cannot be written: it is a directory"
-
-
-def test_a_value_that_is_nested_too_deeply_to_be_shown_is_one_line() -> None:
-    deep: list[object] = []
-    for _ in range(100_000):
-        deep = [deep]
-    try:
-        with pytest.raises(RecordError) as raised:
-            Node(Path("f.json"), {"a": deep}, RecordError, FIX).child("a")
-    finally:
-        while deep:  # or its end would recurse
-            (deep,) = deep
-    assert str(raised.value) == (
-        f"f.json: key 'a' is nested too deeply (expected an object); {FIX}"
-    )

@@ -178,6 +178,20 @@ def test_one_package_or_all_of_them_are_upgraded(checkout: Path):
     assert (checkout / "offered").read_text() + (checkout / "held").read_text() == ""
 
 
+@pytest.mark.parametrize("spelling", ["ruamel.yaml", "Ruamel_YAML", "ruamel-yaml"])
+def test_a_package_to_upgrade_may_be_spelled_in_any_way(checkout: Path, spelling: str):
+    (checkout / "constraints.txt").write_text("ruamel-yaml==0.18\ntorch==2.13.0\n")
+    assert made(checkout, "--upgrade-package", spelling).returncode == 0
+    assert (checkout / "offered").read_text() == "torch==2.13.0"
+
+
+def test_a_package_that_is_not_pinned_is_no_upgrade(checkout: Path):
+    done = made(checkout, "--upgrade-package", "torhc", "--upgrade-package", "torch")
+    assert (done.returncode, done.stderr) == (2, "lock: error: constraints.txt pins no torhc\n")
+    assert (checkout / "constraints.txt").read_text() == "torch==2.13.0\n"
+    assert not (checkout / "asked").exists()
+
+
 def test_the_lines_that_an_upgrade_changes_are_told(checkout: Path):
     (checkout / "pins").write_text("numpy==2.5.0\ntorch==2.13.0\n")
     assert made(checkout, "--upgrade", "--changed", "results/changed.txt").returncode == 0

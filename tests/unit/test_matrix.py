@@ -115,6 +115,14 @@ def test_there_are_eight_rows_and_the_page_can_hold_them(matrix: ModuleType):
         assert text.count(matrix.BEGIN.format(name)) == text.count(matrix.END.format(name)) == 1
 
 
+def test_the_page_as_it_stands_has_every_row_and_none_that_failed(matrix: ModuleType):
+    text = (REPOSITORY / "docs" / "versions.md").read_text()
+    assert re.findall(r"(?m)^\| ([\w.-]+) \| \d", text)[: len(matrix.ROWS)] == [
+        row.name for row in matrix.ROWS
+    ]
+    assert "**" not in text.partition("<!-- rows")[2]
+
+
 def test_a_row_that_passed_says_versions_and_that_its_answers_are_those_of_the_lock(
     matrix: ModuleType, monkeypatch: pytest.MonkeyPatch
 ):

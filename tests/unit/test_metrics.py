@@ -2,29 +2,35 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perfline.errors import MetricError
+from perfline.errors import MetricError, RecordError
+from perfline.fields import Node, as_json
 from perfline.metrics import Metric, mfu, summary
 
-FINITE = st.floats(allow_nan=False, allow_infinity=False)
+FINITE = st.floats(-1e30, 1e30)
+
+
+def read(data: dict[str, object]) -> Metric:
+    return Node(Path("f.json"), data, RecordError).build(Metric, name="m")
 
 
 @given(value=FINITE, samples=st.lists(FINITE, max_size=5))
 def test_a_metric_survives_json(value: float, samples: list[float]) -> None:
-    metric = Metric("p_infer_core", value, "tok/s", "higher", tuple(samples))
+    metric = Metric("m", value, "tok/s", "higher", tuple(samples))
 
-    assert Metric.from_json(metric.name, json.loads(json.dumps(metric.to_json()))) == metric
+    assert read(json.loads(json.dumps(as_json(metric)))) == metric
 
 
 def test_a_metric_without_samples_has_no_samples_key() -> None:
     metric = Metric("mfu", 0.464, "fraction", "info")
 
-    assert metric.to_json() == {"value": 0.464, "unit": "fraction", "direction": "info"}
+    assert as_json(metric) == {"value": 0.464, "unit": "fraction", "direction": "info"}
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
@@ -38,22 +44,22 @@ def test_what_is_no_number_is_no_metric(number: float) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"value": "9"}, "m: value is '9'; expected a number"),
-        ({"value": True}, "m: value is True; expected a number"),
-        ({"value": None}, "m: value is None; expected a number"),
-        ({"unit": 3}, "m: unit is 3; expected text such as 'tok/s'"),
-        ({"direction": "up"}, "m: direction is 'up'; expected one of higher, lower, info"),
-        ({"samples": 3}, "m: samples is 3; expected a list of numbers"),
-        ({"samples": ["x"]}, "m: samples is 'x'; expected a number"),
+        ({"value": "9"}, 'value\' is "9" (expected a number)'),
+        ({"value": True}, "value' is true (expected a number)"),
+        ({"value": None}, "value' is null (expected a number)"),
+        ({"unit": 3}, "unit' is 3 (expected text)"),
+        ({"direction": "up"}, 'direction\' is "up" (expected higher, lower or info)'),
+        ({"samples": 3}, "samples' is 3 (expected a list of numbers)"),
+        ({"samples": ["x"]}, 'samples.0\' is "x" (expected a number)'),
     ],
 )
 def test_a_mistyped_key_is_named(change: dict[str, object], message: str) -> None:
     data: dict[str, object] = {"value": 9.0, "unit": "tok/s", "direction": "higher"}
 
-    with pytest.raises(MetricError) as raised:
-        Metric.from_json("m", data | change)
+    with pytest.raises(RecordError) as raised:
+        read(data | change)
 
-    assert str(raised.value) == message
+    assert str(raised.value) == f"f.json: key '{message}"
 
 
 @pytest.mark.parametrize(
@@ -85,10 +91,20 @@ def test_one_sample_has_no_error_and_none_has_no_summary() -> None:
 
 
 def test_a_metric_of_ones_own_survives_json_and_ours_has_no_key_more() -> None:
-    metric = Metric("ttft", 0.03, "ms", "lower", samples=[0.03, 1], own=True)
+    metric = Metric("ttft", 0.03, "ms", "lower", samples=[0.03, 1.0], own=True)
+    data = json.loads(json.dumps(as_json(metric)))
 
-    assert metric.to_json()["own"] is True
-    assert Metric.from_json("ttft", json.loads(json.dumps(metric.to_json()))) == metric
+    assert data["own"] is True
+    assert Node("f.json", data, RecordError).build(Metric, name="ttft") == metric
+    assert "own" not in as_json(Metric("mem", 1.0, "GiB", "lower"))
+
+
+def test_what_no_type_tells_of_a_stored_metric_names_the_file() -> None:
+    data = {"value": 1.0, "unit": "tok/s", "direction": "higher", "own": True}
+    node = Node("f.json", data, RecordError, "run pytest again", "metrics.p_infer_core.")
+
+    with pytest.raises(RecordError, match=r"^f.json: key 'metrics.p_infer_core' is wrong \(p_inf"):
+        node.build(Metric, name="p_infer_core")
 
 
 def test_numbers_of_numpy_are_numbers() -> None:

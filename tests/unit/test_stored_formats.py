@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -46,6 +47,16 @@ def test_what_is_written_again_is_the_same_byte_for_byte(tmp_path: Path):
     assert again.read_bytes() == STORED.read_bytes()
     comparison_record.save(tmp_path / "compare2.json", comparison_record.load(V1 / "compare.json"))
     assert (tmp_path / "compare2.json").read_bytes() == (V1 / "compare.json").read_bytes()
+
+
+def test_a_record_written_again_has_numbers_for_counts_and_the_notices_of_today(tmp_path: Path):
+    """A session writes a count as ``55``; a metric that was read is a number, ``55.0``."""
+    counts = r'(?m)^( +"(?:value|measured|baseline)": \d+)(,?)$'
+    first = re.sub(counts, r"\1.0\2", (V1 / "run.json").read_text())
+    first = first.replace('\n "partial"', '\n "notices": [],\n "partial"')  # v1 had none yet
+    for source, target in ((V1 / "run.json", "again.json"), (tmp_path / "again.json", "3.json")):
+        record.save(tmp_path / target, record.load(source))
+        assert (tmp_path / target).read_text() == first
 
 
 def test_the_record_is_set_against_the_baseline(capsys: pytest.CaptureFixture[str]):

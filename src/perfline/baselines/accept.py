@@ -17,12 +17,10 @@ import re
 import statistics
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import cast
 
 from perfline.baselines import baseline as baselines
 from perfline.baselines.baseline import Baseline
 from perfline.baselines.proposal import Candidate, Terms
-from perfline.cases.case import WeightsKind
 from perfline.errors import BaselineError
 from perfline.gates import accuracy as accuracy_gates
 from perfline.gates import performance as gates
@@ -92,7 +90,7 @@ def invalid(candidate: Candidate) -> Iterator[str]:
     measured, case = candidate.measured, candidate.case
     for line in measured.errors:
         yield f"a test ended without a result ({line}); fix it, then {AGAIN}"
-    today = case.digest(cast("WeightsKind", measured.weights))
+    today = case.digest(measured.weights)
     if measured.digest != today:
         yield (
             f"measured another definition of the case than {case.source} has now "

@@ -23,14 +23,15 @@ from __future__ import annotations
 import dataclasses
 import re
 import statistics
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from perfline import jsonfile
-from perfline.errors import BaselineError, MetricError
-from perfline.jsonfile import Node, Scalar
+from perfline.errors import BaselineError
+from perfline.fields import OPTIONAL, Node, Scalar, as_json
 from perfline.metrics import Metric
 from perfline.tasks.answers import StoredAnswers
 
@@ -39,8 +40,7 @@ PUBLISHED_SCHEMA = 1
 DUMMY_SUFFIX = "-dummy"  # of the baseline of a case measured with random weights
 PUBLISHED = "published"  # the directory beside the machines'
 
-# The known units: of published figures, and of stored metrics with the directions they can have.
-_PUBLISHED_UNITS = ("tok/s", "fraction", "s", "GiB")
+# The known units of stored metrics, with the directions they can have.
 _DIRECTIONS = {
     "tok/s": ("higher", "info"),
     "GiB": ("lower", "info"),
@@ -111,9 +111,9 @@ class Baseline:
 class Figure:
     """One published number."""
 
-    value: float
-    unit: str
-    note: str = ""
+    value: float = field(metadata={"gt": 0})
+    unit: Literal["tok/s", "fraction", "s", "GiB"]
+    note: str = field(default="", metadata=OPTIONAL)
 
 
 @dataclass(frozen=True)
@@ -141,21 +141,14 @@ def path(root: Path, machine: str, case: str, dummy: bool) -> Path:
 def load(path: Path) -> Baseline:
     """Read a baseline; BaselineError says what is wrong with the file, where, and what to do."""
     node = jsonfile.read(path, SCHEMA, BaselineError, _FIX, "baseline")
-    baseline = Baseline(
-        case=node.text("case"),
-        machine=node.text("machine"),
-        case_digest=node.text("case_digest"),
-        dtype=node.text("dtype"),
-        accuracy={
-            engine: StoredAnswers.from_json(child)
-            for engine, child in node.child("accuracy").children()
-        },
-        sessions=tuple(map(_session, node.child("throughput").items("sessions"))),
-        anchors={
-            name: _anchor(name, child)
-            for name, child in node.child("throughput").child("anchors").children()
-        },
+    throughput = node.child("throughput")
+    baseline = node.build(
+        Baseline,
+        sessions=throughput.get("sessions", tuple[Session, ...]),
+        anchors={name: _anchor(name, n) for name, n in throughput.child("anchors").children()},
     )
+    for key, _, problem in _not_plausible(baseline):
+        throughput.fail(key, problem)
     if node.text("digest") != _digest(node.data):
         raise BaselineError(f"{path}: was edited by hand (its digest does not fit); {_FIX}")
     _check_place(path, baseline)
@@ -168,22 +161,10 @@ def save(path: Path, baseline: Baseline) -> None:
     Hold :func:`locked` around reading the old file and this, or another update may get lost.
     """
     _check_place(path, baseline)
-    stored = [metric for session in baseline.sessions for metric in session.metrics.values()]
-    for metric in [*stored, *(anchor.metric for anchor in baseline.anchors.values())]:
-        if problem := _not_plausible(metric):
-            raise BaselineError(f"{path}: {metric.name} {problem}; not stored")
-    data: dict[str, object] = {
-        "schema": SCHEMA,
-        "case": baseline.case,
-        "machine": baseline.machine,
-        "case_digest": baseline.case_digest,
-        "dtype": baseline.dtype,
-        "accuracy": {engine: stored.to_json() for engine, stored in baseline.accuracy.items()},
-        "throughput": {
-            "sessions": [_session_json(session) for session in baseline.sessions],
-            "anchors": {name: _anchor_json(anchor) for name, anchor in baseline.anchors.items()},
-        },
-    }
+    for _, name, problem in _not_plausible(baseline):
+        raise BaselineError(f"{path}: {name} {problem}; not stored")
+    data = {"schema": SCHEMA, **as_json(baseline)}
+    data["throughput"] = {"sessions": data.pop("sessions"), "anchors": data.pop("anchors")}
     jsonfile.write(path, data | {"digest": _digest(data)}, BaselineError)
 
 
@@ -229,23 +210,12 @@ def load_published(path: Path) -> Published:
     """Read ``baselines/published/<case>.json``; BaselineError as for :func:`load`."""
     fix = "restore it with `git restore`"
     node = jsonfile.read(path, PUBLISHED_SCHEMA, BaselineError, fix, "published")
-    figures: dict[str, Figure] = {}
-    for name, child in node.child("metrics").children():
-        if (value := child.number("value")) <= 0:
-            child.fail("value", f"is {value:g} (expected a number above 0)")
-        if (unit := child.text("unit")) not in _PUBLISHED_UNITS:
-            child.fail("unit", f"is {unit!r} (expected one of {', '.join(_PUBLISHED_UNITS)})")
-        if unit == "fraction" and value > 1:
-            child.fail("value", f"is {value:g} as a fraction (expected 0 to 1)")
-        note = child.text("note") if "note" in child.data else ""
-        figures[name] = Figure(value, unit, note)
-    published = Published(
-        case=node.text("case"),
-        source=node.text("source"),
-        device=node.optional_text("device"),
-        dtype=node.text("dtype"),
-        metrics=figures,
-    )
+    published = node.build(Published)
+    for name, figure in published.metrics.items():
+        if figure.unit == "fraction" and figure.value > 1:
+            node.fail(
+                f"metrics.{name}.value", f"is {figure.value:g} as a fraction (expected 0 to 1)"
+            )
     if published.case != path.stem:
         node.fail("case", f"is {published.case!r} (expected {path.stem!r}, the file's name)")
     return published
@@ -272,58 +242,26 @@ def _anchors(old: Baseline, new: Baseline, moved: Collection[str]) -> dict[str, 
 
 
 def _anchor(name: str, node: Node) -> Anchor:
-    metric = _metric(name, node, "metric", node.child("metric"))
-    if not metric.samples:
+    anchor = node.build(Anchor, metric=node.child("metric").build(Metric, name=name))
+    if not anchor.metric.samples:
         node.fail("metric.samples", "is missing (expected a list of numbers)")
-    return Anchor(metric, node.text("date"), node.optional_text("commit"), node.text("reason"))
+    return anchor
 
 
-def _anchor_json(anchor: Anchor) -> dict[str, object]:
-    return {
-        "date": anchor.date,
-        "commit": anchor.commit,
-        "reason": anchor.reason,
-        "metric": anchor.metric.to_json(),
+def _not_plausible(baseline: Baseline) -> Iterator[tuple[str, str, str]]:
+    """(key below ``throughput``, metric, what is wrong with it) of each that is."""
+    stored = {
+        f"sessions.{number}.metrics.{name}": metric
+        for number, session in enumerate(baseline.sessions)
+        for name, metric in session.metrics.items()
     }
+    anchors = {f"anchors.{name}.metric": each.metric for name, each in baseline.anchors.items()}
+    for key, metric in (stored | anchors).items():
+        if problem := _problem(metric):
+            yield key, metric.name, problem
 
 
-def _metric(name: str, parent: Node, key: str, node: Node) -> Metric:
-    try:
-        metric = Metric.from_json(name, node.data)
-    except MetricError as problem:
-        parent.fail(key, f"is wrong ({problem})")
-    if implausible := _not_plausible(metric):
-        parent.fail(key, implausible)
-    return metric
-
-
-def _session(node: Node) -> Session:
-    metrics = {
-        name: _metric(name, node, f"metrics.{name}", child)
-        for name, child in node.child("metrics").children()
-    }
-    return Session(
-        date=node.text("date"),
-        commit=node.optional_text("commit"),
-        reason=node.text("reason"),
-        context=node.scalars("context"),
-        workload=node.scalars("workload"),
-        metrics=metrics,
-    )
-
-
-def _session_json(session: Session) -> dict[str, object]:
-    return {
-        "date": session.date,
-        "commit": session.commit,
-        "reason": session.reason,
-        "context": dict(session.context),
-        "workload": dict(session.workload),
-        "metrics": {name: metric.to_json() for name, metric in session.metrics.items()},
-    }
-
-
-def _not_plausible(metric: Metric) -> str:
+def _problem(metric: Metric) -> str:
     """Say what is wrong with a number: only counts and unjudged numbers may be 0.
 
     What a metric of the user's own can be, perfline does not know.

@@ -15,11 +15,11 @@ from perfline.baselines.baseline import Baseline, Published
 from perfline.cases.case import Case, WeightsKind
 from perfline.engines.engine import EngineName
 from perfline.engines.environment import Environment
+from perfline.fields import Scalar
 from perfline.gates import accuracy as accuracy_gates
 from perfline.gates import performance as gates
 from perfline.gates import verdict
 from perfline.gates.verdict import Verdict
-from perfline.jsonfile import Scalar
 from perfline.measure.accuracy import AccuracyPass
 from perfline.measure.throughput import Timings
 from perfline.metrics import Metric, pass_name, suffix

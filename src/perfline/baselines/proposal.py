@@ -11,7 +11,7 @@ from pathlib import Path
 
 from perfline.baselines.baseline import Baseline, Published, Session
 from perfline.cases.case import Case
-from perfline.jsonfile import Scalar
+from perfline.fields import Scalar
 from perfline.measure.record import CaseRecord, Record
 from perfline.tasks.answers import StoredAnswers
 

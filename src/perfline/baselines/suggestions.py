@@ -16,8 +16,8 @@ from perfline.baselines.baseline import Baseline
 from perfline.baselines.proposal import Candidate, Terms, measured_baseline
 from perfline.cases.case import Case
 from perfline.errors import BaselineError
+from perfline.fields import Scalar
 from perfline.gates.verdict import WORST_FIRST, Verdict, Word, fails, skips, worst
-from perfline.jsonfile import Scalar
 from perfline.measure.record import CaseRecord, Record
 
 

@@ -1,7 +1,7 @@
 """What is measured, how, and by which limits? One YAML file says it: YAML -> ``Case``.
 
-The dataclasses below are the whole schema: the reader walks their type hints and field metadata, so
-a new setting is one new line here. Nothing is guessed: an unknown key, a wrong type or a value out
+The dataclasses below are the whole schema: ``fields`` walks their type hints and metadata, so a new
+setting is one new line here. Nothing is guessed: an unknown key, a wrong type or a value out
 of range is a :class:`~perfline.errors.CaseError` of one line::
 
     cases/tiny.yaml: key 'model.precison' is not known; did you mean 'model.precision'?
@@ -10,20 +10,20 @@ of range is a :class:`~perfline.errors.CaseError` of one line::
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import json
 import math
 import re
-import types
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
-from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
+from pathlib import Path
+from typing import Any, Literal, cast
 
 import yaml
 
+from perfline import fields
 from perfline.errors import CaseError
+from perfline.fields import OUTSIDE, Node, clip, did_you_mean
 
 PACKAGED_CASES = Path(__file__).parent
 OWN = "cases"  # the directory of a repository's own
@@ -35,12 +35,12 @@ WeightsKind = Literal["real", "dummy"]
 EngineName = str  # "eager", "inductor", or that of an engine of one's own: see ``engine_name``
 ENGINE_NAMES: tuple[EngineName, ...] = ("eager", "inductor")
 
-# Field metadata: value ranges, paths that stay below their parent, what the digest leaves out.
+# Field metadata: those of perfline.fields, and what the digest leaves out.
 _POSITIVE = {"gt": 0}
 _FRACTION = {"gt": 0, "lt": 1}
 _PERCENTAGE_POINTS = {"gt": 0, "lt": 100}
-_DIRECTORY = {"relative": True, "digest": False}
 _NOT_IN_DIGEST = {"digest": False}
+_DIRECTORY = {"relative": True, "digest": False}
 _WHERE_CHANGED = {"digest": "where changed"}  # a later setting: older cases keep their digests
 
 
@@ -136,8 +136,8 @@ class Case:
     gates: GatesSpec = field(default_factory=GatesSpec, metadata=_NOT_IN_DIGEST)
     compare: CompareSpec = field(default_factory=CompareSpec, metadata=_NOT_IN_DIGEST)
     engines: tuple[str, ...] = field(default=ENGINE_NAMES, metadata=_NOT_IN_DIGEST)
-    source: Path = field(metadata={"key": None} | _NOT_IN_DIGEST)
-    named_in: str = field(default="", metadata={"key": None} | _NOT_IN_DIGEST)
+    source: Path = field(metadata={**OUTSIDE, **_NOT_IN_DIGEST})
+    named_in: str = field(default="", metadata={**OUTSIDE, **_NOT_IN_DIGEST})
 
     @property
     def engine_names(self) -> tuple[EngineName, ...]:
@@ -151,10 +151,8 @@ class Case:
 
     def with_engines(self, engines: Sequence[str], named_in: str) -> Case:
         """The case with other engines; ``named_in`` is the option that names them. CaseError."""
-        try:
-            _check_engines(engines)
-        except _Wrong as error:
-            raise CaseError(f"{named_in} {error}") from None
+        if problem := _engines_problem(engines):
+            raise CaseError(f"{named_in} {problem}")
         return dataclasses.replace(self, engines=tuple(engines), named_in=named_in)
 
     def digest(self, weights: WeightsKind = "real") -> str:
@@ -191,7 +189,7 @@ def with_settings(case: Case, settings: Sequence[tuple[str, str]]) -> Case:
         return case
     data = _read(case.source)
     for key, text in settings:
-        shown = f"--set {_clip(f'{key}={text}')}"
+        shown = f"--set {clip(f'{key}={text}')}"
         *sections, last = key.split(".")
         place = data
         for section in sections:
@@ -223,11 +221,12 @@ def _read(path: Path) -> Any:
 
 
 def _checked(data: object, path: Path, shown: str) -> Case:
-    try:
-        case = cast("Case", _build(Case, data, "", source=path))
-        _check_whole(case, path)
-    except _Wrong as error:
-        raise CaseError(f"{shown}: {error}") from None
+    if not isinstance(data, dict):
+        found = fields.shown(data)
+        raise CaseError(f"{shown}: holds {found} (expected a mapping of keys to values)")
+    node = Node(shown, data, CaseError, by_hand=True)
+    case = node.build(Case, source=path)
+    _check(node, case, path)
     return case if case.title else dataclasses.replace(case, title=case.id)
 
 
@@ -276,13 +275,9 @@ def load_cases(ids: Iterable[str] | None = None, directories: Sequence[Path] = (
     for name in wanted:
         if name not in found:
             raise CaseError(
-                f"case '{name}' is not known{_hint(name, found)} (known: {', '.join(found)})"
+                f"case '{name}' is not known{did_you_mean(name, found)} (known: {', '.join(found)})"
             )
     return [load_case(found[name]) for name in wanted]
-
-
-class _Wrong(Exception):  # noqa: N818 - internal: becomes a CaseError once the file is known
-    """What is wrong with a key, without the file."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -307,12 +302,12 @@ class _Loader(yaml.SafeLoader):
         try:
             value = super().construct_object(node, deep)
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
-            value, kind = None, _clip(node.tag.rpartition(":")[2])
-            problem = f"{_clip(repr(node.value))} cannot be read as {kind}; quote it if it is text"
+            value, kind = None, clip(node.tag.rpartition(":")[2])
+            problem = f"{clip(repr(node.value))} cannot be read as {kind}; quote it if it is text"
         if not node.value.isprintable():
-            problem = f"{_clip(repr(node.value))} holds what cannot be printed"
+            problem = f"{clip(repr(node.value))} holds what cannot be printed"
         elif isinstance(value, int) and not -(2**63) <= value < 2**63:
-            problem = f"{_clip(node.value)} is too large; expected a number of at most 64 bits"
+            problem = f"{clip(node.value)} is too large; expected a number of at most 64 bits"
         if problem:
             raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
         return value
@@ -323,7 +318,7 @@ class _Loader(yaml.SafeLoader):
             if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
                 if key.value in seen:
                     raise yaml.constructor.ConstructorError(
-                        None, None, f"key {_clip(repr(key.value))} stands twice", key.start_mark
+                        None, None, f"key {clip(repr(key.value))} stands twice", key.start_mark
                     )
                 seen.add(key.value)
         return cast("dict[Any, Any]", super().construct_mapping(node, deep))
@@ -343,118 +338,28 @@ def _one_line(error: yaml.YAMLError) -> str:
     return " ".join(str(error).split())
 
 
-def _clip(text: str) -> str:
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _hint(name: str, valid: Iterable[str], prefix: str = "") -> str:
-    nearest = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)
-    return f"; did you mean '{prefix}{nearest[0]}'?" if nearest else ""
-
-
-def _build(cls: type[Any], data: object, prefix: str, **extra: object) -> object:
-    """Build the dataclass ``cls`` from a YAML mapping; ``prefix`` is the dotted path to it."""
-    if not isinstance(data, dict):
-        where = f"key '{prefix[:-1]}'" if prefix else "the file"
-        raise _Wrong(f"{where} holds {_found(data)}; expected a mapping of keys to values")
-    fields = {
-        f.metadata.get("key", f.name): f
-        for f in dataclasses.fields(cls)
-        if f.metadata.get("key", f.name) is not None
-    }
-    for key in data:
-        if key not in fields:
-            nearest = _hint(str(key), fields, prefix) or f" (known: {', '.join(fields)})"
-            raise _Wrong(f"key '{prefix}{_clip(str(key))}' is not known{nearest}")
-    hints = get_type_hints(cls)
-    values = dict(extra)
-    for key, spec in fields.items():
-        if key in data:
-            values[spec.name] = _value(hints[spec.name], data[key], f"{prefix}{key}", spec.metadata)
-        elif spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING:
-            raise _Wrong(f"key '{prefix}{key}' is missing; expected {_expected(hints[spec.name])}")
-    return cls(**values)
-
-
-def _value(hint: Any, value: object, key: str, meta: Mapping[str, Any]) -> object:
-    """Check ``value`` against its type hint and its field's ranges; return it, int as float."""
-    if dataclasses.is_dataclass(hint):
-        return _build(cast("type[Any]", hint), value, f"{key}.")
-    for option in _options(hint):
-        if option is float and type(value) is int:
-            value = float(value)
-        if get_origin(option) is Literal:
-            fits = any(type(value) is type(word) and value == word for word in get_args(option))
-        elif get_origin(option) is Mapping:
-            fits = isinstance(value, dict)
-        elif get_origin(option) is tuple:
-            fits = isinstance(value, list) and all(type(item) is str for item in value)
-            value = tuple(cast("list[str]", value)) if fits else value
-        else:
-            fits = type(value) is option  # bool is no int here
-        if fits:
-            _check_range(value, key, meta)
-            if isinstance(value, dict):
-                _check_plain(value, key)
-            return value
-    raise _Wrong(f"key '{key}' is {_found(value)}; expected {_expected(hint)}")
-
-
-def _check_range(value: object, key: str, meta: Mapping[str, Any]) -> None:
-    if isinstance(value, int | float):
-        checks = {
-            "that is finite": math.isfinite(value),
-            f"above {meta.get('gt')}": value > meta.get("gt", -math.inf),
-            f"at least {meta.get('ge')}": value >= meta.get("ge", -math.inf),
-            f"below {meta.get('lt')}": value < meta.get("lt", math.inf),
-        }
-        for limit, holds in checks.items():
-            if not holds:
-                raise _Wrong(f"key '{key}' is {value}; expected a number {limit}")
-    if isinstance(value, str) and not value.strip():
-        raise _Wrong(f"key '{key}' is empty; expected text")
-    if meta.get("relative"):
-        path = PurePosixPath(cast("str", value))
-        if path.is_absolute() or ".." in path.parts:
-            raise _Wrong(f"key '{key}' is '{value}'; expected a relative path without '..'")
-
-
-def _check_plain(value: object, key: str) -> None:
-    """Refuse what JSON has no word for, as a digest needs one: dates, sets, NaN, keys not text."""
-    if isinstance(value, dict):
-        for name, item in value.items():
-            if not isinstance(name, str):
-                raise _Wrong(f"key '{key}' has the key {_clip(repr(name))}; expected text as key")
-            _check_plain(item, f"{key}.{name}")
-    elif isinstance(value, list):
-        for position, item in enumerate(value):
-            _check_plain(item, f"{key}.{position}")
-    elif isinstance(value, float) and not math.isfinite(value):
-        raise _Wrong(f"key '{key}' is {value}; expected a number that is finite")
-    elif not isinstance(value, str | int | float | None):
-        raise _Wrong(f"key '{key}' is {_found(value)}; expected text, a number, a list or null")
-
-
-def _check_whole(case: Case, path: Path) -> None:
+def _check(node: Node, case: Case, path: Path) -> None:
+    """Refuse what no type tells."""
     if not CASE_ID.fullmatch(case.id) or case.id.endswith("-dummy"):
-        raise _Wrong(
-            f"key 'case' is '{case.id}'; expected {CASE_ID.pattern}, not ending in -dummy "
-            "(that suffix names baselines of --dummy-weights)"
+        node.fail(
+            "case",
+            f"is '{case.id}' (expected {CASE_ID.pattern}, not ending in -dummy: that suffix names "
+            "baselines of --dummy-weights)",
         )
     if case.id != path.stem:
-        raise _Wrong(f"key 'case' is '{case.id}'; expected '{path.stem}', the file's name")
+        node.fail("case", f"is '{case.id}' (expected '{path.stem}', the file's name)")
     regressed, ok = case.gates.accuracy_drop_regressed_pp, case.gates.accuracy_drop_ok_pp
     if regressed > ok:
-        raise _Wrong(
-            f"key 'gates.accuracy_drop_regressed_pp' is {regressed}; expected at most {ok}, "
-            "which is gates.accuracy_drop_ok_pp"
+        node.fail(
+            "gates.accuracy_drop_regressed_pp",
+            f"is {regressed} (expected at most {ok}, which is gates.accuracy_drop_ok_pp)",
         )
-    try:
-        _check_engines(case.engines)
-    except _Wrong as error:
-        raise _Wrong(f"key 'engines' {error}") from None
-    if case.model.config is not None and "model_type" not in case.model.config:
-        raise _Wrong("key 'model.config.model_type' is missing; expected text such as 'llama'")
+    if problem := _engines_problem(case.engines):
+        node.fail("engines", problem)
+    if case.model.config is not None:
+        _check_plain(node, "model.config", case.model.config)
+        if "model_type" not in case.model.config:
+            node.fail("model.config.model_type", "is missing (expected text such as 'llama')")
 
 
 _ENGINE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
@@ -463,66 +368,47 @@ _LONGEST_CLASS = 30  # it stands in the names of metrics, in tables of 80 column
 _TAKEN = frozenset({*ENGINE_NAMES, "val", "infer", "computed", "timed", "one", "per"})
 
 
-def _check_engines(engines: Sequence[str]) -> None:
+def _engines_problem(engines: Sequence[str]) -> str:
+    """Say what is wrong with the engines' names; empty where nothing is."""
+    one = "eager, inductor or module:Class"
     if not engines:
-        raise _Wrong("names no engine; expected eager, inductor or module:Class")
+        return f"names no engine (expected {one})"
     seen: dict[str, str] = {}
     for engine in engines:
-        shown, name = _clip(repr(engine)), engine_name(engine)
+        shown, name = clip(repr(engine)), engine_name(engine)
         if engine not in ENGINE_NAMES:
             if not _ENGINE.fullmatch(engine):
-                hint = _hint(engine, ENGINE_NAMES)
-                raise _Wrong(f"names {shown}; expected eager, inductor or module:Class{hint}")
+                return f"names {shown} (expected {one}){did_you_mean(engine, ENGINE_NAMES)}"
             if name in _TAKEN or not name[:1].isalpha() or len(name) > _LONGEST_CLASS:
-                raise _Wrong(
-                    f"names {shown}, and metrics cannot be named after that class; expected a name "
+                return (
+                    f"names {shown}, and metrics cannot be named after that class (expected a name "
                     f"of at most {_LONGEST_CLASS} letters and digits that is none of "
-                    f"{', '.join(sorted(_TAKEN))}"
+                    f"{', '.join(sorted(_TAKEN))})"
                 )
         if name in seen:
-            raise _Wrong(
-                f"names {shown} beside {_clip(repr(seen[name]))}: both would have the metrics of "
+            return (
+                f"names {shown} beside {clip(repr(seen[name]))}: both would have the metrics of "
                 f"'{name}'; rename one of the classes, or name it once"
             )
         seen[name] = engine
+    return ""
 
 
-def _options(hint: Any) -> tuple[Any, ...]:
-    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-
-
-def _found(value: object) -> str:
-    if value is None:
-        return "empty (null)"
-    return f"the {_NAMES.get(type(value), type(value).__name__)} {_clip(repr(value))}"
-
-
-_NAMES: dict[object, str] = {
-    str: "text",
-    int: "whole number",
-    float: "number",
-    bool: "truth value",
-    dict: "mapping",
-    Mapping: "mapping",
-    tuple: "list of text",
-    list: "list",
-    type(None): "null",
-}
-
-
-def _expected(hint: Any) -> str:
-    if dataclasses.is_dataclass(hint):
-        return "a mapping of keys to values"
-    words = []
-    for option in _options(hint):
-        if option is bool:
-            words += ["true", "false"]
-        elif get_origin(option) is Literal:
-            words += [str(word) for word in get_args(option)]
-        else:
-            name = _NAMES[get_origin(option) or option]
-            words.append(name if name in ("text", "null") else f"a {name}")
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
+def _check_plain(node: Node, key: str, value: object) -> None:
+    """Refuse what JSON has no word for, as a digest needs one: dates, sets, NaN, keys not text."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            if not isinstance(name, str):
+                node.fail(key, f"has the key {clip(repr(name))} (expected text as key)")
+            _check_plain(node, f"{key}.{name}", item)
+    elif isinstance(value, list):
+        for position, item in enumerate(value):
+            _check_plain(node, f"{key}.{position}", item)
+    elif isinstance(value, float) and not math.isfinite(value):
+        node.fail(key, f"is {value} (expected a number that is finite)")
+    elif not isinstance(value, str | int | float | None):
+        expected = "text, a number, true, false, a list, a mapping or null"
+        node.fail(key, f"is {fields.shown(value)} (expected {expected})")
 
 
 def _digested(section: Any) -> dict[str, object]:

@@ -24,8 +24,8 @@ from pathlib import Path, PureWindowsPath
 from typing import IO, cast
 
 from perfline.cases.case import Case
-from perfline.errors import DataError, MissingData
-from perfline.jsonfile import is_special, printable
+from perfline.errors import DataError, MissingData, printable
+from perfline.jsonfile import is_special
 
 PACKAGED_DATA = Path(__file__).parent / "embedded"
 MMLU_URL = "https://people.eecs.berkeley.edu/~hendrycks/data.tar"

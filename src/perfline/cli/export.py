@@ -60,7 +60,7 @@ def add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def _run(args: argparse.Namespace) -> int:
     from perfline import jsonfile
-    from perfline.errors import RecordError
+    from perfline.errors import RecordError, printable
     from perfline.measure import record
     from perfline.report import exports
 
@@ -84,13 +84,12 @@ def _run(args: argparse.Namespace) -> int:
         sys.stdout.write(text)
     else:
         jsonfile.write_text(output, text, RecordError)
-        print(jsonfile.printable(f"written: {output}"))
+        print(printable(f"written: {output}"))
     return 0
 
 
 def _otava(path: Path, found: Sequence[Export], metrics: list[str], branch: str | None) -> int:
-    from perfline.errors import RecordError
-    from perfline.jsonfile import printable
+    from perfline.errors import RecordError, printable
     from perfline.report import export_otava
 
     if len(found) != 1:
@@ -105,7 +104,7 @@ def _otava(path: Path, found: Sequence[Export], metrics: list[str], branch: str 
 
 
 def _lm_eval(directory: Path, found: Sequence[Export], case_dirs: Sequence[Path]) -> int:
-    from perfline.jsonfile import printable
+    from perfline.errors import printable
     from perfline.report import export_lm_eval
 
     cases = _definitions((export.case.case for export in found), case_dirs)

@@ -20,8 +20,8 @@ from string import Template
 
 import yaml
 
-from perfline.errors import CaseError, DataError, PerflineError
-from perfline.jsonfile import printable, write_text
+from perfline.errors import CaseError, DataError, PerflineError, printable
+from perfline.jsonfile import write_text
 
 HERE = Path(__file__).parent
 SUITE = HERE.parent / "suite"

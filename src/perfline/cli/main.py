@@ -264,8 +264,7 @@ def _prompt(args: argparse.Namespace) -> int:
 def _update(args: argparse.Namespace) -> int:
     from perfline.baselines.proposal import Terms
     from perfline.cli.baselines import update
-    from perfline.errors import BaselineError
-    from perfline.jsonfile import printable
+    from perfline.errors import BaselineError, printable
 
     if bool(args.cases) == args.all:
         raise BaselineError("name the cases to update, or --all for every case of the record")

@@ -62,6 +62,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _report(args: argparse.Namespace) -> int:
     from perfline import jsonfile
+    from perfline.errors import printable
     from perfline.report import page_inputs
 
     target: Path | None = args.output
@@ -73,7 +74,7 @@ def _report(args: argparse.Namespace) -> int:
     places = page_inputs.Places(args.baselines, tuple(args.case_dir), args.data_dir)
     inputs = page_inputs.gather(args.records, places)
     for line in inputs.left_out:
-        shown = jsonfile.printable(f"perfline: left out of the history: {line}")
+        shown = printable(f"perfline: left out of the history: {line}")
         print(shown, file=sys.stderr)
     if args.format == "html":
         from perfline.report import page
@@ -87,7 +88,7 @@ def _report(args: argparse.Namespace) -> int:
         sys.stdout.write(text)
         return 0
     jsonfile.write_text(target, text, PerflineError)
-    print(jsonfile.printable(f"written: {shlex.quote(os.fspath(target))}"))
+    print(printable(f"written: {shlex.quote(os.fspath(target))}"))
     return 0
 
 

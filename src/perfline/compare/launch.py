@@ -13,13 +13,12 @@ from dataclasses import dataclass, field
 from types import TracebackType
 
 from perfline.compare import messages
-from perfline.compare.messages import round_
 from perfline.compare.model import Ready, Round, Side, SideName, Workload
 from perfline.compare.process import Process, RankedProcess
 from perfline.compare.sides import Place
 from perfline.compare.worker import DIE_WITH_PARENT
 from perfline.errors import WorkerError
-from perfline.jsonfile import Node
+from perfline.fields import Node
 from perfline.tasks.answers import Answers
 
 # A side may hold an older perfline, whose worker stood in another place.
@@ -148,7 +147,7 @@ class LaunchedWorker:
         peers = [str(pid) for pid in self._launcher.peers(self._process)]
         what = f"for a round of {repeats} passes"
         self._process.send(what, ask="round", repeats=repeats, peers=peers)
-        return self._process.receive(self._limit_s(repeats), round_)
+        return self._process.receive(self._limit_s(repeats), lambda found: found.build(Round))
 
     def answers(self) -> Answers:
         """Answer the workload's questions."""
@@ -160,7 +159,7 @@ class LaunchedWorker:
     def peak_memory_gib(self) -> float | None:
         """Peak device memory of all rounds so far."""
         self._process.send("for its peak memory", ask="peak")
-        return self._process.receive(self._limit_s(0), lambda found: found.optional_number("gib"))
+        return self._process.receive(self._limit_s(0), _gib)
 
     def close(self) -> None:
         """End the process; safe to call twice, and after a crash."""
@@ -169,3 +168,8 @@ class LaunchedWorker:
     def _limit_s(self, passes: float) -> float:
         limits = self._launcher.limits
         return limits.request_s + limits.slack * passes * self.ready.pass_s
+
+
+def _gib(found: Node) -> float | None:
+    gib: float | None = found.get("gib", float | None)
+    return gib

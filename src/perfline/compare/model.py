@@ -16,11 +16,14 @@ from typing import Literal, Protocol
 
 from perfline.cases.case import WeightsKind
 from perfline.engines.engine import EngineName
-from perfline.jsonfile import Scalar
+from perfline.fields import OPTIONAL, Scalar
 from perfline.measure.notices import Notice
 from perfline.tasks.answers import Answers
 
 SideName = Literal["baseline", "candidate"]
+LEAST = 1e-12  # above 0, and what is divided by it stays finite
+_SECONDS = {"ge": LEAST, "le": 1e12}  # 30,000 years
+_JOULES = {"ge": LEAST, "or_zero": True}
 SIDES: tuple[SideName, SideName] = ("baseline", "candidate")
 
 
@@ -64,7 +67,7 @@ class Workload:
     weights: WeightsKind
     engine: EngineName
     questions: int
-    ranks: int = 1
+    ranks: int = field(default=1, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True)
@@ -103,8 +106,8 @@ class Ready:
     graph_breaks: int
     recompiles: int
     others: tuple[int, ...] = ()
-    packages: Mapping[str, str] = field(default_factory=dict)
-    notices: tuple[Notice, ...] = ()
+    packages: Mapping[str, str] = field(default_factory=dict, metadata=OPTIONAL)
+    notices: tuple[Notice, ...] = field(default=(), metadata=OPTIONAL)
 
 
 @dataclass(frozen=True)
@@ -121,11 +124,11 @@ class Round:
     """
 
     start_s: float
-    tokens: int
-    core_s: float
-    whole_s: float
+    tokens: int = field(metadata={"ge": 1})
+    core_s: float = field(metadata=_SECONDS)
+    whole_s: float = field(metadata=_SECONDS)
     waited_fraction: float | None = None
-    joules: float | None = None
+    joules: float | None = field(default=None, metadata=_JOULES)
     faults: tuple[str, ...] = ()
     health: Mapping[str, Scalar] = field(default_factory=dict)
 

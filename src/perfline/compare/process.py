@@ -28,8 +28,8 @@ from typing import IO, NoReturn, TypeVar
 
 from perfline.compare import wire
 from perfline.compare.sides import SCRATCH
-from perfline.errors import DeviceMemory, WorkerError
-from perfline.jsonfile import Node, printable
+from perfline.errors import DeviceMemory, WorkerError, printable
+from perfline.fields import Node
 
 Answer = TypeVar("Answer")
 

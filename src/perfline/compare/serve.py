@@ -25,7 +25,7 @@ from perfline.engines.engine import run_pass
 from perfline.engines.environment import Environment, collect, packages
 from perfline.engines.telemetry import Watch, watch
 from perfline.errors import WorkerError
-from perfline.jsonfile import Node
+from perfline.fields import Node, as_json
 from perfline.measure.case_run import CaseRun, LoadedCase, open_case
 from perfline.measure.parallel_accuracy import RankCoordinator
 from perfline.measure.parallel_rounds import Rounds, combine, worst_ready
@@ -84,9 +84,7 @@ class Launch:
         """The JSON answer to one request of ``wire``."""
         words: dict[str, Callable[[], dict[str, object]]] = {
             "ready": lambda: messages.ready_json(self.ready()),
-            "round": lambda: messages.round_json(
-                self.round(int(request.number("repeats")), _pids(request))
-            ),
+            "round": lambda: as_json(self.round(int(request.number("repeats")), _pids(request))),
             "answers": lambda: messages.answers_json(self.answers()),
             "peak": lambda: {"gib": self.peak_memory_gib()},
         }
@@ -190,7 +188,7 @@ class _Opening:
 
     def __init__(self, workload: Node, settings: Sequence[str]) -> None:
         """CaseError for settings that are none; nothing is loaded yet."""
-        self.workload = messages.workload(workload)
+        self.workload = workload.build(Workload)
         (case,) = load_cases([self.workload.case], self.workload.case_dirs)
         pairs = [text.partition("=")[::2] for text in settings]
         # Ours load one model, which is all that a side runs; another engine loads its own.

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from perfline.cases.case import Case
 from perfline.compare.environments import make, runs
+from perfline.compare.installers import masked
 from perfline.compare.model import Side, SideName
 from perfline.engines.environment import git_commit
 from perfline.errors import WorkerError
@@ -332,7 +333,8 @@ def _pairs(given: Sequence[str], what: str, example: str, name: str) -> tuple[tu
         _check_text(text, what, name)
         key, sign, value = text.partition("=")
         if not sign or not key.strip() or "\0" in text:
-            raise WorkerError(f"{name}: {what} {text!r}; expected KEY=VALUE, such as {example}")
+            found = _head(text)
+            raise WorkerError(f"{name}: {what} {found!r}; expected KEY=VALUE, such as {example}")
         if key in pairs:
             raise WorkerError(f"{name}: {what} '{key}' is given twice; expected it once")
         pairs[key] = value
@@ -344,7 +346,12 @@ def _check_text(text: str, what: str, name: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise WorkerError(f"{name}: {what} {text!r} is no UTF-8; expected text") from error
+        raise WorkerError(f"{name}: {what} {_head(text)!r} is no UTF-8; expected text") from error
+
+
+def _head(text: str) -> str:
+    """``text`` up to its value, which may be a secret."""
+    return masked(text).partition("=")[0]
 
 
 def _check_python(path: Path, name: str) -> None:

@@ -15,8 +15,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from perfline.errors import WorkerError
-from perfline.jsonfile import Node, printable
+from perfline.errors import WorkerError, printable
+from perfline.fields import Node
 
 PROTOCOL = 1
 

@@ -37,7 +37,7 @@ from perfline.measure.notices import Notices
 if TYPE_CHECKING:
     from perfline.compare.serve import Launch
     from perfline.distributed.group import Group
-    from perfline.jsonfile import Node
+    from perfline.fields import Node
 
 DIE_WITH_PARENT = "--die-with-parent"
 RANKS = "--ranks"

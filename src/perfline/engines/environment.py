@@ -20,6 +20,7 @@ from pathlib import Path
 import yaml
 
 from perfline.engines.device import current_device
+from perfline.fields import OPTIONAL
 
 PACKAGES = ("torch", "triton", "transformers", "tokenizers", "safetensors", "numpy")
 # The oldest and the newest version that the suite passes with (docs/versions.md). Others are
@@ -46,7 +47,7 @@ class Environment:
     device: str
     kind: str
     context: dict[str, str] = field(default_factory=dict)
-    layout: str = ""
+    layout: str = field(default="", metadata=OPTIONAL)
 
     @property
     def one_rank(self) -> str:

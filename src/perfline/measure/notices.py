@@ -15,10 +15,6 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from perfline.jsonfile import Node
 
 # Libraries that log what others warn of; their loggers' names are their packages'.
 LOGGERS = ("transformers", "torch", "huggingface_hub", "accelerate")
@@ -114,14 +110,6 @@ class Notices:
         if issubclass(category, ResourceWarning):
             return  # a file that somebody left open
         self.add(source, str(message))
-
-
-def read_notices(node: Node) -> tuple[Notice, ...]:
-    """The notices of a record or a side; none in a file that is older than they are."""
-    return tuple(
-        Notice(each.text("source"), each.text("text"), int(each.number("count")))
-        for each in (node.items("notices") if "notices" in node.data else ())
-    )
 
 
 def _loggers() -> list[logging.Logger]:

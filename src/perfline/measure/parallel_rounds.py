@@ -38,9 +38,9 @@ from perfline.engines.device import Device
 from perfline.engines.engine import Clock, CompileCounts, MeasuredEngine
 from perfline.engines.telemetry import RoundHealth, Watch, watch
 from perfline.errors import RankError, told
+from perfline.fields import Scalar
 from perfline.gates import accuracy as accuracy_gates
 from perfline.gates import performance as gates
-from perfline.jsonfile import Scalar
 from perfline.measure.journal import from_row, to_row
 from perfline.measure.throughput import Ready, Round, TimedRegion, Timings
 from perfline.metrics import Metric, pass_name

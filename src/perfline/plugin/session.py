@@ -28,9 +28,9 @@ from perfline.engines.device import Device
 from perfline.engines.engine import Clock, EngineName, MeasuredEngine
 from perfline.engines.environment import Environment, beyond_tested, peak_flops, today
 from perfline.errors import DataError, MetricError, PerflineError, RecordError
+from perfline.fields import Scalar
 from perfline.gates import verdict
 from perfline.gates.verdict import Verdict
-from perfline.jsonfile import Scalar
 from perfline.measure import record
 from perfline.measure.accuracy import AccuracyOptions, AccuracyPass, Coordinator
 from perfline.measure.case_run import CaseRun, LoadedCase, ProgressOf

@@ -19,7 +19,7 @@ from pathlib import Path
 import yaml
 
 from perfline import jsonfile
-from perfline.errors import RecordError
+from perfline.errors import RecordError, printable
 from perfline.metrics import Metric
 from perfline.report.exports import Export, key
 
@@ -113,7 +113,7 @@ def config(path: Path, new: Row) -> str:
 
 
 def _one_line(text: str) -> str:
-    return jsonfile.printable(text, " ")
+    return printable(text, " ")
 
 
 def _metric(export: Export, name: str) -> Metric:
@@ -130,7 +130,7 @@ def _metric(export: Export, name: str) -> Metric:
 
 def _read(path: Path) -> tuple[list[str], list[list[str]]]:
     if jsonfile.is_special(path):  # a FIFO would wait for its writer for ever
-        shown = jsonfile.printable(str(path))
+        shown = printable(str(path))
         raise RecordError(f"{shown}: is no regular file, and rows cannot be appended to it")
     try:
         with path.open(encoding="utf-8", newline="") as file:

@@ -17,10 +17,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from perfline.errors import RecordError
+from perfline.errors import RecordError, printable
+from perfline.fields import Scalar
 from perfline.filetypes import kind
 from perfline.gates.verdict import worst
-from perfline.jsonfile import Scalar, printable
 from perfline.measure import record as records
 from perfline.measure.record import CaseRecord, Record
 from perfline.metrics import Metric

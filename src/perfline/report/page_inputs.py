@@ -24,17 +24,17 @@ from perfline.cases import data
 from perfline.cases.case import Case, load_cases
 from perfline.compare.record import Comparison
 from perfline.compare.record import load as load_comparison
-from perfline.errors import PerflineError, RecordError
+from perfline.errors import PerflineError, RecordError, printable
+from perfline.fields import Node, Scalar
 from perfline.gates.verdict import WORST_FIRST, Verdict, Word
-from perfline.jsonfile import Node, Scalar
 from perfline.measure import record
 from perfline.measure.record import CaseRecord, Record
+from perfline.metrics import Metric
 from perfline.tasks import mmlu
 from perfline.tasks.mmlu import Question
 
 _MOST_PAST = 400  # records in one history: more than a year of nights
 _FIX = "run pytest again"
-_LARGEST = 1e100  # no measurement is beyond it, and the charts' sums and squares stay finite
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def gather(paths: Sequence[Path], places: Places) -> Inputs:
     """
     for path in paths:
         if jsonfile.is_special(path):
-            shown = jsonfile.printable(str(path))
+            shown = printable(str(path))
             raise RecordError(f"{shown}: is no regular file; save it to one, and name that")
     comparing = {path for path in paths if _is_comparison(path)}
     sessions = [path for path in paths if path not in comparing]
@@ -123,7 +123,6 @@ def gather(paths: Sequence[Path], places: Places) -> Inputs:
         return Inputs(None, None, {}, comparisons)
     path, others = sessions[0], sessions[1:]
     current = record.load(path)
-    _check_numbers(path, current)
     past, left_out = _past(others, current)
     cases = {
         name: _case_inputs(measured, current, known.get(name), why_unknown, places, past)
@@ -147,24 +146,11 @@ def _is_comparison(path: Path) -> bool:
     return kinds.kind(found.data) == "comparison"
 
 
-def _check_numbers(path: Path, current: Record) -> None:
-    """RecordError for numbers that nobody measured, and that no chart can take."""
-    for name, case in current.cases.items():
-        for metric in case.metrics.values():
-            for value in (metric.value, *metric.samples):
-                if abs(value) > _LARGEST:
-                    line = (
-                        f"{path}: key 'cases.{name}.metrics.{metric.name}' holds {value:g} "
-                        f"(expected at most {_LARGEST:g}); {_FIX}"
-                    )
-                    raise RecordError(jsonfile.printable(line))
-
-
 def _flags(path: Path, current: Record, places: Places) -> str:
     flags = [f"--run {shlex.quote(os.fspath(path))}"]
     # Without it here, the directory that pytest was given.
     noted = (case.notes.get("case_dir") for case in current.cases.values())
-    told = [jsonfile.printable(name) for name in noted if isinstance(name, str)]
+    told = [printable(name) for name in noted if isinstance(name, str)]
     directories = [os.fspath(place) for place in places.case_dirs] or list(dict.fromkeys(told))
     flags += [f"--case-dir={shlex.quote(name)}" for name in directories]
     if places.baselines != Path("baselines"):
@@ -320,21 +306,16 @@ def _past(
 
 def _past_case(node: Node, case: Node) -> Past:
     values, held, words = {}, {}, {}
-    for name, metric in case.child("metrics").children():
-        values[name] = metric.number("value")
-    for found in case.items("verdicts"):
-        metric_name, word = found.text("metric"), found.text("word")
-        if word not in WORST_FIRST:
-            found.fail("word", f"is '{word}', which this perfline does not know")
-        if found.text("gate") != "baseline":
-            continue
-        words[metric_name] = WORST_FIRST[WORST_FIRST.index(word)]
-        before = found.optional_number("baseline")
-        if before is not None:
-            held[metric_name] = before
+    for name, metric in case.get("metrics", Mapping[str, Metric]).items():
+        values[name] = metric.value
+    for verdict in case.get("verdicts", tuple[Verdict, ...]):
+        if verdict.gate == "baseline":
+            words[verdict.metric] = verdict.word
+            if verdict.baseline is not None:
+                held[verdict.metric] = verdict.baseline
     return Past(
         created=node.text("created"),
-        context={k: str(v) for k, v in node.child("environment").scalars("context").items()},
+        context=node.child("environment").get("context", Mapping[str, str]),
         word=min(words.values(), key=WORST_FIRST.index, default=None),
         values=values,
         baselines=held,

@@ -15,8 +15,8 @@ from tabulate import tabulate
 
 from perfline.baselines.baseline import Published
 from perfline.baselines.suggestions import Refused, next_command, next_of, settling
+from perfline.fields import Scalar
 from perfline.gates.verdict import WORST_FIRST, Flip, Verdict, worst
-from perfline.jsonfile import Scalar
 from perfline.measure.record import CaseRecord, Record
 from perfline.metrics import Metric, summary
 

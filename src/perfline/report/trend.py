@@ -17,9 +17,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from perfline.errors import PerflineError
+from perfline.errors import PerflineError, printable
 from perfline.gates.verdict import signed
-from perfline.jsonfile import printable
 from perfline.metrics import Direction
 from perfline.report.history import History, Row, commit, moment
 from perfline.report.text import WIDTH, context_change, number

@@ -14,7 +14,7 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, cast
 
 import numpy as np
@@ -22,7 +22,8 @@ import numpy.typing as npt
 
 from perfline.cases.case import Scoring
 from perfline.errors import BaselineError, DataError
-from perfline.jsonfile import Node, Scalar, digest
+from perfline.fields import OPTIONAL, Node, Scalar, as_json
+from perfline.jsonfile import digest
 
 LETTERS = "ABCD"
 NO_LETTER = "-"
@@ -46,6 +47,29 @@ class Scored:
     def correct(self) -> int:
         """Return how many answers equal their label."""
         return sum(map(str.__eq__, self.answers, self.labels))
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """The answers to one subject's questions as a file has them."""
+
+    full_vocab: str
+    labels: str
+    letters: str = field(default="", metadata=OPTIONAL)  # it and margins: of letter logits
+    margins: str = field(default="", metadata=OPTIONAL)
+    indices: str = field(default="", metadata=OPTIONAL)  # where they are not 0 to n - 1
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """:class:`StoredAnswers` as a file has them."""
+
+    date: str
+    commit: str | None
+    reason: str
+    context: Mapping[str, Scalar]
+    questions_digest: str
+    subjects: Mapping[str, _Columns]
 
 
 @dataclass(frozen=True)
@@ -129,39 +153,39 @@ class StoredAnswers:
         """
         values = self.margins or (0.0,) * len(self.ids)
         rows = zip(self.ids, self.letters, self.argmax, self.labels, values, strict=True)
-        subjects: dict[str, object] = {}
+        told = self.margins is not None
+        subjects: dict[str, _Columns] = {}
         for subject, group in itertools.groupby(rows, key=lambda row: question_key(row[0])[0]):
             ids, letters, argmax, labels, margins = zip(*group, strict=True)
             indices = [question_key(name)[1] for name in ids]
-            columns = {"full_vocab": "".join(argmax), "labels": "".join(labels)}
-            if self.margins is not None:
-                columns["letters"] = "".join(letters)
-                columns["margins"] = " ".join(f"{margin:.3g}" for margin in margins)
-            if indices != list(range(len(indices))):
-                columns["indices"] = " ".join(map(str, indices))
-            subjects[subject] = columns
-        return {
-            "date": self.date,
-            "commit": self.commit,
-            "reason": self.reason,
-            "context": dict(self.context),
-            "questions_digest": self.questions_digest,
-            "subjects": subjects,
-        }
+            subjects[subject] = _Columns(
+                letters="".join(letters) if told else "",
+                full_vocab="".join(argmax),
+                labels="".join(labels),
+                margins=" ".join(f"{margin:.3g}" for margin in margins) if told else "",
+                indices="" if indices == list(range(len(indices))) else " ".join(map(str, indices)),
+            )
+        where_from = (self.date, self.commit, self.reason, self.context)
+        stored: dict[str, object] = as_json(_Stored(*where_from, self.questions_digest, subjects))
+        return stored
 
     @classmethod
     def from_json(cls, node: Node) -> StoredAnswers:
         """Read what :meth:`to_json` wrote; BaselineError names the key that is wrong."""
-        date, commit = node.text("date"), node.optional_text("commit")
-        reason, context = node.text("reason"), node.scalars("context")
-        rows = [
-            row for name, child in node.child("subjects").children() for row in _rows(name, child)
-        ]
+        stored = node.build(_Stored)
+        below = node.child("subjects")
+        rows = [row for name, each in stored.subjects.items() for row in _rows(name, each, below)]
         try:
-            answers = cls.of(rows, date=date, commit=commit, reason=reason, context=context)
+            answers = cls.of(
+                rows,
+                date=stored.date,
+                commit=stored.commit,
+                reason=stored.reason,
+                context=stored.context,
+            )
         except BaselineError as problem:
             node.fail("subjects", f"is wrong ({problem})")
-        if answers.questions_digest != node.text("questions_digest"):
+        if answers.questions_digest != stored.questions_digest:
             node.fail("questions_digest", "does not fit the ids and labels")
         return answers
 
@@ -174,19 +198,20 @@ def question_key(name: str) -> tuple[str, int]:
     return subject, int(index)
 
 
-def _rows(subject: str, node: Node) -> list[tuple[str, str, str, str, float | None]]:
-    argmax, labels = node.text("full_vocab"), node.text("labels")
-    if "letters" not in node.data and "margins" not in node.data:
+def _rows(
+    subject: str, columns: _Columns, node: Node
+) -> list[tuple[str, str, str, str, float | None]]:
+    letters, argmax, labels = columns.letters, columns.full_vocab, columns.labels
+    margins = columns.margins.split()
+    if not letters and not margins:
         letters, margins = NO_LETTER * len(argmax), [""] * len(argmax)
-    else:
-        letters, margins = node.text("letters"), node.text("margins").split()
-    indices = node.text("indices").split() if "indices" in node.data else range(len(letters))
+    indices = columns.indices.split() or range(len(letters))
     if not len(letters) == len(argmax) == len(labels) == len(margins) == len(indices):
-        node.fail("letters", "and the other columns differ in length")
+        node.fail(f"{subject}.letters", "and the other columns differ in length")
     try:
         numbers = [float(margin) if margin else None for margin in margins]
     except ValueError:
-        node.fail("margins", "holds what is no number")
+        node.fail(f"{subject}.margins", "holds what is no number")
     ids = [f"{subject}/{index}" for index in indices]
     return list(zip(ids, letters, argmax, labels, numbers, strict=True))
 

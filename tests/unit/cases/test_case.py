@@ -140,85 +140,89 @@ def test_tiny_s_config_is_that_of_its_checkpoint() -> None:
             "key 'xyzzy' is not known (known: case, title, model, mmlu, engine, parallel, "
             "throughput, gates, compare, engines)",
         ),
-        ("case_dir: mine_mmlu", "hub_id: a/b", "key 'model.case_dir' is missing; expected text"),
+        ("case_dir: mine_mmlu", "hub_id: a/b", "key 'model.case_dir' is missing (expected text)"),
         (
             "precision: bf16",
             "precision: fp8",
-            "key 'model.precision' is the text 'fp8'; expected fp32, fp16 or bf16",
+            "key 'model.precision' is \"fp8\" (expected fp32, fp16 or bf16); did you mean 'fp32'?",
         ),
         (
             "precision: bf16",
             "precision:",
-            "key 'model.precision' is empty (null); expected fp32, fp16 or bf16",
+            "key 'model.precision' is empty (expected fp32, fp16 or bf16)",
         ),
         (
             "precision: bf16",
             "precision: bf16\n  bos: 1",
-            "key 'model.bos' is the whole number 1; expected true, false or tokenizer",
+            "key 'model.bos' is 1 (expected true, false or tokenizer)",
         ),
         (
             "precision: bf16",
             "precision: bf16\n  attention: ''",
-            "key 'model.attention' is empty; expected text",
+            "key 'model.attention' is empty (expected text)",
         ),
         (
             "precision: bf16",
             "precision: bf16\n  config: llama",
-            "key 'model.config' is the text 'llama'; expected a mapping or null",
+            "key 'model.config' is \"llama\" (expected a mapping of keys to values or null)",
         ),
         (
             "precision: bf16",
             "precision: bf16\n  config: {hidden_size: 8}",
-            "key 'model.config.model_type' is missing; expected text such as 'llama'",
+            "key 'model.config.model_type' is missing (expected text such as 'llama')",
         ),
         (
             "1e9",
             "true",
-            "key 'model.nominal_parameters' is the truth value True; expected a number",
+            "key 'model.nominal_parameters' is true (expected a number)",
         ),
-        ("1e9", "0", "key 'model.nominal_parameters' is 0.0; expected a number above 0"),
-        ("1e9", ".inf", "key 'model.nominal_parameters' is inf; expected a number that is finite"),
+        ("1e9", "0", "key 'model.nominal_parameters' is 0 (expected a number above 0)"),
+        (
+            "1e9",
+            ".inf",
+            "key 'model.nominal_parameters' is Infinity (expected a number from -1e+30 to 1e+30)",
+        ),
         (
             "mine_hf",
             "/weights",
-            "key 'model.weight_dir' is '/weights'; expected a relative path without '..'",
+            "key 'model.weight_dir' is \"/weights\" (expected a relative path without '..')",
         ),
         (
             "mine_hf",
             "a/../../b",
-            "key 'model.weight_dir' is 'a/../../b'; expected a relative path without '..'",
+            "key 'model.weight_dir' is \"a/../../b\" (expected a relative path without '..')",
         ),
         (
             "case: mine",
             "case: mine\nmmlu: {few_shots: 5.0}",
-            "key 'mmlu.few_shots' is the number 5.0; expected a whole number",
+            "key 'mmlu.few_shots' is 5.0 (expected a whole number)",
         ),
         (
             "case: mine",
             "case: mine\nmmlu: {few_shots: -1}",
-            "key 'mmlu.few_shots' is -1; expected a number at least 0",
+            "key 'mmlu.few_shots' is -1 (expected a whole number at least 0)",
         ),
         (
             "case: mine",
             "case: mine\nmmlu: [1]",
-            "key 'mmlu' holds the list [1]; expected a mapping of keys to values",
+            "key 'mmlu' is [1] (expected a mapping of keys to values)",
         ),
         (
             "case: mine",
             "case: mine\nengine: {batch_size: true}",
-            "key 'engine.batch_size' is the truth value True; expected 1",
+            "key 'engine.batch_size' is true (expected 1)",
         ),
         (
             "case: mine",
             "case: mine\ngates: {accuracy_alpha: 1}",
-            "key 'gates.accuracy_alpha' is 1.0; expected a number below 1",
+            "key 'gates.accuracy_alpha' is 1 (expected a number below 1)",
         ),
         (
             "case: mine",
             "case: mine\ncase: mine",
             "is not valid YAML: line 2, column 1: key 'case' stands twice",
         ),
-        ("case: mine", "case: yours", "key 'case' is 'yours'; expected 'mine', the file's name"),
+        ("case: mine", "case: yours", "key 'case' is 'yours' (expected 'mine', the file's name)"),
         (
             "  case_dir",
             " case_dir",
@@ -236,14 +240,12 @@ def test_a_mistake_gets_one_line_that_names_the_key(
 @pytest.mark.parametrize("name", ["Mine", "mine-dummy", "-mine", "m" * 31])
 def test_an_id_that_cannot_name_a_baseline_is_refused(tmp_path: Path, name: str) -> None:
     path = write(tmp_path, MINIMAL.replace("case: mine", f"case: {name}"), name)
-    with pytest.raises(CaseError, match=f"key 'case' is '{name}'; expected .*not ending in -dummy"):
+    with pytest.raises(CaseError, match=f"key 'case' is '{name}' .expected .*not ending in -dummy"):
         load_case(path)
 
 
 def test_an_empty_or_undecodable_or_absent_file_is_refused(tmp_path: Path) -> None:
-    assert refusal(tmp_path, "") == (
-        "the file holds empty (null); expected a mapping of keys to values"
-    )
+    assert refusal(tmp_path, "") == ("holds null (expected a mapping of keys to values)")
     (tmp_path / "mine.yaml").write_bytes(b"case: \xff")
     with pytest.raises(CaseError, match=r"mine\.yaml: is not UTF-8 text \(byte 6\)"):
         load_case(tmp_path / "mine.yaml")
@@ -376,11 +378,11 @@ def test_endless_nesting_is_one_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ("{when: 2026-01-02}", "key 'model.config.when' is the date datetime.date(2026, 1, 2)"),
-        ("{1: 2, a: 3}", "key 'model.config' has the key 1; expected text as key"),
-        ("{a: {b: [1, .nan]}}", "key 'model.config.a.b.1' is nan; expected a number that is fin"),
-        ("{a: -.inf}", "key 'model.config.a' is -inf; expected a number that is finite"),
-        ("{a: !!set {x}}", "key 'model.config.a' is the set {'x'}; expected text, a number"),
+        ("{when: 2026-01-02}", "key 'model.config.when' is \"datetime.date(2026, 1, 2)\" (exp"),
+        ("{1: 2, a: 3}", "key 'model.config' has the key 1 (expected text as key)"),
+        ("{a: {b: [1, .nan]}}", "key 'model.config.a.b.1' is nan (expected a number that is fin"),
+        ("{a: -.inf}", "key 'model.config.a' is -inf (expected a number that is finite)"),
+        ("{a: !!set {x}}", "key 'model.config.a' is \"{'x'}\" (expected text, a number"),
     ],
 )
 def test_a_config_that_has_no_digest_is_refused(tmp_path: Path, config: str, message: str) -> None:
@@ -389,8 +391,8 @@ def test_a_config_that_has_no_digest_is_refused(tmp_path: Path, config: str, mes
 
 def test_a_huge_value_is_shown_in_part(tmp_path: Path) -> None:
     message = refusal(tmp_path, f"{MINIMAL}engine: [{', '.join(['x'] * 1000)}]\n")
-    assert message.startswith("key 'engine' holds the list ['x', 'x'")
-    assert message.endswith("...; expected a mapping of keys to values")
+    assert message.startswith('key \'engine\' is ["x", "x"')
+    assert message.endswith("... (expected a mapping of keys to values)")
     assert len(message) < 150
 
 
@@ -406,7 +408,7 @@ def test_a_loop_of_links_is_one_line(tmp_path: Path) -> None:
 def test_the_two_limits_of_an_accuracy_drop_are_in_order(tmp_path: Path) -> None:
     gates = "gates: {accuracy_drop_regressed_pp: 0.6, accuracy_drop_ok_pp: 0.5}\n"
     assert refusal(tmp_path, MINIMAL + gates) == (
-        "key 'gates.accuracy_drop_regressed_pp' is 0.6; expected at most 0.5, "
-        "which is gates.accuracy_drop_ok_pp"
+        "key 'gates.accuracy_drop_regressed_pp' is 0.6 (expected at most 0.5, "
+        "which is gates.accuracy_drop_ok_pp)"
     )
     assert load_case(write(tmp_path, MINIMAL + gates.replace("0.6", "0.5"))).id == "mine"

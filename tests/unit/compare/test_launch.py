@@ -21,6 +21,7 @@ from perfline.compare.launch import LaunchedWorker, Limits, ProcessLauncher
 from perfline.compare.model import SIDES, Side
 from perfline.compare.sides import Place
 from perfline.errors import DeviceMemory, WorkerError
+from perfline.fields import as_json
 
 # Answers 'open' and 'round'; what it does else stands in the test.
 POLITE = f"""
@@ -36,7 +37,7 @@ def serve(**doing):
         elif word == "open":
             reply(ok=dict({messages.ready_json(READY)!r}, pid=os.getpid()))
         elif word == "round":
-            reply(ok={messages.round_json(ROUND)!r})
+            reply(ok={as_json(ROUND)!r})
         else:
             reply(error=dict(kind="WorkerError", message=word))
 """
@@ -208,7 +209,7 @@ def test_a_hang_in_starting_is_killed_even_before_it_listens(place: Place):
         ("{}", "speaks protocol None, expected 1"),
         ('{"protocol": 2, "ok": {}}', "speaks protocol 2, expected 1"),
         ('{"protocol": 1}', "key 'error' is missing"),
-        ('{"protocol": 1, "ok": {}}', "key 'ok.device' is missing"),
+        ('{"protocol": 1, "ok": {}}', "key 'ok.pid' is missing"),
         ('{"protocol": 1, "ok": 4}', "key 'ok' is 4"),
         ('{"protocol": 1, "error": {"kind": 1}}', "key 'error.kind' is 1"),
         ("a\\nb", "sent more than the answer to what it was asked"),
@@ -222,7 +223,7 @@ def test_garbage_is_no_answer(place: Place, said: str, problem: str):
 
 
 def test_a_round_of_no_time_is_no_round(place: Place):
-    bad = {**messages.round_json(ROUND), "core_s": 0}
+    bad = {**as_json(ROUND), "core_s": 0}
     script = f"serve(round=lambda request: reply(ok={bad!r}))"
     with launcher(place, script) as launching:
         worker = ready(launching)

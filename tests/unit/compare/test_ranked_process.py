@@ -17,6 +17,7 @@ from perfline.compare.launch import LaunchedWorker, Limits, ProcessLauncher
 from perfline.compare.model import SIDES, Side, Workload
 from perfline.compare.sides import Place
 from perfline.errors import DeviceMemory, WorkerError
+from perfline.fields import as_json
 
 HOST = socket.gethostname()
 RANKS = Workload(**{**vars(WORKLOAD), "ranks": 2})
@@ -73,7 +74,7 @@ def serve(**doing):
             others = [pid.read_text()]
             reply(ok=dict({messages.ready_json(READY)!r}, pid=os.getpid(), others=others))
         else:
-            reply(ok={messages.round_json(ROUND)!r})
+            reply(ok={as_json(ROUND)!r})
     sys.exit(0)
 def other():
     time.sleep(600)

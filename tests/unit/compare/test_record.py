@@ -169,21 +169,24 @@ def changed(folder: Path, change: Callable[[Any], None]) -> tuple[Path, Any]:
     [
         (_drop("command"), "key 'command' is missing (expected text)"),
         (_set("cases", "tiny", value=[]), "key 'cases.tiny' is [] (expected an object)"),
-        (_set("cases", "tiny", "looks", value=[10, 0]), "key 'cases.tiny.looks' is not a list"),
+        (
+            _set("cases", "tiny", "looks", value=[10, 0]),
+            "key 'cases.tiny.looks.1' is 0 (expected",
+        ),
         pytest.param(
             _set("cases", "tiny", "looks", value=[]),
-            "key 'cases.tiny.looks' is not a list",
+            "key 'cases.tiny.looks' is empty (expected at least one)",
             id="no looks",
         ),
         (_set("cases", "tiny", "rounds", value=2.5), "key 'cases.tiny.rounds' is 2.5 (expected"),
         (_set("cases", "tiny", "alpha", value=0), "key 'cases.tiny.alpha' is 0 (expected"),
         (
             _set("cases", "tiny", "decision", "word", value="fine"),
-            "key 'cases.tiny.decision.word' is 'fine'",
+            "key 'cases.tiny.decision.word' is \"fine\" (expected ok, improved, regressed, unsure ",
         ),
         (
-            _set("cases", "tiny", "pairs", 0, "first", value="a"),
-            "key 'cases.tiny.pairs.0.first' is 'a'",
+            _set("cases", "tiny", "pairs", 0, "first", value="bas"),
+            "key 'cases.tiny.pairs.0.first' is \"bas\" (expected baseline or candidate); did",
         ),
         (_set(*ROUND, "core_s", value=0), "key 'cases.tiny.pairs.0.baseline.rounds.0.core_s' is 0"),
         (
@@ -197,7 +200,7 @@ def changed(folder: Path, change: Callable[[Any], None]) -> tuple[Path, Any]:
         (_drop(*ROUND), "key 'cases.tiny.pairs.0.candidate.rounds' and baseline.rounds differ"),
         (
             _set("cases", "tiny", "sides", "candidate", "env", value={"A": 1}),
-            "key 'cases.tiny.sides.candidate.env.A' is no text",
+            "key 'cases.tiny.sides.candidate.env.A' is 1 (expected text)",
         ),
         (_drop("cases", "tiny", "sides", "baseline"), "key 'cases.tiny.sides.baseline' is missing"),
     ],

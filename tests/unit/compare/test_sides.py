@@ -394,13 +394,31 @@ def test_a_work_tree_is_recognised_by_its_place():
 def test_bytes_that_are_no_utf_8_are_one_line():
     with pytest.raises(WorkerError) as caught:
         make_side("baseline", env=["X=\udcff"])
-    assert str(caught.value) == (
-        r"baseline: environment variable 'X=\udcff' is no UTF-8; expected text"
-    )
-    with pytest.raises(WorkerError, match=r"baseline: setting 'a=.udcff' is no UTF-8"):
+    assert str(caught.value) == "baseline: environment variable 'X' is no UTF-8; expected text"
+    with pytest.raises(WorkerError, match=r"baseline: setting 'a' is no UTF-8"):
         make_side("baseline", settings=["a=\udcff"])
     with pytest.raises(WorkerError, match=r"^baseline: interpreter '/v.udcff' is no UTF-8"):
         find_python("/v\udcff", "baseline")
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ({"env": ["HF_TOKEN=hunter2\udcff"]}, "environment variable 'HF_TOKEN' is no UTF-8"),
+        ({"env": ["HF_TOKEN=hunter2\0"]}, "environment variable 'HF_TOKEN'; expected KEY=VALUE"),
+        ({"env": [" =hunter2"]}, "environment variable ' '; expected KEY=VALUE"),
+        (
+            {"install": ["a @ https://me:hunter2@example.org/\udcff"]},
+            r"request 'a @ https://***@example.org/\udcff' is no UTF-8",
+        ),
+    ],
+    ids=["env", "null", "no key", "login"],
+)
+def test_what_is_refused_is_shown_without_its_value(given: dict[str, list[str]], shown: str):
+    with pytest.raises(WorkerError) as caught:
+        make_side("baseline", **given)
+    assert str(caught.value).startswith(f"baseline: {shown}")
+    assert "hunter2" not in str(caught.value)
 
 
 def test_a_home_that_is_not_there_is_one_line():

@@ -19,7 +19,7 @@ from perfline.compare import messages, wire, worker
 from perfline.compare.model import Round, Workload
 from perfline.compare.serve import Launch, prompts_digest
 from perfline.errors import CaseError, DeviceMemory, WorkerError
-from perfline.jsonfile import Node
+from perfline.fields import Node, as_json
 from perfline.measure.case_run import CaseRun
 from perfline.tasks.sampling import tier_order
 
@@ -171,12 +171,10 @@ def test_nouns_survive_the_wire():
     measuring = launch(token_s=1 / 3e5)
     ready, done, given = measuring.ready(), measuring.round(1), measuring.answers()
     given.letter_logits[0] = [0.1, -1e-30, 3e38, 1 / 3]
-    for sent, write, read in (
-        (ready, messages.ready_json, messages.ready),
-        (done, messages.round_json, messages.round_),
-        (replace(WORKLOAD, data_dir=Path("/d")), messages.workload_json, messages.workload),
-    ):
-        assert read(request(**{"ask": "x", **write(sent)})) == sent
+    workload = replace(WORKLOAD, data_dir=Path("/d"))
+    assert messages.ready(request(**{"ask": "x", **messages.ready_json(ready)})) == ready
+    assert request(**as_json(done)).build(Round) == done
+    assert request(**messages.workload_json(workload)).build(Workload) == workload
     back = messages.answers(request(**messages.answers_json(given)))
     assert (back.ids, back.argmax_letter, back.labels, back.shots) == (
         given.ids,
@@ -195,16 +193,23 @@ def test_nouns_survive_the_wire():
         ({"core_s": -1.0}, "key 'core_s' is -1 "),
         ({"whole_s": 1e13}, "key 'whole_s' is 1e\\+13 "),
         ({"tokens": True}, "key 'tokens' is"),
-        ({"tokens": 0}, "key 'tokens' is 0 \\(expected a whole number, at least 1\\)"),
+        ({"tokens": 0}, "key 'tokens' is 0 \\(expected a whole number at least 1\\)"),
         ({"tokens": 1.5}, "key 'tokens' is 1.5 "),
         ({"waited_fraction": "much"}, "key 'waited_fraction' is"),
         ({"faults": "none"}, "key 'faults' is"),
     ],
 )
 def test_a_round_that_is_none_is_refused(change: dict[str, object], problem: str):
-    sent = messages.round_json(Round(1.0, 10, 0.5, 0.6)) | change
+    sent = as_json(Round(1.0, 10, 0.5, 0.6)) | change
     with pytest.raises(WorkerError, match=problem):
-        messages.round_(request(**sent))
+        request(**sent).build(Round)
+
+
+@pytest.mark.parametrize("pids", [["x"], ["9" * 5000], ["-1"]], ids=["text", "digits", "sign"])
+def test_processes_that_are_none_are_refused(pids: list[str]):
+    sent = messages.ready_json(launch().ready()) | {"others": pids}
+    with pytest.raises(WorkerError, match="key 'others' are no numbers of processes"):
+        messages.ready(request(**sent))
 
 
 def test_answers_that_do_not_match_are_refused():

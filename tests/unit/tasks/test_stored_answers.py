@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from perfline.errors import BaselineError
-from perfline.jsonfile import Node
+from perfline.fields import Node
 from perfline.tasks.answers import Scored, StoredAnswers, question_key
 
 Row = tuple[str, str, str, str, float]
