@@ -41,7 +41,7 @@ from perfline.measure import record
 from perfline.measure.accuracy import AccuracyRun
 from perfline.measure.case_run import CaseRun, LoadedCase, open_case
 from perfline.measure.journal import Journal
-from perfline.measure.throughput import PREFIX
+from perfline.metrics import pass_name
 from perfline.tasks.answers import Answers, union
 from perfline.tasks.mmlu import Prompt
 
@@ -180,7 +180,7 @@ def _timed(
     bench = CaseRun(case, opened, current_device(), say=print)
     begin = time.perf_counter()
     run = bench.helper(engine)
-    start_s = opened.load_s + time.perf_counter() - begin
+    start_s = (opened.load_s or 0.0) + time.perf_counter() - begin
     subjects: dict[str, list[Prompt]] = {}
     for prompt in opened.prompts:
         subjects.setdefault(prompt.subject, []).append(prompt)
@@ -264,7 +264,7 @@ def _pass(ranks: int, out: Path, engine: EngineName) -> tuple[float, str]:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{shlex.join(command)}\n{done.stdout}{done.stderr}")
-    found, name = record.load(folder / "run.json").cases[CASE], PREFIX[engine]
+    found, name = record.load(folder / "run.json").cases[CASE], pass_name(engine)
     everything = str(int(found.metrics[f"acc_{name}_questions"].value))
     given = str(found.notes.get(f"accuracy_questions_by_rank_{name}", everything))
     return found.metrics[f"acc_{name}_time"].value, given

@@ -32,7 +32,7 @@ from perfline.engines import prefix_plan
 from perfline.engines.engine import EngineName
 from perfline.engines.prefix_plan import Limits
 from perfline.measure import record
-from perfline.measure.throughput import PREFIX
+from perfline.metrics import pass_name
 from perfline.tasks import prompt_lengths
 from perfline.tasks.mmlu import Prompt
 
@@ -44,7 +44,7 @@ LIMITS = Limits(8192, 12 * 2**30, 131_072, forward_cost_tokens=64, least_rows=2)
 
 def recorded(path: Path, case: str, engine: EngineName) -> Cost:
     """The speed of a record of one process."""
-    cases, name = record.load(path).cases, f"acc_{PREFIX[engine]}"
+    cases, name = record.load(path).cases, f"acc_{pass_name(engine)}"
     if case not in cases or f"{name}_computed_tokens" not in cases[case].metrics:
         raise SystemExit(f"{path}: holds no accuracy pass of case '{case}' by the {engine} engine")
     metrics = cases[case].metrics

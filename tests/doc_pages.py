@@ -93,6 +93,11 @@ def yaml_blocks(page: str) -> list[str]:
     return re.findall(r"(?ms)^```yaml\n(.*?)^```$", (REPOSITORY / page).read_text())
 
 
+def python_files(page: str) -> list[tuple[str, str]]:
+    """(name, text) of the page's ```python blocks; the first line is the name: ``# engine.py``."""
+    return re.findall(r"(?ms)^```python\n# (\S+\.py)\n(.*?)^```$", (REPOSITORY / page).read_text())
+
+
 def rows(page: str) -> list[list[str]]:
     """The cells of every row of every table."""
     lines = (REPOSITORY / page).read_text().splitlines()

@@ -48,7 +48,7 @@ def prompts(n: int = 40, length: int = 100) -> list[Prompt]:
 
 @dataclass
 class FakeEngine:
-    """``engine.Engine`` by script.
+    """``engine.MeasuredEngine`` by script.
 
     Attributes:
         token_s: seconds a token takes in the forward.
@@ -128,6 +128,7 @@ class FakeLoadedCase:
     prompts: Sequence[Prompt] = field(default_factory=prompts)
     load_s: float = 1.5
     load_peak_gib: float | None = 0.5
+    own_load_s: dict[str, float] = field(default_factory=dict)
     facts: dict[str, str] = field(default_factory=lambda: {"weights": "sha256:fake"})
     closed: int = 0
 

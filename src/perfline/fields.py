@@ -19,7 +19,7 @@ import difflib
 import json
 import operator
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -87,7 +87,12 @@ class Node:
                 self._mistyped(key, value, "text")
             if spec.metadata.get("relative"):
                 self._check_relative(key, str(value))
-        return cls(**given)
+        try:
+            return cls(**given)
+        except PerflineError as problem:  # what no type tells
+            name = f"key '{self.where[:-1]}' " if self.where else ""
+            wrong = f"{self.file}: {name}is wrong ({problem})"
+            raise self.error(printable("; ".join(filter(None, [wrong, self.fix])))) from problem
 
     def get(self, key: str, hint: Any) -> Any:
         """Return what stands under ``key``, as the type ``hint`` says."""
@@ -142,7 +147,7 @@ class Node:
                 return self._object(key, value, cast("type[Any]", kind))
             elif isinstance(value, dict) and issubclass(kind, Mapping):
                 return self._mapping(key, value, *arguments)
-            elif isinstance(value, list) and kind is tuple:
+            elif isinstance(value, list) and kind in (tuple, Sequence):
                 items = enumerate(value)
                 return tuple(self._as(f"{key}.{n}", v, arguments[0], limits) for n, v in items)
             elif kind in (int, float) and type(value) in (int, kind):  # bool is no int here
@@ -196,7 +201,7 @@ class Node:
             kind = get_origin(option) or option
             if kind is Literal:
                 words += map(str, get_args(option))
-            elif kind is tuple:
+            elif kind in (tuple, Sequence):
                 (item, *_) = get_args(option)
                 plural = self._expected(item).removeprefix("a ").removeprefix("an ")
                 words.append(f"a list of {plural if item is str else f'{plural}s'}")

@@ -7,26 +7,55 @@ it. What was not measured has no Metric; there is no 0, NaN or guess that stands
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Literal, get_args
 
 from perfline.errors import MetricError
 from perfline.fields import OPTIONAL, OUTSIDE
 
 Direction = Literal["higher", "lower", "info"]
+_PASSES = {"eager": "val", "inductor": "infer"}  # the published names of the two passes
+
+
+def pass_name(engine: str) -> str:
+    """Return the word for an engine in ``p_<word>_core`` and ``acc_<word>``, such as ``val``."""
+    return _PASSES.get(engine, engine)
+
+
+def suffix(engine: str) -> str:
+    """Return what an engine's other metrics end in: ``mem_val``, ``mem``, ``mem_<engine>``."""
+    return "" if engine == "inductor" else f"_{pass_name(engine)}"
+
+
+# What perfline's own metrics are called: a metric of the user's own has another name.
+_OURS = re.compile(
+    r"p_.*|acc_.*|load_peak|e2e_time|compile_time|graphs|graph_breaks|recompiles|mfu(_\w+)?_computed"
+    r"|(load_time|warmup_time|timed_time|tokens|questions|mfu|mem|tokens_per_joule|sm_clock"
+    r"|temperature|power|scaling_efficiency)(_[a-z0-9]+)?"
+)
+_OWN_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
+_LONGEST_UNIT = 12  # it stands in tables of 80 columns
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One measured number; MetricError if it or one of its samples is no finite number."""
+    """One measured number, and the raw rounds behind it.
+
+    The fixture's ``case.record(metric)`` takes one of the user's own, in any unit; it is ``own``
+    from then on. MetricError, one line, where a number is not finite or the direction is unknown;
+    for one of the user's own also where the name is one of ours, or name or unit do not fit tables.
+    """
 
     name: str = field(metadata=OUTSIDE)
     value: float
-    unit: str  # "tok/s", "s", "GiB", "fraction", "count", "questions", "tok"
+    unit: str  # "tok/s", "s", "GiB", "fraction" (shown in %), "count", or any other
     direction: Direction  # which way is better; "info" is reported and never judged
-    samples: tuple[float, ...] = field(default=(), metadata=OPTIONAL)  # one a round, in the unit
+    samples: Sequence[float] = field(default=(), metadata=OPTIONAL)  # one a round, in the unit
+    own: bool = field(default=False, kw_only=True, metadata=OPTIONAL)  # of a test of the user's
 
     def __post_init__(self) -> None:
         """Refuse what is no measurement."""
@@ -35,9 +64,36 @@ class Metric:
                 f"{self.name}: direction is {self.direction!r}; "
                 f"expected one of {', '.join(get_args(Direction))}"
             )
-        for number in (self.value, *self.samples):
-            if not math.isfinite(number):
-                raise MetricError(f"{self.name}: {number} {self.unit} is no measurement")
+        object.__setattr__(self, "value", self._finite(self.value))
+        object.__setattr__(self, "samples", tuple(map(self._finite, self.samples)))
+        if self.own:
+            self._check_own()
+
+    def _finite(self, number: float) -> float:
+        if isinstance(number, bool) or not isinstance(number, Real):
+            shown = " ".join(repr(number).split())[:60]
+            raise MetricError(f"{self.name}: {shown} is no number; pass float(...) of it")
+        if not math.isfinite(number):
+            raise MetricError(f"{self.name}: {number} {self.unit} is no measurement")
+        return number if isinstance(number, int | float) else float(number)
+
+    def _check_own(self) -> None:
+        if not (isinstance(self.name, str) and _OWN_NAME.fullmatch(self.name)):
+            raise MetricError(
+                f"a metric is called {self.name!r:.60}; expected small letters, digits and _, "
+                "at most 40, such as 'ttft'"
+            )
+        if _OURS.fullmatch(self.name):
+            raise MetricError(
+                f"{self.name}: perfline's own metrics are called so (docs/metrics.md); call yours "
+                f"'my_{self.name}', say"
+            )
+        unit = self.unit
+        if not (isinstance(unit, str) and 0 < len(unit) <= _LONGEST_UNIT and unit.isprintable()):
+            raise MetricError(
+                f"{self.name}: unit is {unit!r:.60}; expected text of at most {_LONGEST_UNIT} "
+                "characters, such as 'ms'"
+            )
 
 
 def mfu(tokens_per_s: float, nominal_parameters: float, peak_flops: float | None) -> float | None:

@@ -31,6 +31,7 @@ from doc_pages import (
     Command,
     commands,
     inline,
+    python_files,
     rows,
     yaml_blocks,
 )
@@ -48,7 +49,7 @@ COPIED = (
 )
 FOLDERS = ("tests/perf", "tests/accuracy", "baselines/published", "scripts", "docs", ".github")
 # A launch pair of these takes seconds; of the case as it is, minutes.
-SMALL_COMPARISON = "--max-pairs 1 --rounds 3 --questions 4 --engine eager"
+SMALL_COMPARISON = "--max-pairs 1 --rounds 3 --questions 4"
 
 
 def shell(text: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -291,6 +292,8 @@ def workspace(request, measured: Path, tmp_path: Path) -> Iterator[Path]:
         if named := re.match(r"# (cases/[\w-]+\.yaml)\n", text):
             (folder / named[1]).parent.mkdir(exist_ok=True)
             (folder / named[1]).write_text(text)
+    for name, text in python_files(request.param):
+        (folder / name).write_text(text)
     yield folder
     shutil.rmtree(folder)
 
@@ -330,6 +333,7 @@ def run(command: Command, folder: Path) -> tuple[int, str, str]:
     if words[0] != "perfline" or more or ">" in text or words[1] in ("compare", "doctor", "prompt"):
         if words[:2] == ["perfline", "compare"]:
             text = f"{command.bare} {SMALL_COMPARISON}"
+            text += "" if "--engine" in words else " --engine eager"
         done = shell(text, folder)
         return done.returncode, done.stdout, done.stderr
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(out):

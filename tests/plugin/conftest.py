@@ -28,6 +28,7 @@ from pathlib import Path
 
 import pytest
 from fakes import DEVICE, ENVIRONMENT, FakeClock, FakeEngine, FakeLoadedCase, prompts
+from perfline.engines.own_engine import OwnEngines
 
 
 CLOCK = FakeClock()
@@ -51,6 +52,9 @@ def opened(case, device, data_dir, weights):
         settings["wrong"] = frozenset(settings.get("wrong", ()))
         settings["nan"] = frozenset(settings.get("nan", ()))
         engines[name] = FakeEngine(name, CLOCK, **settings)
+    own = OwnEngines(case)
+    for name in filter(own.__contains__, case.engine_names):
+        engines[name] = own.engine(name, None, device)
     made = FakeLoadedCase(engines, prompts(script.get("prompts", 40)))
     note(f"open {case.id}")
     close = made.close

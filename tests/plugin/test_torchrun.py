@@ -325,3 +325,17 @@ def test_a_full_pass_is_refused_before_anything_is_opened(suite, torchrun):
     assert done.returncode != 0
     assert "--full-pass is for one device: under torchrun every rank would time" in done.stderr
     assert not (suite.root / "opened.log").exists()
+
+
+def test_ranks_share_the_questions_of_an_engine_of_the_user_s_own(suite, torchrun):
+    suite.script(prompts=64)
+    (suite.root / "mine.py").write_text(
+        "class Mine:\n"
+        "    def __init__(self, case, weights): pass\n"
+        "    def forward(self, batch, head): return batch\n"
+        "    def answer(self, output): return output.label\n"
+    )
+    done = torchrun("--engines=mine:Mine", "-k", "stored")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "accuracy, mine: 2 ranks on 1 host answered 64 questions" in done.stdout
+    assert suite.record()["cases"]["fake"]["metrics"]["acc_mine"]["value"] == 1.0

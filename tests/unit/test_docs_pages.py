@@ -76,6 +76,8 @@ def schema(cls: type, prefix: str = "", digest: bool = True) -> dict[str, tuple[
 
 def type_words(hint: object, meta: dict[str, object]) -> str:
     names = {str: "text", int: "whole number", float: "number", type(None): "null"}
+    if get_origin(hint) is tuple:
+        return f"list of {type_words(get_args(hint)[0], meta)}"
     options = [hint] if get_origin(hint) in (Literal, None) else list(get_args(hint))
     words: list[str] = []
     for option in options:

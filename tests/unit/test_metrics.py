@@ -4,6 +4,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -87,3 +88,44 @@ def test_one_sample_has_no_error_and_none_has_no_summary() -> None:
     assert summary([7.0]) == (7.0, None)
     with pytest.raises(MetricError, match="no samples"):
         summary([])
+
+
+def test_a_metric_of_ones_own_survives_json_and_ours_has_no_key_more() -> None:
+    metric = Metric("ttft", 0.03, "ms", "lower", samples=[0.03, 1.0], own=True)
+    data = json.loads(json.dumps(as_json(metric)))
+
+    assert data["own"] is True
+    assert Node("f.json", data, RecordError).build(Metric, name="ttft") == metric
+    assert "own" not in as_json(Metric("mem", 1.0, "GiB", "lower"))
+
+
+def test_what_no_type_tells_of_a_stored_metric_names_the_file() -> None:
+    data = {"value": 1.0, "unit": "tok/s", "direction": "higher", "own": True}
+    node = Node("f.json", data, RecordError, "run pytest again", "metrics.p_infer_core.")
+
+    with pytest.raises(RecordError, match=r"^f.json: key 'metrics.p_infer_core' is wrong \(p_inf"):
+        node.build(Metric, name="p_infer_core")
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    metric = Metric("ttft", np.float32(0.5), "ms", "lower", samples=np.ones(2, np.float32))
+
+    assert (type(metric.value), metric.samples) == (float, (1.0, 1.0))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("p_x", "acc_x", "mem", "mem_mine", "mfu_mine_computed", "graphs", "e2e_time"),
+        *("tokens_mine", "load_time_mine", "power", "scaling_efficiency_val"),
+    ],
+)
+def test_a_name_of_ours_is_no_name_of_ones_own(name: str) -> None:
+    Metric(name, 1.0, "x", "info")
+    with pytest.raises(MetricError, match="perfline's own metrics are called so"):
+        Metric(name, 1.0, "x", "info", own=True)
+
+
+@pytest.mark.parametrize("name", ["ttft", "memory_bandwidth", "graphs_per_s", "my_mem", "itl_p99"])
+def test_other_names_are_free(name: str) -> None:
+    assert Metric(name, 1.0, "x", "info", own=True).own

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import re
 import statistics
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -25,10 +26,9 @@ from perfline.gates import accuracy as accuracy_gates
 from perfline.gates import performance
 from perfline.gates.verdict import Verdict, signed, worst
 from perfline.measure.record import Record
-from perfline.metrics import Metric
+from perfline.metrics import Metric, pass_name
 
 AGAIN = "run pytest again"
-_WAITED = {"p_val": "cpu_waited_fraction_val", "p_infer": "cpu_waited_fraction_infer"}
 # What perfline writes of a metric, by the start of its name: anything else was edited in.
 _EXPECTED = {
     "p_": ("tok/s", "higher"),
@@ -44,12 +44,13 @@ _BESIDE_THROUGHPUT = ("_core_per_device", "_whole_one_rank")  # of several ranks
 
 def waited_note(metric: str) -> str:
     """Return the name of the note on the CPU while a tok/s metric was timed; empty: no such."""
-    return _WAITED.get(metric.rpartition("_")[0], "")
+    timed = re.fullmatch(r"p_([a-z0-9]+)_(core|whole)", metric)
+    return f"cpu_waited_fraction_{timed[1]}" if timed else ""
 
 
 def rounds_asked(candidate: Candidate, metric: Metric) -> int:
     """Return the rounds that the case asks for, less those that the device spoilt."""
-    engine = "val" if metric.name.startswith("p_val") else "infer"
+    engine = waited_note(metric.name).rpartition("_")[2]
     thrown_out = candidate.measured.notes.get(f"rounds_thrown_out_{engine}")
     return candidate.case.throughput.rounds - (thrown_out if isinstance(thrown_out, int) else 0)
 
@@ -67,6 +68,8 @@ def contended(candidate: Candidate) -> dict[str, float]:
 
 def _edited(metric: Metric) -> str:
     """Say how a metric differs from what perfline writes; empty where it does not."""
+    if metric.own:
+        return ""
     expected = next(
         (each for start, each in _EXPECTED.items() if metric.name.startswith(start)), None
     )
@@ -132,13 +135,16 @@ def full_pass(candidate: Candidate) -> bool:
 
 
 def impossible(metric: Metric) -> float | None:
-    """Return the first number that cannot have been measured; only a count may be 0."""
+    """Return the first number that cannot have been measured; only a count may be 0.
+
+    What a metric of the user's own can be, perfline does not know.
+    """
+    if metric.own:
+        return None
     numbers = (metric.value, *metric.samples)
     return next((n for n in numbers if n < 0 or (n == 0 and metric.unit != "count")), None)
 
 
-# Published names of what each engine answers.
-ACCURACY = {"eager": "acc_val", "inductor": "acc_infer"}
 _SHOWN_CHANGE = 0.0005  # shows as 0.1 %
 
 
@@ -233,7 +239,7 @@ def current(candidate: Candidate) -> list[Verdict]:
     scoring, stored = candidate.case.mmlu.scoring, candidate.stored_answers
     verdicts = [
         accuracy_gates.accuracy_baseline(
-            ACCURACY.get(engine, engine),
+            f"acc_{pass_name(engine)}",
             stored[engine].scored(scoring),
             answers.scored(scoring),
             limits,
@@ -295,7 +301,7 @@ def _answers_kept(candidate: Candidate) -> set[str]:
     return {
         engine
         for engine, answers in candidate.new.accuracy.items()
-        if ACCURACY.get(engine, engine) in ok
+        if f"acc_{pass_name(engine)}" in ok
         and engine in old
         and len(answers.ids) == len(old[engine].ids)
     }
@@ -319,7 +325,7 @@ def _against_published(candidate: Candidate) -> list[Verdict]:
     figures = {} if candidate.published is None else candidate.published.metrics
     verdicts = []
     for engine, answers in candidate.new.accuracy.items():
-        name, n = ACCURACY.get(engine, engine), len(answers.ids)
+        name, n = f"acc_{pass_name(engine)}", len(answers.ids)
         if name in figures:
             fraction = answers.scored(candidate.case.mmlu.scoring).correct / n
             metric = Metric(name, fraction, "fraction", "higher")
@@ -355,9 +361,9 @@ def _judged(candidate: Candidate, terms: Terms) -> Iterator[str]:
             grave == "unsure"
             and (candidate.old or candidate.one_rank) is not None
             and not terms.accept_regression
-            and not (terms.add and verdict.unit == "tok/s")
+            and not (terms.add and more_sessions_settle(verdict))
         ):
-            add = "gather sessions with --add, or " if verdict.unit == "tok/s" else ""
+            add = "gather sessions with --add, or " if more_sessions_settle(verdict) else ""
             yield f"{story}; {add}replace the baseline with --accept-regression"
 
 
@@ -373,6 +379,11 @@ def _crept(candidate: Candidate) -> Iterator[str]:
                 f"{verdict.headline} against the first session held: added steps add up; fix it, "
                 "or replace the baseline with --accept-regression"
             )
+
+
+def more_sessions_settle(verdict: Verdict) -> bool:
+    """Whether what is ``unsure`` is so for the spread between sessions."""
+    return verdict.gate == "baseline" and not verdict.metric.startswith("acc_")
 
 
 def _final(verdict: Verdict) -> bool:

@@ -100,7 +100,7 @@ class Baseline:
     def anchor(self, metric: str) -> tuple[tuple[float, ...], str]:
         """Return the metric's anchor, a value a session, and its day; none: its sessions are it."""
         anchor = self.anchors.get(metric)
-        return ((), "") if anchor is None else (anchor.metric.samples, anchor.date[:10])
+        return ((), "") if anchor is None else (tuple(anchor.metric.samples), anchor.date[:10])
 
     def values(self, metric: str) -> tuple[float, ...]:
         """Return the metric's value of every session that has it, oldest first."""
@@ -262,7 +262,12 @@ def _not_plausible(baseline: Baseline) -> Iterator[tuple[str, str, str]]:
 
 
 def _problem(metric: Metric) -> str:
-    """Say what is wrong with a number: only counts and unjudged numbers may be 0."""
+    """Say what is wrong with a number: only counts and unjudged numbers may be 0.
+
+    What a metric of the user's own can be, perfline does not know.
+    """
+    if metric.own:
+        return ""
     if metric.unit not in _DIRECTIONS:
         return f"has unit {metric.unit!r} (expected one of {', '.join(_DIRECTIONS)})"
     if metric.direction not in _DIRECTIONS[metric.unit]:

@@ -19,15 +19,10 @@ from perfline.fields import Scalar
 from perfline.gates import accuracy, performance, verdict
 from perfline.gates.verdict import Verdict
 from perfline.measure.accuracy import AccuracyPass
-from perfline.measure.throughput import PREFIX, Timings
-from perfline.metrics import Metric
+from perfline.measure.throughput import Timings
+from perfline.metrics import Metric, pass_name, suffix
 from perfline.tasks.answers import Answers, Scored, StoredAnswers
 
-JUDGED = {
-    "eager": ("p_val_core", "p_val_whole"),
-    "inductor": ("p_infer_core", "p_infer_whole"),
-}
-MEMORY = {"eager": "mem_val", "inductor": "mem"}
 HEALTH = ("graphs", "graph_breaks", "recompiles")
 
 
@@ -150,7 +145,8 @@ def throughput(
 ) -> list[Verdict]:
     """Is it slower, bigger, or compiled worse than the baseline, or slower than published?"""
     name = timings.engine
-    judged = [measured[metric] for metric in (*JUDGED[name], MEMORY[name]) if metric in measured]
+    names = *(f"p_{pass_name(name)}_{kind}" for kind in ("core", "whole")), f"mem{suffix(name)}"
+    judged = [measured[metric] for metric in names if metric in measured]
     if name == "inductor":
         judged += [measured[metric] for metric in HEALTH]
     fault = _fault(timings)
@@ -164,28 +160,41 @@ def throughput(
                 figure = published.metrics[metric.name].value
                 shown = performance.throughput_published(metric, figure, same, case.gates)
                 verdicts += [shown] if shown is not None else []
-    return verdicts + [
-        _against_stored(case, metric, timings, workload, against) for metric in judged
-    ]
+    run = performance.Run(
+        timings.waited_fraction,
+        bool(workload["full_pass"]),
+        case.throughput.rounds - len(timings.thrown_out),
+    )
+    return verdicts + [_against_stored(case, metric, run, workload, against) for metric in judged]
+
+
+def own_metric(
+    case: Case, metric: Metric, workload: Mapping[str, Scalar], against: Against
+) -> list[Verdict]:
+    """Is a metric of the user's own worse than its stored sessions? Nothing for ``info``."""
+    if metric.direction == "info":
+        return []
+    return [_against_stored(case, metric, performance.Run(), workload, against)]
 
 
 def same_answers(
-    case: Case, timings: Timings, reference: Answers, against: Against
+    case: Case, timings: Timings, reference: Answers | None, against: Against
 ) -> list[Verdict]:
     """Does the timed engine still answer as it should? Fast but wrong is never ok.
 
-    The compiled engine's answers to the timed prompts are paired with the eager engine's, and both
-    engines' with the stored ones where there are any.
+    The answers to the timed prompts are paired with the eager engine's (``reference``), unless they
+    are its own or it does not run, and with the stored ones where there are any.
     """
     verdicts = []
-    if timings.engine == "inductor":
-        verdicts.append(accuracy.same_answers(reference, timings.answers, case.model.precision))
+    if timings.engine != "eager" and reference is not None:
+        found = accuracy.same_answers(reference, timings.answers, case.model.precision)
+        verdicts.append(replace(found, metric=f"{found.metric}{suffix(timings.engine)}"))
     holder = against.of_answers(timings.engine)
     stored = _stored_answers(timings.engine, holder)
     comparable = not (against.mismatch or holder.mismatch)
     if stored is not None and comparable and timings.answers.labels is not None:
         judged = accuracy.accuracy_baseline(
-            f"acc_{PREFIX[timings.engine]}_timed",
+            f"acc_{pass_name(timings.engine)}_timed",
             stored.scored(case.mmlu.scoring),
             scored(case, timings.answers),
             case.gates,
@@ -224,7 +233,7 @@ def _fault(timings: Timings) -> str:
 def _against_stored(
     case: Case,
     metric: Metric,
-    timings: Timings,
+    run: performance.Run,
     workload: Mapping[str, Scalar],
     against: Against,
 ) -> Verdict:
@@ -243,11 +252,7 @@ def _against_stored(
         metric,
         performance.Held(stored.values(metric.name), *stored.anchor(metric.name)),
         case.gates,
-        performance.Run(
-            timings.waited_fraction,
-            bool(workload["full_pass"]),
-            case.throughput.rounds - len(timings.thrown_out),
-        ),
+        run,
     )
 
 
@@ -264,9 +269,13 @@ def stored_answers(
         return None
     ordered = answers.letter_logits.copy()
     ordered.sort(axis=1)
-    margins = ordered[:, -1] - ordered[:, -2]
-    rows = [
-        (answers.ids[i], letter, answers.argmax_letter[i], answers.labels[i], float(margins[i]))
-        for i, letter in enumerate(answers.letters())
-    ]
+    margins: list[float | None] = (ordered[:, -1] - ordered[:, -2]).tolist()
+    if not answers.has_logits:
+        margins = [None] * len(answers.ids)
+    rows = list(
+        zip(
+            *(answers.ids, answers.letters(), answers.argmax_letter, answers.labels, margins),
+            strict=True,
+        )
+    )
     return StoredAnswers.of(rows, date=date, commit=commit, reason="measured", context=context)

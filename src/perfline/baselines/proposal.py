@@ -96,9 +96,11 @@ def measured_baseline(record: Record, measured: CaseRecord, reason: str) -> Base
     kept = {
         name: metric
         for name, metric in measured.metrics.items()
-        if name in _KEPT_INFO or (metric.direction != "info" and not name.startswith("acc_"))
+        if name in _KEPT_INFO
+        or metric.own
+        or (metric.direction != "info" and not name.startswith("acc_"))
     }
-    timed = any(metric.unit == "tok/s" for metric in kept.values())
+    timed = any(metric.own or metric.unit == "tok/s" for metric in kept.values())
     session = Session(
         date=record.created,
         commit=None if commit is None else str(commit),

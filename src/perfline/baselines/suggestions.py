@@ -168,7 +168,7 @@ def settling(
     code that the baseline was measured with; where only torch has changed, an environment with the
     old one.
     """
-    judged = [v for v in verdicts if v.unit == "tok/s" and v.gate == "baseline"]
+    judged = [v for v in verdicts if v.metric.startswith("p_") and v.gate == "baseline"]
     if not any(v.word in ("regressed", "unsure") for v in judged):
         return ""
     commit, old = baseline
@@ -215,7 +215,7 @@ def _offer(verdicts: Sequence[Verdict]) -> tuple[str, Terms] | None:
         return "to accept it: ", Terms("...", accept_regression=True)
     if "incomparable" in words:
         return "to accept it anew: ", Terms("...")
-    if any(v.word == "unsure" and v.unit == "tok/s" for v in verdicts):
+    if any(v.word == "unsure" and accept.more_sessions_settle(v) for v in verdicts):
         return "to widen the baseline: ", Terms("...", add=True)
     if "missing" in words:
         return "", Terms("first baseline")

@@ -17,7 +17,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, cast
 
 import yaml
 
@@ -32,8 +32,8 @@ CASE_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,29}")
 Precision = Literal["fp32", "fp16", "bf16"]
 Scoring = Literal["full-vocab", "letters"]
 WeightsKind = Literal["real", "dummy"]
-EngineName = Literal["eager", "inductor"]
-ENGINE_NAMES: tuple[EngineName, ...] = get_args(EngineName)
+EngineName = str  # "eager", "inductor", or that of an engine of one's own: see ``engine_name``
+ENGINE_NAMES: tuple[EngineName, ...] = ("eager", "inductor")
 
 # Field metadata: those of perfline.fields, and what the digest leaves out.
 _POSITIVE = {"gt": 0}
@@ -135,7 +135,25 @@ class Case:
     throughput: ThroughputSpec = field(default_factory=ThroughputSpec)
     gates: GatesSpec = field(default_factory=GatesSpec, metadata=_NOT_IN_DIGEST)
     compare: CompareSpec = field(default_factory=CompareSpec, metadata=_NOT_IN_DIGEST)
+    engines: tuple[str, ...] = field(default=ENGINE_NAMES, metadata=_NOT_IN_DIGEST)
     source: Path = field(metadata={**OUTSIDE, **_NOT_IN_DIGEST})
+    named_in: str = field(default="", metadata={**OUTSIDE, **_NOT_IN_DIGEST})
+
+    @property
+    def engine_names(self) -> tuple[EngineName, ...]:
+        """The engines by the names that metrics, records and tests give them."""
+        return tuple(map(engine_name, self.engines))
+
+    @property
+    def engines_named_in(self) -> str:
+        """Which option or file names the engines."""
+        return self.named_in or f"{self.source}: key 'engines'"
+
+    def with_engines(self, engines: Sequence[str], named_in: str) -> Case:
+        """The case with other engines; ``named_in`` is the option that names them. CaseError."""
+        if problem := _engines_problem(engines):
+            raise CaseError(f"{named_in} {problem}")
+        return dataclasses.replace(self, engines=tuple(engines), named_in=named_in)
 
     def digest(self, weights: WeightsKind = "real") -> str:
         """Return ``sha256:`` and 16 hex digits over every setting that changes the numbers.
@@ -147,6 +165,14 @@ class Case:
             {"case": _digested(self), "weights": weights}, sort_keys=True, separators=(",", ":")
         )
         return f"sha256:{hashlib.sha256(canonical.encode()).hexdigest()[:16]}"
+
+
+def engine_name(engine: str) -> EngineName:
+    """Return an engine's name in metrics, records and tests: ``myclass`` for ``my.module:MyClass``.
+
+    The class's name alone, so that answers and times stay comparable when a module moves.
+    """
+    return engine.rpartition(":")[2].replace("_", "").lower() if ":" in engine else engine
 
 
 def load_case(path: Path) -> Case:
@@ -328,10 +354,44 @@ def _check(node: Node, case: Case, path: Path) -> None:
             "gates.accuracy_drop_regressed_pp",
             f"is {regressed} (expected at most {ok}, which is gates.accuracy_drop_ok_pp)",
         )
+    if problem := _engines_problem(case.engines):
+        node.fail("engines", problem)
     if case.model.config is not None:
         _check_plain(node, "model.config", case.model.config)
         if "model_type" not in case.model.config:
             node.fail("model.config.model_type", "is missing (expected text such as 'llama')")
+
+
+_ENGINE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
+_LONGEST_CLASS = 30  # it stands in the names of metrics, in tables of 80 columns
+# Words that metrics' names hold already.
+_TAKEN = frozenset({*ENGINE_NAMES, "val", "infer", "computed", "timed", "one", "per"})
+
+
+def _engines_problem(engines: Sequence[str]) -> str:
+    """Say what is wrong with the engines' names; empty where nothing is."""
+    one = "eager, inductor or module:Class"
+    if not engines:
+        return f"names no engine (expected {one})"
+    seen: dict[str, str] = {}
+    for engine in engines:
+        shown, name = clip(repr(engine)), engine_name(engine)
+        if engine not in ENGINE_NAMES:
+            if not _ENGINE.fullmatch(engine):
+                return f"names {shown} (expected {one}){did_you_mean(engine, ENGINE_NAMES)}"
+            if name in _TAKEN or not name[:1].isalpha() or len(name) > _LONGEST_CLASS:
+                return (
+                    f"names {shown}, and metrics cannot be named after that class (expected a name "
+                    f"of at most {_LONGEST_CLASS} letters and digits that is none of "
+                    f"{', '.join(sorted(_TAKEN))})"
+                )
+        if name in seen:
+            return (
+                f"names {shown} beside {clip(repr(seen[name]))}: both would have the metrics of "
+                f"'{name}'; rename one of the classes, or name it once"
+            )
+        seen[name] = engine
+    return ""
 
 
 def _check_plain(node: Node, key: str, value: object) -> None:

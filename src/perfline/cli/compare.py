@@ -54,7 +54,12 @@ def add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     add = parser.add_argument
     add("cases", metavar="CASE", type=str.strip, nargs="+")
     _add_sides(parser)
-    add("--engine", choices=("eager", "inductor"), default="inductor", help="default: inductor")
+    add(
+        "--engine",
+        metavar="NAME",
+        default="inductor",
+        help="eager, inductor, or one of your own as module:Class (default: inductor)",
+    )
     add(
         "--margin",
         metavar="PERCENT",
@@ -247,7 +252,10 @@ def _plans(args: argparse.Namespace) -> tuple[tuple[Side, Side], list[Plan]]:
     from perfline.compare.run import Plan, begin
     from perfline.compare.sides import make_side
 
-    cases = load_cases(args.cases, args.case_dir)
+    cases = [
+        case.with_engines([args.engine], "--engine")
+        for case in load_cases(args.cases, args.case_dir)
+    ]
 
     def side(name: SideName) -> Side:
         whats = ("python", "ref", "env", "set", "import", "install")

@@ -18,7 +18,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from perfline.cases.case import Case, GatesSpec, Precision
+from perfline.cases.case import Case, GatesSpec, Precision, engine_name
 from perfline.compare.model import SIDES, Ready, SideName
 from perfline.compare.record import AnswersRecord, CaseComparison, Seconds, per_token
 from perfline.compare.sequential import hodges_lehmann
@@ -27,13 +27,11 @@ from perfline.gates import performance
 from perfline.gates.accuracy import ROUNDING_FRACTION
 from perfline.gates.statistics import zero_flip_bound
 from perfline.gates.verdict import Flip, Verdict, Word, signed
-from perfline.metrics import Metric
+from perfline.metrics import Metric, pass_name, suffix
 from perfline.tasks.answers import Answers, Scored, accuracy
 
 TIME = "core_time"
 LOGITS = "letter_logits"
-_MEMORY = {"eager": "mem_val", "inductor": "mem"}
-_ACCURACY = {"eager": "acc_val", "inductor": "acc_infer"}
 _BOUND = 0.975
 
 
@@ -118,6 +116,8 @@ def answers(
         reason = "the answers were not compared; ask with --questions 200"
         none = Verdict(LOGITS, "missing", "paired", "logits", reason=reason)
         return AnswersRecord(0, None, None, 0.0, 0.0, tolerance), (none,)
+    if not (a.has_logits and b.has_logits):
+        return _without_logits(case, engine, a, b, tolerance)
     differences = np.abs(a.letter_logits - b.letter_logits).max(axis=1)
     largest = np.maximum(np.abs(a.letter_logits), np.abs(b.letter_logits)).max(axis=1)
     labelled = a.labels is not None and b.labels is not None
@@ -132,10 +132,26 @@ def answers(
     logits = _logits(case, record, accuracy_gates.same_answers(a, b, precision).flips)
     if not labelled:
         return record, (logits,)
-    judged = accuracy_gates.accuracy_baseline(
-        _ACCURACY[engine], _scored(case, a), _scored(case, b), case.gates
-    )
+    judged = _accuracy(case, engine, a, b)
     return record, (judged, replace(logits, flips=()))  # the flips stand in the first
+
+
+def _accuracy(case: Case, engine: str, a: Answers, b: Answers) -> Verdict:
+    name = f"acc_{pass_name(engine_name(engine))}"
+    return accuracy_gates.accuracy_baseline(name, _scored(case, a), _scored(case, b), case.gates)
+
+
+def _without_logits(
+    case: Case, engine: str, a: Answers, b: Answers, tolerance: float
+) -> tuple[AnswersRecord, tuple[Verdict, ...]]:
+    """The same of an engine that tells no letter logits: the accuracy alone."""
+    if a.labels is None or b.labels is None:
+        reason = "the engine tells no letter logits, and dummy weights have no accuracy"
+        none = Verdict(LOGITS, "missing", "paired", "logits", reason=reason)
+        return AnswersRecord(len(a.ids), None, None, 0.0, 0.0, tolerance), (none,)
+    right_a, right_b = (accuracy(side, case.mmlu.scoring)[0] for side in (a, b))
+    record = AnswersRecord(len(a.ids), right_a, right_b, 0.0, 0.0, tolerance)
+    return record, (_accuracy(case, engine, a, b),)
 
 
 def on_time(found: CaseComparison, stopped: Word | None = None) -> Verdict:
@@ -180,11 +196,8 @@ def _memory(found: CaseComparison, limits: GatesSpec) -> list[Verdict]:
     before, after = (statistics.median(peaks[side]) for side in SIDES)
     if before <= 0:
         return []
-    return [
-        performance.memory_baseline(
-            Metric(_MEMORY[found.engine], after, "GiB", "lower"), before, limits
-        )
-    ]
+    name = f"mem{suffix(engine_name(found.engine))}"
+    return [performance.memory_baseline(Metric(name, after, "GiB", "lower"), before, limits)]
 
 
 def _health(found: CaseComparison) -> list[Verdict]:
@@ -264,5 +277,5 @@ def _resolving(limits: GatesSpec) -> int:
 def _scored(case: Case, given: Answers) -> Scored:
     letters = given.letters() if case.mmlu.scoring == "letters" else given.argmax_letter
     ordered = np.sort(given.letter_logits, axis=1)
-    margins = tuple(map(float, ordered[:, -1] - ordered[:, -2]))
+    margins = tuple(map(float, ordered[:, -1] - ordered[:, -2])) if given.has_logits else None
     return Scored(given.ids, letters, given.labels or "", margins)

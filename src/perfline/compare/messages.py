@@ -8,6 +8,7 @@ computed, and a message sent, by anybody: numbers of both are held to the same l
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import cast
 
 import numpy as np
@@ -43,7 +44,9 @@ def answers_json(answers: Answers) -> dict[str, object]:
     """``answers`` as they are sent; float32 survives the way through decimal digits."""
     return {
         "ids": list(answers.ids),
-        "letter_logits": answers.letter_logits.tolist(),
+        "letter_logits": [
+            [None if math.isnan(x) else x for x in row] for row in answers.letter_logits.tolist()
+        ],
         "argmax": answers.argmax.tolist(),
         "argmax_letter": answers.argmax_letter,
         "labels": answers.labels,

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from perfline.cases.case import Case, load_cases, with_settings
+from perfline.cases.case import Case, EngineName, engine_name, load_cases, with_settings
 from perfline.compare import messages, wire
 from perfline.compare.model import Ready, Round, Workload
 from perfline.distributed.group import Group
@@ -75,6 +75,11 @@ class Launch:
         launch.health = launch._watching.enter_context(watch(case_run.device))
         return launch
 
+    @property
+    def engine(self) -> EngineName:
+        """The engine that both sides run, by its name in metrics."""
+        return engine_name(self.workload.engine)
+
     def answer(self, word: str, request: Node) -> dict[str, object]:
         """The JSON answer to one request of ``wire``."""
         words: dict[str, Callable[[], dict[str, object]]] = {
@@ -90,7 +95,7 @@ class Launch:
 
     def ready(self) -> Ready:
         """Compile and warm up, and say what that took."""
-        case_run, name, case = self.case_run, self.workload.engine, self.case_run.case
+        case_run, name, case = self.case_run, self.engine, self.case_run.case
         sample = case_run.sample
         if self.coordinator is not None:  # the others get ready meanwhile
             self._rounds = Rounds(self.coordinator, case_run.timed_run(name), self.health)
@@ -112,7 +117,7 @@ class Launch:
             dtype=case.model.precision,
             prompts_digest=prompts_digest(sample),
             tokens=sum(len(prompt.ids) for prompt in sample),
-            load_s=case_run.loaded.load_s,
+            load_s=_load_s(case_run.loaded),
             compile_s=done.compile_s,
             warmup_s=done.warmup_s,
             pass_s=pass_s,
@@ -147,7 +152,7 @@ class Launch:
 
     def _timings(self, repeats: int, peers: Sequence[int]) -> Timings:
         """A region of one round."""
-        case_run, name = self.case_run, self.workload.engine
+        case_run, name = self.case_run, self.engine
         if self._rounds is not None:
             self._rounds.begin(repeats, (*peers, os.getpid(), *self._others))
             self._rounds.before()
@@ -170,7 +175,7 @@ class Launch:
             asked = self.case_run.sample  # their logits still compare
         if not asked:
             return no_answers()
-        engine = self.case_run.loaded.engine(self.workload.engine)
+        engine = self.case_run.loaded.engine(self.engine)
         return run_pass(engine, asked, "last", self.case_run.clock).answers
 
     def peak_memory_gib(self) -> float | None:
@@ -186,7 +191,9 @@ class _Opening:
         self.workload = workload.build(Workload)
         (case,) = load_cases([self.workload.case], self.workload.case_dirs)
         pairs = [text.partition("=")[::2] for text in settings]
-        self.case = with_settings(case, pairs)
+        # Ours load one model, which is all that a side runs; another engine loads its own.
+        case = with_settings(case, pairs)
+        self.case = case.with_engines([self.workload.engine], "--engine")
         self.device = current_device()
 
     def open(self, case: Case, replica: Replica | None) -> LoadedCase:
@@ -225,6 +232,10 @@ def prompts_digest(prompts: Sequence[Prompt]) -> str:
         digest.update(f"{prompt.id} {len(prompt.ids)} ".encode())
         digest.update(prompt.ids.astype("<i8").tobytes())
     return f"sha256:{digest.hexdigest()[:16]}"
+
+
+def _load_s(loaded: LoadedCase) -> float:
+    return (loaded.load_s or 0.0) + sum(loaded.own_load_s.values())
 
 
 def _others(group: Group) -> Iterator[int]:

@@ -1,7 +1,7 @@
 """How does a model run, on which device, and with what software?
 
-``engine`` is what the rest of perfline knows of a model; ``hf`` loads a real one. ``device``,
-``telemetry`` and ``environment`` are the machine's side of it.
+``engine`` is what the rest of perfline knows of a model; ``hf`` loads a real one, ``own_engine``
+makes somebody's own. ``device``, ``telemetry`` and ``environment`` are the machine's side of it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ __all__ = [
     "engine",
     "environment",
     "hf",
+    "own_engine",
     "prefix_plan",
     "shared_prefix",
     "telemetry",

@@ -1,8 +1,9 @@
 """How does an engine answer prompts, and what is timed while it does?
 
-``Engine`` is what the rest of perfline knows of a model: ``hf.TorchEngine`` is the real one, tests
-script a fake one. ``run_pass`` is the only loop that drives an engine, for accuracy and throughput,
-eager and compiled alike: one prompt a forward, the clock around the synchronised forward alone.
+``MeasuredEngine`` is what the rest of perfline knows of a model: ``torch_engine.TorchEngine`` is
+ours, ``own_engine.OwnEngine`` stands before a class of somebody's own (``Engine``), tests script a
+fake one. ``run_pass`` is the only loop that drives an engine, for accuracy and throughput alike:
+one prompt a forward, the clock around the synchronised forward alone.
 """
 
 from __future__ import annotations
@@ -67,7 +68,38 @@ class CompileCounts:
 
 
 class Engine(Protocol):
-    """One way (eager or compiled) of running one loaded model."""
+    """An engine of one's own: what a class that is named ``module:Class`` must have.
+
+    perfline makes it with ``Class(case, weights)``: the :class:`~perfline.Case`, and the directory
+    of the checkpoint (a ``pathlib.Path``; None under ``--dummy-weights``). Then it gives every
+    prompt by itself to ``forward`` and what comes back to ``answer``.
+
+    It may have these methods too; what is missing is not measured, and nothing is guessed::
+
+        begin(prompts, head)      told before every pass over ``prompts``
+        prepare(prompt) -> batch  before the clock starts, such as a copy to the device; without it
+                                  ``forward`` is given the :class:`~perfline.Prompt` itself
+        synchronize()             wait for queued work; torch's device is waited for without it
+        letter_logits(output)     logits of the tokens A, B, C, D at the last position, 4 numbers
+        compiled_graphs() -> int  compiled so far; more in a timed round make the run invalid
+        flops(tokens, head)       FLOPs of one forward of ``tokens``, or None; gives mfu_computed
+        reset_peak_memory(), peak_memory_gib()   peak in GiB since the reset, or None
+        close()                   the case is done: free the model
+    """
+
+    def forward(self, batch: Any, head: Head) -> Any:
+        """Run one prompt; the clock is around this.
+
+        ``head`` is ``"all"`` where the case times logits at all positions (``throughput.head``),
+        and ``"last"`` where those at the last one are enough.
+        """
+
+    def answer(self, output: Any) -> str:
+        """Return the text of the most likely next token, such as ``" B"``, from what came back."""
+
+
+class MeasuredEngine(Protocol):
+    """One way of running one loaded model, with all that the measuring code asks of it."""
 
     name: EngineName
 
@@ -83,11 +115,14 @@ class Engine(Protocol):
     def synchronize(self) -> None:
         """Wait for the device."""
 
-    def read(self, logits: Any) -> tuple[Sequence[float], int, str]:
-        """Last position: logits of the tokens A-D, full-vocabulary arg-max, its letter or ``-``."""
+    def read(self, logits: Any) -> tuple[Sequence[float] | None, int, str]:
+        """Last position: logits of the tokens A-D, full-vocabulary arg-max, its letter or ``-``.
+
+        None and -1 where an engine does not tell logits or token.
+        """
 
     def compile_counts(self) -> CompileCounts:
-        """What torch.compile has done so far; all 0 for an eager engine."""
+        """What was compiled so far; all 0 for an engine that compiles nothing."""
 
     def flops(self, tokens: int, head: Head) -> float | None:
         """FLOPs that the forward of one prompt of ``tokens`` executes; None where not known."""
@@ -117,7 +152,7 @@ class Pass:
 
 
 def run_pass(
-    engine: Engine,
+    engine: MeasuredEngine,
     prompts: Sequence[Prompt],
     head: Head,
     clock: Clock = time.perf_counter,
@@ -129,6 +164,7 @@ def run_pass(
     """
     letters = np.empty((len(prompts), 4), dtype=np.float32)
     argmax = np.empty(len(prompts), dtype=np.int64)
+    told = np.ones(len(prompts), dtype=bool)
     argmax_letters: list[str] = []
     core_s = 0.0
     engine.begin(prompts, head)
@@ -140,12 +176,14 @@ def run_pass(
         logits = engine.forward(batch, head)
         engine.synchronize()
         core_s += clock() - start
-        letters[row], argmax[row], letter = engine.read(logits)
+        given, argmax[row], letter = engine.read(logits)
+        letters[row] = np.nan if given is None else given
+        told[row] = given is not None
         argmax_letters.append(letter)
         if progress is not None:
             progress(row + 1, len(prompts))
     whole_s = clock() - begin
-    broken = np.flatnonzero(~np.isfinite(letters).all(axis=1))
+    broken = np.flatnonzero(told & ~np.isfinite(letters).all(axis=1))
     if broken.size:
         raise EngineError(
             f"{engine.name}: logits of {broken.size} of {len(prompts)} prompts are not finite "

@@ -91,6 +91,38 @@ class Model:
             torch.accelerator.empty_cache()
 
 
+@dataclass(frozen=True)
+class Vocabulary:
+    """What prompts are made with where no engine of ours runs the model: nothing is loaded."""
+
+    encode: mmlu.Encode
+    positions: int
+    vocabulary: int
+
+
+def vocabulary(case: Case, device: Device, weights: Path | None) -> Vocabulary:
+    """Read the checkpoint's tokenizer and config, or the case's config; EngineError."""
+    _set_threads(case, device)
+    with _loading(f"case '{case.id}': reading the tokenizer of {weights or 'no checkpoint'}"):
+        if weights is None:
+            config, tokenizer = _config(case), None
+        else:
+            auto: Any = transformers.AutoConfig
+            config = auto.from_pretrained(weights, trust_remote_code=False, local_files_only=True)
+            tokenizer = _tokenizer(weights)
+    text = config.get_text_config()
+    return Vocabulary(
+        encode=mmlu.hf_encode(tokenizer, case.model.bos),
+        positions=int(text.max_position_embeddings),
+        vocabulary=int(text.vocab_size),
+    )
+
+
+def _set_threads(case: Case, device: Device) -> None:
+    if case.engine.cpu_threads is not None and device.kind == "cpu":
+        torch.set_num_threads(case.engine.cpu_threads)
+
+
 def load(case: Case, device: Device, weights: Path | None, replica: Replica | None = None) -> Model:
     """Load the case's model onto ``device`` in its own dtype; ``weights=None`` means random ones.
 
@@ -110,15 +142,15 @@ def load(case: Case, device: Device, weights: Path | None, replica: Replica | No
 
 
 def _load(case: Case, device: Device, weights: Path | None, replica: Replica | None) -> Model:
-    if case.engine.cpu_threads is not None and device.kind == "cpu":
-        torch.set_num_threads(case.engine.cpu_threads)
+    _set_threads(case, device)
     upstream.check()
     torch.compiler.reset()
     quiet: Any = transformers.utils.logging
     quiet.disable_progress_bar()
     device.reset_peak_memory()
     start = time.perf_counter()
-    with _loading(case, device, weights):
+    what = f"case '{case.id}': loading {weights or 'random weights'} as {case.model.precision}"
+    with _loading(what, device):
         split = tensor_parallel.arguments(replica)
         if weights is None:
             module, tokenizer = _random_model(case, device, split), None
@@ -192,15 +224,19 @@ def _tokenizer(weights: Path) -> Any:
     )
 
 
-def _random_model(case: Case, device: Device, split: dict[str, Any]) -> Any:
-    """Build on the device, in the target dtype: 8e9 parameters never pass through host fp32."""
+def _config(case: Case) -> Any:
     if case.model.config is None:
         raise CaseError(
             f"{case.source}: key 'model.config' is missing; --dummy-weights builds from it"
         )
     settings: dict[str, Any] = dict(case.model.config)
+    return transformers.AutoConfig.for_model(settings.pop("model_type"), **settings)
+
+
+def _random_model(case: Case, device: Device, split: dict[str, Any]) -> Any:
+    """Build on the device, in the target dtype: 8e9 parameters never pass through host fp32."""
+    config = _config(case)
     auto: Any = transformers.AutoModelForCausalLM
-    config = transformers.AutoConfig.for_model(settings.pop("model_type"), **settings)
     made = {
         "dtype": DTYPES[case.model.precision],
         "attn_implementation": case.model.attention,
@@ -218,17 +254,14 @@ def _random_model(case: Case, device: Device, split: dict[str, Any]) -> Any:
 
 
 @contextmanager
-def _loading(case: Case, device: Device, weights: Path | None) -> Iterator[None]:
+def _loading(what: str, device: Device | None = None) -> Iterator[None]:
     """Turn what goes wrong while loading into one line."""
-    what = f"case '{case.id}': loading {weights or 'random weights'} as {case.model.precision}"
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        raise out_of_memory(device, what, error) from error
     except PerflineError:
         raise
     except Exception as error:  # a broken file may raise anything, from Rust code too
-        if upstream.is_full(error):
+        if device is not None and upstream.is_full(error):
             raise out_of_memory(device, what, error) from error
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise EngineError(f"{what} failed: {first}") from error

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 class TorchEngine:
-    """``engine.Engine`` over one torch model, eager or compiled by inductor."""
+    """``engine.MeasuredEngine`` over one torch model, eager or compiled by inductor."""
 
     def __init__(self, model: Model, name: EngineName) -> None:
         """Wrap ``model``; compilation itself waits for the first forward."""

@@ -138,7 +138,10 @@ def same_answers(reference: Answers, answers: Answers, precision: Precision) -> 
 
     A differing answer counts, unless the two best letters of both engines lie within the rounding
     of the dtype, as a share of the question's largest letter logit: then either answer is as good.
+    An engine that tells no letter logits is held to the full-vocabulary answers, ties and all.
     """
+    if not answers.has_logits:
+        return _same_letters(reference, answers)
     tolerance = ROUNDING_FRACTION[precision]
     before = dict(zip(reference.ids, reference.letter_logits, strict=True))
     old_letters = dict(zip(reference.ids, reference.letters(), strict=True))
@@ -155,10 +158,28 @@ def same_answers(reference: Answers, answers: Answers, precision: Precision) -> 
             ties += 1
         else:
             flips.append(Flip(name, old_letters[name], old_letters[name], letter, _margin(old)))
-    reason = (
+    return _flipped(
+        flips,
         f"{len(flips)} of {len(answers.ids)} timed answers differ from the eager engine's "
-        f"({ties} more are ties); letter logits differ by {largest:.2g} at most"
+        f"({ties} more are ties); letter logits differ by {largest:.2g} at most",
     )
+
+
+def _same_letters(reference: Answers, answers: Answers) -> Verdict:
+    before = dict(zip(reference.ids, reference.argmax_letter, strict=True))
+    flips = [
+        Flip(name, before[name], before[name], letter, None)
+        for name, letter in zip(answers.ids, answers.argmax_letter, strict=True)
+        if letter != before[name]
+    ]
+    return _flipped(
+        flips,
+        f"{len(flips)} of {len(answers.ids)} timed answers differ from the eager engine's (full "
+        "vocabulary: the engine tells no letter logits)",
+    )
+
+
+def _flipped(flips: list[Flip], reason: str) -> Verdict:
     return Verdict(
         metric="flips",
         word="regressed" if flips else "ok",

@@ -68,21 +68,25 @@ def throughput_baseline(
     full_pass: bool = False,
     rounds: int = MIN_ROUNDS,
 ) -> Verdict:
-    """Judge the median of the timed rounds against the sessions of a baseline (all in tok/s).
+    """Judge the median of the timed rounds against the sessions of a baseline (all in one unit).
 
     With d = log(median) - mean(log(session)), w(conf) the half width of the prediction interval for
     one more session, and delta = -log(1 - margin): ``ok`` iff d - w(.975) > -delta (a slowdown of
     the margin is ruled out), else ``regressed`` iff d + w(.99) < 0; ``improved`` iff d - w(.99) > 0
     and d > delta/2. ``regressed`` becomes ``unsure`` where other processes took
     more than a tenth of the CPU meanwhile. Fewer than ``rounds`` samples are ``unsure``; a full
-    pass is one sample, and long enough to be one.
+    pass is one sample, and long enough to be one. d is turned around where lower is better. A
+    metric of the user's own without ``MIN_ROUNDS`` samples needs as many sessions.
     """
+    if min(*sessions, metric.value, *metric.samples) <= 0:
+        return _no_ratio(metric)
+    sign = -1 if metric.direction == "lower" else 1
     logs = [math.log(value) for value in sessions]
     prior_sd = gates.throughput_session_sd_fraction
     near = prediction_interval(logs, prior_sd, _BOUND_CONFIDENCE)
     far = prediction_interval(logs, prior_sd, _ALARM_CONFIDENCE)
     median, error = summary(metric.samples or (metric.value,))
-    change = math.log(median) - near.mean
+    change = sign * (math.log(median) - near.mean)
     margin = -math.log1p(-gates.throughput_margin_fraction)
     limit = -margin
     word = _throughput_word(change, margin, near.half_width, far.half_width)
@@ -96,13 +100,23 @@ def throughput_baseline(
         held = "spread declared in the case (1 session held)"
     spread = f"+-{100 * near.half_width:.1f} % between sessions, {held}"
 
+    worse, better, loss = "slower", "faster", "slowdown"
+    if metric.own:
+        worse, better, loss = "worse", "better", "loss"
     if lacking := too_few_rounds(metric, Run(None, full_pass, rounds)):
         word = "unsure"
         reason = f"too few samples: {lacking}"
+    elif metric.own and max(len(metric.samples), len(logs)) < MIN_ROUNDS:
+        word = "unsure"
+        reason = (
+            f"{len(metric.samples)} samples and {len(logs)} sessions held say nothing of its "
+            f"spread: record {MIN_ROUNDS} samples or more, or add sessions with `perfline "
+            "baselines update CASE --add`"
+        )
     elif word == "improved":
-        reason = f"faster than chance allows ({spread}): accept it as the new baseline"
+        reason = f"{better} than chance allows ({spread}): accept it as the new baseline"
     elif word == "ok":
-        reason = f"a slowdown of the margin is ruled out ({spread})"
+        reason = f"a {loss} of the margin is ruled out ({spread})"
     elif word == "unsure":
         reason = f"too noisy to tell ({spread}): {_settled_by(change, margin, logs, prior_sd)}"
     elif explained:
@@ -113,7 +127,7 @@ def throughput_baseline(
             "rounds: run again on an idle machine"
         )
     else:
-        reason = f"slower than chance allows ({spread})"
+        reason = f"{worse} than chance allows ({spread})"
         if change > limit:  # a sure slowdown that is smaller than the margin, yet not ruled out
             limit = near.half_width - margin
     return Verdict(
@@ -125,9 +139,19 @@ def throughput_baseline(
         baseline_error=math.exp(near.mean) * near.sd,
         measured=median,
         measured_error=error,
-        change_fraction=math.expm1(change),
-        limit=signed(100 * math.expm1(limit), "%"),
+        change_fraction=math.expm1(sign * change),
+        limit=signed(100 * math.expm1(sign * limit), "%"),
         reason=reason,
+    )
+
+
+def _no_ratio(metric: Metric) -> Verdict:
+    reason = (
+        "the gate judges ratios, and 0 or less has none: record it with the direction 'info', or "
+        "another number of the same thing"
+    )
+    return Verdict(
+        metric.name, "unsure", "baseline", metric.unit, None, None, metric.value, reason=reason
     )
 
 
@@ -150,7 +174,7 @@ def memory_baseline(metric: Metric, baseline_gib: float, gates: GatesSpec) -> Ve
 def too_few_rounds(metric: Metric, run: Run) -> str:
     """Say how many rounds a metric in tok/s lacks; empty where it has all."""
     rounds, needed = len(metric.samples), max(MIN_ROUNDS, run.rounds)
-    if metric.unit != "tok/s" or run.full_pass or rounds >= needed:
+    if metric.own or metric.unit != "tok/s" or run.full_pass or rounds >= needed:
         return ""
     why = "were asked for" if run.rounds > MIN_ROUNDS else "are needed"
     return f"{rounds} rounds, {needed} {why}"
@@ -209,9 +233,10 @@ def against_sessions(metric: Metric, held: Held, gates: GatesSpec, run: Run) -> 
 def _by_unit(metric: Metric, values: Sequence[float], gates: GatesSpec, run: Run) -> Verdict:
     """Judge by some sessions' values: the unit says which gate that is.
 
-    Memory and counts have no spread to speak of: the largest accepted value is the baseline.
+    A metric of the user's own goes where throughput goes, whatever its unit. Memory and counts have
+    no spread to speak of: the largest accepted value is the baseline.
     """
-    if metric.unit == "tok/s":
+    if metric.own or metric.unit == "tok/s":
         contention = run.contention_fraction
         return throughput_baseline(metric, values, gates, contention, run.full_pass, run.rounds)
     if metric.unit == "GiB":

@@ -18,13 +18,19 @@ from typing import Any, Protocol
 
 from perfline.cases.case import Case, Scoring
 from perfline.distributed.replica import Replica
-from perfline.engines.engine import Clock, CompileCounts, Engine, EngineName, Progress, run_pass
+from perfline.engines.engine import (
+    Clock,
+    CompileCounts,
+    EngineName,
+    MeasuredEngine,
+    Progress,
+    run_pass,
+)
 from perfline.errors import DeviceMemory, EngineError, NoSharedPrefixes
 from perfline.measure import notices
 from perfline.measure.journal import Journal
 from perfline.measure.parallel_rounds import AggregateTimings, Repeat, TimedRun
-from perfline.measure.throughput import PREFIX
-from perfline.metrics import Metric
+from perfline.metrics import Metric, pass_name
 from perfline.tasks.answers import Answers, accuracy, no_answers, subset, union
 from perfline.tasks.mmlu import Prompt
 from perfline.tasks.sampling import tier_order
@@ -110,7 +116,7 @@ class Part:
 
 
 def shared_part(
-    engine: Engine,
+    engine: MeasuredEngine,
     runner: SharedRunner,
     prompts: Sequence[Prompt],
     clock: Clock,
@@ -133,7 +139,7 @@ def shared_part(
 
 
 def plain_part(
-    engine: Engine,
+    engine: MeasuredEngine,
     prompts: Sequence[Prompt],
     clock: Clock,
     progress: Progress | None,
@@ -177,17 +183,18 @@ def accuracy_metrics(
     answers = done.answers
     if answers.labels is None:
         return []
-    prefix = f"acc_{PREFIX[name]}"
+    prefix = f"acc_{pass_name(name)}"
     scorings: tuple[Scoring, ...] = ("full-vocab", "letters")
     by_scoring = {
         scoring: correct / asked
         for scoring in scorings
         for correct, asked in [accuracy(answers, scoring)]
     }
+    by_letters = Metric(f"{prefix}_letters", by_scoring["letters"], "fraction", "info")
     return [
         Metric(prefix, by_scoring[case.mmlu.scoring], "fraction", "higher"),
         Metric(f"{prefix}_full_vocab", by_scoring["full-vocab"], "fraction", "info"),
-        Metric(f"{prefix}_letters", by_scoring["letters"], "fraction", "info"),
+        *([by_letters] if answers.has_logits else []),
         Metric(f"{prefix}_questions", len(answers.ids), "questions", "info"),
         *_cost(prefix, done, peak),
     ]
@@ -318,8 +325,8 @@ class AccuracyRun:
         coordinator: shares the questions with other ranks; None where this process is alone.
     """
 
-    engine: Engine
-    oracle: Engine
+    engine: MeasuredEngine
+    oracle: MeasuredEngine
     runner: SharedRunner | None
     options: AccuracyOptions
     identity: Mapping[str, str]

@@ -14,9 +14,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from perfline.cases.case import Case, WeightsKind
+from perfline.cases.case import ENGINE_NAMES, Case, WeightsKind
 from perfline.engines.device import Device
-from perfline.engines.engine import Clock, Engine, EngineName, Progress, run_pass
+from perfline.engines.engine import Clock, EngineName, MeasuredEngine, Progress, run_pass
 from perfline.engines.telemetry import watch
 from perfline.errors import MissingRanks, NoSharedPrefixes, RankError
 from perfline.measure import throughput
@@ -31,8 +31,8 @@ from perfline.measure.accuracy import (
 )
 from perfline.measure.notices import Notices
 from perfline.measure.parallel_rounds import AggregateTimings, Repeat, TimedRun
-from perfline.measure.throughput import PREFIX, Ready, TimedRegion, Timings
-from perfline.metrics import Metric
+from perfline.measure.throughput import Ready, TimedRegion, Timings
+from perfline.metrics import Metric, pass_name
 from perfline.tasks.answers import Answers
 from perfline.tasks.mmlu import Prompt, stratified_sample
 
@@ -51,8 +51,12 @@ class LoadedCase(Protocol):
         """Every question's prompt."""
 
     @property
-    def load_s(self) -> float:
-        """Seconds of the load."""
+    def load_s(self) -> float | None:
+        """Seconds of the load; None where no engine of ours runs the model."""
+
+    @property
+    def own_load_s(self) -> Mapping[str, float]:
+        """Seconds that it took to make each engine of the user's own, so far."""
 
     @property
     def load_peak_gib(self) -> float | None:
@@ -62,7 +66,7 @@ class LoadedCase(Protocol):
     def facts(self) -> Mapping[str, str]:
         """What was loaded, such as the weights' digest."""
 
-    def engine(self, name: EngineName) -> Engine:
+    def engine(self, name: EngineName) -> MeasuredEngine:
         """The engine of that name."""
 
     def shared(self, name: EngineName, say: Callable[[str], None]) -> SharedRunner | None:
@@ -77,10 +81,11 @@ class OpenCase:
     """``LoadedCase`` over a real model."""
 
     prompts: Sequence[Prompt]
-    load_s: float
+    load_s: float | None
     load_peak_gib: float | None
+    own_load_s: Mapping[str, float]
     facts: Mapping[str, str]
-    engine: Callable[[EngineName], Engine]
+    engine: Callable[[EngineName], MeasuredEngine]
     shared: Callable[[EngineName, Callable[[str], None]], SharedRunner | None]
     close: Callable[[], None]
 
@@ -94,11 +99,13 @@ def open_case(
 ) -> OpenCase:
     """Find weights and questions, load the model, tokenise the prompts.
 
-    ``replica``: the ranks that the model is split over; None for a model that is not. Raises
-    MissingData (with the command that gets them), MissingRanks, DataError, EngineError, RankError.
+    Where no engine of ours is asked for, the model stays on disk: somebody's own engine loads it,
+    when it is first asked for. ``replica``: the ranks that the model is split over; None for a
+    model that is not. Raises MissingData (with the command that gets them), MissingRanks,
+    DataError, EngineError, RankError.
     """
     from perfline.cases import data
-    from perfline.engines import hf, upstream
+    from perfline.engines import hf, own_engine, upstream
     from perfline.tasks import mmlu, prompt_cache, prompt_lengths
 
     if replica is None and case.parallel.tensor > 1:
@@ -107,46 +114,64 @@ def open_case(
             "(parallel.tensor): type the same command after `torchrun --standalone "
             f"--nproc-per-node={case.parallel.tensor} -m`"
         )
-    if weights == "dummy":
-        model = hf.load(case, device, None, replica)
-        facts: dict[str, str] = {}
-        limit = min(case.mmlu.max_prompt_tokens, model.positions)
-        prompts = prompt_lengths.dummy_prompts(model.vocabulary, limit)
-    else:
+    own = own_engine.OwnEngines(case)
+    ours = not own.are_all
+    model: hf.Model | None = None
+    directory: Path | None = None
+    facts: dict[str, str] = {}
+    if weights == "real":
         with replica.agreeing() if replica is not None else nullcontext():
             located = data.locate(case, data_dir)
-            data.check_weights(located.weights)
+            directory = located.weights
+            if ours:
+                data.check_weights(directory)
             subjects = mmlu.load_subjects(located.mmlu, case.mmlu.few_shots)
-        model = hf.load(case, device, located.weights, replica)
+    if ours:
+        model = hf.load(case, device, directory, replica)
+    known: hf.Model | hf.Vocabulary = model or hf.vocabulary(case, device, directory)
+    if directory is None:
+        limit = min(case.mmlu.max_prompt_tokens, known.positions)
+        prompts = prompt_lengths.dummy_prompts(known.vocabulary, limit)
+    else:
         prompts = prompt_cache.cached_prompts(
             case,
-            located.weights,
+            directory,
             subjects,
-            lambda: mmlu.build_prompts(subjects, model.encode, case.mmlu, model.positions),
+            lambda: mmlu.build_prompts(subjects, known.encode, case.mmlu, known.positions),
         )
-        facts = {
-            "weights": data.weights_digest(located.weights),
-            "mmlu": mmlu.question_set_digest(subjects),
-        }
+        facts = {"mmlu": mmlu.question_set_digest(subjects)}
+        if ours or any(directory.glob("*.safetensors")):
+            facts = {"weights": data.weights_digest(directory), **facts}
 
-    if replica is not None:
-        own = {"case": case.digest(weights), **facts}
+    if model is not None and replica is not None:
+        here = {"case": case.digest(weights), **facts}
         try:
-            replica.check_alike(own | {name: metadata.version(name) for name in _ALIKE})
+            replica.check_alike(here | {name: metadata.version(name) for name in _ALIKE})
         except RankError:
             replica.end()  # the others end it too: nobody is to wait for them
             model.close()
             raise
 
-    def shared(name: EngineName, say: Callable[[str], None]) -> SharedRunner:
+    def engine(name: EngineName) -> MeasuredEngine:
+        if model is None or name in own:
+            return own.engine(name, directory, device)
+        return model.engine(name)
+
+    def shared(name: EngineName, say: Callable[[str], None]) -> SharedRunner | None:
+        if model is None or name in own:
+            return None
         upstream.check_prefixes()
         from perfline.engines.shared_prefix import SharedPrefixRunner
 
         return SharedPrefixRunner(model.engine(name), say=say)
 
-    return OpenCase(
-        prompts, model.load_s, model.load_peak_gib, facts, model.engine, shared, model.close
-    )
+    def close() -> None:
+        own.close()
+        if model is not None:
+            model.close()
+
+    load_s, peak = (None, None) if model is None else (model.load_s, model.load_peak_gib)
+    return OpenCase(prompts, load_s, peak, own.load_s, facts, engine, shared, close)
 
 
 ProgressOf = Callable[[str], Progress]
@@ -164,6 +189,7 @@ class CaseRun:
         software: machine and versions, which a journal's answers belong to.
         notices: what other packages say meanwhile.
         coordinator: shares passes and rounds with other ranks; None where this process is alone.
+        recorded: metrics of the user's own, by name.
     """
 
     case: Case
@@ -178,6 +204,7 @@ class CaseRun:
     software: Mapping[str, str] = field(default_factory=dict)
     notices: Notices = field(default_factory=Notices)
     coordinator: Coordinator | None = None
+    recorded: dict[str, Metric] = field(default_factory=dict)
     _ready: dict[EngineName, Ready] = field(default_factory=dict)
     _runs: dict[EngineName, AccuracyRun] = field(default_factory=dict)
     _passes: dict[EngineName, AccuracyPass] = field(default_factory=dict)
@@ -294,8 +321,14 @@ class CaseRun:
             self._timings[name] = region.finish()
         return self._timings[name]
 
-    def reference(self) -> Answers:
-        """The eager engine's answers to the timed prompts, whether or not it was timed."""
+    def reference(self, name: EngineName) -> Answers | None:
+        """The eager engine's answers to the prompts that ``name`` was timed over.
+
+        Those of our own model, whether or not it was timed; None where an engine of the user's own
+        was, and the case does not run ``eager`` beside it.
+        """
+        if name not in ENGINE_NAMES and "eager" not in self.case.engine_names:
+            return None
         if "eager" in self._timings:
             return self._timings["eager"].answers
         if self._reference is None:
@@ -306,7 +339,11 @@ class CaseRun:
 
     def metrics(self) -> dict[str, Metric]:
         """All that is measured by now."""
-        found = [Metric("load_time", self.loaded.load_s, "s", "info")]
+        found = []
+        if self.loaded.load_s is not None:
+            found.append(Metric("load_time", self.loaded.load_s, "s", "info"))
+        for name, seconds in self.loaded.own_load_s.items():
+            found.append(Metric(f"load_time_{name}", seconds, "s", "info"))
         if self.loaded.load_peak_gib is not None:
             found.append(Metric("load_peak", self.loaded.load_peak_gib, "GiB", "info"))
         for timings in self._timings.values():
@@ -321,12 +358,12 @@ class CaseRun:
         for name, done in self._passes.items():
             found += accuracy_metrics(self.case, name, done, self.peak)
         found.append(Metric("e2e_time", self._e2e_s(), "s", "info"))
-        return {metric.name: metric for metric in found}
+        return {metric.name: metric for metric in found} | self.recorded
 
     @property
     def timed(self) -> bool:
-        """Whether any engine was timed."""
-        return bool(self._timings)
+        """Whether any engine was timed, or a metric of the user's own recorded."""
+        return bool(self._timings or self.recorded)
 
     def full_answers(self) -> dict[EngineName, Answers]:
         """The answers to all questions, by engine that was asked them."""
@@ -339,27 +376,28 @@ class CaseRun:
         if ready is not None and ready.first.cache is not None:
             notes["compile_cache"] = ready.first.cache
         for name, done in self._passes.items():
-            notes[f"accuracy_path_{PREFIX[name]}"] = done.path
+            notes[f"accuracy_path_{pass_name(name)}"] = done.path
             if done.resumed:
-                notes[f"accuracy_resumed_{PREFIX[name]}"] = done.resumed
+                notes[f"accuracy_resumed_{pass_name(name)}"] = done.resumed
             if self.coordinator is not None:
                 tensor, given = self.case.parallel.tensor, done.by_replica
-                notes[f"accuracy_ranks_{PREFIX[name]}"] = done.replicas * tensor
-                notes[
-                    f"accuracy_questions_by_{'rank' if tensor == 1 else 'replica'}_{PREFIX[name]}"
-                ] = ", ".join(str(given.get(each, 0)) for each in range(done.replicas))
+                by = "rank" if tensor == 1 else "replica"
+                notes[f"accuracy_ranks_{pass_name(name)}"] = done.replicas * tensor
+                notes[f"accuracy_questions_by_{by}_{pass_name(name)}"] = ", ".join(
+                    str(given.get(each, 0)) for each in range(done.replicas)
+                )
             if done.halvings:
-                notes[f"accuracy_halvings_{PREFIX[name]}"] = done.halvings
+                notes[f"accuracy_halvings_{pass_name(name)}"] = done.halvings
         for name, timings in self._timings.items():
             if timings.waited_fraction is not None:
-                notes[f"cpu_waited_fraction_{PREFIX[name]}"] = round(timings.waited_fraction, 4)
+                notes[f"cpu_waited_fraction_{pass_name(name)}"] = round(timings.waited_fraction, 4)
             if timings.watched:
-                notes[f"rounds_thrown_out_{PREFIX[name]}"] = len(timings.thrown_out)
+                notes[f"rounds_thrown_out_{pass_name(name)}"] = len(timings.thrown_out)
             if timings.thrown_out:
-                notes[f"thrown_out_{PREFIX[name]}"] = timings.thrown_out[0]
+                notes[f"thrown_out_{pass_name(name)}"] = timings.thrown_out[0]
             if timings.joules_error_fraction is not None:
                 error = round(timings.joules_error_fraction, 4)
-                notes[f"tokens_per_joule_error_fraction_{PREFIX[name]}"] = error
+                notes[f"tokens_per_joule_error_fraction_{pass_name(name)}"] = error
         for of_all in self._of_all.values():
             notes |= of_all.notes(self.case.gates)
         return notes
@@ -378,7 +416,7 @@ class CaseRun:
                 without(why)
         return AccuracyRun(
             engine=self.loaded.engine(name),
-            oracle=self.loaded.engine("eager"),
+            oracle=self.loaded.engine("eager" if name in ENGINE_NAMES else name),
             runner=runner,
             options=self.options,
             identity=self._identity(name),
@@ -401,7 +439,7 @@ class CaseRun:
 
     def _e2e_s(self) -> float:
         """Seconds of every phase that ran, from the start of the load on."""
-        phases = [self.loaded.load_s]
+        phases = [self.loaded.load_s or 0.0, *self.loaded.own_load_s.values()]
         phases += [ready.compile_s + ready.warmup_s for ready in self._ready.values()]
         phases += [timings.timed_s for timings in self._timings.values()]
         if not self.full_pass:

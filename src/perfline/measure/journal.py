@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from math import isnan
 from pathlib import Path
 
 import numpy as np
@@ -98,7 +99,9 @@ def to_row(answers: Answers) -> dict[str, object]:
     """Answers as JSON; a float32 comes back as it went."""
     return {
         "ids": answers.ids,
-        "letter_logits": [[float(x) for x in logits] for logits in answers.letter_logits],
+        "letter_logits": [
+            [None if isnan(x) else float(x) for x in logits] for logits in answers.letter_logits
+        ],
         "argmax": answers.argmax.tolist(),
         "argmax_letter": answers.argmax_letter,
         "labels": answers.labels,

@@ -35,14 +35,14 @@ from typing import Any, Protocol
 from perfline.cases.case import Case, GatesSpec, Precision
 from perfline.distributed.group import Group
 from perfline.engines.device import Device
-from perfline.engines.engine import Clock, CompileCounts, Engine
+from perfline.engines.engine import Clock, CompileCounts, MeasuredEngine
 from perfline.engines.telemetry import RoundHealth, Watch, watch
 from perfline.errors import RankError, told
 from perfline.fields import Scalar
 from perfline.gates import accuracy, performance
 from perfline.measure.journal import from_row, to_row
-from perfline.measure.throughput import PREFIX, Ready, Round, TimedRegion, Timings
-from perfline.metrics import Metric
+from perfline.measure.throughput import Ready, Round, TimedRegion, Timings
+from perfline.metrics import Metric, pass_name
 from perfline.tasks.answers import Answers
 from perfline.tasks.mmlu import Prompt
 
@@ -88,7 +88,7 @@ class AggregateTimings:
 
     def metrics(self) -> list[Metric]:
         """What there is beside the metrics of ``timings``."""
-        name, rounds = PREFIX[self.timings.engine], self.timings.rounds
+        name, rounds = pass_name(self.timings.engine), self.timings.rounds
         core = tuple(r.tokens / r.core_s / self.devices for r in rounds)
         per_device = f"p_{name}_core_per_device"
         found = [Metric(per_device, statistics.median(core), "tok/s", "info", core)]
@@ -107,7 +107,7 @@ class AggregateTimings:
 
     def notes(self, limits: GatesSpec) -> dict[str, Scalar]:
         """How many ranks there were, how fast each was, and which was the slowest."""
-        name = PREFIX[self.timings.engine]
+        name = pass_name(self.timings.engine)
         if len(self.names) == 1:
             return {f"throughput_ranks_{name}": self.devices}
         slowest = min(range(len(self.rates)), key=self.rates.__getitem__)
@@ -305,7 +305,7 @@ class TimedRun:
     """
 
     case: Case
-    engine: Engine
+    engine: MeasuredEngine
     prompts: Sequence[Prompt]
     ready: Callable[[], Ready]
     device: Device

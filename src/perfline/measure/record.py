@@ -58,7 +58,7 @@ class CaseRecord:
 
 @dataclass(frozen=True)
 class Record:
-    """One session."""
+    """What one pytest session measured: ``results/run.json``, by case."""
 
     created: str  # ISO 8601, UTC
     partial: bool

@@ -24,9 +24,9 @@ from perfline.engines.device import cpu_contention
 from perfline.engines.engine import (
     Clock,
     CompileCounts,
-    Engine,
     EngineName,
     Head,
+    MeasuredEngine,
     Pass,
     Progress,
     run_pass,
@@ -34,15 +34,10 @@ from perfline.engines.engine import (
 from perfline.engines.telemetry import ENERGY_STEP_S, RoundHealth, Watch
 from perfline.gates import performance
 from perfline.measure import notices
-from perfline.metrics import Metric, mfu
+from perfline.metrics import Metric, mfu, pass_name, suffix
 from perfline.tasks.answers import Answers
 from perfline.tasks.mmlu import Prompt
 
-PREFIX: dict[EngineName, str] = {
-    "eager": "val",
-    "inductor": "infer",
-}  # the published names of the two passes
-SUFFIX: dict[EngineName, str] = {"eager": "_val", "inductor": ""}  # of all other metrics
 _COARSE_ROUND_S = 0.5  # below, a single round's joules are known to 20 % or worse
 _COARSE_TOTAL_S = 1.0
 
@@ -126,7 +121,7 @@ class Timings:
 
 
 def make_ready(
-    engine: Engine,
+    engine: MeasuredEngine,
     prompts: Sequence[Prompt],
     spec: ThroughputSpec,
     clock: Clock = time.perf_counter,
@@ -158,7 +153,7 @@ class TimedRegion:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: MeasuredEngine,
         prompts: Sequence[Prompt],
         head: Head,
         ready: Ready,
@@ -221,27 +216,26 @@ def metrics(timings: Timings, nominal_parameters: float, peak: float | None) -> 
 
     ``peak`` is the device's dense FLOP/s for the dtype; without it there is no MFU.
     """
-    name = PREFIX[timings.engine]
-    suffix = SUFFIX[timings.engine]
+    name, end = pass_name(timings.engine), suffix(timings.engine)
     rounds = timings.rounds
     core = tuple(r.tokens / r.core_s for r in rounds)
     whole = tuple(r.tokens / r.whole_s for r in rounds)
     found = [
         Metric(f"p_{name}_core", statistics.median(core), "tok/s", "higher", core),
         Metric(f"p_{name}_whole", statistics.median(whole), "tok/s", "higher", whole),
-        Metric(f"warmup_time{suffix}", timings.ready.warmup_s, "s", "info"),
-        Metric(f"timed_time{suffix}", sum(r.whole_s for r in rounds), "s", "info"),
-        Metric(f"tokens{suffix}", sum(r.tokens for r in rounds), "tok", "info"),
-        Metric(f"questions{suffix}", len(timings.answers.ids), "questions", "info"),
+        Metric(f"warmup_time{end}", timings.ready.warmup_s, "s", "info"),
+        Metric(f"timed_time{end}", sum(r.whole_s for r in rounds), "s", "info"),
+        Metric(f"tokens{end}", sum(r.tokens for r in rounds), "tok", "info"),
+        Metric(f"questions{end}", len(timings.answers.ids), "questions", "info"),
     ]
     nominal = mfu(statistics.median(core), nominal_parameters, peak)
     if nominal is not None:
-        found.append(Metric(f"mfu{suffix}", nominal, "fraction", "info"))
+        found.append(Metric(f"mfu{end}", nominal, "fraction", "info"))
     if peak is not None and timings.flops is not None:
         rate = statistics.median(timings.flops * timings.ready.repeats / r.core_s for r in rounds)
-        found.append(Metric(f"mfu{suffix}_computed", rate / peak, "fraction", "info"))
+        found.append(Metric(f"mfu{end}_computed", rate / peak, "fraction", "info"))
     if timings.peak_memory_gib is not None:
-        found.append(Metric(f"mem{suffix}", timings.peak_memory_gib, "GiB", "lower"))
+        found.append(Metric(f"mem{end}", timings.peak_memory_gib, "GiB", "lower"))
     if timings.engine == "inductor":
         found += compile_metrics(timings.ready)
     return found + _energy(timings) + _health(timings)
@@ -260,7 +254,7 @@ def _energy(timings: Timings) -> list[Metric]:
     if all(joules) and min(done.whole_s for done in rounds) >= _COARSE_ROUND_S:
         samples = tuple(done.tokens / each for done, each in zip(rounds, joules, strict=True))
     value = sum(done.tokens for done in rounds) / sum(joules)
-    name = f"tokens_per_joule{SUFFIX[timings.engine]}"
+    name = f"tokens_per_joule{suffix(timings.engine)}"
     return [Metric(name, value, "tok/J", "info", samples)]
 
 
@@ -276,7 +270,7 @@ def _health(timings: Timings) -> list[Metric]:
         read = [done.health.numbers.get(key) for done in timings.rounds]
         values = [float(value) for value in read if value is not None]
         if values and len(values) == len(read):
-            name += SUFFIX[timings.engine]
+            name += suffix(timings.engine)
             found.append(Metric(name, float(of(values)), unit, "info", tuple(values)))
     return found
 

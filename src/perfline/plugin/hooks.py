@@ -20,7 +20,7 @@ import pytest
 
 from perfline.cases import case as cases
 from perfline.cases import data
-from perfline.cases.case import ENGINE_NAMES, Case
+from perfline.cases.case import Case
 from perfline.distributed import group
 from perfline.errors import MissingData, MissingRanks, PerflineError
 from perfline.measure.notices import Notices
@@ -57,6 +57,12 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
         "--data-dir",
         metavar="DIR",
         help="weights and MMLU, laid out as published (default: $PERFLINE_DATA_DIR)",
+    )
+    options.addoption(
+        "--engines",
+        metavar="A,B",
+        help="engines to run each case with: eager, inductor, or one of your own as module:Class "
+        "(default: the case's key 'engines'; without it eager,inductor)",
     )
     options.addoption("--baselines", metavar="DIR", help="stored baselines (default: baselines/)")
     options.addoption(
@@ -128,7 +134,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(SessionEnd())
     _check_root(config)
     _check_full_pass(config)
-    if any(map(config.getoption, ("cases", "case_dir", "data_dir"))):
+    if any(map(config.getoption, ("cases", "case_dir", "data_dir", "engines"))):
         _selected(config)  # a mistyped id, or place, is told before anything is collected
 
 
@@ -145,7 +151,26 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     ids = [case.id for case in found]
     metafunc.parametrize("perfline_case_run", found, ids=ids, indirect=True, scope="session")
     if "engine_name" in metafunc.fixturenames and "engine_name" not in given:
-        metafunc.parametrize("engine_name", ENGINE_NAMES)
+        names = dict.fromkeys(name for case in found for name in case.engine_names)
+        metafunc.parametrize("engine_name", list(map(_Offered, names)), ids=list(names))
+
+
+class _Offered(str):
+    """An engine's name that some case runs, and that not every case need run."""
+
+    __slots__ = ()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave out the tests of engines that a case does not run."""
+    items[:] = [item for item in items if not _is_not_run(item)]
+
+
+def _is_not_run(item: pytest.Item) -> bool:
+    case, callspec = _case_of(item), getattr(item, "callspec", None)
+    name = None if callspec is None else callspec.params.get("engine_name")
+    return case is not None and isinstance(name, _Offered) and name not in case.engine_names
 
 
 @pytest.fixture(scope="session")
@@ -422,9 +447,13 @@ def _selected(config: pytest.Config) -> list[Case]:
     names, directory = config.getoption("cases"), config.getoption("case_dir")
     own = {} if directory else cases.own_cases(config.rootpath)
     directories = [Path(directory)] if directory else [config.rootpath / cases.OWN] if own else []
+    engines = config.getoption("engines")
     try:
         data.directory(config.getoption("data_dir"))
-        return cases.load_cases(names.split(",") if names else list(own) or None, directories)
+        found = cases.load_cases(names.split(",") if names else list(own) or None, directories)
+        if engines is None:
+            return found
+        return [case.with_engines(engines.split(","), "--engines") for case in found]
     except PerflineError as error:
         raise pytest.UsageError(str(error)) from error
 

@@ -1,7 +1,7 @@
 """What does one pytest session keep, and what can a test do with a case?
 
-``Session`` holds the record that grows test by test; ``Line`` is the object that tests read like
-the specification with: measure, then check.
+``Session`` holds the record that grows test by test; ``CaseUnderTest`` is the object that tests
+read like the specification with: measure, then check.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from perfline.baselines.baseline import Published
 from perfline.baselines.judge import Against
 from perfline.baselines.proposal import Terms
 from perfline.baselines.suggestions import Refused, settling
-from perfline.cases.case import Case, WeightsKind
+from perfline.cases.case import Case, WeightsKind, engine_name
 from perfline.distributed.replica import Replica
 from perfline.engines.device import Device
-from perfline.engines.engine import Clock, EngineName
+from perfline.engines.engine import Clock, EngineName, MeasuredEngine
 from perfline.engines.environment import Environment, beyond_tested, peak_flops, today
-from perfline.errors import DataError, PerflineError, RecordError
+from perfline.errors import DataError, MetricError, PerflineError, RecordError
 from perfline.fields import Scalar
 from perfline.gates import verdict
 from perfline.gates.verdict import Verdict
@@ -36,10 +36,11 @@ from perfline.measure.accuracy import AccuracyOptions, AccuracyPass, Coordinator
 from perfline.measure.case_run import CaseRun, LoadedCase, ProgressOf
 from perfline.measure.notices import Notices
 from perfline.measure.record import CaseRecord, Record
-from perfline.measure.throughput import PREFIX, Timings
-from perfline.metrics import Metric
+from perfline.measure.throughput import Timings
+from perfline.metrics import Metric, pass_name
 from perfline.report import exports, table, text
 from perfline.tasks.answers import Answers, StoredAnswers
+from perfline.tasks.mmlu import Prompt
 
 Opener = Callable[..., LoadedCase]  # as case_run.open_case
 
@@ -149,6 +150,7 @@ class Session:
     _against: dict[str, Against] = field(default_factory=dict)
     _case_runs: dict[str, CaseRun] = field(default_factory=dict)
     _judged: set[str] = field(default_factory=set)
+    _recorded: dict[tuple[str, str], str] = field(default_factory=dict)
     notices: Notices = field(default_factory=Notices)
     _kept: list[CaseRun] = field(default_factory=list)
     _created: str = field(default_factory=today)
@@ -237,6 +239,12 @@ class Session:
         else:  # torchrun may start the group again: what is answered need not be asked again
             self._kept.append(case_run)
 
+    def claim(self, case: Case, metric: str, nodeid: str) -> None:
+        """Note which test records a metric; MetricError where another one does already."""
+        other = self._recorded.setdefault((case.id, metric), nodeid)
+        if other != nodeid:
+            raise MetricError(f"{metric}: {other} records it too; give one of them another name")
+
     def judged(self, nodeid: str) -> bool:
         """Whether a test got as far as its verdicts."""
         return nodeid in self._judged
@@ -293,7 +301,7 @@ class Session:
             origin = replace(origin, date=newest.date, commit=newest.commit, context=newest.context)
         case_run = self._case_runs[case.id]
         context = {**self.environment.context, **case_run.loaded.facts}
-        flags = self.options.update_flags, self.options.settle_flags
+        flags = self.options.update_flags, self._settle_flags(case, verdicts)
         return text.failure(
             verdicts, origin, context, case.id, *flags, lambda terms: self._invalid(case, terms)
         )
@@ -322,8 +330,17 @@ class Session:
             return {}
         newest = _newest(stored)
         baseline = newest.commit, newest.context
-        command = settling(case.id, verdicts, baseline, context, self.options.settle_flags)
+        flags = self._settle_flags(case, verdicts)
+        command = settling(case.id, verdicts, baseline, context, flags)
         return {"settle_with": command} if command else {}
+
+    def _settle_flags(self, case: Case, verdicts: Sequence[Verdict]) -> str:
+        """The flags of ``perfline compare``, with the engine of the user's own that is judged."""
+        for named in case.engines:
+            start = f"p_{engine_name(named)}_"
+            if ":" in named and any(each.metric.startswith(start) for each in verdicts):
+                return f"--engine={named} {self.options.settle_flags}".strip()
+        return self.options.settle_flags
 
     def _empty(self, case: Case) -> CaseRecord:
         weights = self.options.weights
@@ -386,9 +403,42 @@ class CaseUnderTest:
             raise DataError(f"case {self.case_run.case.id}: questions without labels")
         return timings
 
+    @property
+    def prompts(self) -> Sequence[Prompt]:
+        """Every question's prompt."""
+        return self.case_run.loaded.prompts
+
+    def engine(self, name: EngineName) -> MeasuredEngine:
+        """An engine of the case: its ``prepare``, ``forward`` and ``read``, for a prompt each."""
+        return self.case_run.loaded.engine(name)
+
+    def record(self, *metrics: Metric) -> None:
+        """Record metrics of the user's own, then judge them as throughput is, and check.
+
+        They stand in the record, the baseline and every report beside ours. MetricError for a name
+        that is ours, or that another test has recorded.
+        """
+        case = self.case_run.case
+        own = []
+        for metric in metrics:
+            if not isinstance(metric, Metric):
+                raise MetricError(f"case.record takes perfline.Metric, not {metric!r:.60}")
+            own.append(replace(metric, own=True))
+            self.session.claim(case, metric.name, self.nodeid)
+        self.case_run.recorded |= {metric.name: metric for metric in own}
+        verdicts = [
+            found
+            for metric in own
+            for found in judge.own_metric(case, metric, self.case_run.workload, self._against)
+        ]
+        if verdicts:
+            self.check(verdicts)
+        else:  # info alone: there is nothing to judge
+            self.session.add(case, self.case_run, [], self.nodeid)
+
     def against_published(self, engine: EngineName, done: AccuracyPass) -> list[Verdict]:
         """Judge the accuracy against the published figure."""
-        metric = self.case_run.metrics()[f"acc_{PREFIX[engine]}"]
+        metric = self.case_run.metrics()[f"acc_{pass_name(engine)}"]
         published = self._against.published
         if published is None or metric.name not in published.metrics:
             pytest.skip(f"no accuracy of case {self.case_run.case.id} is published")
@@ -396,7 +446,7 @@ class CaseUnderTest:
 
     def against_baseline(self, engine: EngineName, done: AccuracyPass) -> list[Verdict]:
         """Judge the answers, paired, against the stored ones."""
-        metric = self.case_run.metrics()[f"acc_{PREFIX[engine]}"]
+        metric = self.case_run.metrics()[f"acc_{pass_name(engine)}"]
         return judge.accuracy_against_baseline(
             self.case_run.case, engine, metric, done, self._against
         )
@@ -413,7 +463,7 @@ class CaseUnderTest:
             self.session.environment,
             self._against,
         )
-        reference = self.case_run.reference()
+        reference = self.case_run.reference(timings.engine)
         return verdicts + judge.same_answers(case, timings, reference, self._against)
 
     def check(self, verdicts: Sequence[Verdict]) -> None:
@@ -432,7 +482,7 @@ class CaseUnderTest:
     def _certain(self, engine: EngineName, answers: Answers, looks: int, asked_of: int) -> bool:
         """Whether a sequential run may stop: its paired verdict is out."""
         so_far = AccuracyPass(answers, asked_of, "", looks=looks)
-        metric = Metric(f"acc_{PREFIX[engine]}", 0.0, "fraction", "higher")
+        metric = Metric(f"acc_{pass_name(engine)}", 0.0, "fraction", "higher")
         (found,) = judge.accuracy_against_baseline(
             self.case_run.case, engine, metric, so_far, self._against
         )

@@ -11,11 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from perfline.baselines import accept, baseline
-from perfline.baselines.accept import ACCURACY
 from perfline.baselines.baseline import Baseline
 from perfline.baselines.proposal import Candidate
 from perfline.cases.case import Scoring, WeightsKind
-from perfline.metrics import Metric
+from perfline.metrics import Metric, pass_name
 from perfline.report.table import change_shown, flip_counts, grid, number, unit_shown
 from perfline.report.text import context_change
 
@@ -74,7 +73,7 @@ def comparison(candidate: Candidate, result: Baseline) -> str:
     title += f" on {candidate.new.machine}"
     headers = ["metric", "unit", "old", "new", "change"]
     lines = [title, _table(headers, rows, "llrrr") if rows else "  nothing was measured"]
-    timed = [name for name in sorted(kept) if name not in ACCURACY.values()]
+    timed = [name for name in sorted(kept) if not name.startswith("acc_")]
     if timed and not candidate.new.sessions:
         kept = kept.difference(timed)
         lines.append("  throughput: kept")
@@ -95,7 +94,7 @@ def _asked_some(candidate: Candidate) -> dict[str, tuple[float, str]]:
     judged = {verdict.metric: verdict for verdict in accept.current(candidate)}
     found = {}
     for engine, answers in candidate.new.accuracy.items():
-        name = ACCURACY.get(engine, engine)
+        name = f"acc_{pass_name(engine)}"
         before = judged[name].baseline if name in judged else None
         all_of_them = len(stored[engine].ids) if engine in stored else 0
         if before is not None and len(answers.ids) < all_of_them:
@@ -118,7 +117,7 @@ def _numbers(stored: Baseline, scoring: Scoring) -> dict[str, tuple[float, str]]
     }
     for engine, answers in stored.accuracy.items():
         fraction = answers.scored(scoring).correct / len(answers.ids)
-        numbers[ACCURACY.get(engine, engine)] = (fraction, "fraction")
+        numbers[f"acc_{pass_name(engine)}"] = (fraction, "fraction")
     return numbers
 
 
@@ -132,7 +131,7 @@ def _order(name: str, unit: str) -> tuple[int, str]:
 
 
 def _flips_line(candidate: Candidate, engine: str, asked: int) -> str:
-    name = ACCURACY.get(engine, engine)
+    name = f"acc_{pass_name(engine)}"
     verdict = next((v for v in accept.current(candidate) if v.metric == name), None)
     if verdict is None or verdict.word == "incomparable":
         reason = verdict.reason if verdict is not None else "the case's definition has changed"

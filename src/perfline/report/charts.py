@@ -11,7 +11,6 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from perfline.baselines.accept import ACCURACY
 from perfline.baselines.baseline import Baseline
 from perfline.cases.case import Case
 from perfline.gates.statistics import prediction_interval
@@ -19,7 +18,7 @@ from perfline.gates.verdict import Verdict, Word
 from perfline.metrics import Metric
 from perfline.report.page_inputs import CaseInputs, Past, scoring_of
 from perfline.report.svg import Axis, Chart, linear, named, rounded
-from perfline.report.table import number, on_baseline, unit_shown
+from perfline.report.table import engine_kinds, number, on_baseline, own_engines, unit_shown
 
 _ROW = 34  # units that one row of an interval chart takes
 _CROWD = 60  # points from which they are drawn smaller
@@ -337,7 +336,7 @@ def figures(
 def _intervals(inputs: CaseInputs, absent: list[str]) -> list[Figure]:
     rows, moved = [], []
     for verdict in inputs.measured.verdicts:
-        timed = verdict.unit == "tok/s" and verdict.gate == "baseline"
+        timed = verdict.metric.startswith("p_") and verdict.gate == "baseline"
         if (verdict.change_fraction or 0) <= -1:
             continue  # a record that was edited: there is no such change
         if timed and verdict.change_fraction is not None and verdict.baseline:
@@ -401,14 +400,16 @@ def _mean(values: Sequence[float]) -> float:
 
 def _rounds(inputs: CaseInputs) -> list[Figure]:
     metrics, found = inputs.measured.metrics, []
-    for title, first, second in _ROUNDS:
+    own = [(name, f"p_{name}_core", f"p_{name}_whole") for name in own_engines(inputs.measured)]
+    recorded = [(name, name, "") for name, metric in metrics.items() if metric.own]
+    for title, first, second in (*_ROUNDS, *own, *recorded):
         shown = [
             metrics[n] for n in (first, second) if n in metrics and len(metrics[n].samples) > 1
         ]
         if not shown:
             continue
         strong = shown[0]
-        series = [Series(m.name, m.samples, "a" if m is strong else "b") for m in shown]
+        series = [Series(m.name, tuple(m.samples), "a" if m is strong else "b") for m in shown]
         judged = on_baseline(inputs.measured, strong.name)
         held = None if judged is None else judged.baseline
         drift = drift_fraction(strong.samples)
@@ -489,7 +490,8 @@ def _accepted(name: str, unit: str, inputs: CaseInputs) -> list[tuple[str, float
     ]
     if name in stored.anchors:
         found.append((stored.anchors[name].date, scale(stored.anchors[name].metric.value)))
-    for engine, metric in ACCURACY.items():
+    for word, engine in engine_kinds(inputs.measured).items():
+        metric = f"acc_{word}"
         scoring = scoring_of(inputs, metric)
         if name == metric and engine in stored.accuracy and scoring is not None:
             answers = stored.accuracy[engine]
@@ -504,12 +506,16 @@ def _scale(unit: str) -> Callable[[float], float]:
 
 def _costs(inputs: CaseInputs) -> list[Figure]:
     found = []
-    phases = _bars(inputs, _PHASES, "s")
+    own = own_engines(inputs.measured)
+    kinds = (("load_time_{}", "load"), ("warmup_time_{}", "warm-up"), ("timed_time_{}", "timed"))
+    of_own = [(name.format(e), f"{title}, {e}") for e in own for name, title in kinds]
+    of_own += [(f"acc_{engine}_time", f"accuracy, {engine}") for engine in own]
+    phases = _bars(inputs, (*_PHASES, *of_own), "s")
     if phases:
         cache = inputs.measured.notes.get("compile_cache")
         caption = f"Compiled with a {cache} cache." if cache else ""
         found.append(_bar_figure("Time by phase", "time", "s", phases, caption))
-    memory = _bars(inputs, _MEMORY, "GiB")
+    memory = _bars(inputs, (*_MEMORY, *((f"mem_{engine}", engine) for engine in own)), "GiB")
     if memory:
         caption = "Peak of each phase; the device's own count, or the process's on a CPU."
         found.append(_bar_figure("Peak memory", "peak memory", "GiB", memory, caption))

@@ -15,11 +15,13 @@ import statistics
 import textwrap
 from collections.abc import Sequence
 
+from perfline.cases.case import engine_name
 from perfline.compare.gates import TIME, highest, middle
 from perfline.compare.model import SIDES
 from perfline.compare.record import CaseComparison, Comparison, PairRecord, Seconds, SideRecord
 from perfline.compare.sequential import LOOKS, hodges_lehmann
 from perfline.gates.verdict import WORST_FIRST, Verdict, signed
+from perfline.metrics import pass_name
 from perfline.report.table import flip_lines, four_digits, grid, quoted, verdict_rows
 from perfline.report.text import WIDTH, paragraph, reason_lines
 
@@ -45,7 +47,7 @@ def _percent(log_ratio: float) -> str:
 def _speed_rows(found: CaseComparison) -> list[list[str]]:
     """What is shown beside the judged seconds: whole rounds, tokens a second, energy."""
     rows: list[list[str]] = []
-    prefix = "p_val" if found.engine == "eager" else "p_infer"
+    prefix = f"p_{pass_name(engine_name(found.engine))}"
     kinds: tuple[tuple[str, Seconds], ...] = (("core", "core_s"), ("whole", "whole_s"))
     for kind, seconds in kinds:
         change = hodges_lehmann(found.log_ratios(seconds))

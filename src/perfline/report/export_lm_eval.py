@@ -24,14 +24,14 @@ from perfline.cases.case import Case, WeightsKind
 from perfline.engines.engine import EngineName
 from perfline.errors import RecordError
 from perfline.jsonfile import write_text
-from perfline.measure.throughput import PREFIX
+from perfline.metrics import pass_name
 from perfline.report.exports import Export
+from perfline.report.table import engine_kinds
 from perfline.tasks.answers import StoredAnswers, question_key
 from perfline.tasks.prompt_lengths import recorded_lengths
 
 _ACC, _EXACT = "acc,none", "exact_match,full-vocab"
 _LETTERS = "ABCD"
-_ENGINES: tuple[EngineName, ...] = ("eager", "inductor")
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def write(directory: Path, found: Sequence[Export], cases: Mapping[str, Case]) -
     """
     written = []
     for export in found:
-        for engine in _ENGINES:
+        for engine in engine_kinds(export.case).values():
             answers = _answers(export, engine)
             if answers is None:
                 continue
@@ -77,15 +77,19 @@ def write(directory: Path, found: Sequence[Export], cases: Mapping[str, Case]) -
             write_text(written[-1], text + "\n", RecordError)
     if not written:
         raise RecordError(
-            "the record holds no answers (or they are invalid): run `pytest -m accuracy` first"
+            "the record holds no answers with letter logits (or they are invalid): run `pytest -m "
+            "accuracy` first"
         )
     return written
 
 
 def _answers(export: Export, engine: EngineName) -> StoredAnswers | None:
-    metric = f"acc_{PREFIX[engine]}"
+    metric = f"acc_{pass_name(engine)}"
     invalid = any(v.metric == metric and v.word == "invalid" for v in export.case.verdicts)
-    return None if invalid else export.case.accuracy.get(engine)
+    answers = export.case.accuracy.get(engine)
+    if invalid or answers is None or answers.margins is None:  # acc is of the letters' logits
+        return None
+    return answers
 
 
 def _tasks(export: Export, answers: StoredAnswers) -> list[Task]:
@@ -93,6 +97,7 @@ def _tasks(export: Export, answers: StoredAnswers) -> list[Task]:
     sizes = {subject.name: len(subject.questions) for subject in recorded_lengths()}
     keys = [question_key(name) for name in answers.ids]
     real = {subject for subject, _ in keys} <= set(sizes)
+    margins = answers.margins or ()
     tasks, start = [], 0
     for subject, group in groupby(keys, key=lambda pair: pair[0]):
         indices = tuple(index for _, index in group)
@@ -105,7 +110,7 @@ def _tasks(export: Export, answers: StoredAnswers) -> list[Task]:
                 letters=answers.letters[part],
                 full_vocab=answers.argmax[part],
                 labels=answers.labels[part],
-                margins=answers.margins[part],
+                margins=margins[part],
                 split=sizes[subject] if real else None,
             )
         )
@@ -234,7 +239,7 @@ def _stderr(metric: str) -> str:
 
 
 def _seconds(export: Export, engine: EngineName) -> str | None:
-    metric = export.metrics.get(f"acc_{PREFIX[engine]}_time")
+    metric = export.metrics.get(f"acc_{pass_name(engine)}_time")
     return None if metric is None else str(metric.value)
 
 

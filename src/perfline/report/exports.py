@@ -39,6 +39,7 @@ from perfline.errors import RecordError, printable
 from perfline.gates.verdict import WORST_FIRST, Word
 from perfline.measure.record import CaseRecord, Record
 from perfline.metrics import Direction, Metric
+from perfline.report.table import own_engines
 
 # An engine's timed region is disturbed as a whole, and its verdict stands on the first metric. Not
 # of that region: what was measured before it, and the counts of what was asked.
@@ -152,7 +153,7 @@ def key(metric: Metric) -> str:
     suffixes |= {"questions/s": "questions_per_s", "MHz": "mhz", "C": "c", "W": "w"}
     suffix = suffixes.get(metric.unit, metric.unit)
     name = metric.name if metric.name.endswith(suffix) else f"{metric.name}_{suffix}"
-    return re.sub(r"[^a-z0-9]+", "_", name.replace("/", "_per_").lower())
+    return re.sub(r"[^a-z0-9]+", "_", name.replace("/", "_per_").lower()).strip("_")
 
 
 def slug(metric: Metric) -> str:
@@ -166,22 +167,24 @@ def undisturbed(case: CaseRecord) -> dict[str, Metric]:
     return {
         name: metric
         for name, metric in case.metrics.items()
-        if not any(name == other or _covers(other, name) for other in invalid)
+        if not any(name == other or _covers(other, name, own_engines(case)) for other in invalid)
+        or (metric.own and name not in invalid)
     }
 
 
-def _covers(invalid: str, name: str) -> bool:
+def _covers(invalid: str, name: str, own: Sequence[str]) -> bool:
     """Whether a disturbance of the one metric is one of the other, too."""
     if invalid.startswith("acc_"):
         return name.startswith(f"{invalid}_")
     if not invalid.startswith("p_"):
         return False
     timed = not name.startswith(_UNTIMED) or name.startswith("tokens_per")
-    return timed and (name == "e2e_time" or _eager(name) == _eager(invalid))
+    return timed and (name == "e2e_time" or _pass(name, own) == _pass(invalid, own))
 
 
-def _eager(name: str) -> bool:
-    return "val" in name.split("_")
+def _pass(name: str, own: Sequence[str]) -> str:
+    """Which engine's pass a metric is of, by its name."""
+    return next((word for word in name.split("_") if word in ("val", *own)), "infer")
 
 
 def _export(record: Record, case: CaseRecord) -> Export:

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from perfline.baselines.accept import ACCURACY
 from perfline.baselines.baseline import Published
 from perfline.cases.case import Scoring
 from perfline.gates.verdict import Flip, Verdict, Word, worst
 from perfline.measure.record import CaseRecord, Record
+from perfline.metrics import pass_name
 from perfline.report import charts
 from perfline.report.charts import Figure, figures
 from perfline.report.page_inputs import CaseInputs, scoring_of
@@ -22,12 +22,14 @@ from perfline.report.table import (
     PUBLISHED_TABLE,
     Finding,
     MetricRow,
+    engine_of,
     findings,
     flip_counts,
     flip_kind,
     metric_row,
     number,
     on_baseline,
+    own_engines,
 )
 from perfline.report.text import rank_lines, stragglers
 from perfline.tasks.answers import StoredAnswers
@@ -101,8 +103,8 @@ class FlipList:
 def subject_tables(inputs: CaseInputs) -> list[SubjectTable]:
     """One table an engine that answered."""
     measured, found = inputs.measured, []
-    for engine in ("inductor", "eager"):
-        answers, metric = measured.accuracy.get(engine), ACCURACY[engine]
+    for engine in ("inductor", "eager", *own_engines(measured)):
+        answers, metric = measured.accuracy.get(engine), f"acc_{pass_name(engine)}"
         scoring = scoring_of(inputs, metric)
         if answers is not None and scoring is not None:
             judged = on_baseline(measured, metric)
@@ -342,7 +344,7 @@ def _clocks(inputs: CaseInputs) -> list[str]:
         kind = next((k for k in _CLOCKS if name == k or name.startswith(f"{k}_")), None)
         if kind is None:
             continue
-        engine = "eager" if name.endswith("_val") else "inductor"
+        engine = engine_of(name, inputs.measured)
         line = (
             f"{kind.replace('_', ' ')}, {_CLOCKS[kind]}, {engine}: {metric.value:g} {metric.unit}"
         )

@@ -7,6 +7,7 @@ and flips. Nothing is compared here: words come from the verdicts, numbers from 
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,25 @@ PUBLISHED_TABLE = {
     "acc_val": "acc val",
     "mem": "mem",
 }
+_BESIDE = {
+    "mfu_computed": "MFU computed",
+    "load_peak": "load peak",
+    "compile_time": "compile time",
+    "graphs": "graphs",
+    "graph_breaks": "graph breaks",
+    "recompiles": "recompiles",
+    "questions": "timed questions",
+    "tokens": "tokens, all rounds",
+    "tokens_per_joule": "tokens per joule",
+    "p_val_core_per_device": "p_val_core per device",
+    "p_infer_core_per_device": "p_infer_core per device",
+    "scaling_efficiency_val": "scaling efficiency val",
+    "scaling_efficiency_infer": "scaling efficiency infer",
+}
+_OURS = {"val": "eager", "infer": "inductor"}  # the word in names of metrics and notes
+# Decimals of the units that have a usual size; all others are shown by four digits.
+_DIGITS = {"fraction": 2, "GiB": 2, "tok/s": 1, "s": 1, "count": 0, "questions": 0, "tok": 0}
+_DIGITS |= {"MHz": 0, "C": 0, "W": 0}
 _FLIPS_SHOWN = 10
 _KINDS = ("right -> wrong", "wrong -> right", "wrong -> wrong", "differs")
 _ENGINE_OF = {"p_val": "eager", "acc_val": "eager", "e2e_time": "both"}  # else inductor
@@ -130,6 +150,30 @@ def verdict_table(verdicts: Iterable[Verdict], tablefmt: str = "plain") -> str:
     return "\n\n".join(tables)
 
 
+def own_engines(case: CaseRecord) -> list[str]:
+    """Return the engines of the user's own that a case was measured with."""
+    timed = (re.fullmatch(r"p_(.+)_core", name) for name in case.metrics)
+    found = [*case.accuracy, *(each[1] for each in timed if each)]
+    ours = {*_OURS, *_OURS.values()}
+    names = (name for name in dict.fromkeys(found) if name not in ours)
+    return [name for name in names if re.fullmatch(r"[a-z0-9]{1,30}", name)]  # else edited
+
+
+def engine_kinds(case: CaseRecord) -> dict[str, str]:
+    """Return {word in the names of metrics and notes: engine} of all that there may be."""
+    return _OURS | {name: name for name in own_engines(case)}
+
+
+def shown_metrics(case: CaseRecord) -> dict[str, str]:
+    """Return {name: what it is called} of what is shown of a case, in order."""
+    kinds = ("p_{}_whole", "p_{}_core", "mfu_{}", "acc_{}", "mem_{}")
+    own = [kind.format(engine) for engine in own_engines(case) for kind in kinds]
+    recorded = {name: name for name, metric in case.metrics.items() if metric.own}
+    return (
+        PUBLISHED_TABLE | {name: name for name in own if name in case.metrics} | _BESIDE | recorded
+    )
+
+
 def metric_row(case: CaseRecord, published: Published | None, name: str, title: str) -> MetricRow:
     """Return what is known of a metric that was measured, published or neither."""
     metric = case.metrics.get(name)
@@ -149,7 +193,7 @@ def metric_row(case: CaseRecord, published: Published | None, name: str, title: 
             judged = number(metric.value, metric.unit, stored.measured_error) + note
     return MetricRow(
         title=title,
-        engine=_engine(name),
+        engine="" if metric is not None and metric.own else engine_of(name, case),
         unit=unit_shown(metric.unit if metric else figure.unit if figure else ""),
         measured=measured,
         judged=judged,
@@ -211,14 +255,13 @@ def number(value: float | None, unit: str, error: float | None = None) -> str:
     """Return a value as people read it; fractions in per cent; empty where there is none."""
     if value is None:
         return ""
-    digits = {"fraction": 2, "GiB": 2, "tok/s": 1, "s": 1}.get(unit, 0)
-    if unit == "tok/s" and value >= 1000:
-        digits = 0
+    digits = 0 if unit == "tok/s" and value >= 1000 else _DIGITS.get(unit, 0)
+    small = unit == "s" and 0 < abs(value) < 0.1
 
     def shown(some: float) -> str:
-        if unit in ("us/tok", "logits"):
+        if unit in ("us/tok", "logits") and some >= 0:
             return four_digits(some)
-        if unit in ("tok/J", "questions/s", "x"):
+        if unit not in _DIGITS or small:
             return f"{some:.4g}"
         return f"{100 * some if unit == 'fraction' else some:.{digits}f}"
 
@@ -285,6 +328,10 @@ def _is_scaling(name: str) -> bool:
     return name.startswith("scaling_efficiency")
 
 
-def _engine(name: str) -> str:
+def engine_of(name: str, case: CaseRecord) -> str:
+    """Return the engine that a metric is of, by its name."""
+    for engine in own_engines(case):
+        if engine in name.split("_"):
+            return engine
     starts = (engine for start, engine in _ENGINE_OF.items() if name.startswith(start))
     return next(starts, "eager" if name.endswith("_val") else "inductor")

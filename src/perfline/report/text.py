@@ -18,34 +18,19 @@ from perfline.gates.verdict import WORST_FIRST, Verdict, worst
 from perfline.measure.record import CaseRecord, Record
 from perfline.metrics import summary
 from perfline.report.table import (
-    PUBLISHED_TABLE,
+    engine_kinds,
     findings,
     flip_counts,
     flip_lines,
     grid,
     metric_row,
     number,
+    shown_metrics,
     verdict_table,
 )
 
 WIDTH = 80
 _RANKS_SHOWN = 16
-
-_BESIDE = {
-    "mfu_computed": "MFU computed",
-    "load_peak": "load peak",
-    "compile_time": "compile time",
-    "graphs": "graphs",
-    "graph_breaks": "graph breaks",
-    "recompiles": "recompiles",
-    "questions": "timed questions",
-    "tokens": "tokens, all rounds",
-    "tokens_per_joule": "tokens per joule",
-    "p_val_core_per_device": "p_val_core per device",
-    "p_infer_core_per_device": "p_infer_core per device",
-    "scaling_efficiency_val": "scaling efficiency val",
-    "scaling_efficiency_infer": "scaling efficiency infer",
-}
 
 
 @dataclass(frozen=True)
@@ -107,7 +92,7 @@ def case_table(case: CaseRecord, published: Published | None, tablefmt: str = "p
     figures = published.metrics if published is not None else {}
     rows = [
         metric_row(case, published, name, title)
-        for name, title in {**PUBLISHED_TABLE, **_BESIDE}.items()
+        for name, title in shown_metrics(case).items()
         if name in case.metrics or name in figures
     ]
     headers, cells = ["metric", "unit", "measured"], [[r.title, r.unit, r.measured] for r in rows]
@@ -155,7 +140,7 @@ def thrown_out_lines(case: CaseRecord) -> list[str]:
     """How many timed rounds do not count, since the device slowed itself, by engine."""
     return [
         line
-        for kind in ("val", "infer")
+        for kind, _ in engine_kinds(case).items()
         if (count := case.notes.get(f"rounds_thrown_out_{kind}"))
         for line in paragraph(
             f"p_{kind}: {count} rounds thrown out; {case.notes.get(f'thrown_out_{kind}')}"
@@ -167,7 +152,7 @@ def stragglers(case: CaseRecord) -> list[str]:
     """Which rank of a torchrun job held the others up, by engine."""
     return [
         f"p_{kind}: {finding}"
-        for kind in ("val", "infer")
+        for kind, _ in engine_kinds(case).items()
         if (finding := case.notes.get(f"straggler_{kind}"))
     ]
 
@@ -177,7 +162,7 @@ def rank_lines(case: CaseRecord) -> list[str]:
     lines = []
     hosts = case.notes.get("accuracy_hosts")
     on = f" on {hosts} host{'s' * (hosts != 1)}" if isinstance(hosts, int) else ""
-    for kind, engine in (("val", "eager"), ("infer", "inductor")):
+    for kind, engine in engine_kinds(case).items():
         by = "rank" if f"accuracy_questions_by_rank_{kind}" in case.notes else "replica"
         given = str(case.notes.get(f"accuracy_questions_by_{by}_{kind}", "")).split(", ")
         if not all(map(str.isdecimal, given)):
@@ -196,7 +181,7 @@ def rank_lines(case: CaseRecord) -> list[str]:
 
 def _timed_rank_lines(case: CaseRecord) -> list[str]:
     lines = []
-    for kind, engine in (("val", "eager"), ("infer", "inductor")):
+    for kind, engine in engine_kinds(case).items():
         if not (ranks := case.notes.get(f"throughput_ranks_{kind}")):
             continue
         parts = [f"throughput, {engine}: {ranks} ranks timed together"]

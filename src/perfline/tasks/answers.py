@@ -25,7 +25,8 @@ from perfline.errors import BaselineError, DataError
 from perfline.fields import OPTIONAL, Node, Scalar, as_json
 from perfline.jsonfile import digest
 
-_NO_LETTER = "-"
+LETTERS = "ABCD"
+NO_LETTER = "-"
 _INDEX = re.compile(r"0|[1-9][0-9]{0,8}")
 
 
@@ -52,10 +53,10 @@ class Scored:
 class _Columns:
     """The answers to one subject's questions as a file has them."""
 
-    letters: str
     full_vocab: str
     labels: str
-    margins: str
+    letters: str = field(default="", metadata=OPTIONAL)  # it and margins: of letter logits
+    margins: str = field(default="", metadata=OPTIONAL)
     indices: str = field(default="", metadata=OPTIONAL)  # where they are not 0 to n - 1
 
 
@@ -76,10 +77,10 @@ class StoredAnswers:
     """One engine's answers, where they came from, and why they were accepted."""
 
     ids: tuple[str, ...]  # "subject/index", sorted by subject and index
-    letters: str  # arg-max of the four letters' logits
+    letters: str  # arg-max of the four letters' logits; all "-" where an engine tells none
     argmax: str  # arg-max of the whole vocabulary, "-" where it is no letter
     labels: str
-    margins: tuple[float, ...]  # best minus second-best letter logit, three significant digits
+    margins: tuple[float, ...] | None  # best minus second-best letter logit, three digits
     date: str
     commit: str | None
     reason: str
@@ -94,24 +95,28 @@ class StoredAnswers:
             labels=self.labels,
             margins=self.margins,
         )
-        if not set(self.letters + self.labels) <= set("ABCD"):
+        told = self.labels if self.margins is None else self.labels + self.letters
+        if not set(told) <= set("ABCD"):
             raise BaselineError("answers to store: a letter or label is not one of A, B, C, D")
-        if not set(self.argmax) <= set("ABCD" + _NO_LETTER):
+        if not set(self.argmax) <= set("ABCD" + NO_LETTER):
             raise BaselineError("answers to store: a full-vocabulary answer is not A, B, C, D or -")
-        if not all(0 <= margin < float("inf") for margin in self.margins):
+        if not all(0 <= margin < float("inf") for margin in self.margins or ()):
             raise BaselineError("answers to store: a margin is negative or no number")
 
     @classmethod
     def of(
         cls,
-        rows: Sequence[tuple[str, str, str, str, float]],
+        rows: Sequence[tuple[str, str, str, str, float | None]],
         *,
         date: str,
         commit: str | None,
         reason: str,
         context: Mapping[str, Scalar],
     ) -> StoredAnswers:
-        """Sort rows of (id, letter, full-vocabulary letter, label, margin), and round margins."""
+        """Sort rows of (id, letter, full-vocabulary letter, label, margin), and round margins.
+
+        Without letter logits, every margin is None.
+        """
         if not rows:
             raise BaselineError("answers to store: there are none")
         ids, letters, argmax, labels, margins = zip(
@@ -122,7 +127,9 @@ class StoredAnswers:
             letters="".join(letters),
             argmax="".join(argmax),
             labels="".join(labels),
-            margins=tuple(float(f"{margin:.3g}") for margin in margins),
+            margins=None
+            if None in margins
+            else tuple(float(f"{margin:.3g}") for margin in margins if margin is not None),
             date=date,
             commit=commit,
             reason=reason,
@@ -140,17 +147,22 @@ class StoredAnswers:
         return digest([self.ids, self.labels])
 
     def to_json(self) -> dict[str, object]:
-        """Return the stored form; ``indices`` stands only where they are not 0 to n - 1."""
-        rows = zip(self.ids, self.letters, self.argmax, self.labels, self.margins, strict=True)
+        """Return the stored form; ``indices`` stands only where they are not 0 to n - 1.
+
+        ``letters`` and ``margins`` stand only where the engine told letter logits.
+        """
+        values = self.margins or (0.0,) * len(self.ids)
+        rows = zip(self.ids, self.letters, self.argmax, self.labels, values, strict=True)
+        told = self.margins is not None
         subjects: dict[str, _Columns] = {}
         for subject, group in itertools.groupby(rows, key=lambda row: question_key(row[0])[0]):
             ids, letters, argmax, labels, margins = zip(*group, strict=True)
             indices = [question_key(name)[1] for name in ids]
             subjects[subject] = _Columns(
-                letters="".join(letters),
+                letters="".join(letters) if told else "",
                 full_vocab="".join(argmax),
                 labels="".join(labels),
-                margins=" ".join(f"{margin:.3g}" for margin in margins),
+                margins=" ".join(f"{margin:.3g}" for margin in margins) if told else "",
                 indices="" if indices == list(range(len(indices))) else " ".join(map(str, indices)),
             )
         where_from = (self.date, self.commit, self.reason, self.context)
@@ -186,14 +198,18 @@ def question_key(name: str) -> tuple[str, int]:
     return subject, int(index)
 
 
-def _rows(subject: str, columns: _Columns, node: Node) -> list[tuple[str, str, str, str, float]]:
+def _rows(
+    subject: str, columns: _Columns, node: Node
+) -> list[tuple[str, str, str, str, float | None]]:
     letters, argmax, labels = columns.letters, columns.full_vocab, columns.labels
     margins = columns.margins.split()
+    if not letters and not margins:
+        letters, margins = NO_LETTER * len(argmax), [""] * len(argmax)
     indices = columns.indices.split() or range(len(letters))
     if not len(letters) == len(argmax) == len(labels) == len(margins) == len(indices):
         node.fail(f"{subject}.letters", "and the other columns differ in length")
     try:
-        numbers = [float(margin) for margin in margins]
+        numbers = [float(margin) if margin else None for margin in margins]
     except ValueError:
         node.fail(f"{subject}.margins", "holds what is no number")
     ids = [f"{subject}/{index}" for index in indices]
@@ -209,12 +225,6 @@ def _check_rows(ids: Sequence[str], **columns: Sequence[object] | None) -> None:
         raise BaselineError(f"answers: question {twice} stands twice")
 
 
-LETTERS = "ABCD"
-
-
-NO_LETTER = "-"
-
-
 @dataclass(frozen=True, eq=False)
 class Answers:
     """What an engine answered: one row per question, in prompt order.
@@ -224,8 +234,8 @@ class Answers:
     """
 
     ids: tuple[str, ...]
-    letter_logits: npt.NDArray[np.float32]  # (n, 4)
-    argmax: npt.NDArray[np.int64]  # (n,), over the full vocabulary
+    letter_logits: npt.NDArray[np.float32]  # (n, 4); NaN where an engine tells none
+    argmax: npt.NDArray[np.int64]  # (n,), over the full vocabulary; -1 where it is not told
     argmax_letter: str
     labels: str | None
     shots: tuple[int, ...]
@@ -250,6 +260,11 @@ class Answers:
         best = self.letter_logits.argmax(axis=1).tolist()
         nan = cast("list[bool]", np.isnan(self.letter_logits).any(axis=1).tolist())
         return "".join(NO_LETTER if bad else LETTERS[i] for i, bad in zip(best, nan, strict=True))
+
+    @property
+    def has_logits(self) -> bool:
+        """Whether the engine told letter logits."""
+        return not np.isnan(self.letter_logits).any()
 
     def merge(self, other: Answers) -> Answers:
         """Return both sets of answers; DataError where they share a question."""

@@ -378,6 +378,7 @@ def test_the_summary_goes_to_a_file_of_its_own_and_after_what_stands_in_github_s
         (("tiny", "--set", "engine.mod=x"), "key 'engine.mod' is not known"),
         (("tiny", "--baseline-python", "/no/such/python"), "no interpreter /no/such/python"),
         (("tiny", "--env", "A"), "expected KEY=VALUE"),
+        (("tiny", "--engine", "triton"), "--engine names 'triton' (expected eager, inductor or"),
         (("tiny", "--candidate-install", "-e ."), "--candidate-install: takes no '-e'; expected"),
         (("tiny", "--candidate-install", "a\udcff"), "is no UTF-8; expected text"),
         (("tiny", "--out", "/proc/x/c.json"), "/proc/x/c.json: cannot be written"),
@@ -411,7 +412,6 @@ def test_wrong_input_is_one_line_before_any_process(
         ("tiny", "--rounds", "2"),
         ("tiny", "--ranks", "0"),
         ("tiny", "--questions", "-1"),
-        ("tiny", "--engine", "triton"),
         ("tiny", "--timeout", "x"),
     ],
 )

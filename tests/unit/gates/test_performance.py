@@ -445,3 +445,36 @@ def test_a_tie_that_became_clear_cut_is_a_flip() -> None:
     assert (
         same_answers(letters((9.001, 9, 2, 3)), letters((5, 9, 2, 3)), "fp16").word == "regressed"
     )
+
+
+# --- metrics of the user's own
+
+
+def own(value: float, direction: str, samples: int = 3) -> Metric:
+    return Metric("ttft", value, "ms", direction, [value] * samples, own=True)
+
+
+@pytest.mark.parametrize("change", [-0.2, -0.05, -0.01, 0.0, 0.01, 0.05, 0.2])
+@pytest.mark.parametrize("sessions", [1, 8])
+def test_a_metric_of_ones_own_is_judged_as_throughput_is(change: float, sessions: int) -> None:
+    expected = speed(change, sessions)
+    held = [1000.0] * sessions
+    higher = throughput_baseline(own(1000.0 * (1 + change), "higher"), held, GATES)
+    lower = throughput_baseline(own(1000.0 / (1 + change), "lower"), held, GATES)
+    assert higher.word == lower.word == expected.word
+    assert higher.change_fraction == pytest.approx(expected.change_fraction)
+    assert lower.change_fraction == pytest.approx(1 / (1 + change) - 1)
+    assert lower.limit[0] != higher.limit[0]
+
+
+def test_without_samples_it_takes_three_sessions() -> None:
+    for sessions, word in ((1, "unsure"), (2, "unsure"), (8, "ok")):
+        held = [1000.0] * sessions
+        assert throughput_baseline(own(1000.0, "lower", 0), held, GATES).word == word
+
+
+@pytest.mark.parametrize(("value", "held"), [(0.0, 1.0), (1.0, 0.0), (-1.0, 1.0)])
+def test_what_has_no_ratio_is_unsure(value: float, held: float) -> None:
+    found = throughput_baseline(own(value, "lower"), [held], GATES)
+    assert (found.word, found.change) == ("unsure", "")
+    assert "ratio" in found.reason

@@ -119,7 +119,7 @@ def test_nothing_is_right_or_wrong_where_the_eager_answer_stands_in_for_the_labe
     ],
 )
 def test_every_verdict_has_its_next_command(word, unit, command):
-    verdict = Verdict("m", word, "baseline", unit)
+    verdict = Verdict("acc_m" if unit == "fraction" else "m", word, "baseline", unit)
     assert next_command("x", [OK, verdict], "--run r.json") == command
 
 

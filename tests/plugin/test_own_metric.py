@@ -1,0 +1,187 @@
+"""A metric of the user's own: recorded by a test, judged, accepted and reported as ours are."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from perfline.cli.main import main
+
+TEST = """
+import json
+from pathlib import Path
+
+import pytest
+
+from perfline import Metric
+
+pytestmark = pytest.mark.perf
+
+
+def test_ttft(case):
+    told = json.loads(Path("ttft.json").read_text())
+    case.record(*(Metric(**each) for each in told))
+"""
+ROUNDS = [0.0301, 0.03, 0.0302, 0.03, 0.0299]
+GATES = "gates: {throughput_session_sd_fraction: 0.002}\n"
+
+
+@pytest.fixture
+def own(suite):
+    suite.case("fake", GATES)
+    (suite.root / "tests" / "test_ttft.py").write_text(TEST)
+    tell(suite)
+    return suite
+
+
+def tell(suite, value=0.03, samples=ROUNDS, name="ttft", unit="s", direction="lower", **more):
+    told = {"name": name, "value": value, "unit": unit, "direction": direction} | more
+    told |= {"samples": [value / 0.03 * each for each in samples]} if samples else {}
+    (suite.root / "ttft.json").write_text(json.dumps([told]))
+
+
+def test_it_is_stored_judged_and_accepted(own, capsys):
+    result = own.run("-k", "ttft or throughput")
+    result.assert_outcomes(skipped=3, deselected=4)
+    result.stdout.fnmatch_lines(["  ttft * s * 0.03*", "*missing: ttft 0.03 s (no stored value*"])
+    stored = own.record()["cases"]["fake"]["metrics"]["ttft"]
+    assert stored == {
+        "value": 0.03,
+        "unit": "s",
+        "direction": "lower",
+        "samples": ROUNDS,
+        "own": True,
+    }
+    assert own.update() == 0
+    assert "ttft" in capsys.readouterr().out
+    own.run("-k", "ttft", "--strict-verdicts").assert_outcomes(passed=1, deselected=6)
+    tell(own, 0.033)
+    result = own.run("-k", "ttft")
+    result.assert_outcomes(failed=1, deselected=6)
+    result.stdout.fnmatch_lines(["ttft regressed +10.0 % (limit +2.0 %)"])
+    tell(own, 0.027)
+    own.run("-k", "ttft").assert_outcomes(passed=1, deselected=6)
+    assert own.words() == {"ttft.baseline": "improved"}
+
+
+def test_an_update_without_the_throughput_would_drop_it_and_is_refused(own, capsys):
+    own.run("-m", "perf")
+    assert own.update() == 0
+    own.run("-k", "ttft")
+    assert own.update() == 2
+    assert "p_infer_core, p_infer_whole" in capsys.readouterr().err
+    own.run("-k", "throughput")
+    assert own.update() == 2
+    assert "ttft of baselines/fake-cpu/fake.json was not measured" in capsys.readouterr().err
+
+
+def test_higher_is_better_where_the_metric_says_so(own):
+    tell(own, 3.0, unit="req/s", direction="higher")
+    own.run("-k", "ttft")
+    assert own.update() == 0
+    tell(own, 2.7, unit="req/s", direction="higher")
+    own.run("-k", "ttft").stdout.fnmatch_lines(["ttft regressed -10.0 % (limit -2.0 %)"])
+
+
+def test_info_is_reported_and_never_judged(own):
+    tell(own, -4.0, unit="widgets", direction="info")
+    result = own.run("-k", "ttft")
+    result.assert_outcomes(passed=1, deselected=6)
+    result.stdout.fnmatch_lines(["  ttft * widgets * -4"])
+    assert own.update() == 0
+    assert own.record()["cases"]["fake"]["verdicts"] == []
+
+
+def test_without_samples_it_takes_sessions_to_judge(own):
+    tell(own, samples=())
+    own.run("-k", "ttft")
+    assert own.update() == 0
+    tell(own, 0.0301, samples=())
+    result = own.run("-k", "ttft")
+    result.assert_outcomes(skipped=1, deselected=6)
+    result.stdout.fnmatch_lines(["*unsure: 0 samples and 1 sessions held say nothing of its*"])
+    assert own.update() == 2
+    assert own.update("--add") == 0
+    tell(own, 0.03005, samples=())
+    own.run("-k", "ttft")
+    assert own.update("--add") == 0
+    tell(own, 0.0302, samples=())
+    own.run("-k", "ttft").assert_outcomes(passed=1, deselected=6)
+    assert own.words() == {"ttft.baseline": "ok"}
+
+
+def test_zero_is_unsure_and_says_why(own):
+    tell(own, 0.0, samples=(), unit="errors")
+    own.run("-k", "ttft")
+    assert own.update() == 0
+    result = own.run("-k", "ttft")
+    result.assert_outcomes(skipped=1, deselected=6)
+    result.stdout.fnmatch_lines(["*unsure: ttft 0 errors (the gate judges ratios, and 0 or less*"])
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"name": "p_infer_core"}, "p_infer_core: perfline's own metrics are called so*"),
+        ({"name": "mem_free"}, "mem_free: perfline's own metrics are called so*"),
+        ({"name": "Tt Ft"}, "a metric is called 'Tt Ft'; expected small letters*"),
+        ({"direction": "down"}, "ttft: direction is 'down'; expected one of higher, lower, info"),
+        ({"unit": "x" * 13}, "ttft: unit is 'xxxxxxxxxxxxx'; expected text of at most 12*"),
+        ({"unit": ""}, "ttft: unit is ''; expected text*"),
+    ],
+    ids=["ours", "like-ours", "no-name", "direction", "long-unit", "no-unit"],
+)
+def test_what_is_no_metric_is_one_line(own, change, line):
+    tell(own, **change)
+    result = own.run("-k", "ttft")
+    result.assert_outcomes(failed=1, deselected=6)
+    result.stdout.fnmatch_lines([line])
+    assert "Traceback" not in result.stdout.str()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "1", True, None])
+def test_what_is_no_number_is_one_line(own, value):
+    told = [{"name": "ttft", "value": value, "unit": "s", "direction": "lower"}]
+    (own.root / "ttft.json").write_text(json.dumps(told))
+    result = own.run("-k", "ttft")
+    result.assert_outcomes(failed=1, deselected=6)
+    result.stdout.fnmatch_lines(["ttft: * is no *"])
+
+
+def test_two_tests_do_not_record_one_metric(own):
+    (own.root / "tests" / "test_again.py").write_text(TEST)
+    result = own.run("-k", "ttft")
+    result.assert_outcomes(failed=1, skipped=1, deselected=6)
+    result.stdout.fnmatch_lines(["ttft: tests/test_again.py::test_ttft*records it too; give one*"])
+
+
+def test_it_stands_in_the_report_and_every_export(own, capsys):
+    own.run("-k", "ttft or throughput")
+    assert own.update() == 0
+    tell(own, 0.033)
+    own.run("-k", "ttft or throughput")
+    capsys.readouterr()
+    for words in (
+        ["report", "--format=markdown", "results/run.json"],
+        ["export", "results/run.json", "--format=customSmallerIsBetter"],
+        ["export", "results/run.json", "--format=bencher"],
+        ["baselines", "show", "fake"],
+        ["history", "results", "--metric=ttft"],
+    ):
+        assert main(words) == 0
+        assert "ttft" in capsys.readouterr().out, words
+    assert main(["report", "results/run.json", "-o", "report.html"]) == 0
+    page = (own.root / "report.html").read_text()
+    assert "Rounds over time: ttft" in page
+    assert "+10.0 %" in page
+
+
+def test_an_edited_baseline_cannot_make_ours_somebodys_own(own, capsys):
+    own.run("-m", "perf")
+    record = own.root / "results" / "run.json"
+    data = json.loads(record.read_text())
+    data["cases"]["fake"]["metrics"]["p_infer_core"]["own"] = True
+    record.write_text(json.dumps(data))
+    assert own.update() == 2
+    assert "p_infer_core: perfline's own metrics are called so" in capsys.readouterr().err
