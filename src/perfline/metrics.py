@@ -15,7 +15,7 @@ from numbers import Real
 from typing import Literal, get_args
 
 from perfline.errors import MetricError
-from perfline.fields import OPTIONAL, OUTSIDE
+from perfline.fields import MOST, OPTIONAL, OUTSIDE, shown
 
 Direction = Literal["higher", "lower", "info"]
 _PASSES = {"eager": "val", "inductor": "infer"}  # the published names of the two passes
@@ -64,6 +64,8 @@ class Metric:
                 f"{self.name}: direction is {self.direction!r}; "
                 f"expected one of {', '.join(get_args(Direction))}"
             )
+        if not self.unit:
+            raise MetricError(f"{self.name}: has no unit; a number without one is 'count', say")
         object.__setattr__(self, "value", self._finite(self.value))
         object.__setattr__(self, "samples", tuple(map(self._finite, self.samples)))
         if self.own:
@@ -71,10 +73,11 @@ class Metric:
 
     def _finite(self, number: float) -> float:
         if isinstance(number, bool) or not isinstance(number, Real):
-            shown = " ".join(repr(number).split())[:60]
-            raise MetricError(f"{self.name}: {shown} is no number; pass float(...) of it")
-        if not math.isfinite(number):
-            raise MetricError(f"{self.name}: {number} {self.unit} is no measurement")
+            told = " ".join(repr(number).split())[:60]
+            raise MetricError(f"{self.name}: {told} is no number; pass float(...) of it")
+        if not -MOST <= number <= MOST:  # nor is NaN
+            told = number if isinstance(number, float) else shown(number)
+            raise MetricError(f"{self.name}: {told} {self.unit} is no measurement")
         return number if isinstance(number, int | float) else float(number)
 
     def _check_own(self) -> None:

@@ -56,6 +56,23 @@ def test_from_a_directory_below_they_are_found_and_named_in_commands(
     assert _options(repository.parseconfigure()).case_dir is None
 
 
+def test_below_the_configuration_of_a_larger_repository_they_are_found_and_kept_there(
+    repository: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+):
+    """``perfline init inference`` in a repository whose pytest settings stand at its root."""
+    below = repository.mkdir("inference")
+    for name in ("cases", "tests", "baselines"):
+        (repository.path / name).rename(below / name)
+    repository.makepyprojecttoml("[tool.pytest.ini_options]\n")
+    monkeypatch.chdir(below)
+    assert collected(repository.runpytest_inprocess(*COLLECT)) == {"mine"}
+    from perfline.plugin.hooks import _options
+
+    options = _options(repository.parseconfigure())
+    assert options.case_dir is None
+    assert (options.baselines, options.results.parent) == (below / "baselines", below / "results")
+
+
 def test_a_broken_case_of_ones_own_is_one_line(repository: pytest.Pytester):
     (repository.path / "cases" / "mine.yaml").write_text("case: mine\n")
     result = repository.runpytest_inprocess(*COLLECT)

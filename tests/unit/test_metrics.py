@@ -129,3 +129,17 @@ def test_a_name_of_ours_is_no_name_of_ones_own(name: str) -> None:
 @pytest.mark.parametrize("name", ["ttft", "memory_bandwidth", "graphs_per_s", "my_mem", "itl_p99"])
 def test_other_names_are_free(name: str) -> None:
     assert Metric(name, 1.0, "x", "info", own=True).own
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "said"),
+    [
+        (1e31, "s", r"^ttft: 1e\+31 s is no measurement$"),
+        (10**5000, "s", "^ttft: too long to be shown s is no measurement$"),
+        (1.0, "", "^ttft: has no unit; "),
+    ],
+    ids=["too large", "digits", "no unit"],
+)
+def test_what_no_record_could_be_read_with_is_refused_when_it_is_made(value, unit, said):
+    with pytest.raises(MetricError, match=said):
+        Metric("ttft", value, unit, "lower")

@@ -399,11 +399,11 @@ def _options(config: pytest.Config) -> Options:
     from perfline.measure.accuracy import AccuracyOptions
     from perfline.plugin.session import Options
 
-    given = config.getoption
-    results = Path(given("results") or config.rootpath / "results" / "run.json")
+    given, home = config.getoption, _home(config)
+    results = Path(given("results") or home / "results" / "run.json")
     return Options(
         data_dir=data.named(given("data_dir")),
-        baselines=Path(given("baselines") or config.rootpath / "baselines"),
+        baselines=Path(given("baselines") or home / "baselines"),
         results=results,
         strict=given("strict_verdicts") or _pytest_is_strict(config),
         case_dir=given("case_dir") or _own_from_elsewhere(config),
@@ -422,12 +422,22 @@ def _options(config: pytest.Config) -> Options:
     )
 
 
+def _home(config: pytest.Config) -> Path:
+    """Where a repository's own cases, baselines and results are.
+
+    The nearest directory with cases, from where pytest was started up to its root; else the root.
+    """
+    root, here = config.rootpath, config.invocation_params.dir
+    upward = [each for each in (here, *here.parents) if each == root or root in each.parents]
+    return next((each for each in upward if cases.own_cases(each)), root)
+
+
 def _own_from_elsewhere(config: pytest.Config) -> str | None:
     """The directory of the repository's own cases, where a command typed here would not see it."""
-    root, here = config.rootpath, config.invocation_params.dir
-    if root == here or not cases.own_cases(root):
+    home, here = _home(config), config.invocation_params.dir
+    if home == here or not cases.own_cases(home):
         return None
-    return os.path.relpath(root / cases.OWN, here)
+    return os.path.relpath(home / cases.OWN, here)
 
 
 def _positive(text: str) -> int:
@@ -445,8 +455,9 @@ def _natural(text: str) -> int:
 
 def _selected(config: pytest.Config) -> list[Case]:
     names, directory = config.getoption("cases"), config.getoption("case_dir")
-    own = {} if directory else cases.own_cases(config.rootpath)
-    directories = [Path(directory)] if directory else [config.rootpath / cases.OWN] if own else []
+    home = _home(config)
+    own = {} if directory else cases.own_cases(home)
+    directories = [Path(directory)] if directory else [home / cases.OWN] if own else []
     engines = config.getoption("engines")
     try:
         data.directory(config.getoption("data_dir"))
