@@ -30,8 +30,7 @@ lint: setup
 # Of our own tests. Warnings are errors here, not in pyproject.toml: measuring never depends on them.
 # The last are torch's own import of inductor, and pytest-benchmark where every case was skipped.
 STRICT := -p hypothesispytest -o strict_parametrization_ids=true -W error \
-  -W 'ignore:`torch.jit.script_method`:DeprecationWarning' -W 'ignore:The distutils package' \
-  -W 'ignore:Not saving anything'
+  -W 'ignore:`torch.jit.script_method`:DeprecationWarning' -W 'ignore:Not saving anything'
 
 PARALLEL := -n logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 

@@ -32,6 +32,7 @@ def main() -> int:
     )
     if args.uv.exists():
         command = [str(args.uv), "pip", "install", "--python", str(args.python)]
+        command.append("--compile-bytecode")  # else each process does, where none may write it
         settings = Uv((str(args.uv),), pip_settings(Path(sys.executable))).environment
     for words in (BACKEND, ("--no-build-isolation", "-e", f".[{args.extras}]")):
         done = subprocess.run(

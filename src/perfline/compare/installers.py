@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import importlib.util
 import json
 import os
 import re
@@ -20,6 +19,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import NoReturn, Protocol
 from urllib.parse import unquote, urlsplit
@@ -284,7 +284,7 @@ def find_installer(base: Path) -> Installer:
     candidates: list[tuple[str, ...]] = []
     if on_path := shutil.which("uv"):
         candidates.append((on_path,))
-    if importlib.util.find_spec("uv"):
+    if _installed("uv"):
         candidates.append((sys.executable, "-m", "uv"))
     for uv in candidates:
         if _answer((*uv, "--version")) is not None:
@@ -295,10 +295,19 @@ def find_installer(base: Path) -> Installer:
     raise InstallError(f"neither uv nor pip is there to install beside {base}; install uv")
 
 
+def _installed(name: str) -> bool:
+    """Whether this interpreter has it.
+
+    Not by ``find_spec``: setuptools takes that for pip itself, and takes its stand-in for
+    distutils, which torch's compiler needs, out of this process.
+    """
+    return any(metadata.distributions(name=name))
+
+
 def _pips(base: Path) -> list[tuple[str, ...]]:
     """Commands that may be pip: of the base, of this interpreter, of the path."""
     found: list[tuple[str, ...]] = [(str(base), "-m", "pip")]
-    if importlib.util.find_spec("pip"):
+    if _installed("pip"):
         found.append((sys.executable, "-m", "pip"))
     if on_path := shutil.which("pip"):
         found.append((on_path,))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,7 +37,7 @@ def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Script:
     for name in [name for name in os.environ if name.startswith(("PIP_", "UV_", "SSL_", "ALL_"))]:
         monkeypatch.delenv(name)
     # Neither package in this interpreter is to answer.
-    monkeypatch.setattr(installers.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(installers, "_installed", lambda name: False)
 
     def put(name: str, body: str) -> Path:
         path = folder / name
@@ -328,3 +330,12 @@ def test_a_file_that_names_itself_by_another_path_is_refused(tmp_path: Path):
 
 def test_the_quotes_of_a_marker_are_its_own():
     assert parse("kern; python_version>'3.5'").requirements == ("kern; python_version>'3.5'",)
+
+
+def test_looking_for_pip_leaves_torch_s_compiler_its_distutils(tmp_path: Path):
+    """setuptools stands in for distutils, and steps back once anything looks for the module pip."""
+    code = (
+        "import pathlib, sys; from perfline.compare import installers;"
+        "installers.pip_settings(pathlib.Path(sys.argv[1])); import setuptools"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "none")], check=True)
