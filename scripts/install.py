@@ -26,14 +26,13 @@ def main() -> int:
     parser.add_argument("--python", required=True, type=Path, help="of the environment")
     parser.add_argument("--extras", required=True)
     args = parser.parse_args()
-    command, settings = (
-        [str(args.python), "-m", "pip", "install", "--disable-pip-version-check"],
-        {},
-    )
     if args.uv.exists():
         command = [str(args.uv), "pip", "install", "--python", str(args.python)]
         command.append("--compile-bytecode")  # else each process does, where none may write it
         settings = Uv((str(args.uv),), pip_settings(Path(sys.executable))).environment
+    else:
+        command = [str(args.python), "-m", "pip", "install", "--disable-pip-version-check"]
+        settings = {}
     for words in (BACKEND, ("--no-build-isolation", "-e", f".[{args.extras}]")):
         done = subprocess.run(
             [*command, "--quiet", *PINS, *words], env={**os.environ, **settings}, check=False
