@@ -128,7 +128,7 @@ def test_zero_is_unsure_and_says_why(own):
         ({"name": "Tt Ft"}, "a metric is called 'Tt Ft'; expected small letters*"),
         ({"direction": "down"}, "ttft: direction is 'down'; expected one of higher, lower, info"),
         ({"unit": "x" * 13}, "ttft: unit is 'xxxxxxxxxxxxx'; expected text of at most 12*"),
-        ({"unit": ""}, "ttft: unit is ''; expected text*"),
+        ({"unit": ""}, "ttft: has no unit; a number without one is 'count'*"),
     ],
     ids=["ours", "like-ours", "no-name", "direction", "long-unit", "no-unit"],
 )

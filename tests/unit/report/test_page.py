@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import io
+import json
 import math
 import os
 import sys
@@ -22,6 +23,7 @@ from perfline.baselines.suggestions import outcome
 from perfline.cli import report as report_cli
 from perfline.compare.record import CaseComparison, Comparison, SideRecord
 from perfline.errors import PerflineError
+from perfline.fields import MOST
 from perfline.gates.verdict import WORST_FIRST, Flip, Verdict, fails
 from perfline.measure import record
 from perfline.metrics import Metric
@@ -585,7 +587,9 @@ def test_a_comparison_that_was_stopped_says_so():
 @settings(max_examples=60)
 @given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=6))
 def test_any_number_of_a_record_makes_a_page(values):
-    taken = [max(-1e100, min(value, 1e100)) for value in values]  # others are refused as it is read
+    taken = [
+        max(-MOST, min(value, MOST)) for value in values
+    ]  # others are refused as they are made
     found = {
         name: Metric(name, taken[0], unit, "info", tuple(taken))
         for name, unit in (("p_infer_core", "tok/s"), ("mem", "GiB"), ("acc_infer", "fraction"))
@@ -603,9 +607,12 @@ def test_any_number_of_a_record_makes_a_page(values):
 @pytest.mark.parametrize("where", ["value", "samples.0"])
 def test_numbers_that_no_chart_takes_are_one_line(tmp_path, where):
     found = samples.metrics()["p_infer_core"]
-    huge = -1e308 if where == "value" else (-1e308,) * 7
-    broken = dataclasses.replace(found, **{where.removesuffix(".0"): huge})
-    path = samples.saved(tmp_path, tiny_record(metrics={found.name: broken}))
+    path = samples.saved(tmp_path, tiny_record(metrics={found.name: found}))
+    whole = json.loads(path.read_text())
+    whole["cases"]["tiny"]["metrics"][found.name] |= (
+        {"value": -1e308} if where == "value" else {"samples": [-1e308] * 7}
+    )
+    path.write_text(json.dumps(whole))
     with pytest.raises(PerflineError) as raised:
         command(path, "-o", tmp_path / "report.html")
     assert str(raised.value) == (
