@@ -7,7 +7,8 @@ where the script says so.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,6 +16,7 @@ import numpy as np
 from perfline.engines.device import Device
 from perfline.engines.engine import CompileCounts, EngineName, Head
 from perfline.engines.environment import Environment
+from perfline.errors import NoFidelity
 from perfline.tasks.answers import LETTERS
 from perfline.tasks.mmlu import Prompt
 
@@ -121,6 +123,42 @@ class FakeEngine:
 
 
 @dataclass
+class FakeLogits:
+    """``fidelity.Logits`` by script: 30 tokens, 3 layers, the same logits for the same prompt.
+
+    Attributes:
+        off: by how much a way (``inductor plain``) or a variation (``batch``) is off, in logits;
+            1e-6 where nothing is said.
+        damage: by how much the model is, from layer ``layer`` on.
+        fp32: why the model cannot be had in fp32; empty where it can.
+    """
+
+    off: dict[str, float] = field(default_factory=dict)
+    damage: float = 0.0
+    layer: int = 1
+    fp32: str = ""
+    letters: tuple[int, ...] = (1, 2, 3, 4)
+
+    def _rows(self, prompt: Prompt, off: float) -> np.ndarray:
+        made = np.random.default_rng(prompt.ids)
+        rows = made.normal(0, 4, size=(len(prompt.ids), 30))
+        rows += (self.damage + off) * made.choice((-1, 1), size=rows.shape)
+        return rows.astype(np.float32)
+
+    def plain(
+        self, name: str, prompt: Prompt, positions: Sequence[int], variation: str | None = None
+    ) -> tuple[np.ndarray, list[float]]:
+        way = variation or f"{name} plain"
+        off = 0.0 if way == "eager plain" else self.off.get(way, 1e-6)
+        layers = [number + off + self.damage * (number >= self.layer) for number in range(3)]
+        return self._rows(prompt, off)[list(positions)], layers
+
+    def shared(self, name: str, prompts: Sequence[Prompt]) -> np.ndarray:
+        off = self.off.get(f"{name} shared", 1e-6)
+        return np.stack([self._rows(prompt, off)[-1] for prompt in prompts])
+
+
+@dataclass
 class FakeLoadedCase:
     """``loaded_case.LoadedCase`` over scripted engines."""
 
@@ -131,6 +169,13 @@ class FakeLoadedCase:
     own_load_s: dict[str, float] = field(default_factory=dict)
     facts: dict[str, str] = field(default_factory=lambda: {"weights": "sha256:fake"})
     closed: int = 0
+    numbers: FakeLogits = field(default_factory=FakeLogits)
+
+    @contextmanager
+    def full_precision(self) -> Iterator[FakeLogits]:
+        if self.numbers.fp32:
+            raise NoFidelity(self.numbers.fp32)
+        yield self.numbers
 
     def engine(self, name: EngineName) -> FakeEngine:
         return self.engines[name]

@@ -11,7 +11,8 @@ what was expected and what to do::
     ├── MetricError        a number that is no measurement (NaN, infinite)
     ├── EngineError        the model could not be loaded, compiled or run
     │   ├── DeviceMemory   ... because the device's memory is full
-    │   └── NoSharedPrefixes  ... after a prefix; each prompt by itself it may run
+    │   ├── NoSharedPrefixes  ... after a prefix; each prompt by itself it may run
+    │   └── NoFidelity        ... in fp32; in its own dtype it may run
     ├── BaselineError      a baseline file is torn, hand-edited, or refused
     ├── RecordError        a results file is torn, partial, or of another schema
     ├── WorkerError        a process of one side of a comparison crashed, hung or refused
@@ -65,6 +66,10 @@ class NoSharedPrefixes(EngineError):  # noqa: N818 - reads as the state it repor
 
     The plain path, one forward a prompt, gives the same answers, and takes longer.
     """
+
+
+class NoFidelity(EngineError):  # noqa: N818 - reads as the state it reports
+    """The model cannot be held against itself in fp32 on this device; the message says why."""
 
 
 class BaselineError(PerflineError):

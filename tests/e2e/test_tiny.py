@@ -89,6 +89,7 @@ def test_a_second_run_is_ok(accepted: Path):
     assert {found[f"acc_{e}.{g}"] for e in ("val", "infer") for g in ("published", "baseline")} == {
         "ok"
     }
+    assert (found["fidelity.baseline"], found["fidelity_ways.paired"]) == ("ok", "ok")
     assert found["recompiles.baseline"] == found["graph_breaks.baseline"] == "ok"
     # Timings depend on the machine's mood: it may say that it cannot tell, never "regressed".
     speed = {word for name, word in found.items() if name.startswith("p_")}
@@ -107,6 +108,22 @@ def wrong_rope(model: Path) -> None:
     assert where["rope_theta"] == 10000.0
     where["rope_theta"] = 500000.0
     (model / "config.json").write_text(json.dumps(config))
+
+
+def wrong_epsilon(model: Path) -> None:
+    config = json.loads((model / "config.json").read_text())
+    assert config["rms_norm_eps"] == 1e-6
+    (model / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-5}))
+
+
+def test_a_damage_that_turns_no_answer_is_regressed_all_the_same(accepted: Path, tmp_path):
+    shutil.copytree(TINY, tmp_path / "tiny_mmlu")
+    wrong_epsilon(tmp_path / "tiny_mmlu" / "tiny_hf")
+    done = run(accepted, f"--data-dir={tmp_path}", "-m", "accuracy", "-k", "fidelity or eager")
+    assert done.returncode == 1
+    found = words(accepted)
+    assert (found["acc_val.baseline"], found["fidelity.baseline"]) == ("ok", "regressed")
+    assert "the weights changed, too" in " ".join(done.stdout.split())
 
 
 @pytest.mark.parametrize("damage", [scaled, wrong_rope])

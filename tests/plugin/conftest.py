@@ -27,7 +27,7 @@ import json
 from pathlib import Path
 
 import pytest
-from fakes import DEVICE, ENVIRONMENT, FakeClock, FakeEngine, FakeLoadedCase, prompts
+from fakes import DEVICE, ENVIRONMENT, FakeClock, FakeEngine, FakeLoadedCase, FakeLogits, prompts
 from perfline.engines.own_engine import OwnEngines
 
 
@@ -56,6 +56,7 @@ def opened(case, device, data_dir, weights):
     for name in filter(own.__contains__, case.engine_names):
         engines[name] = own.engine(name, None, device)
     made = FakeLoadedCase(engines, prompts(script.get("prompts", 40)))
+    made.numbers = FakeLogits(**script.get("numbers", {}))
     note(f"open {case.id}")
     close = made.close
     made.close = lambda: (note(f"close {case.id}"), close())
@@ -85,6 +86,7 @@ CASE = """
 case: {id}
 model: {{case_dir: x, weight_dir: y, precision: fp32, nominal_parameters: 1.0e+6}}
 throughput: {{sample: 8, rounds: 5, min_round_s: 0.001}}
+fidelity: {{prompts: 0}}
 """
 GATES = "gates: {throughput_session_sd_fraction: 0.005}\n"
 

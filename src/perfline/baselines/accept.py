@@ -23,7 +23,7 @@ from perfline.baselines.baseline import Baseline
 from perfline.baselines.proposal import Candidate, Terms
 from perfline.errors import BaselineError
 from perfline.gates import accuracy as accuracy_gates
-from perfline.gates import performance
+from perfline.gates import fidelity, performance
 from perfline.gates.verdict import Verdict, signed, worst
 from perfline.measure.record import Record
 from perfline.metrics import Metric, pass_name
@@ -96,7 +96,8 @@ def invalid(candidate: Candidate) -> Iterator[str]:
             f"measured another definition of the case than {case.source} has now "
             f"({measured.digest}, now {today}); {AGAIN}, or restore the YAML"
         )
-    if not candidate.new.sessions and not candidate.new.accuracy:
+    new = candidate.new
+    if not new.sessions and not new.accuracy and new.reference is None:
         yield "has neither accuracy nor throughput; run `pytest -m 'perf or accuracy'`"
     for metric in measured.metrics.values():
         if edited := _edited(metric):
@@ -182,10 +183,13 @@ def merged(candidate: Candidate, terms: Terms) -> Baseline:
     moved, new = _moved(candidate, terms), candidate.new
     kept = set() if terms.accept_regression else _answers_kept(candidate)
     accuracy = {name: each for name, each in new.accuracy.items() if name not in kept}
+    stored = dataclasses.replace(
+        new,
+        accuracy=accuracy,
+        reference=None if _reference_kept(candidate) else new.reference,
+    )
     try:
-        return baseline.merge(
-            candidate.old, dataclasses.replace(new, accuracy=accuracy), add=terms.add, moved=moved
-        )
+        return baseline.merge(candidate.old, stored, add=terms.add, moved=moved)
     except BaselineError as problem:
         raise BaselineError(f"{candidate.path}: {problem}") from problem
 
@@ -305,6 +309,22 @@ def _answers_kept(candidate: Candidate) -> set[str]:
         and engine in old
         and len(answers.ids) == len(old[engine].ids)
     }
+
+
+def _reference_kept(candidate: Candidate) -> bool:
+    """Whether the stored fp32 numbers stay: small drifts would add up, were they replaced.
+
+    They go where the session was judged by them and is not ``ok``, which --accept-regression lets
+    pass, or where the case was defined anew.
+    """
+    if candidate.old is None or candidate.old.reference is None or not candidate.same_definition:
+        return False
+    words = [
+        verdict.word
+        for verdict in candidate.measured.verdicts
+        if (verdict.metric, verdict.gate) == (fidelity.NAME, "baseline")
+    ]
+    return not words or set(words) <= {"ok", "missing"}
 
 
 def _anchored(candidate: Candidate, result: Baseline) -> Iterator[str]:

@@ -34,6 +34,7 @@ from perfline.errors import BaselineError
 from perfline.fields import OPTIONAL, Node, Scalar, as_json
 from perfline.metrics import Metric
 from perfline.tasks.answers import StoredAnswers
+from perfline.tasks.reference import Reference
 
 SCHEMA = 2  # 2: anchors
 PUBLISHED_SCHEMA = 1
@@ -96,6 +97,14 @@ class Baseline:
     accuracy: Mapping[str, StoredAnswers] = field(default_factory=dict)  # by engine
     sessions: tuple[Session, ...] = ()
     anchors: Mapping[str, Anchor] = field(default_factory=dict)  # of metrics that have moved on
+    reference: Reference | None = field(default=None, metadata=OPTIONAL)  # in fp32
+
+    @property
+    def newest(self) -> Session | StoredAnswers | Reference | None:
+        """What tells where the baseline came from: the last session, else answers, else fp32."""
+        if self.sessions:
+            return self.sessions[-1]
+        return next(iter(self.accuracy.values()), self.reference)
 
     def anchor(self, metric: str) -> tuple[tuple[float, ...], str]:
         """Return the metric's anchor, a value a session, and its day; none: its sessions are it."""
@@ -195,6 +204,7 @@ def merge(
             accuracy={**new.accuracy, **old.accuracy},
             sessions=old.sessions + new.sessions,
             anchors={name: each for name, each in old.anchors.items() if name not in moved},
+            reference=old.reference or new.reference,
         )
     if (old.case_digest, old.dtype) != (new.case_digest, new.dtype):
         return new
@@ -203,6 +213,7 @@ def merge(
         accuracy={**old.accuracy, **new.accuracy},
         sessions=new.sessions or old.sessions,
         anchors=_anchors(old, new, moved),
+        reference=new.reference or old.reference,
     )
 
 

@@ -16,9 +16,10 @@ from perfline.cases.case import Case, WeightsKind
 from perfline.engines.engine import EngineName
 from perfline.engines.environment import Environment
 from perfline.fields import Scalar
-from perfline.gates import accuracy, performance, verdict
+from perfline.gates import accuracy, fidelity, performance, verdict
 from perfline.gates.verdict import Verdict
 from perfline.measure.accuracy import AccuracyPass
+from perfline.measure.fidelity import Fidelity
 from perfline.measure.throughput import Timings
 from perfline.metrics import Metric, pass_name, suffix
 from perfline.tasks.answers import Answers, Scored, StoredAnswers
@@ -166,6 +167,40 @@ def throughput(
         case.throughput.rounds - len(timings.thrown_out),
     )
     return verdicts + [_against_stored(case, metric, run, workload, against) for metric in judged]
+
+
+def model_numbers(
+    case: Case, found: Fidelity, facts: Mapping[str, Scalar], against: Against
+) -> list[Verdict]:
+    """Does the model compute the same by every way, and as it did? In fp32, in nats."""
+    verdicts = [fidelity.between_ways(found.ways, found.variations, found.most, found.without)]
+    holder = against
+    if against.one_rank is not None and (
+        against.stored is None or against.stored.reference is None
+    ):
+        holder = against.one_rank  # what is computed depends on no number of ranks
+    if problem := against.mismatch or holder.mismatch:
+        return [
+            *verdicts,
+            Verdict(fidelity.NAME, "incomparable", "baseline", fidelity.UNIT, reason=problem),
+        ]
+    stored = None if holder.stored is None else holder.stored.reference
+    changed = ""
+    if stored is not None:
+        before, after = stored.context.get("weights"), facts.get("weights")
+        changed = "" if before == after else f"the weights changed, too ({before} -> {after})"
+    verdicts.append(
+        fidelity.against_reference(
+            {} if stored is None else stored.prompts,
+            found.prompts,
+            found.logits,
+            fidelity.allowed(found.variations, found.most),
+            found.layers_off,
+            holder.shown,
+            changed,
+        )
+    )
+    return verdicts
 
 
 def own_metric(

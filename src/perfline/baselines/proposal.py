@@ -119,4 +119,7 @@ def measured_baseline(record: Record, measured: CaseRecord, reason: str) -> Base
             for engine, answers in measured.accuracy.items()
         },
         sessions=(session,) if timed else (),
+        reference=None
+        if measured.reference is None
+        else dataclasses.replace(measured.reference, reason=reason),
     )

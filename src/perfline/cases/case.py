@@ -115,6 +115,13 @@ class GatesSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FidelitySpec:
+    """How the model is held against itself and against its stored numbers, in fp32."""
+
+    prompts: int = field(default=16, metadata={"ge": 0, "le": 64})  # 0: not at all
+
+
+@dataclass(frozen=True, kw_only=True)
 class CompareSpec:
     """What ``perfline compare`` does where its command line says nothing else."""
 
@@ -134,6 +141,7 @@ class Case:
     parallel: ParallelSpec = field(default_factory=ParallelSpec, metadata=_WHERE_CHANGED)
     throughput: ThroughputSpec = field(default_factory=ThroughputSpec)
     gates: GatesSpec = field(default_factory=GatesSpec, metadata=_NOT_IN_DIGEST)
+    fidelity: FidelitySpec = field(default_factory=FidelitySpec, metadata=_NOT_IN_DIGEST)
     compare: CompareSpec = field(default_factory=CompareSpec, metadata=_NOT_IN_DIGEST)
     engines: tuple[str, ...] = field(default=ENGINE_NAMES, metadata=_NOT_IN_DIGEST)
     source: Path = field(metadata={**OUTSIDE, **_NOT_IN_DIGEST})

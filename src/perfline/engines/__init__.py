@@ -10,6 +10,7 @@ __all__ = [
     "device",
     "engine",
     "environment",
+    "full_precision",
     "hf",
     "own_engine",
     "prefix_plan",

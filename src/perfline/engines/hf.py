@@ -78,6 +78,12 @@ class Model:
             module.forward = forward
         self._active = name
 
+    def forget_engines(self) -> None:
+        """Drop both engines, and what was compiled: the next ones begin anew."""
+        self.activate("eager")
+        self._engines.clear()
+        torch.compiler.reset()
+
     def close(self) -> None:
         """Free the model's memory: one model is resident at a time."""
         if self.replica is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -18,8 +18,8 @@ from perfline.cases.case import ENGINE_NAMES, Case, WeightsKind
 from perfline.engines.device import Device
 from perfline.engines.engine import Clock, EngineName, MeasuredEngine, Progress, run_pass
 from perfline.engines.telemetry import watch
-from perfline.errors import MissingRanks, NoSharedPrefixes, RankError
-from perfline.measure import throughput
+from perfline.errors import MissingRanks, NoFidelity, NoSharedPrefixes, RankError
+from perfline.measure import fidelity, throughput
 from perfline.measure.accuracy import (
     AccuracyOptions,
     AccuracyPass,
@@ -35,6 +35,7 @@ from perfline.measure.throughput import Ready, TimedRegion, Timings
 from perfline.metrics import Metric, pass_name
 from perfline.tasks.answers import Answers
 from perfline.tasks.mmlu import Prompt, stratified_sample
+from perfline.tasks.reference import PromptReference
 
 if TYPE_CHECKING:
     from perfline.distributed.replica import Replica
@@ -72,6 +73,9 @@ class LoadedCase(Protocol):
     def shared(self, name: EngineName, say: Callable[[str], None]) -> SharedRunner | None:
         """What answers by shared prefixes; None or NoSharedPrefixes where there is no such path."""
 
+    def full_precision(self) -> AbstractContextManager[fidelity.Logits]:
+        """The model in fp32, meanwhile; NoFidelity where it cannot be had."""
+
     def close(self) -> None:
         """Free the model."""
 
@@ -87,6 +91,7 @@ class OpenCase:
     facts: Mapping[str, str]
     engine: Callable[[EngineName], MeasuredEngine]
     shared: Callable[[EngineName, Callable[[str], None]], SharedRunner | None]
+    full_precision: Callable[[], AbstractContextManager[fidelity.Logits]]
     close: Callable[[], None]
 
 
@@ -165,13 +170,20 @@ def open_case(
 
         return SharedPrefixRunner(model.engine(name), say=say)
 
+    def full_precision() -> AbstractContextManager[fidelity.Logits]:
+        from perfline.engines import full_precision
+
+        if model is None:
+            raise NoFidelity("no engine of perfline's runs the model")
+        return full_precision.full_precision(model)
+
     def close() -> None:
         own.close()
         if model is not None:
             model.close()
 
     load_s, peak = (None, None) if model is None else (model.load_s, model.load_peak_gib)
-    return OpenCase(prompts, load_s, peak, own.load_s, facts, engine, shared, close)
+    return OpenCase(prompts, load_s, peak, own.load_s, facts, engine, shared, full_precision, close)
 
 
 ProgressOf = Callable[[str], Progress]
@@ -211,6 +223,7 @@ class CaseRun:
     _timings: dict[EngineName, Timings] = field(default_factory=dict)
     _of_all: dict[EngineName, AggregateTimings] = field(default_factory=dict)
     _reference: Answers | None = None
+    _fidelity: fidelity.Fidelity | None = None
 
     @property
     def sample(self) -> list[Prompt]:
@@ -256,6 +269,18 @@ class CaseRun:
                     self.coordinator.prepare(self.case.id, name)
                 self._passes[name] = run.answer(self.loaded.prompts, certain)
         return self._passes[name]
+
+    def fidelity(self) -> fidelity.Fidelity:
+        """What the model computes in fp32, every way; done once. NoFidelity."""
+        if self._fidelity is None:
+            prompts = fidelity.sample(self.case, self.loaded.prompts)
+            ours = [name for name in self.case.engine_names if name in ENGINE_NAMES]
+            shared = not self.options.plain
+            with self.loaded.full_precision() as model:
+                self._fidelity = fidelity.measure(model, ours, prompts, self.clock, shared)
+            if self.case.model.precision != "fp32":  # engines for this dtype begin anew
+                self._ready = {n: r for n, r in self._ready.items() if n in self._timings}
+        return self._fidelity
 
     def helper(self, name: EngineName) -> AccuracyRun:
         """What answers another rank's questions, compiled and warm; done once."""
@@ -355,6 +380,8 @@ class CaseRun:
         for name, ready in self._ready.items():
             if name == "inductor":
                 found += throughput.compile_metrics(ready)
+        if self._fidelity is not None:
+            found += self._fidelity.metrics()
         for name, done in self._passes.items():
             found += accuracy_metrics(self.case, name, done, self.peak)
         found.append(Metric("e2e_time", self._e2e_s(), "s", "info"))
@@ -368,6 +395,11 @@ class CaseRun:
     def full_answers(self) -> dict[EngineName, Answers]:
         """The answers to all questions, by engine that was asked them."""
         return {name: done.answers for name, done in self._passes.items()}
+
+    @property
+    def computed(self) -> Mapping[str, PromptReference]:
+        """What the model computed in fp32, by question; empty where that was not asked."""
+        return {} if self._fidelity is None else self._fidelity.prompts
 
     def notes(self) -> dict[str, str | int | float | bool | None]:
         """Facts beside the metrics."""
@@ -442,6 +474,7 @@ class CaseRun:
         phases = [self.loaded.load_s or 0.0, *self.loaded.own_load_s.values()]
         phases += [ready.compile_s + ready.warmup_s for ready in self._ready.values()]
         phases += [timings.timed_s for timings in self._timings.values()]
+        phases += [] if self._fidelity is None else [self._fidelity.seconds]
         if not self.full_pass:
             phases += [done.warmup_s + done.whole_s for done in self._passes.values()]
         return sum(phases)

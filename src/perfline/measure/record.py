@@ -21,6 +21,7 @@ from perfline.gates.verdict import Verdict
 from perfline.measure.notices import Notice
 from perfline.metrics import Metric
 from perfline.tasks.answers import StoredAnswers
+from perfline.tasks.reference import Reference
 
 SCHEMA = 1
 _FIX = "run pytest again"
@@ -40,6 +41,7 @@ class CaseRecord:
         notes: what was seen beside the metrics, such as ``compile_cache: cold``.
         facts: what was measured, such as the weights' digest; part of a baseline's context.
         errors: tests that ended without a verdict, one line each.
+        reference: what was computed in fp32; None where that was not asked.
     """
 
     case: str = field(metadata=OUTSIDE)
@@ -54,6 +56,7 @@ class CaseRecord:
     notes: Mapping[str, Scalar] = field(default_factory=dict)
     facts: Mapping[str, Scalar] = field(default_factory=dict)
     errors: tuple[str, ...] = ()
+    reference: Reference | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True)

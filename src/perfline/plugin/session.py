@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 
-from perfline.baselines import baseline as baselines
 from perfline.baselines import judge, suggestions
 from perfline.baselines.accept import invalid
 from perfline.baselines.baseline import Published
@@ -27,13 +26,14 @@ from perfline.distributed.replica import Replica
 from perfline.engines.device import Device
 from perfline.engines.engine import Clock, EngineName, MeasuredEngine
 from perfline.engines.environment import Environment, beyond_tested, peak_flops, today
-from perfline.errors import DataError, MetricError, PerflineError, RecordError
+from perfline.errors import DataError, MetricError, NoFidelity, PerflineError, RecordError
 from perfline.fields import Scalar
-from perfline.gates import verdict
+from perfline.gates import fidelity, verdict
 from perfline.gates.verdict import Verdict
 from perfline.measure import record
 from perfline.measure.accuracy import AccuracyOptions, AccuracyPass, Coordinator
 from perfline.measure.case_run import CaseRun, LoadedCase, ProgressOf
+from perfline.measure.fidelity import Fidelity
 from perfline.measure.notices import Notices
 from perfline.measure.record import CaseRecord, Record
 from perfline.measure.throughput import Timings
@@ -41,6 +41,7 @@ from perfline.metrics import Metric, pass_name
 from perfline.report import exports, table, text
 from perfline.tasks.answers import Answers, StoredAnswers
 from perfline.tasks.mmlu import Prompt
+from perfline.tasks.reference import Reference
 
 Opener = Callable[..., LoadedCase]  # as case_run.open_case
 
@@ -231,6 +232,7 @@ class Session:
                 **self._settling(case, verdicts, context),
             },
             facts=case_run.loaded.facts,
+            reference=self._reference(case_run, context) or old.reference,
         )
         self._judged.add(nodeid)
         self._write()
@@ -238,6 +240,14 @@ class Session:
             case_run.forget_journals()
         else:  # torchrun may start the group again: what is answered need not be asked again
             self._kept.append(case_run)
+
+    def _reference(self, case_run: CaseRun, context: Mapping[str, Scalar]) -> Reference | None:
+        if not case_run.computed:
+            return None
+        about = {key: value for key, value in context.items() if key != "commit"}
+        commit = context.get("commit")
+        told = None if commit is None else str(commit)
+        return Reference(self._created, told, "measured", about, case_run.computed)
 
     def claim(self, case: Case, metric: str, nodeid: str) -> None:
         """Note which test records a metric; MetricError where another one does already."""
@@ -296,8 +306,8 @@ class Session:
         if against.stored is None and against.one_rank is not None and _of_answers(verdicts):
             against = against.one_rank
         origin = text.Origin(against.shown)
-        if against.stored is not None:
-            newest = _newest(against.stored)
+        newest = None if against.stored is None else against.stored.newest
+        if newest is not None:
             origin = replace(origin, date=newest.date, commit=newest.commit, context=newest.context)
         case_run = self._case_runs[case.id]
         context = {**self.environment.context, **case_run.loaded.facts}
@@ -326,9 +336,9 @@ class Session:
     ) -> dict[str, Scalar]:
         """The note that says how to settle verdicts on time; none where there is nothing to."""
         stored = self._against[case.id].stored
-        if stored is None:
+        newest = None if stored is None else stored.newest
+        if newest is None:
             return {}
-        newest = _newest(stored)
         baseline = newest.commit, newest.context
         flags = self._settle_flags(case, verdicts)
         command = settling(case.id, verdicts, baseline, context, flags)
@@ -378,6 +388,20 @@ class CaseUnderTest:
         if self.session.options.weights == "dummy":
             pytest.skip("accuracy is not judged under --dummy-weights")
         return self.case_run.answer_all(engine, lambda *so_far: self._certain(engine, *so_far))
+
+    def fidelity(self) -> Fidelity:
+        """Run a few prompts in fp32, by every way; ``missing`` where there can be no such run."""
+        try:
+            return self.case_run.fidelity()
+        except NoFidelity as why:
+            problem = f"{why}; `fidelity: {{prompts: 0}}` in the case's YAML leaves it out"
+        self.check([Verdict(fidelity.WAYS, "missing", "paired", fidelity.UNIT, reason=problem)])
+        raise AssertionError("missing neither failed nor skipped")
+
+    def judge_fidelity(self, found: Fidelity) -> list[Verdict]:
+        """Judge what the model computes by every way, and by what is stored of it."""
+        case_run = self.case_run
+        return judge.model_numbers(case_run.case, found, case_run.loaded.facts, self._against)
 
     def time(self, engine: EngineName) -> Timings:
         """Time ``engine`` with pytest-benchmark's rounds; our numbers go to its ``extra_info``."""
@@ -498,10 +522,6 @@ def _of_answers(verdicts: Sequence[Verdict]) -> bool:
     return all(each.metric.startswith("acc_") for each in verdicts)
 
 
-def _newest(stored: baselines.Baseline) -> Any:
-    return stored.sessions[-1] if stored.sessions else next(iter(stored.accuracy.values()))
-
-
 def _properties(case: str, verdicts: Sequence[Verdict]) -> dict[str, object]:
     """What JUnit XML says of a test: every number with its unit in the name, every word."""
     found: dict[str, object] = {}
@@ -522,4 +542,5 @@ def _skip_reason(verdicts: Sequence[Verdict]) -> str:
         for v in open_ones
         if v.measured is not None
     )
-    return f"{word}: {numbers} ({open_ones[0].reason})"
+    told = open_ones[0].reason
+    return f"{word}: {numbers} ({told})" if numbers else f"{word}: {told}"

@@ -72,7 +72,10 @@ def comparison(candidate: Candidate, result: Baseline) -> str:
     title = f"{measured.case} ({measured.dtype}, {measured.weights} weights)"
     title += f" on {candidate.new.machine}"
     headers = ["metric", "unit", "old", "new", "change"]
-    lines = [title, _table(headers, rows, "llrrr") if rows else "  nothing was measured"]
+    told = _fp32_numbers(candidate, result)
+    nothing = [] if told else ["  nothing was measured"]
+    lines = [title, *([_table(headers, rows, "llrrr")] if rows else nothing)]
+    lines += [f"  {told}"] if told else []
     timed = [name for name in sorted(kept) if not name.startswith("acc_")]
     if timed and not candidate.new.sessions:
         kept = kept.difference(timed)
@@ -83,6 +86,17 @@ def comparison(candidate: Candidate, result: Baseline) -> str:
         these = ", ".join(name for name, (_, other) in sorted(some.items()) if other == asked)
         lines.append(f"  {these}: over the {asked} stored questions that were asked")
     return "\n".join(lines)
+
+
+def _fp32_numbers(candidate: Candidate, result: Baseline) -> str:
+    """Say what becomes of what was computed in fp32; empty where nothing was."""
+    new, old = candidate.new.reference, None if candidate.old is None else candidate.old.reference
+    if new is None:
+        return ""
+    word = "new" if old is None else "the stored ones stay"
+    return f"fp32 numbers of {len(new.prompts)} prompts: " + (
+        word if old is None or result.reference == old else "replaced"
+    )
 
 
 def _asked_some(candidate: Candidate) -> dict[str, tuple[float, str]]:
@@ -180,6 +194,10 @@ def description(path: Path, held: Baseline) -> str:
             for m in [a.metric]
         ]
         lines += ["", _table(["anchor", "unit", "accepted", "date", "reason"], rows, "llrll")]
+    if held.reference is not None:
+        each = held.reference
+        told = f"{each.date[:10]}, {each.reason}"
+        lines += ["", f"  fp32 numbers of {len(each.prompts)} prompts ({told})"]
     if held.accuracy:
         rows = [
             [engine, *(f"{k}/{n} = {100 * k / n:.2f} %" for k, n in counts), a.date[:10], a.reason]
@@ -222,6 +240,14 @@ def as_json(path: Path, held: Baseline) -> dict[str, object]:
                 "reason": anchor.reason,
             }
             for name, anchor in held.anchors.items()
+        },
+        "reference": None
+        if held.reference is None
+        else {
+            "date": held.reference.date,
+            "commit": held.reference.commit,
+            "reason": held.reference.reason,
+            "prompts": len(held.reference.prompts),
         },
         "accuracy": {
             engine: {

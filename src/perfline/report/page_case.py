@@ -318,8 +318,8 @@ def context(inputs: CaseInputs, record: Record) -> Context:
     stored, past = inputs.stored, inputs.past
     before: Mapping[str, object] | None = None
     against = ""
-    if stored is not None and (stored.sessions or stored.accuracy):
-        newest = stored.sessions[-1] if stored.sessions else next(iter(stored.accuracy.values()))
+    newest = None if stored is None else stored.newest
+    if newest is not None:
         commit = f", commit {newest.commit}" if newest.commit else ""
         against = f"the baseline of {newest.date[:10]}{commit}"
         before = {**newest.context, **({"commit": newest.commit} if newest.commit else {})}

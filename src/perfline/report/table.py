@@ -32,6 +32,8 @@ PUBLISHED_TABLE = {
     "mem": "mem",
 }
 _BESIDE = {
+    "fidelity_ways": "fidelity, ways",
+    "fidelity_time": "fidelity time",
     "mfu_computed": "MFU computed",
     "load_peak": "load peak",
     "compile_time": "compile time",
@@ -259,6 +261,8 @@ def number(value: float | None, unit: str, error: float | None = None) -> str:
     small = unit == "s" and 0 < abs(value) < 0.1
 
     def shown(some: float) -> str:
+        if unit == "nats":
+            return f"{some:.1e}"
         if unit in ("us/tok", "logits") and some >= 0:
             return four_digits(some)
         if unit not in _DIGITS or small:

@@ -1,4 +1,4 @@
-"""Does each engine still answer MMLU as well as published, and as well as before?
+"""Does each engine still answer MMLU as well as published, and does the model compute what it did?
 
 pytest -m accuracy --cases tiny
 """
@@ -8,6 +8,12 @@ from __future__ import annotations
 import pytest
 
 pytestmark = pytest.mark.accuracy
+
+
+@pytest.mark.fidelity
+def test_fidelity(case):
+    found = case.fidelity()
+    case.check(case.judge_fidelity(found))
 
 
 def test_accuracy_is_the_published_one(case, engine_name):

@@ -7,5 +7,6 @@ __all__ = [
     "mmlu",
     "prompt_cache",
     "prompt_lengths",
+    "reference",
     "sampling",
 ]

@@ -7,7 +7,7 @@ The first N of one fixed order: stratified by subject, and the same for every N,
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 
@@ -32,3 +32,23 @@ def tier_order(ids: Sequence[str]) -> list[int]:
 
 def _hash(name: str) -> bytes:
     return hashlib.sha256(name.encode()).digest()
+
+
+def spread_sample(subjects: Sequence[str], lengths: Sequence[int], n: int) -> list[int]:
+    """Indices of ``n`` questions that stand for all lengths and as many subjects as can be.
+
+    Sorted by length and cut into ``n`` equal strata, the last gives its longest question, each
+    other one that of the subject which has come up least, nearest to its middle. They come back by
+    length, the same ones every time; all of them where ``n`` is no smaller than their number.
+    """
+    order = sorted(range(len(lengths)), key=lambda index: (lengths[index], index))
+    if n >= len(order):
+        return order
+    chosen = [order[-1]]
+    for stratum in range(n - 1):
+        begin, end = stratum * len(order) // n, (stratum + 1) * len(order) // n
+        seen = Counter(subjects[index] for index in chosen)
+        places = range(begin, end)
+        best = min(places, key=lambda p: (seen[subjects[order[p]]], abs(2 * p + 1 - begin - end)))
+        chosen.append(order[best])
+    return [*chosen[1:], chosen[0]]

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from perfline.tasks.prompt_lengths import recorded_lengths
-from perfline.tasks.sampling import tier_order
+from perfline.tasks.sampling import spread_sample, tier_order
 
 sizes = st.lists(st.integers(1, 40), min_size=1, max_size=8)
 
@@ -48,3 +48,22 @@ def test_the_real_thousand_holds_all_57_subjects_within_one_question():
 def test_the_order_is_pinned():
     names = ids([3, 3])
     assert [names[i] for i in tier_order(names)] == ["s0/1", "s1/0", "s0/0", "s1/1", "s0/2", "s1/2"]
+
+
+questions_asked = st.lists(st.tuples(st.sampled_from("abcd"), st.integers(1, 50)), min_size=1)
+
+
+@given(questions_asked, st.integers(1, 20))
+def test_a_spread_sample_has_the_longest_and_the_shortest_stratum(questions, n):
+    subjects, lengths = zip(*questions, strict=True)
+    chosen = spread_sample(subjects, lengths, n)
+    assert len(set(chosen)) == len(chosen) == min(n, len(questions))
+    assert lengths[chosen[-1]] == max(lengths)
+    taken = [lengths[index] for index in chosen]
+    assert taken == sorted(taken)
+
+
+def test_a_spread_sample_takes_every_subject_it_can():
+    subjects = [f"s{i % 7}" for i in range(70)]
+    chosen = spread_sample(subjects, list(range(70)), 7)
+    assert {subjects[index] for index in chosen} == set(subjects)

@@ -1,0 +1,201 @@
+"""How is the embedded model damaged for ``damages.py``? Weights, code, prompts and files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from perfline.engines.hf import Model
+from perfline.engines.prefix_forward import PrefixForward
+from perfline.engines.torch_engine import TorchEngine
+from perfline.tasks import mmlu
+
+Damage = Callable[[ExitStack, Model], None]  # undone as the stack closes
+LETTERS_MOVED = {"A": "B", "B": "C", "C": "D", "D": "A", "-": "-"}
+
+
+def weights(change: Callable[[str, torch.Tensor], torch.Tensor]) -> Damage:
+    """Change every parameter, and give all of them back."""
+
+    def damage(stack: ExitStack, model: Model) -> None:
+        for name, parameter in model.module.named_parameters():
+            before = parameter.data.clone()
+            parameter.data.copy_(change(name, parameter.data))
+            stack.callback(parameter.data.copy_, before)
+
+    return damage
+
+
+def scaled(part: str, factor: float) -> Damage:
+    return weights(lambda name, weight: weight * factor if part in name else weight)
+
+
+def noise(name: str, weight: torch.Tensor) -> torch.Tensor:
+    made = torch.Generator().manual_seed(len(name))
+    return weight + 0.02 * weight.std() * torch.randn(weight.shape, generator=made)
+
+
+def without_a_head(name: str, weight: torch.Tensor) -> torch.Tensor:
+    changed = weight.clone()
+    if name.endswith("layers.1.self_attn.o_proj.weight"):
+        changed[:, :32] = 0  # what the first head gives
+    return changed
+
+
+def attribute(owner: Any, name: str, value: Any) -> Damage:
+    return lambda stack, _: stack.enter_context(patch.object(owner, name, value)) and None
+
+
+def attention_scale(stack: ExitStack, model: Model) -> None:
+    for layer in model.module.model.layers:  # type: ignore[union-attr]
+        attention: Any = layer.self_attn
+        stack.enter_context(patch.object(attention, "scaling", attention.scaling * 1.03))
+
+
+def rope(factor: float) -> Damage:
+    def damage(stack: ExitStack, model: Model) -> None:
+        frequencies: Any = model.module.model.rotary_emb.inv_freq  # type: ignore[union-attr]
+        before = frequencies.clone()
+        frequencies.mul_(factor)
+        stack.callback(frequencies.copy_, before)
+
+    return damage
+
+
+def attention_mask(hide: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Damage:
+    """Hide more from the eager model's plain attention: a kernel that masks wrongly."""
+    original = torch.nn.functional.scaled_dot_product_attention
+
+    def masked(query: Any, key: Any, value: Any, attn_mask: Any = None, **rest: Any) -> Any:
+        if attn_mask is None and query.shape[2] > 1:
+            rows, columns = torch.arange(query.shape[2])[:, None], torch.arange(key.shape[2])
+            attn_mask = (columns <= rows) & ~hide(rows, columns)
+            rest["is_causal"] = False
+        return original(query, key, value, attn_mask=attn_mask, **rest)
+
+    return attribute(torch.nn.functional, "scaled_dot_product_attention", masked)
+
+
+def shifted_suffix(stack: ExitStack, _: Model) -> None:
+    """Positions behind a prefix that begin one too late."""
+    original = torch.arange
+
+    def arange(*given: Any, **rest: Any) -> torch.Tensor:
+        if len(given) == 2 and given[0] > 0:
+            return original(given[0] + 1, given[1] + 1, **rest)
+        return original(*given, **rest)
+
+    run = PrefixForward._run
+
+    def shifted(*given: Any, **rest: Any) -> Any:
+        with patch.object(torch, "arange", arange):
+            return run(*given, **rest)
+
+    stack.enter_context(patch.object(PrefixForward, "_run", shifted))
+
+
+def compiled_off(stack: ExitStack, _: Model) -> None:
+    forward = TorchEngine.forward
+
+    def off(engine: TorchEngine, batch: torch.Tensor, head: Any) -> torch.Tensor:
+        logits = forward(engine, batch, head)
+        return logits * 1.001 if engine.name == "inductor" else logits
+
+    stack.enter_context(patch.object(TorchEngine, "forward", off))
+
+
+def swapped_letters(stack: ExitStack, _: Model) -> None:
+    read = TorchEngine.read
+
+    def swapped(engine: TorchEngine, logits: torch.Tensor) -> Any:
+        letters, best, letter = read(engine, logits)
+        return letters[-1:] + letters[:-1], best, LETTERS_MOVED[letter]
+
+    stack.enter_context(patch.object(TorchEngine, "read", swapped))
+
+
+def dropped_shot(stack: ExitStack, _: Model) -> None:
+    render = mmlu.render_prompt
+    changed = lambda subject, question, shots: render(subject, question, shots - 1)  # noqa: E731
+    stack.enter_context(patch.object(mmlu, "render_prompt", changed))
+
+
+def config(**settings: Any) -> Callable[[Path], None]:
+    def damage(model: Path) -> None:
+        found = json.loads((model / "config.json").read_text())
+        if "rope_theta" in settings:
+            place = found.get("rope_parameters") or found
+            place["rope_theta"] = settings["rope_theta"]
+        else:
+            found |= settings
+        (model / "config.json").write_text(json.dumps(found))
+
+    return damage
+
+
+def tensors(change: Callable[[str, torch.Tensor], torch.Tensor]) -> Callable[[Path], None]:
+    def damage(model: Path) -> None:
+        path = model / "model.safetensors"
+        changed = {name: change(name, each).contiguous() for name, each in load_file(path).items()}
+        save_file(changed, path, metadata={"format": "pt"})
+
+    return damage
+
+
+def int8(name: str, weight: torch.Tensor) -> torch.Tensor:
+    if weight.ndim < 2:
+        return weight
+    step = weight.abs().amax(dim=1, keepdim=True).clamp(min=1e-9) / 127
+    return (weight / step).round() * step
+
+
+def unpermuted(name: str, weight: torch.Tensor) -> torch.Tensor:
+    """The interleaved order of rotary pairs that a conversion forgets to undo."""
+    if not name.endswith(("q_proj.weight", "k_proj.weight")):
+        return weight
+    heads = weight.view(-1, 2, 16, weight.shape[1])
+    return heads.transpose(1, 2).reshape(weight.shape)
+
+
+LAST = "layers.3.mlp"
+OF_MODEL: dict[str, Damage] = {
+    "last layer's MLP x 1.02": scaled(f"{LAST}.down_proj", 1.02),
+    "last layer's MLP x 1.10": scaled(f"{LAST}.down_proj", 1.10),
+    "weights rounded to bf16": weights(lambda _, weight: weight.bfloat16().float()),
+    "attention scale x 1.03": attention_scale,
+    "2 % noise on every weight": weights(noise),
+    "RoPE frequencies x 0.97": rope(0.97),
+    "RoPE frequencies x 1.001": rope(1.001),
+    "one attention head zeroed": weights(without_a_head),
+    "mask wrong at one position": attention_mask(lambda row, key: (row == 90) & (key == 88)),
+    "sliding window of 64, not asked for": attention_mask(lambda row, key: key < row - 64),
+    "positions off by one behind a prefix": shifted_suffix,
+    "compiled logits x 1.001": compiled_off,
+    "letters swapped as they are read": swapped_letters,
+}
+OF_PROMPTS: dict[str, Damage] = {"a dropped shot": dropped_shot}
+OF_FILES: dict[str, Callable[[Path], None]] = {
+    "file: epsilon 1e-5 for 1e-6": config(rms_norm_eps=1e-5),
+    "file: rope_theta 11000 for 10000": config(rope_theta=11000.0),
+    "file: int8 round trip": tensors(int8),
+    "file: rotary pairs not re-ordered": tensors(unpermuted),
+}
+
+
+def drawn(seed: int, model: Model) -> dict[str, Damage]:
+    """Ten matrices of the model, each scaled by 1 to 10 % up or down."""
+    rng = np.random.default_rng(seed)
+    matrices = [name for name, weight in model.module.named_parameters() if weight.ndim == 2]
+    found = {}
+    for name in rng.choice(matrices, size=10, replace=False):
+        factor = 1 + float(rng.choice((-1, 1)) * rng.uniform(0.01, 0.10))
+        found[f"{name} x {factor:.3f}"] = scaled(str(name), factor)
+    return found

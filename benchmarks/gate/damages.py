@@ -1,0 +1,196 @@
+"""Does `fidelity` see every damage, and stay silent where only the arithmetic is re-ordered?
+
+The embedded model's fp32 numbers are stored once. Then each damage of the two lists is done to the
+loaded model, to the code or to a copy of the files, and the numbers are taken again and judged as
+the suite does: by the stored ones, and every way by the eager one. What turns no number of the
+model, but the reading of its answers, is judged by the gate on stored answers, as `-m accuracy`
+does beside it. Then undamaged runs with other threads, batches and attention kernels.
+
+    python benchmarks/gate/damages.py                    # print the table: 3 minutes
+    python benchmarks/gate/damages.py --out FILE         # ... and keep it as JSON
+
+(a) was written down before there were limits; (c) are ten weight matrices and factors drawn by
+``--seed``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from _fidelity_damage import OF_FILES, OF_MODEL, OF_PROMPTS, drawn
+from tabulate import tabulate
+
+from perfline.baselines.judge import scored
+from perfline.cases.case import Case, load_cases
+from perfline.cases.data import PACKAGED_DATA
+from perfline.engines.device import current_device
+from perfline.engines.engine import run_pass
+from perfline.engines.full_precision import full_precision
+from perfline.engines.hf import Model
+from perfline.gates import accuracy as accuracy_gate
+from perfline.gates import fidelity as gate
+from perfline.gates.verdict import Verdict
+from perfline.measure import fidelity
+from perfline.measure.case_run import OpenCase, open_case
+from perfline.tasks.answers import Scored
+
+REORDERED = 100
+
+
+@dataclass(frozen=True)
+class Lab:
+    """The case, the undamaged model's numbers and answers."""
+
+    case: Case
+    fidelity: fidelity.Fidelity
+    answers: Scored
+
+
+def measure(opened: OpenCase, case: Case, shared: bool = True) -> fidelity.Fidelity:
+    """Every way's numbers, in fp32."""
+    prompts = fidelity.sample(case, opened.prompts)
+    with opened.full_precision() as model:
+        return fidelity.measure(model, ("eager", "inductor"), prompts, shared=shared)
+
+
+def answers(opened: OpenCase, case: Case) -> Scored:
+    """The answers to all questions."""
+    return scored(case, run_pass(opened.engine("eager"), opened.prompts, "last").answers)
+
+
+def judged(lab: Lab, found: fidelity.Fidelity) -> list[Verdict]:
+    """The verdicts of the suite: on the stored numbers, and between the ways."""
+    limit = gate.allowed(found.variations, found.most)
+    return [
+        gate.against_reference(
+            *(lab.fidelity.prompts, found.prompts, found.logits, limit, found.layers_off, "stored")
+        ),
+        gate.between_ways(found.ways, found.variations, found.most, found.without),
+    ]
+
+
+def row(lab: Lab, name: str, opened: OpenCase) -> dict[str, Any]:
+    """Measure a damaged model, and say which gate is red."""
+    found = measure(opened, lab.case)
+    verdicts = judged(lab, found)
+    if not any(each.word in ("regressed", "incomparable") for each in verdicts):
+        verdicts.append(
+            accuracy_gate.accuracy_baseline(
+                "acc_val", lab.answers, answers(opened, lab.case), lab.case.gates
+            )
+        )
+    red = [each for each in verdicts if each.word in ("regressed", "incomparable", "invalid")]
+    return {
+        "damage": name,
+        "stored_nats": verdicts[0].measured,
+        "ways_nats": verdicts[1].measured,
+        "limit_nats": gate.allowed(found.variations, found.most),
+        "red": [f"{each.metric} {each.word}" for each in red],
+        "seconds": round(found.seconds, 1),
+    }
+
+
+@contextmanager
+def damaged_files(damage: Callable[[Path], None]) -> Iterator[Path]:
+    """A data directory with a damaged copy of the embedded model."""
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copytree(PACKAGED_DATA / "tiny_mmlu", Path(folder) / "tiny_mmlu")
+        damage(Path(folder) / "tiny_mmlu" / "tiny_hf")
+        yield Path(folder)
+
+
+def unchanged(lab: Lab, opened: OpenCase, model: Model, runs: int) -> list[dict[str, Any]]:
+    """Undamaged runs in re-ordered arithmetic: threads, attention kernels, precision of matmuls."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    kernels = (SDPBackend.MATH, SDPBackend.FLASH_ATTENTION)
+    found, before = [], torch.get_num_threads()
+    for run in range(runs):
+        torch.set_num_threads(1 + run % 4)
+        with sdpa_kernel(kernels[run // 4 % 2]), full_precision(model) as numbers:
+            prompts = fidelity.sample(lab.case, opened.prompts)
+            done = fidelity.measure(numbers, ("eager",), prompts, shared=run % 3 == 0)
+        words = [verdict.word for verdict in judged(lab, done)]
+        found.append(
+            {"threads": 1 + run % 4, "words": words, "nats": judged(lab, done)[0].measured}
+        )
+    torch.set_num_threads(before)
+    return found
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print the table; 1 where a damage was not seen, or an unchanged run was red."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--seed", type=int, default=20261125)
+    parser.add_argument("--unchanged", type=int, default=REORDERED, metavar="RUNS")
+    parser.add_argument("--out", type=Path)
+    given = parser.parse_args(arguments)
+    device, (case,) = current_device(), load_cases(["tiny"])
+    opened = open_case(case, device, None, "real")
+    model: Any = opened.engine("eager")._model  # type: ignore[attr-defined]
+    start = time.perf_counter()
+    lab = Lab(case, measure(opened, case), answers(opened, case))
+    rows = []
+    for name, damage in {**OF_MODEL, **drawn(given.seed, model)}.items():
+        with ExitStack() as stack:
+            damage(stack, model)
+            rows.append(row(lab, name, opened))
+    quiet = unchanged(lab, opened, model, given.unchanged)
+    opened.close()
+    for name, damage in OF_PROMPTS.items():
+        with ExitStack() as stack, patch("perfline.tasks.prompt_cache.cached_prompts", _uncached):
+            damage(stack, model)
+            other = open_case(case, device, None, "real")
+            rows.append(row(lab, name, other))
+            other.close()
+    for name, change in OF_FILES.items():
+        with damaged_files(change) as folder:
+            other = open_case(case, device, folder, "real")
+            rows.append(row(lab, name, other))
+            other.close()
+    table = [
+        [
+            each["damage"],
+            *map(_nats, (each["stored_nats"], each["ways_nats"], each["limit_nats"])),
+            ", ".join(each["red"]) or "NOT SEEN",
+        ]
+        for each in rows
+    ]
+    print(tabulate(table, ["damage", "stored, nats", "ways, nats", "limit", "red"]))
+    red = [each for each in quiet if set(each["words"]) != {"ok"}]
+    missed = [each["damage"] for each in rows if not each["red"]]
+    print(f"\nunchanged: {len(quiet)} runs, {len(red)} red")
+    print(f"{len(rows)} damages, {len(missed)} not seen; {time.perf_counter() - start:.0f} s")
+    if given.out is not None:
+        found = {
+            "seed": given.seed,
+            "torch": torch.__version__,
+            "damages": rows,
+            "unchanged": quiet,
+        }
+        given.out.write_text(json.dumps(found, indent=1) + "\n")
+    return 1 if missed or red else 0
+
+
+def _uncached(_: Any, __: Any, ___: Any, build: Callable[[], Any]) -> Any:
+    return build()
+
+
+def _nats(value: float | None) -> str:
+    return "" if value is None else f"{value:.1e}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

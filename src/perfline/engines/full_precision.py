@@ -1,0 +1,154 @@
+"""What does a case's model compute in fp32, by each way that perfline runs it, and by detours?
+
+``FullPrecision`` gives logits: of an engine's plain forward, of its shared prefixes, and of the
+eager forward by *variations* that change the order of the arithmetic and nothing else (another
+attention kernel, another batch). ``measure.fidelity`` compares them.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from perfline.engines.device import GIB
+from perfline.engines.engine import EngineName
+from perfline.engines.hf import Model
+from perfline.engines.shared_prefix import SharedPrefixRunner
+from perfline.engines.upstream import attending, attention_of, check_prefixes
+from perfline.errors import NoFidelity
+from perfline.tasks.answers import Answers
+from perfline.tasks.mmlu import Prompt
+
+Floats = npt.NDArray[np.float32]
+_HEADROOM = 1.1  # of the memory that the weights take: keys, values and logits come on top
+
+
+@contextmanager
+def full_precision(model: Model) -> Iterator[FullPrecision]:
+    """Hold ``model`` in fp32, TF32 off; its own dtype comes back, bit by bit.
+
+    Every fp16 and bf16 number is an fp32 number, so nothing is loaded twice. What a model keeps in
+    fp32 anyway (rotary frequencies, say) is not touched. NoFidelity where fp32 does not fit, or
+    ranks hold the model between them.
+    """
+    if model.replica is not None:
+        raise NoFidelity("ranks hold the model between them: fidelity needs it whole on one device")
+    module = model.module
+    short = [
+        tensor
+        for tensor in itertools.chain(module.parameters(), module.buffers())
+        if tensor.dtype in (torch.float16, torch.bfloat16)
+    ]
+    own = [tensor.dtype for tensor in short]
+    more_gib = sum(tensor.numel() * (4 - tensor.itemsize) for tensor in short) / GIB
+    free_gib = model.device.free_memory_gib()
+    if free_gib is not None and more_gib * _HEADROOM > free_gib:
+        raise NoFidelity(
+            f"the model in fp32 takes {more_gib:.1f} GiB more than in its own dtype, and "
+            f"{free_gib:.1f} GiB are free on {model.device.name}"
+        )
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    _cast(model, short, [torch.float32] * len(short))
+    try:
+        yield FullPrecision(model)
+    finally:
+        torch.set_float32_matmul_precision(before)
+        _cast(model, short, own)
+
+
+def _cast(model: Model, tensors: Sequence[torch.Tensor], dtypes: Sequence[torch.dtype]) -> None:
+    """Give tensors those dtypes in place; what was compiled for the others is forgotten."""
+    if not tensors:
+        return
+    for tensor, dtype in zip(tensors, dtypes, strict=True):
+        tensor.data = tensor.data.to(dtype)
+    model.forget_engines()
+
+
+class FullPrecision:
+    """One model's logits, float32 on the host: ``measure.fidelity.Logits``."""
+
+    def __init__(self, model: Model) -> None:
+        """``model`` is in fp32 for as long as this is used."""
+        self._model = model
+
+    @property
+    def letters(self) -> tuple[int, ...]:
+        """The tokens that answer A, B, C, D; none under ``--dummy-weights``."""
+        return self._model.letters or ()
+
+    def plain(
+        self,
+        name: EngineName,
+        prompt: Prompt,
+        positions: Sequence[int],
+        variation: str | None = None,
+    ) -> tuple[Floats, list[float]]:
+        """Logits of the prompt run by itself, (positions, vocabulary), and a number a layer.
+
+        The number is of the hidden state that a decoder layer gives at the last token: the sum of
+        its channels by signs that are always the same. Where two runs' numbers part first, there
+        the models part. Of the eager engine alone: a compiled one has no such places. NoFidelity
+        where the model has no such variation.
+        """
+        engine = self._model.engine(name)
+        batch = engine.prepare(prompt)
+        if variation == "batch":
+            batch = batch.repeat(2, 1)
+        layers: list[float] = []
+
+        def note(_: Any, __: Any, output: Any) -> None:
+            state = (output[0] if isinstance(output, tuple) else output)[0, -1]
+            numbers = state.double().cpu().numpy()
+            signs = np.random.default_rng(len(layers)).choice((-1.0, 1.0), size=len(numbers))
+            layers.append(float(numbers @ signs))
+
+        looked_at = engine.layers if name == "eager" else ()
+        hooks = [layer.register_forward_hook(note) for layer in looked_at]
+        try:
+            with self._attending(other=variation == "attention"):
+                logits = engine.forward(batch, "all")[0]
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return cast("Floats", logits[list(positions)].float().cpu().numpy()), layers
+
+    def shared(self, name: EngineName, prompts: Sequence[Prompt]) -> Floats:
+        """Logits at each prompt's last token, prefixes shared: (prompts, vocabulary).
+
+        NoSharedPrefixes where the model has no such path.
+        """
+        check_prefixes()
+        engine = self._model.engine(name)
+        runner = SharedPrefixRunner(engine)
+        plan = runner.plan(prompts)
+        runner.warm_up(plan)
+        seen: deque[torch.Tensor] = deque()
+        found: dict[str, Floats] = {}
+
+        def landed(answers: Answers) -> None:  # batches land in the order of their forwards
+            rows = seen.popleft().float().cpu().numpy()
+            found.update(zip(answers.ids, rows, strict=True))
+
+        hook = engine.head.register_forward_hook(lambda _, __, logits: seen.append(logits))
+        try:
+            runner.run(prompts, plan, on_batch=landed)
+        finally:
+            hook.remove()
+        return np.stack([found[prompt.id] for prompt in prompts])
+
+    def _attending(self, other: bool) -> Any:
+        if not other:
+            return nullcontext()
+        config = self._model.engine("eager").config
+        if attention_of(config) != "sdpa":
+            raise NoFidelity(f"no other attention is known for '{attention_of(config)}'")
+        return attending(config, "eager")

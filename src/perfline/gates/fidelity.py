@@ -1,0 +1,172 @@
+"""Does the model compute something else than it did? Every comparison of fp32 numbers with a limit.
+
+KL divergence says how far two computations lie apart. What only re-orders the arithmetic (another
+attention kernel, another batch, rounding) is measured in the same session; a hundred times the
+largest of it, ten times in the logits since KL is quadratic in them, is what is let pass. No more,
+however, than rounding can explain at all: where even a variation lies beyond that, a kernel is
+broken.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+
+from perfline.gates.verdict import Verdict, Word
+from perfline.tasks.reference import PromptReference, divergences, numbers
+
+NAME, WAYS, UNIT = "fidelity", "fidelity_ways", "nats"
+_BEYOND_REORDERING = 100.0  # in KL; 10 in the logits
+_BEYOND_LAYER = 30.0  # of what the variations move a layer's number by
+_FEW = 0.9  # of the summed KL in at most a quarter of the prompts: it sits there
+_GROWS = 4.0  # times as far apart in the last third of the positions as in the first
+
+Floats = npt.NDArray[np.floating]
+
+
+def allowed(variations: Mapping[str, float], most: float) -> float:
+    """Return the KL, nats, that re-ordered fp32 arithmetic explains."""
+    return min(most, _BEYOND_REORDERING * max(variations.values()))
+
+
+def between_ways(
+    ways: Mapping[str, float],
+    variations: Mapping[str, float],
+    most: float,
+    without: Mapping[str, str],
+) -> Verdict:
+    """Judge the ways of running the model by the eager one, each prompt by itself.
+
+    ``ways`` and ``variations`` hold the largest KL(eager plain || way) of any position, nats.
+    """
+    limit = allowed(variations, most)
+    apart = {name: kl for name, kl in ways.items() if not kl <= limit}
+    broken = {name: kl for name, kl in variations.items() if not kl <= most}
+    told = ", ".join(f"{name} {kl:.1e}" for name, kl in ways.items()) or "eager alone was run"
+    why = ", ".join(f"{name} {kl:.1e}" for name, kl in variations.items())
+    left_out = "".join(f"; no {name}: {reason}" for name, reason in without.items())
+    word: Word = "ok"
+    reason = f"the same model by every way ({told}; re-ordered arithmetic: {why}){left_out}"
+    if broken:
+        word = "regressed"
+        names = " and ".join(f"another {name}" for name in broken)
+        reason = f"{names} gives other numbers than rounding explains ({why}, at most {most:.1e})"
+    elif apart:
+        word = "regressed"
+        reason = (
+            f"{' and '.join(apart)} computes something else than the eager model ({told}; "
+            f"re-ordered arithmetic: {why})"
+        )
+    measured = max([*(broken or apart or ways).values(), 0.0])
+    return replace(
+        _verdict(word, measured, most if broken else limit, reason), metric=WAYS, gate="paired"
+    )
+
+
+def against_reference(
+    stored: Mapping[str, PromptReference],
+    now: Mapping[str, PromptReference],
+    logits: Mapping[str, Floats],
+    limit: float,
+    layers_off: Sequence[float],
+    shown: str,
+    changed: str = "",
+) -> Verdict:
+    """Judge what was computed by what is stored of the same prompts.
+
+    ``logits`` is (positions, vocabulary) by question, ``limit`` in nats. ``shown`` is the file,
+    ``changed`` what else is known to have changed, such as the weights.
+    """
+    both = [name for name in now if name in stored]
+    if not both:
+        return _verdict("missing", None, limit, f"no stored fp32 numbers in {shown}")
+    other = [name for name in both if stored[name].prompt != now[name].prompt]
+    if other:
+        reason = (
+            f"{len(other)} of {len(both)} prompts have other tokens than those of {shown}, such as "
+            f"{other[0]}: the questions, the prompt's text or the tokenizer changed"
+        )
+        return _verdict("incomparable", None, limit, reason)
+    apart = {
+        name: divergences(stored[name], logits[name])
+        for name in both
+        if stored[name].positions == now[name].positions
+    }
+    if len(apart) < len(both):
+        reason = f"{shown} holds other positions of {both[0]}: accept a run anew"
+        return _verdict("incomparable", None, limit, reason)
+    largest = float(np.max([each.max() for each in apart.values()]))
+    mean = float(np.concatenate(list(apart.values())).mean())
+    context = f"; {changed}" if changed else ""
+    if largest <= limit:
+        reason = (
+            f"computes what it did: KL at most {largest:.1e}, {mean:.1e} in the mean of "
+            f"{len(apart)} prompts{context}"
+        )
+        return _verdict("ok", largest, limit, reason)
+    where = [_prompts(apart), _growth(apart), _layer(stored, now, layers_off)]
+    reason = (
+        f"computes something else than it did: KL {mean:.1e} in the mean of {len(apart)} prompts; "
+        f"{'; '.join(filter(None, where))}{context}"
+    )
+    return _verdict("regressed", largest, limit, reason)
+
+
+def _verdict(word: Word, measured: float | None, limit: float, reason: str) -> Verdict:
+    known = measured is not None and math.isfinite(measured)
+    return Verdict(
+        metric=NAME,
+        word=word,
+        gate="baseline",
+        unit=UNIT,
+        measured=measured if known else None,
+        limit=f"{limit:.1e} {UNIT}",
+        reason=reason,
+    )
+
+
+def _prompts(apart: Mapping[str, Floats]) -> str:
+    """Say in how many prompts it sits."""
+    sums = sorted(((float(each.sum()), name) for name, each in apart.items()), reverse=True)
+    few = max(1, len(sums) // 4)
+    if sum(kl for kl, _ in sums[:few]) < _FEW * sum(kl for kl, _ in sums) or len(sums) < 4:
+        return "in all prompts alike"
+    return f"nearly all of it in {few} of {len(sums)} prompts, first {sums[0][1]}"
+
+
+def _growth(apart: Mapping[str, Floats]) -> str:
+    """Say whether the error grows along the prompt."""
+    thirds = [np.array_split(each, 3) for each in apart.values() if len(each) >= 3]
+    if not thirds:
+        return ""
+    first, last = (float(np.mean([np.mean(each[end]) for each in thirds])) for end in (0, 2))
+    if last > _GROWS * first:
+        return "it grows with the position (look at rotary embedding, mask and cache)"
+    return "it does not grow with the position"
+
+
+def _layer(
+    stored: Mapping[str, PromptReference],
+    now: Mapping[str, PromptReference],
+    layers_off: Sequence[float],
+) -> str:
+    """Say which layer's hidden states part first."""
+    pairs = [
+        (numbers(stored[name].layers), numbers(each.layers))
+        for name, each in now.items()
+        if each.layers and name in stored and stored[name].layers
+    ]
+    if not pairs or not layers_off:
+        return ""
+    if len({len(layers_off), *(len(each) for pair in pairs for each in pair)}) > 1:
+        return "the model has another number of layers"
+    for layer, off in enumerate(layers_off):
+        largest = max(abs(before[layer]) for before, _ in pairs)
+        floor = _BEYOND_LAYER * max(off, float(np.spacing(np.float32(largest))))
+        if any(abs(after[layer] - before[layer]) > floor for before, after in pairs):
+            return f"hidden states part first in layer {layer} of 0 to {len(layers_off) - 1}"
+    return "hidden states of all layers are the same: look at the last norm and the head"

@@ -1,0 +1,203 @@
+"""Does the model compute what it did, by every way that perfline runs it? Seconds, in fp32.
+
+Accuracy sees a fault once it turns answers; the numbers behind the answers move long before. A few
+prompts, the same ones every time, are run in fp32: eager and compiled, by themselves and by shared
+prefixes. How far apart two ways lie is the largest KL divergence at any position that is looked at
+(``tasks.reference``). What re-ordered arithmetic alone does is measured in the same session, by
+*variations* of the eager forward that leave the mathematics as it is (``gates.fidelity``).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from perfline.cases.case import Case, EngineName
+from perfline.engines.engine import Clock
+from perfline.errors import EngineError, NoFidelity, NoSharedPrefixes
+from perfline.gates.accuracy import ROUNDING_FRACTION
+from perfline.metrics import Metric
+from perfline.tasks.mmlu import Prompt
+from perfline.tasks.reference import PromptReference, kl, prompt_reference
+from perfline.tasks.sampling import spread_sample
+
+Floats = npt.NDArray[np.float32]
+POSITIONS = 16  # of a prompt that are looked at, its last token among them
+VARIED = 4  # prompts that the variations are tried on, and whose layers are kept
+VARIATIONS = ("attention", "batch")
+
+
+class Logits(Protocol):
+    """A model in fp32: ``engines.full_precision.FullPrecision``; tests script one."""
+
+    @property
+    def letters(self) -> tuple[int, ...]:
+        """The tokens that answer A, B, C, D; none under ``--dummy-weights``."""
+
+    def plain(
+        self,
+        name: EngineName,
+        prompt: Prompt,
+        positions: Sequence[int],
+        variation: str | None = None,
+    ) -> tuple[Floats, list[float]]:
+        """Logits of the prompt run by itself, (positions, vocabulary), and a number a layer."""
+
+    def shared(self, name: EngineName, prompts: Sequence[Prompt]) -> Floats:
+        """Logits at the last tokens by shared prefixes, (prompts, vocabulary); NoSharedPrefixes."""
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """What one session computed in fp32. KL in nats, the largest of all positions.
+
+    Attributes:
+        prompts: what is stored, by question id.
+        logits: of the eager, plain way: by question id (positions, vocabulary).
+        ways: KL(eager plain || way) of the others, such as ``inductor shared``.
+        variations: KL(eager plain || variation) of what only re-orders the arithmetic.
+        most: the KL that rounding can explain at all: every logit off by the share of the largest
+            one that ``gates.accuracy`` grants fp32.
+        layers_off: by how much the variations move a layer's number; by layer.
+        without: ways that this model does not have, and why.
+        seconds: of all of it.
+    """
+
+    prompts: dict[str, PromptReference]
+    logits: dict[str, Floats] = field(repr=False)
+    ways: dict[str, float]
+    variations: dict[str, float]
+    most: float
+    layers_off: tuple[float, ...]
+    without: dict[str, str]
+    seconds: float
+
+    def metrics(self) -> list[Metric]:
+        """How far the farthest way is from the eager one, and how long all of it took."""
+        found = [Metric("fidelity_time", self.seconds, "s", "info")]
+        if self.ways:
+            found.append(Metric("fidelity_ways", max(self.ways.values()), "nats", "info"))
+        return found
+
+
+def positions_of(prompt: Prompt) -> list[int]:
+    """Return the positions of a prompt that are looked at: evenly spread, the last one included."""
+    length = len(prompt.ids)
+    count = min(POSITIONS, length)
+    return [(number + 1) * length // count - 1 for number in range(count)]
+
+
+def sample(case: Case, prompts: Sequence[Prompt]) -> list[Prompt]:
+    """Return the case's prompts for this: ``fidelity.prompts`` of all lengths and subjects."""
+    subjects, lengths = [p.subject for p in prompts], [len(p.ids) for p in prompts]
+    return [prompts[index] for index in spread_sample(subjects, lengths, case.fidelity.prompts)]
+
+
+def measure(
+    model: Logits,
+    names: Sequence[EngineName],
+    prompts: Sequence[Prompt],
+    clock: Clock = time.perf_counter,
+    shared: bool = True,
+) -> Fidelity:
+    """Run ``prompts`` by every way of the engines ``names``, and by the variations.
+
+    ``shared``: by shared prefixes, too. EngineError where logits are not finite.
+    """
+    start = clock()
+    logits: dict[str, Floats] = {}
+    layers: dict[str, list[float]] = {}
+    for prompt in prompts:
+        logits[prompt.id], layers[prompt.id] = _plain(model, "eager", prompt)
+    varied = prompts[:: max(1, len(prompts) // VARIED)]
+    variations, layers_off = _varied(model, varied, logits, layers)
+    most, variations["rounding"] = _rounding(logits.values())
+    ways: dict[str, float] = {}
+    without: dict[str, str] = {}
+    for name in dict.fromkeys(("eager", *names)):
+        if name != "eager":
+            ways[f"{name} plain"] = max(
+                _apart(logits[p.id], _plain(model, name, p)[0]) for p in prompts
+            )
+        if not shared:
+            continue
+        try:
+            last = model.shared(name, prompts)
+        except NoSharedPrefixes as why:
+            without[f"{name} shared"] = str(why)
+            continue
+        ways[f"{name} shared"] = max(
+            _apart(logits[p.id][-1:], _finite(row[None], p))
+            for p, row in zip(prompts, last, strict=True)
+        )
+    return Fidelity(
+        prompts={
+            p.id: prompt_reference(
+                p, positions_of(p), logits[p.id], model.letters, layers[p.id] if p in varied else ()
+            )
+            for p in prompts
+        },
+        logits=logits,
+        ways=ways,
+        variations=variations,
+        most=most,
+        layers_off=layers_off,
+        without=without,
+        seconds=clock() - start,
+    )
+
+
+def _varied(
+    model: Logits,
+    prompts: Sequence[Prompt],
+    logits: dict[str, Floats],
+    layers: dict[str, list[float]],
+) -> tuple[dict[str, float], tuple[float, ...]]:
+    """How far the variations move the logits, and the layers' numbers."""
+    found: dict[str, float] = {}
+    off: list[npt.NDArray[np.float64]] = []
+    for variation in VARIATIONS:
+        try:
+            varied = {p.id: _plain(model, "eager", p, variation) for p in prompts}
+        except NoFidelity:
+            continue  # the model has no such variation; the others say enough
+        found[variation] = max(_apart(logits[name], rows) for name, (rows, _) in varied.items())
+        off += [np.abs(np.subtract(each, layers[name])) for name, (_, each) in varied.items()]
+    return found, tuple(np.max(off, axis=0).tolist()) if off else ()
+
+
+def _plain(
+    model: Logits, name: EngineName, prompt: Prompt, variation: str | None = None
+) -> tuple[Floats, list[float]]:
+    rows, layers = model.plain(name, prompt, positions_of(prompt), variation)
+    return _finite(rows, prompt), layers
+
+
+def _rounding(logits: Iterable[Floats]) -> tuple[float, float]:
+    """(the most that rounding can explain, what one unit in the last place does): KL, nats."""
+    signs = np.random.default_rng(0)
+    most = least = 0.0
+    for rows in logits:
+        off = signs.choice((-1.0, 1.0), size=rows.shape)
+        largest = np.abs(rows).max(axis=-1, keepdims=True)
+        most = max(most, _apart(rows, rows + ROUNDING_FRACTION["fp32"] * largest * off))
+        least = max(least, _apart(rows, rows + np.spacing(largest) * off))
+    return most, least
+
+
+def _apart(reference: Floats, other: Floats) -> float:
+    return float(kl(reference, other).max())
+
+
+def _finite(logits: Floats, prompt: Prompt) -> Floats:
+    if not np.isfinite(logits).all():
+        raise EngineError(
+            f"fidelity: logits of question {prompt.id} in fp32 are not finite: broken weights, "
+            "or a broken kernel?"
+        )
+    return logits

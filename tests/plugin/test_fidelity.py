@@ -1,0 +1,90 @@
+"""What the model computes in fp32, from a first run to a damage that no answer shows."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+
+@pytest.fixture
+def asked(suite):
+    """The suite, whose case asks for fidelity as a case does by default."""
+    path = suite.root / "cases" / "fake.yaml"
+    path.write_text(path.read_text().replace("fidelity: {prompts: 0}\n", ""))
+    return suite
+
+
+def stored(suite):
+    (path,) = suite.root.glob("baselines/*/fake.json")
+    return json.loads(path.read_text())["reference"]
+
+
+def test_accepted_then_the_same_then_a_damage_that_no_answer_shows(asked):
+    asked.run("-m", "accuracy").assert_outcomes(skipped=5)
+    assert asked.words()["fidelity.baseline"] == "missing"
+    assert asked.words()["fidelity_ways.paired"] == "ok"
+    assert asked.update() == 0
+    first = stored(asked)
+    assert len(first["prompts"]) == 16
+    assert first["reason"] == "test"
+
+    asked.run("-m", "accuracy").assert_outcomes(passed=3, skipped=2)
+    assert asked.words()["fidelity.baseline"] == "ok"
+    assert asked.update() == 0
+    assert stored(asked) == first  # what is ok leaves it: small drifts would add up
+
+    asked.script(numbers={"damage": 1e-3, "layer": 2})
+    result = asked.run("-m", "accuracy")
+    result.assert_outcomes(passed=2, failed=1, skipped=2)
+    result.stdout.fnmatch_lines(["fidelity regressed *e-* nats (limit *e-* nats)"])
+    assert "first in layer 2 of 0 to 2" in " ".join(result.stdout.str().split())
+    assert asked.update() == 2
+    assert asked.update("--accept-regression") == 0
+    assert stored(asked)["prompts"] != first["prompts"]
+    asked.run("-m", "fidelity").assert_outcomes(passed=1)
+
+
+def test_alone_it_is_a_baseline_too(asked, capsys):
+    asked.run("-m", "fidelity").assert_outcomes(skipped=1)
+    assert asked.update() == 0
+    assert "fp32 numbers of 16 prompts: new" in capsys.readouterr().out
+    asked.run("-m", "fidelity").assert_outcomes(passed=1)
+    asked.script(numbers={"damage": 1e-3})
+    asked.run("-m", "fidelity").assert_outcomes(failed=1)  # and says where the baseline is from
+
+
+def test_a_way_that_parts_is_never_accepted(asked, capsys):
+    asked.script(numbers={"off": {"inductor shared": 1e-3}})
+    result = asked.run("-m", "fidelity")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["fidelity_ways regressed *"])
+    assert asked.update("--accept-regression") == 2
+    assert "wrong answers are never a baseline" in capsys.readouterr().err
+
+
+def test_where_fp32_does_not_fit_nothing_is_green_under_strict(asked):
+    asked.script(numbers={"fp32": "the model in fp32 takes 16.1 GiB more"})
+    result = asked.run("-m", "fidelity")
+    result.assert_outcomes(skipped=1)
+    result.stdout.fnmatch_lines(["*missing: the model in fp32 takes 16.1 GiB more; `fidelity: *"])
+    asked.run("-m", "fidelity", "--strict-verdicts").assert_outcomes(failed=1)
+
+
+def test_plain_leaves_shared_prefixes_out(asked):
+    asked.script(numbers={"off": {"inductor shared": 1e-3}})
+    asked.run("-m", "fidelity", "--plain")
+    assert asked.words()["fidelity_ways.paired"] == "ok"
+
+
+@pytest.mark.parametrize("how", ["fidelity: {prompts: 0}", "parallel: {tensor: 2}"])
+def test_a_case_that_has_none_has_no_such_test(asked, how):
+    path = asked.root / "cases" / "fake.yaml"
+    path.write_text(f"{path.read_text()}{how}\n")
+    asked.run("-m", "fidelity").assert_outcomes()
+
+
+def test_random_weights_are_held_against_themselves(asked):
+    result = asked.run("-m", "fidelity", "--dummy-weights")
+    result.assert_outcomes(skipped=1)
+    assert asked.words() == {"fidelity_ways.paired": "ok", "fidelity.baseline": "missing"}

@@ -1,0 +1,95 @@
+"""A real model in fp32 and back: exact, and every way the same."""
+
+from __future__ import annotations
+
+import itertools
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from perfline.engines import hf
+from perfline.engines.device import current_device
+from perfline.engines.full_precision import full_precision
+from perfline.errors import NoFidelity
+from perfline.gates import fidelity as gate
+from perfline.measure import fidelity
+from perfline.tasks.mmlu import Prompt
+from random_llama import case
+
+
+def prompts():
+    rng = np.random.default_rng(0)
+    front = rng.integers(320, size=20, dtype=np.int64)
+    return [
+        Prompt(f"s/{i}", "s", np.append(front, rng.integers(320, size=n, dtype=np.int64)), 5, None)
+        for i, n in enumerate((3, 9, 14, 20))
+    ]
+
+
+def loaded(precision):
+    return hf.load(case(precision), current_device(), None)
+
+
+def tensors(model):
+    named = itertools.chain(model.module.named_parameters(), model.module.named_buffers())
+    return {name: tensor.clone() for name, tensor in named}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_the_model_comes_back_bit_by_bit(precision):
+    model = loaded(precision)
+    before = tensors(model)
+    with full_precision(model) as numbers:
+        assert all(t.dtype == torch.float32 for t in tensors(model).values())
+        rows, layers = numbers.plain("eager", prompts()[0], [5, 22])
+    assert (rows.shape, rows.dtype, len(layers)) == ((2, 320), np.float32, 3)
+    after = tensors(model)
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert {t.dtype for t in after.values()} == {t.dtype for t in before.values()}
+    assert torch.get_float32_matmul_precision() == "highest"
+    model.close()
+
+
+def test_every_way_of_a_bf16_model_is_the_same_in_fp32_and_a_broken_one_is_not(monkeypatch):
+    model = loaded("bf16")
+    with full_precision(model) as numbers:
+        found = fidelity.measure(numbers, ("eager", "inductor"), prompts())
+        assert set(found.ways) == {"eager shared", "inductor plain", "inductor shared"}
+        assert set(found.variations) == {"attention", "batch", "rounding"}
+        verdict = gate.between_ways(found.ways, found.variations, found.most, found.without)
+        assert verdict.word == "ok", verdict.reason
+        compiled = model.engine("inductor")
+        forward = type(compiled).forward
+
+        def off(engine, batch, head):
+            logits = forward(engine, batch, head)
+            return logits * 1.001 if engine is compiled else logits
+
+        monkeypatch.setattr(type(compiled), "forward", off)
+        found = fidelity.measure(numbers, ("inductor",), prompts(), shared=False)
+    verdict = gate.between_ways(found.ways, found.variations, found.most, found.without)
+    assert verdict.word == "regressed"
+    assert "inductor plain" in verdict.reason
+    model.close()
+
+
+def test_what_does_not_fit_is_said_before_anything_is_cast(monkeypatch):
+    model = loaded("bf16")
+    monkeypatch.setattr(type(model.device), "free_memory_gib", lambda self: 1e-6)
+    with (
+        pytest.raises(NoFidelity, match=r"takes 0.0 GiB more than in its own dtype, and 0.0 GiB"),
+        full_precision(model),
+    ):
+        pass
+    assert next(model.module.parameters()).dtype == torch.bfloat16
+    model.close()
+
+
+def test_a_model_that_ranks_share_has_none():
+    with (
+        pytest.raises(NoFidelity, match="ranks hold the model between them"),
+        full_precision(SimpleNamespace(replica=object())),
+    ):
+        pass
