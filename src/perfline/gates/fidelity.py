@@ -1,8 +1,8 @@
 """Does the model compute something else than it did? Every comparison of fp32 numbers with a limit.
 
 KL divergence says how far two computations lie apart. What only re-orders the arithmetic (another
-attention kernel, another batch, rounding) is measured in the same session; a hundred times the
-largest of it, ten times in the logits since KL is quadratic in them, is what is let pass. No more,
+attention kernel, another batch, rounding) is measured in the same session. A thousand times the
+largest of it is let pass: some 30 times in the logits, since KL is quadratic in them. No more,
 however, than rounding can explain at all: where even a variation lies beyond that, a kernel is
 broken.
 """
@@ -20,7 +20,7 @@ from perfline.gates.verdict import Verdict, Word
 from perfline.tasks.reference import PromptReference, divergences, numbers
 
 NAME, WAYS, UNIT = "fidelity", "fidelity_ways", "nats"
-_BEYOND_REORDERING = 100.0  # in KL; 10 in the logits
+_BEYOND_REORDERING = 1000.0  # in KL; 32 in the logits
 _BEYOND_LAYER = 30.0  # of what the variations move a layer's number by
 _FEW = 0.9  # of the summed KL in at most a quarter of the prompts: it sits there
 _GROWS = 4.0  # times as far apart in the last third of the positions as in the first

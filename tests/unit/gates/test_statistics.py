@@ -216,3 +216,14 @@ def test_prediction_covers_the_next_session_as_often_as_said() -> None:
         half_width(session_sd(float(squares[0]), held, 0.01), held, 0.975)
     )
     assert np.mean(new - past.mean(axis=1) > width) == pytest.approx(0.025, abs=0.004)
+
+
+def test_two_sessions_that_spread_far_are_believed() -> None:
+    """Fifteen times what was declared: the pull to the declared spread would hide it."""
+    assert session_sd(2 * 0.15**2, 2, 0.01) == pytest.approx(math.sqrt(2) * 0.15)
+
+
+def test_no_flip_at_all_leaves_the_exact_bound_at_the_confidence_asked_for() -> None:
+    """The rule of three: 1 - (1 - confidence)^(1/n)."""
+    for confidence in (0.95, 0.995):
+        assert zero_flip_bound(400, confidence) == pytest.approx(1 - (1 - confidence) ** (1 / 400))
