@@ -142,8 +142,9 @@ def terminal(comparison: Comparison, shown_path: str) -> str:
     if comparison.partial:
         lines.append("interrupted: the record is partial, and says what was measured until then")
     lines.append(f"record: {shown_path}")
-    command = next_command(comparison)
-    return "\n".join([*lines, f"next: {command}"] if command else lines)
+    command, accept = next_command(comparison), accept_command(comparison)
+    lines += [f"next: {command}"] if command else []
+    return "\n".join([*lines, f"or, {accept}"] if accept else lines)
 
 
 def markdown(comparison: Comparison) -> str:
@@ -154,6 +155,8 @@ def markdown(comparison: Comparison) -> str:
     command = next_command(comparison)
     if command:
         lines += ["Next:", "", "~~~~", " ".join(command.split()), "~~~~"]
+    if accept := accept_command(comparison):
+        lines += ["", f"Or, {quoted(accept)}"]
     return "\n".join(lines) + "\n"
 
 
@@ -176,18 +179,17 @@ def markdown_blocks(comparison: Comparison) -> list[str]:
 
 
 def next_command(comparison: Comparison) -> str:
-    """The one thing to do next; empty where nothing is, as after wrong answers."""
+    """The one thing to do next; empty where nothing is."""
     if comparison.partial or not comparison.cases:
         return comparison.command
     found = _gravest_first(comparison)[0]
     time = found.verdicts[0].word
-    words = [verdict.word for verdict in found.verdicts if verdict.metric != TIME]
     if found.word == "invalid":
         return f"once the cause above is gone: {comparison.command}"
-    if time == found.word in ("regressed", "improved") and "regressed" not in words:
-        update = f'perfline baselines update {found.case} --run results/run.json --reason "..."'
-        accept = " --accept-regression" * (time == "regressed")
-        return f"to accept it: pytest -m perf, then {update}{accept}"
+    if found.word == "regressed":
+        return "find the cause in what differs between A and B, above"
+    if found.word == time == "improved":
+        return _accepting(found)
     if found.word == "missing":
         return _with_option(comparison.command, "--questions", 200)
     if time != found.word or time != "unsure" or found.decision is None:
@@ -198,6 +200,20 @@ def next_command(comparison: Comparison) -> str:
     if settle is None or settle > MOST_PAIRS:
         return "too noisy for this margin: a machine left alone, or a wider --margin"
     return _with_option(comparison.command, "--max-pairs", settle)
+
+
+def accept_command(comparison: Comparison) -> str:
+    """What stores a slowdown that is wanted; empty where it is none, or the answers are wrong."""
+    if comparison.partial or not comparison.cases:
+        return ""
+    found = _gravest_first(comparison)[0]
+    red = {verdict.metric for verdict in found.verdicts if verdict.word == "regressed"}
+    return f"{_accepting(found)} --accept-regression" if red == {TIME} else ""
+
+
+def _accepting(found: CaseComparison) -> str:
+    update = f'perfline baselines update {found.case} --run results/run.json --reason "..."'
+    return f"to accept it: pytest -m perf, then {update}"
 
 
 def _with_option(command: str, option: str, value: int) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from perfline.baselines.baseline import Published
-from perfline.baselines.suggestions import Refused, next_command, next_of, settling
+from perfline.baselines.suggestions import Refused, next_of, next_steps, settling
 from perfline.fields import Scalar
 from perfline.gates.verdict import WORST_FIRST, Verdict, worst
 from perfline.measure.record import CaseRecord, Record
@@ -71,8 +71,7 @@ def failure(
     else:
         lines.append(f"  baseline  none yet; it would be {origin.path}")
     settle = settling(case, verdicts, (origin.commit, origin.context or {}), context, settle_flags)
-    hints = [f"to settle it: {settle}"] if settle else []
-    hints += filter(None, [next_command(case, verdicts, flags, refused)])
+    hints = next_steps(case, verdicts, flags, refused, settle=settle)
     lines += [line for hint in hints for line in _advice(f"  hint: {hint}")]
     return "\n".join(lines)
 
@@ -110,7 +109,7 @@ def session_lines(
     refused: Mapping[str, Refused],
 ) -> list[str]:
     """The terminal section at the end of a session; see ``suggestions.next_of`` for ``refused``."""
-    lines = []
+    lines, wanted = [], next_of(record, flags, refused)
     for name, case in record.cases.items():
         lines += [f"{name} ({case.dtype}, {case.weights} weights) on {record.environment.machine}"]
         if case.metrics:
@@ -124,14 +123,15 @@ def session_lines(
         lines += thrown_out_lines(case)
         lines += [line for text in rank_lines(case) for line in paragraph(text)]
         lines += [line for text in stragglers(case) for line in paragraph(text)]
-        if "settle_with" in case.notes:
-            lines.append(f"  to settle it: {case.notes['settle_with']}")
+        settle = f"to settle it: {case.notes.get('settle_with')}"
+        if "settle_with" in case.notes and settle != wanted:
+            lines.append(f"  {settle}")
         lines.append("")
     for name, why in skipped.items():
         lines += [*paragraph(f"{name} was not measured: {why}", ""), ""]
     lines += [line for notice in record.notices for line in paragraph(f"notice: {notice.line}", "")]
     lines.append(counts_line(record))
-    if wanted := next_of(record, flags, refused):
+    if wanted:
         lines += _advice(f"next: {wanted}")
     return lines
 

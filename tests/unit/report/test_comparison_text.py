@@ -171,7 +171,7 @@ def test_wrong_answers_come_first_and_are_never_accepted() -> None:
 
     first = text.splitlines()[0]
     assert first == ("tiny inductor regressed: acc_infer -20.00 pp (limit -1.83 pp); time -20.0 %")
-    assert "next: " not in text
+    assert "accept" not in text
 
 
 def test_a_crash_shows_its_stderr_whole() -> None:
@@ -214,7 +214,7 @@ def test_interrupted_before_the_first_pair() -> None:
 @pytest.mark.parametrize(
     ("factors", "sd", "expected"),
     [
-        ((1.0, 1.25), 0.01, "--accept-regression"),
+        ((1.0, 1.25), 0.01, "find the cause in what differs between A and B"),
         ((1.25, 1.0), 0.01, "to accept it: pytest -m perf, then perfline baselines update tiny"),
         ((1.0, 1.012), 0.06, f"{COMMAND} --max-pairs "),
         ((1.0, 1.012), 0.5, "too noisy for this margin"),
@@ -224,6 +224,14 @@ def test_the_next_command(factors: tuple[float, float], sd: float, expected: str
     found = last(pair(*factors, sd=sd), plan(max_pairs=14))
 
     assert expected in comparison_text.next_command(whole(found))
+
+
+def test_a_slowdown_is_accepted_second() -> None:
+    *_, cause, accept = terminal(slower()).splitlines()
+
+    assert cause.startswith("next: find the cause")
+    assert accept.startswith("or, to accept it: pytest -m perf, then perfline baselines update")
+    assert accept.endswith(" --accept-regression")
 
 
 def test_nothing_is_next_after_ok() -> None:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 import samples
-from perfline.baselines.suggestions import next_command, settling
+from perfline.baselines.suggestions import next_steps, settling
 from perfline.engines.environment import Environment
 from perfline.gates.verdict import Flip, Verdict
 from perfline.measure.record import CaseRecord, Record
@@ -101,8 +101,7 @@ def test_nothing_is_right_or_wrong_where_the_eager_answer_stands_in_for_the_labe
         (
             "regressed",
             "tok/s",
-            "to accept it: perfline baselines update x --run r.json --accept-regression "
-            '--reason "..."',
+            "to look: perfline baselines diff x --run r.json",
         ),
         (
             "unsure",
@@ -120,7 +119,37 @@ def test_nothing_is_right_or_wrong_where_the_eager_answer_stands_in_for_the_labe
 )
 def test_every_verdict_has_its_next_command(word, unit, command):
     verdict = Verdict("acc_m" if unit == "fraction" else "m", word, "baseline", unit)
-    assert next_command("x", [OK, verdict], "--run r.json") == command
+    assert next(iter(next_steps("x", [OK, verdict], "--run r.json")), "") == command
+
+
+def test_a_regression_is_looked_at_before_it_is_accepted():
+    look, accept = next_steps("x", [SLOW], "--run r.json")
+    assert look == "to look: perfline baselines diff x --run r.json"
+    assert accept == (
+        'to accept it: perfline baselines update x --run r.json --accept-regression --reason "..."'
+    )
+
+
+def test_wrong_answers_are_looked_at_and_never_accepted():
+    wrong = replace(flipped("paired", 1), metric="flips")
+    (step,) = next_steps("x", [wrong], "--run r.json")
+    assert step.startswith("find out why the answers are wrong; `perfline prompt x ")
+
+
+@pytest.mark.parametrize(
+    ("errors", "notes", "expected"),
+    [
+        (("test_x: boom",), {}, "next: run again once the cause above is gone"),
+        ((), {"settle_with": "perfline compare x F"}, "next: to settle it: perfline compare x F"),
+    ],
+    ids=["not measured", "to settle"],
+)
+def test_the_next_step_of_a_session_is_told_once(errors, notes, expected):
+    whole = record(*([] if errors else [SLOW]), errors=errors)
+    whole = replace(whole, cases={"x": replace(whole.cases["x"], notes=notes)})
+    lines = session_lines(whole, {}, {}, "", {})
+    assert lines[-1] == expected
+    assert sum("perfline" in line or "run again" in line for line in lines) == 1
 
 
 @pytest.mark.parametrize(
