@@ -16,7 +16,7 @@ import textwrap
 from collections.abc import Sequence
 
 from perfline.cases.case import engine_name
-from perfline.compare.gates import TIME, highest, middle
+from perfline.compare.gates import TIME, bound, highest, middle
 from perfline.compare.model import SIDES
 from perfline.compare.record import CaseComparison, Comparison, PairRecord, Seconds, SideRecord
 from perfline.compare.sequential import LOOKS, hodges_lehmann
@@ -118,12 +118,26 @@ def headline(found: CaseComparison) -> str:
         return textwrap.shorten(story, WIDTH - len(also), placeholder=" ...") + also
     if not found.ended:
         return f"{name} not decided: {_change(found)} after {pairs} (limit {time.limit})"
-    story = f"{name} {time.word} {_change(found)} in {pairs} (limit {time.limit})"
-    if len(story) > WIDTH:
-        story = story.replace(" launch pair", " pair")
-    if len(story) > WIDTH and found.ranks > 1:
-        return f"{name} {time.word} {_change(found)} (limit {time.limit})"
-    return story
+    said, crossed = f"{name} {time.word} {_change(found)}", _crossed(found)
+    stories = [
+        f"{said} in {pairs} ({crossed})",
+        f"{said} in {counted_pairs(len(found.counted))} ({crossed})",
+        f"{said} ({crossed})",
+        f"{said} ({crossed.removeprefix('proven ')})",
+    ]
+    return next((story for story in stories if len(story) <= WIDTH), stories[-1])
+
+
+def _crossed(found: CaseComparison) -> str:
+    """``proven above +1.0 %``: the bound that the word on time stands on."""
+    word, decision = found.verdicts[0].word, found.decision
+    limit = bound(word, found.margin_fraction)
+    shown = signed(100 * limit, "%")
+    if decision is None or decision.low is None or decision.high is None or word == "unsure":
+        return f"limit {shown}"
+    above = word == "regressed"
+    proven = math.expm1(decision.low) >= limit if above else math.expm1(decision.high) <= limit
+    return f"{'proven ' * proven}{'above' if above else 'below'} {shown}"
 
 
 def opening_line(found: CaseComparison) -> str:
@@ -252,6 +266,7 @@ def _facts(found: CaseComparison) -> list[str]:
         meaning += f", with its {100 * found.decision.confidence:g} % interval"
     facts = [
         *([f"{meaning}; column B shows A's times changed by it"] if found.counted else []),
+        *([_margin(found)] if found.counted else []),
         f"A  {_side(a)}",
         f"B  {_side(b)}",
         f"B against A: {found.difference}",
@@ -260,6 +275,15 @@ def _facts(found: CaseComparison) -> list[str]:
     if found.pairs:
         facts += [_validity(found), _rounds(found)]
     return [*facts, *found.notes, *notice_lines(found)]
+
+
+def _margin(found: CaseComparison) -> str:
+    margin = found.margin_fraction
+    half = signed(100 * bound("regressed", margin), "%")
+    return (
+        f"the margin is {100 * margin:g} %: ok is proven below it; regressed is slower for sure "
+        f"and above half of it, {half}; between the two either word is right"
+    )
 
 
 def notice_lines(found: CaseComparison) -> list[str]:

@@ -48,10 +48,27 @@ def test_the_first_line_is_the_whole_story() -> None:
     first = terminal(slower()).splitlines()[0]
 
     assert re.fullmatch(
-        r"tiny inductor regressed \+24\.\d % \[\+2\d\.\d, \+2\d\.\d\] in 10 launch pairs "
-        r"\(limit \+2\.0 %\)",
+        r"tiny inductor regressed \+24\.\d % \[\+2\d\.\d, \+2\d\.\d\] in 10 pairs "
+        r"\(proven above \+1\.0 %\)",
         first,
     )
+
+
+@pytest.mark.parametrize(
+    ("slowdown", "sd", "crossed"),
+    [
+        (1.015, 0.003, r"regressed \+1\.\d % .*\(proven above \+1\.0 %\)"),
+        (1.015, 0.012, r"regressed \+1\.\d % .*\(above \+1\.0 %\)"),
+        (1.0, 0.003, r"ok .*\(proven below \+2\.0 %\)"),
+        (0.9, 0.003, r"improved .*\(proven below -1\.0 %\)"),
+        (1.012, 0.06, r"unsure .*\(limit \+2\.0 %\)"),
+    ],
+)
+def test_a_word_does_not_contradict_its_line(slowdown: float, sd: float, crossed: str) -> None:
+    found = last(pair(1.0, slowdown, sd=sd))
+    assert re.fullmatch(f"tiny inductor {crossed}", comparison_text.headline(found))
+    assert found.verdicts[0].limit in comparison_text.headline(found)
+    assert "the margin is 2 %: ok is proven below it" in " ".join(terminal(found).split())
 
 
 def test_ranks_stand_in_the_story_and_the_opening_line() -> None:
@@ -103,7 +120,7 @@ def test_the_table_shows_both_sides_with_their_units() -> None:
     text = terminal(last(launcher))
 
     core = row(text, "core_time")
-    assert core == ["core_time", "us/tok", "10.00", "12.50", "+25.0", "%", "+2.0", "%", "regressed"]
+    assert core == ["core_time", "us/tok", "10.00", "12.50", "+25.0", "%", "+1.0", "%", "regressed"]
     assert row(text, "whole_time") == ["whole_time", "us/tok", "11.00", "13.75", "+25.0", "%"]
     assert row(text, "p_infer_core") == ["p_infer_core", "tok/s", "100000", "80000", "-20.0", "%"]
     assert row(text, "energy") == ["energy", "mJ/tok", "1.000", "2.000", "+100.0", "%"]
