@@ -18,7 +18,7 @@ from perfline.cases.case import Case
 from perfline.errors import BaselineError
 from perfline.fields import Scalar
 from perfline.gates.verdict import WORST_FIRST, Verdict, Word, fails, skips, worst
-from perfline.measure.record import CaseRecord, Record
+from perfline.measure.record import ABSENT, CaseRecord, Record
 
 
 def place(root: Path, record: Record, name: str) -> Path:
@@ -91,6 +91,7 @@ class Outcome:
     Attributes:
         word: the gravest verdict of all cases.
         errors: tests that ended without a verdict; each fails the session.
+        absent: cases whose weights, data or ranks are not there, where that fails the session.
         partial: the session was stopped, so that its exit status is not known.
         strict: what was not compared counts as failed, as under ``--strict-verdicts``.
     """
@@ -99,17 +100,19 @@ class Outcome:
     errors: int
     partial: bool
     strict: bool
+    absent: int = 0
 
     @property
     def failed(self) -> bool:
         """Return whether pytest fails."""
-        return self.partial or bool(self.errors) or fails(self.word, self.strict)
+        unmeasured = self.errors or self.absent
+        return self.partial or bool(unmeasured) or fails(self.word, self.strict)
 
     @property
     def title(self) -> str:
         """Return the verdict in a few words, gravest first: ``regressed``."""
         parts = ["stopped before its end"] if self.partial else []
-        parts += [f"{self.errors} could not be measured"] if self.errors else []
+        parts += unmeasured(self.errors, self.absent)
         return ", ".join([*parts, self.word])
 
     @property
@@ -118,7 +121,7 @@ class Outcome:
         if self.partial:
             return "the session was stopped before its end: pytest does not exit 0"
         if self.failed:
-            only_strict = not self.errors and skips(self.word, strict=False)
+            only_strict = not self.errors and not self.absent and skips(self.word, strict=False)
             return f"pytest exits 1{' under --strict-verdicts' if only_strict else ''}"
         if skips(self.word, self.strict):
             return "pytest exits 0, and 1 under --strict-verdicts: not everything was compared"
@@ -129,7 +132,21 @@ def outcome(record: Record, strict: bool = False) -> Outcome:
     """What a session says as a whole."""
     cases = record.cases.values()
     word = worst(v for case in cases for v in case.verdicts)
-    return Outcome(word, sum(len(case.errors) for case in cases), record.partial, strict)
+    errors, absent = unmeasured_counts(record)
+    return Outcome(word, errors, record.partial, strict, absent)
+
+
+def unmeasured_counts(record: Record) -> tuple[int, int]:
+    """How many tests ended without a verdict, and how many cases were absent."""
+    lines = [line for case in record.cases.values() for line in case.errors]
+    absent = sum(line.startswith(ABSENT) for line in lines)
+    return len(lines) - absent, absent
+
+
+def unmeasured(errors: int, absent: int) -> list[str]:
+    """The same in words; what is none is left out."""
+    words = [f"{errors} could not be measured"] if errors else []
+    return words + ([f"{absent} case{'s' * (absent != 1)} absent"] if absent else [])
 
 
 def gravest_first(record: Record) -> list[CaseRecord]:

@@ -22,8 +22,16 @@ from perfline.compare.record import CaseComparison, Comparison, PairRecord, Seco
 from perfline.compare.sequential import LOOKS, hodges_lehmann
 from perfline.gates.verdict import WORST_FIRST, Verdict, signed
 from perfline.metrics import pass_name
-from perfline.report.table import flip_lines, four_digits, grid, quoted, verdict_rows
-from perfline.report.text import WIDTH, paragraph, reason_lines
+from perfline.report.table import (
+    WIDTH,
+    fitted,
+    flip_lines,
+    four_digits,
+    grid,
+    quoted,
+    verdict_rows,
+)
+from perfline.report.text import paragraph, reason_lines
 
 _HEADERS = ["metric", "unit", "A", "B", "change", "limit", "verdict"]
 
@@ -36,7 +44,7 @@ def table(found: CaseComparison, tablefmt: str = "plain") -> str:
         rows[1:1] = _speed_rows(found)
         judged = {verdict.metric for verdict in found.verdicts}
         rows += [row for row in _launch_rows(found) if row[0] not in judged]
-    return grid(_HEADERS, rows, tablefmt)
+    return fitted(_HEADERS, rows) if tablefmt == "plain" else grid(_HEADERS, rows, tablefmt)
 
 
 def _percent(log_ratio: float) -> str:

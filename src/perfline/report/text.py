@@ -12,14 +12,23 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from perfline.baselines.baseline import Published
-from perfline.baselines.suggestions import Refused, next_of, next_steps, settling
+from perfline.baselines.suggestions import (
+    Refused,
+    next_of,
+    next_steps,
+    settling,
+    unmeasured,
+    unmeasured_counts,
+)
 from perfline.fields import Scalar
 from perfline.gates.verdict import WORST_FIRST, Verdict, worst
 from perfline.measure.record import CaseRecord, Record
 from perfline.metrics import summary
 from perfline.report.table import (
+    WIDTH,
     engine_kinds,
     findings,
+    fitted,
     flip_counts,
     flip_lines,
     grid,
@@ -29,7 +38,6 @@ from perfline.report.table import (
     verdict_table,
 )
 
-WIDTH = 80
 _RANKS_SHOWN = 16
 
 
@@ -96,9 +104,10 @@ def case_table(case: CaseRecord, published: Published | None, tablefmt: str = "p
     ]
     headers, cells = ["metric", "unit", "measured"], [[r.title, r.unit, r.measured] for r in rows]
     if published is not None:
-        headers.append(f"published ({published.device})" if published.device else "published")
+        apart = "\n" if tablefmt == "plain" else " "  # a device's name is long
+        headers.append(f"published{apart}({published.device})" if published.device else "published")
         cells = [[*known, row.published] for known, row in zip(cells, rows, strict=True)]
-    return grid(headers, cells, tablefmt)
+    return fitted(headers, cells) if tablefmt == "plain" else grid(headers, cells, tablefmt)
 
 
 def session_lines(
@@ -199,9 +208,7 @@ def counts_line(record: Record) -> str:
     verdicts = [v for case in record.cases.values() for v in case.verdicts]
     counts = Counter(v.word for v in verdicts)
     words = [f"{counts[word]} {word}" for word in WORST_FIRST if counts[word]]
-    errors = sum(len(case.errors) for case in record.cases.values())
-    if errors:
-        words.insert(0, f"{errors} could not be measured")
+    words = [*unmeasured(*unmeasured_counts(record)), *words]
     return f"verdicts: {', '.join(words) or 'none'}"
 
 

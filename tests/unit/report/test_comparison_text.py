@@ -129,6 +129,17 @@ def test_the_table_shows_both_sides_with_their_units() -> None:
     assert row(text, "compile_time") == ["compile_time", "s", "2.0", "2.0"]
 
 
+@pytest.mark.parametrize(
+    "word", ["ok", "improved", "regressed", "unsure", "missing", "incomparable", "invalid"]
+)
+def test_the_widest_real_values_fit_80_columns(word: Any) -> None:
+    found = slower()
+    wide = {"baseline": 123456.7, "measured": 106543.2, "change_fraction": -0.137, "word": word}
+    verdicts = [dataclasses.replace(v, **wide) for v in found.verdicts]
+    found = dataclasses.replace(found, verdicts=tuple(verdicts))
+    assert max(map(len, comparison_text.table(found).split("\n"))) <= 78
+
+
 def test_energy_is_absent_unless_every_round_was_metered() -> None:
     launcher = pair(1.0, 1.25)
     launcher.baseline.joules = 4.0
