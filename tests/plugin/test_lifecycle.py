@@ -179,7 +179,9 @@ def test_what_settles_it_stands_in_the_message_the_summary_and_the_record(accept
     conftest.write_text(conftest.read_text().replace("return ENVIRONMENT", now))
     result = accepted.run("-m", "perf", "--strict")
     command = "perfline compare fake --baseline-ref abc1234 --case-dir=cases"
-    result.stdout.fnmatch_lines([f"*hint: to settle it: {command}", f"  to settle it: {command}"])
+    result.stdout.fnmatch_lines(
+        [f"*hint: to settle it: {command}", f"next: to settle it: {command}"]
+    )
     assert accepted.record()["cases"]["fake"]["notes"]["settle_with"] == command
 
 

@@ -71,7 +71,14 @@ def test_missing_weights_skip_with_the_command_and_fail_under_strict(suite):
     result = suite.run("-m", "perf")
     result.assert_outcomes(skipped=2, deselected=4)
     result.stdout.fnmatch_lines(["*scripted MissingData; get it with: hf download x*"])
-    suite.run("-m", "perf", "--strict").assert_outcomes(errors=2, deselected=4)
+    strict = suite.run("-m", "perf", "--strict")
+    strict.assert_outcomes(errors=2, deselected=4)
+    told = "\n".join(strict.outlines).partition("short test summary")[0]
+    assert told.count("scripted MissingData") == 2  # the first test's message, and the table's
+    strict.stdout.fnmatch_lines(
+        ["case 'fake' is absent, as told above", "verdicts: 1 case absent", "next: run again*"]
+    )
+    strict.stdout.no_fnmatch_line("*could not be measured*")
 
 
 @pytest.mark.parametrize("error", ["DeviceMemory", "EngineError", "DataError"])

@@ -18,7 +18,7 @@ from perfline.cases.case import Case
 from perfline.errors import BaselineError
 from perfline.fields import Scalar
 from perfline.gates.verdict import WORST_FIRST, Verdict, Word, fails, skips, worst
-from perfline.measure.record import CaseRecord, Record
+from perfline.measure.record import ABSENT, CaseRecord, Record
 
 
 def place(root: Path, record: Record, name: str) -> Path:
@@ -91,6 +91,7 @@ class Outcome:
     Attributes:
         word: the gravest verdict of all cases.
         errors: tests that ended without a verdict; each fails the session.
+        absent: cases whose weights, data or ranks are not there, where that fails the session.
         partial: the session was stopped, so that its exit status is not known.
         strict: what was not compared counts as failed, as under ``--strict-verdicts``.
     """
@@ -99,17 +100,19 @@ class Outcome:
     errors: int
     partial: bool
     strict: bool
+    absent: int = 0
 
     @property
     def failed(self) -> bool:
         """Return whether pytest fails."""
-        return self.partial or bool(self.errors) or fails(self.word, self.strict)
+        unmeasured = self.errors or self.absent
+        return self.partial or bool(unmeasured) or fails(self.word, self.strict)
 
     @property
     def title(self) -> str:
         """Return the verdict in a few words, gravest first: ``regressed``."""
         parts = ["stopped before its end"] if self.partial else []
-        parts += [f"{self.errors} could not be measured"] if self.errors else []
+        parts += unmeasured(self.errors, self.absent)
         return ", ".join([*parts, self.word])
 
     @property
@@ -118,7 +121,7 @@ class Outcome:
         if self.partial:
             return "the session was stopped before its end: pytest does not exit 0"
         if self.failed:
-            only_strict = not self.errors and skips(self.word, strict=False)
+            only_strict = not self.errors and not self.absent and skips(self.word, strict=False)
             return f"pytest exits 1{' under --strict-verdicts' if only_strict else ''}"
         if skips(self.word, self.strict):
             return "pytest exits 0, and 1 under --strict-verdicts: not everything was compared"
@@ -129,7 +132,21 @@ def outcome(record: Record, strict: bool = False) -> Outcome:
     """What a session says as a whole."""
     cases = record.cases.values()
     word = worst(v for case in cases for v in case.verdicts)
-    return Outcome(word, sum(len(case.errors) for case in cases), record.partial, strict)
+    errors, absent = unmeasured_counts(record)
+    return Outcome(word, errors, record.partial, strict, absent)
+
+
+def unmeasured_counts(record: Record) -> tuple[int, int]:
+    """How many tests ended without a verdict, and how many cases were absent."""
+    lines = [line for case in record.cases.values() for line in case.errors]
+    absent = sum(line.startswith(ABSENT) for line in lines)
+    return len(lines) - absent, absent
+
+
+def unmeasured(errors: int, absent: int) -> list[str]:
+    """The same in words; what is none is left out."""
+    words = [f"{errors} could not be measured"] if errors else []
+    return words + ([f"{absent} case{'s' * (absent != 1)} absent"] if absent else [])
 
 
 def gravest_first(record: Record) -> list[CaseRecord]:
@@ -141,15 +158,22 @@ def gravest_first(record: Record) -> list[CaseRecord]:
 
 
 def next_of(record: Record, flags: str, refused: Mapping[str, Refused]) -> str:
-    """The one next command of a session: that of the gravest case which has one.
+    """The one next step of a session: the first of the gravest case which has one.
 
     ``refused`` says, by case, why ``perfline baselines update`` would refuse what it would be.
     """
-    commands = (
-        next_command(c.case, c.verdicts, flags, refused.get(c.case, lambda terms: ""))
+    found = (
+        next_steps(
+            c.case,
+            c.verdicts,
+            flags,
+            refused.get(c.case, lambda terms: ""),
+            settle=str(c.notes.get("settle_with", "")),
+            failed=bool(c.errors),
+        )
         for c in gravest_first(record)
     )
-    return next((command for command in commands if command), "")
+    return next((steps[0] for steps in found if steps), "")
 
 
 Refused = Callable[[Terms], str]  # why an update with these terms is refused; empty where not
@@ -182,35 +206,51 @@ def settling(
     return f"perfline compare {case} {side}{engine} {flags}".strip()
 
 
-def next_command(
-    case: str, verdicts: Sequence[Verdict], flags: str, refused: Refused = lambda terms: ""
-) -> str:
-    """The one command that comes next for a case; empty where there is nothing to do.
+def next_steps(
+    case: str,
+    verdicts: Sequence[Verdict],
+    flags: str,
+    refused: Refused = lambda terms: "",
+    *,
+    settle: str = "",
+    failed: bool = False,
+) -> list[str]:
+    """What comes next for a case, the first thing first; empty where there is nothing to do.
 
-    ``flags`` are those that ``perfline baselines update`` needs to find what pytest used. Where it
-    would be ``refused``, its cure comes next, and what it is the cure of.
+    A regression is settled or looked at before it is accepted. ``settle`` is the comparison that
+    would (see :func:`settling`), ``flags`` are those that ``perfline baselines`` needs to find what
+    pytest used; where ``update`` would be ``refused``, its cure comes, and what it is the cure of.
+    ``failed``: a test of the case ended without a verdict.
     """
-    if any(v.word == "invalid" for v in verdicts):
-        return "run again once the cause above is gone"
-    offer = _offer(verdicts)
-    if offer is None:
-        return ""
+    if failed or any(v.word == "invalid" for v in verdicts):
+        return ["run again once the cause above is gone"]
+    steps = [f"to settle it: {settle}"] if settle else []
+    red = [v for v in verdicts if v.word == "regressed"]
+    if any(_wrong_answers(v) for v in red):
+        asked = f"`perfline prompt {case} SUBJECT INDEX` shows what was asked"
+        return [*steps, f"find out why the answers are wrong; {asked}"]
+    if red and not settle:
+        steps.append(f"to look: perfline baselines diff {case} {flags}".strip())
+    if (offer := _offer(verdicts)) is None:
+        return steps
     said, terms = offer
     if line := refused(terms):
         cause, _, cure = line.rpartition("; ")
-        return f"{cure}: {cause}" if cause else cure
+        return [*steps, f"{cure}: {cause}" if cause else cure]
     options = ["--add"] if terms.add else []
     options += ["--accept-regression"] if terms.accept_regression else []
     words = [f"perfline baselines update {case} {flags}", *options, f'--reason "{terms.reason}"']
-    return said + " ".join(words)
+    return [*steps, said + " ".join(words)]
+
+
+def _wrong_answers(verdict: Verdict) -> bool:
+    """Whether these are never a baseline: beside a reference that none moves."""
+    return verdict.gate != "baseline" and verdict.unit != "tok/s"
 
 
 def _offer(verdicts: Sequence[Verdict]) -> tuple[str, Terms] | None:
-    """What accepts these verdicts, and what is said before it; None where nothing does."""
+    """What stores these verdicts, and what is said before it; None where nothing need be."""
     words = {v.word for v in verdicts}
-    wrong = [v for v in verdicts if v.word == "regressed" and v.gate != "baseline"]
-    if any(v.unit != "tok/s" for v in wrong):
-        return None  # wrong answers are never a baseline
     if "regressed" in words:
         return "to accept it: ", Terms("...", accept_regression=True)
     if "incomparable" in words:

@@ -157,7 +157,9 @@ def _without_logits(
 def on_time(found: CaseComparison, stopped: Word | None = None) -> Verdict:
     """What the launch pairs say of B's time."""
     decision, margin = found.decision, found.margin_fraction
-    verdict = Verdict(TIME, "unsure", "paired", "us/tok", limit=signed(100 * margin, "%"))
+    word: Word = "unsure" if decision is None or decision.word is None else decision.word
+    limit = signed(100 * bound(word, margin), "%")
+    verdict = Verdict(TIME, word, "paired", "us/tok", limit=limit)
     if decision is not None and decision.estimate is not None:
         verdict = replace(
             verdict,
@@ -172,13 +174,20 @@ def on_time(found: CaseComparison, stopped: Word | None = None) -> Verdict:
         return replace(verdict, reason=reason)
     reasons = {
         "regressed": f"slower than chance allows (p = {decision.p_slower:.2g}), by more than half "
-        "the margin",
+        f"the margin of {100 * margin:g} %",
         "improved": f"faster than chance allows (p = {decision.p_faster:.2g})",
         "ok": f"a slowdown of {100 * margin:g} % is ruled out (p = {decision.p_margin:.2g})",
         "unsure": f"a slowdown of {100 * margin:g} % is neither shown nor ruled out"
         + (f"; about {decision.to_settle} launch pairs would tell" if decision.to_settle else ""),
     }
-    return replace(verdict, word=decision.word, reason=reasons[decision.word])
+    return replace(verdict, reason=reasons[decision.word])
+
+
+def bound(word: Word, margin_fraction: float) -> float:
+    """The slowdown that a word on time stands on: half the margin, or for ``ok`` all of it."""
+    half = math.log1p(margin_fraction) / 2
+    bounds = {"regressed": math.expm1(half), "improved": math.expm1(-half)}
+    return bounds.get(word, margin_fraction)
 
 
 def _memory(found: CaseComparison, limits: GatesSpec) -> list[Verdict]:

@@ -24,6 +24,7 @@ from perfline.tasks.answers import StoredAnswers
 from perfline.tasks.reference import Reference
 
 SCHEMA = 1
+ABSENT = "absent: "  # so begins what is said, once, of a case whose weights or data are not there
 _FIX = "run pytest again"
 _CASE_NAME = re.compile(r"[a-z0-9][a-z0-9-]*")  # it stands in paths, commands and tables
 
@@ -40,7 +41,7 @@ class CaseRecord:
         verdicts: in the order of the tests.
         notes: what was seen beside the metrics, such as ``compile_cache: cold``.
         facts: what was measured, such as the weights' digest; part of a baseline's context.
-        errors: tests that ended without a verdict, one line each.
+        errors: tests that ended without a verdict, one line each; see ``ABSENT``.
         reference: what was computed in fp32; None where that was not asked.
     """
 

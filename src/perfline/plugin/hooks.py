@@ -289,7 +289,7 @@ def pytest_runtest_makereport(
         session = _session(item.config)
         if not session.judged(item.nodeid):
             first = (str(call.excinfo.value) or call.excinfo.typename).splitlines()[0]
-            session.add_error(case, f"{item.name}: {first}")
+            session.add_error(case, item.name, first)
     return report
 
 
@@ -496,10 +496,13 @@ def _one_line_errors(item: pytest.Item) -> Generator[None, object, object]:
         problem = error
     # Outside of the handler, or pytest would show the error a second time as the context.
     case = _case_of(item)
-    absent = isinstance(problem, MissingData | MissingRanks)
-    if absent and case is not None and not (session := _session(item.config)).options.strict:
-        session.add_skipped(case, str(problem))
-        pytest.skip(str(problem))
+    if isinstance(problem, MissingData | MissingRanks) and case is not None:
+        session = _session(item.config)
+        new = session.add_skipped(case, str(problem))
+        if not session.options.strict:
+            pytest.skip(str(problem))
+        if not new:
+            pytest.fail(f"case '{case.id}' is absent, as told above", pytrace=False)
     pytest.fail(str(problem), pytrace=False)
 
 

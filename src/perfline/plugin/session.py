@@ -259,15 +259,21 @@ class Session:
         """Whether a test got as far as its verdicts."""
         return nodeid in self._judged
 
-    def add_error(self, case: Case, line: str) -> None:
-        """Note a test that ended without a verdict."""
+    def add_error(self, case: Case, test: str, line: str) -> None:
+        """Note a test that ended without a verdict; that a case is absent, once for all its tests.
+
+        What is absent has been told to :meth:`add_skipped` before.
+        """
         old = self._cases.setdefault(case.id, self._empty(case))
-        self._cases[case.id] = replace(old, errors=(*old.errors, line))
+        why = self._skipped.get(case.id, "").partition("\n")[0]
+        told = f"{record.ABSENT}{why}" if why else f"{test}: {line}"
+        self._cases[case.id] = replace(old, errors=tuple(dict.fromkeys((*old.errors, told))))
         self._write_quietly()
 
-    def add_skipped(self, case: Case, why: str) -> None:
-        """Note a case that could not be opened."""
-        self._skipped[case.id] = why
+    def add_skipped(self, case: Case, why: str) -> bool:
+        """Note a case that could not be opened; False where that is known."""
+        known, self._skipped[case.id] = self._skipped.get(case.id), why
+        return known != why
 
     def finish(self, *, partial: bool) -> None:
         """Write the record for the last time."""
@@ -285,7 +291,7 @@ class Session:
             return [f"{name} was not measured: {why}" for name, why in self._skipped.items()]
         flags = self.options.update_flags
         return text.session_lines(
-            self._record(), self._published, self._skipped, flags, self._refused()
+            self._record(), self._published, self._not_recorded(), flags, self._refused()
         )
 
     def markdown(self) -> str:
@@ -315,6 +321,11 @@ class Session:
         return text.failure(
             verdicts, origin, context, case.id, *flags, lambda terms: self._invalid(case, terms)
         )
+
+    def _not_recorded(self) -> dict[str, str]:
+        """The cases that could not be opened, and of which the record does not tell."""
+        told = {name for name, case in self._cases.items() if case.errors}
+        return {name: why for name, why in self._skipped.items() if name not in told}
 
     def _refused(self) -> dict[str, Refused]:
         """Why ``perfline baselines update`` would refuse what was measured, by case."""

@@ -15,7 +15,7 @@ from perfline.baselines.baseline import Baseline
 from perfline.baselines.proposal import Candidate
 from perfline.cases.case import Scoring, WeightsKind
 from perfline.metrics import Metric, pass_name
-from perfline.report.table import change_shown, flip_counts, grid, number, unit_shown
+from perfline.report.table import change_shown, fitted, flip_counts, number, unit_shown
 from perfline.report.text import context_change
 
 _UNIT_ORDER = ("tok/s", "fraction", "GiB", "count", "s")
@@ -264,4 +264,5 @@ def as_json(path: Path, held: Baseline) -> dict[str, object]:
 
 
 def _table(headers: Sequence[str], rows: Sequence[Sequence[str]], align: str) -> str:
-    return textwrap.indent(grid(headers, rows, align=align), "  ")
+    fold = len(headers) - 1 if headers[-1] == "reason" else 0
+    return textwrap.indent(fitted(headers, rows, fold, align), "  ")

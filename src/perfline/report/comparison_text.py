@@ -16,14 +16,22 @@ import textwrap
 from collections.abc import Sequence
 
 from perfline.cases.case import engine_name
-from perfline.compare.gates import TIME, highest, middle
+from perfline.compare.gates import TIME, bound, highest, middle
 from perfline.compare.model import SIDES
 from perfline.compare.record import CaseComparison, Comparison, PairRecord, Seconds, SideRecord
 from perfline.compare.sequential import LOOKS, hodges_lehmann
 from perfline.gates.verdict import WORST_FIRST, Verdict, signed
 from perfline.metrics import pass_name
-from perfline.report.table import flip_lines, four_digits, grid, quoted, verdict_rows
-from perfline.report.text import WIDTH, paragraph, reason_lines
+from perfline.report.table import (
+    WIDTH,
+    fitted,
+    flip_lines,
+    four_digits,
+    grid,
+    quoted,
+    verdict_rows,
+)
+from perfline.report.text import paragraph, reason_lines
 
 _HEADERS = ["metric", "unit", "A", "B", "change", "limit", "verdict"]
 
@@ -36,7 +44,7 @@ def table(found: CaseComparison, tablefmt: str = "plain") -> str:
         rows[1:1] = _speed_rows(found)
         judged = {verdict.metric for verdict in found.verdicts}
         rows += [row for row in _launch_rows(found) if row[0] not in judged]
-    return grid(_HEADERS, rows, tablefmt)
+    return fitted(_HEADERS, rows) if tablefmt == "plain" else grid(_HEADERS, rows, tablefmt)
 
 
 def _percent(log_ratio: float) -> str:
@@ -118,12 +126,26 @@ def headline(found: CaseComparison) -> str:
         return textwrap.shorten(story, WIDTH - len(also), placeholder=" ...") + also
     if not found.ended:
         return f"{name} not decided: {_change(found)} after {pairs} (limit {time.limit})"
-    story = f"{name} {time.word} {_change(found)} in {pairs} (limit {time.limit})"
-    if len(story) > WIDTH:
-        story = story.replace(" launch pair", " pair")
-    if len(story) > WIDTH and found.ranks > 1:
-        return f"{name} {time.word} {_change(found)} (limit {time.limit})"
-    return story
+    said, crossed = f"{name} {time.word} {_change(found)}", _crossed(found)
+    stories = [
+        f"{said} in {pairs} ({crossed})",
+        f"{said} in {counted_pairs(len(found.counted))} ({crossed})",
+        f"{said} ({crossed})",
+        f"{said} ({crossed.removeprefix('proven ')})",
+    ]
+    return next((story for story in stories if len(story) <= WIDTH), stories[-1])
+
+
+def _crossed(found: CaseComparison) -> str:
+    """``proven above +1.0 %``: the bound that the word on time stands on."""
+    word, decision = found.verdicts[0].word, found.decision
+    limit = bound(word, found.margin_fraction)
+    shown = signed(100 * limit, "%")
+    if decision is None or decision.low is None or decision.high is None or word == "unsure":
+        return f"limit {shown}"
+    above = word == "regressed"
+    proven = math.expm1(decision.low) >= limit if above else math.expm1(decision.high) <= limit
+    return f"{'proven ' * proven}{'above' if above else 'below'} {shown}"
 
 
 def opening_line(found: CaseComparison) -> str:
@@ -142,8 +164,9 @@ def terminal(comparison: Comparison, shown_path: str) -> str:
     if comparison.partial:
         lines.append("interrupted: the record is partial, and says what was measured until then")
     lines.append(f"record: {shown_path}")
-    command = next_command(comparison)
-    return "\n".join([*lines, f"next: {command}"] if command else lines)
+    command, accept = next_command(comparison), accept_command(comparison)
+    lines += [f"next: {command}"] if command else []
+    return "\n".join([*lines, f"or, {accept}"] if accept else lines)
 
 
 def markdown(comparison: Comparison) -> str:
@@ -154,6 +177,8 @@ def markdown(comparison: Comparison) -> str:
     command = next_command(comparison)
     if command:
         lines += ["Next:", "", "~~~~", " ".join(command.split()), "~~~~"]
+    if accept := accept_command(comparison):
+        lines += ["", f"Or, {quoted(accept)}"]
     return "\n".join(lines) + "\n"
 
 
@@ -176,18 +201,17 @@ def markdown_blocks(comparison: Comparison) -> list[str]:
 
 
 def next_command(comparison: Comparison) -> str:
-    """The one thing to do next; empty where nothing is, as after wrong answers."""
+    """The one thing to do next; empty where nothing is."""
     if comparison.partial or not comparison.cases:
         return comparison.command
     found = _gravest_first(comparison)[0]
     time = found.verdicts[0].word
-    words = [verdict.word for verdict in found.verdicts if verdict.metric != TIME]
     if found.word == "invalid":
         return f"once the cause above is gone: {comparison.command}"
-    if time == found.word in ("regressed", "improved") and "regressed" not in words:
-        update = f'perfline baselines update {found.case} --run results/run.json --reason "..."'
-        accept = " --accept-regression" * (time == "regressed")
-        return f"to accept it: pytest -m perf, then {update}{accept}"
+    if found.word == "regressed":
+        return "find the cause in what differs between A and B, above"
+    if found.word == time == "improved":
+        return _accepting(found)
     if found.word == "missing":
         return _with_option(comparison.command, "--questions", 200)
     if time != found.word or time != "unsure" or found.decision is None:
@@ -198,6 +222,20 @@ def next_command(comparison: Comparison) -> str:
     if settle is None or settle > MOST_PAIRS:
         return "too noisy for this margin: a machine left alone, or a wider --margin"
     return _with_option(comparison.command, "--max-pairs", settle)
+
+
+def accept_command(comparison: Comparison) -> str:
+    """What stores a slowdown that is wanted; empty where it is none, or the answers are wrong."""
+    if comparison.partial or not comparison.cases:
+        return ""
+    found = _gravest_first(comparison)[0]
+    red = {verdict.metric for verdict in found.verdicts if verdict.word == "regressed"}
+    return f"{_accepting(found)} --accept-regression" if red == {TIME} else ""
+
+
+def _accepting(found: CaseComparison) -> str:
+    update = f'perfline baselines update {found.case} --run results/run.json --reason "..."'
+    return f"to accept it: pytest -m perf, then {update}"
 
 
 def _with_option(command: str, option: str, value: int) -> str:
@@ -236,6 +274,7 @@ def _facts(found: CaseComparison) -> list[str]:
         meaning += f", with its {100 * found.decision.confidence:g} % interval"
     facts = [
         *([f"{meaning}; column B shows A's times changed by it"] if found.counted else []),
+        *([_margin(found)] if found.counted else []),
         f"A  {_side(a)}",
         f"B  {_side(b)}",
         f"B against A: {found.difference}",
@@ -244,6 +283,15 @@ def _facts(found: CaseComparison) -> list[str]:
     if found.pairs:
         facts += [_validity(found), _rounds(found)]
     return [*facts, *found.notes, *notice_lines(found)]
+
+
+def _margin(found: CaseComparison) -> str:
+    margin = found.margin_fraction
+    half = signed(100 * bound("regressed", margin), "%")
+    return (
+        f"the margin is {100 * margin:g} %: ok is proven below it; regressed is slower for sure "
+        f"and above half of it, {half}; between the two either word is right"
+    )
 
 
 def notice_lines(found: CaseComparison) -> list[str]:

@@ -34,8 +34,8 @@ from perfline.measure import record as records
 from perfline.measure.record import CaseRecord, Record
 from perfline.metrics import Direction, Metric
 from perfline.report.exports import undisturbed
-from perfline.report.table import change_shown, number, unit_shown
-from perfline.report.text import WIDTH, context_change, paragraph
+from perfline.report.table import WIDTH, change_shown, number, unit_shown
+from perfline.report.text import context_change, paragraph
 
 KEY_METRICS = ("p_infer_core", "acc_infer", "mem")
 _GAP = "  "  # between columns

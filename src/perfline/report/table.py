@@ -53,6 +53,7 @@ _OURS = {"val": "eager", "infer": "inductor"}  # the word in names of metrics an
 _DIGITS = {"fraction": 2, "GiB": 2, "tok/s": 1, "s": 1, "count": 0, "questions": 0, "tok": 0}
 _DIGITS |= {"MHz": 0, "C": 0, "W": 0}
 _FLIPS_SHOWN = 10
+WIDTH = 80
 _KINDS = ("right -> wrong", "wrong -> right", "wrong -> wrong", "differs")
 _ENGINE_OF = {"p_val": "eager", "acc_val": "eager", "e2e_time": "both"}  # else inductor
 _LONGEST = 1_000  # characters of one quoted text
@@ -138,7 +139,8 @@ def verdict_table(verdicts: Iterable[Verdict], tablefmt: str = "plain") -> str:
     """Lay out what each is compared with, what was measured, the limit and the word.
 
     What is compared with published figures has a table of its own, whose column says so: a metric
-    may stand in both.
+    may stand in both. Where a terminal is too narrow for the spreads, the baseline's goes first:
+    the reason tells it.
     """
     rows = verdict_rows(verdicts)
     tables = []
@@ -147,8 +149,10 @@ def verdict_table(verdicts: Iterable[Verdict], tablefmt: str = "plain") -> str:
             row.cells for row in rows if (row.against == "published") == (against == "published")
         ]
         headers = ["metric", "unit", against, "measured", "change", "limit", "verdict"]
-        if some:
+        if some and tablefmt != "plain":
             tables.append(grid(headers, some, tablefmt))
+        elif some:
+            tables.append(fitted(headers, some, spreads=(2, 3)))
     return "\n\n".join(tables)
 
 
@@ -296,17 +300,58 @@ def unit_shown(unit: str) -> str:
 
 
 def grid(
-    headers: Sequence[str], rows: Sequence[Sequence[str]], tablefmt: str = "plain", align: str = ""
+    headers: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    tablefmt: str = "plain",
+    align: str = "",
+    widths: Sequence[int | None] = (),
 ) -> str:
     """Lay out text cells for the terminal, or as Markdown (``github``), where all are quoted.
 
-    ``align`` is a letter a column, ``l`` or ``r``; all stand left without it.
+    ``align`` is a letter a column, ``l`` or ``r``; all stand left without it. ``widths`` are those
+    that columns are folded to.
     """
     cells = [list(headers), *map(list, rows)]
     if tablefmt == "github":
         cells = [[quoted(cell) for cell in row] for row in cells]
     sides = [{"l": "left", "r": "right"}[letter] for letter in align]
-    return tabulate(cells[1:], cells[0], tablefmt, disable_numparse=True, colalign=sides or None)
+    if tablefmt == "plain":  # as any other row: tabulate would make a header's column wider
+        headers = ()
+    return tabulate(
+        cells if tablefmt == "plain" else cells[1:],
+        headers and cells[0],
+        tablefmt,
+        disable_numparse=True,
+        colalign=sides or None,
+        maxcolwidths=list(widths) or None,
+    )
+
+
+def fitted(
+    headers: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    fold: int = 0,
+    align: str = "",
+    spreads: Sequence[int] = (),
+) -> str:
+    """Lay out cells for the terminal's width, less an indent of 2.
+
+    What is too wide loses the ``+-`` of the columns ``spreads``, one by one; then the column
+    ``fold`` is folded.
+    """
+    cells = [list(row) for row in rows]
+    for column in (None, *spreads):
+        if column is not None:
+            cells = [
+                [text.split(" +- ")[0] if i == column else text for i, text in enumerate(row)]
+                for row in cells
+            ]
+        laid = grid(headers, cells, align=align)
+        if (over := max(map(len, laid.splitlines())) - (WIDTH - 2)) <= 0:
+            return laid
+    longest = max(len(row[fold]) for row in cells)
+    widths = [None] * fold + [max(longest - over, len(headers[fold]))]
+    return grid(headers, cells, align=align, widths=widths)
 
 
 def quoted(text: str, longest: int = _LONGEST) -> str:

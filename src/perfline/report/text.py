@@ -12,14 +12,23 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from perfline.baselines.baseline import Published
-from perfline.baselines.suggestions import Refused, next_command, next_of, settling
+from perfline.baselines.suggestions import (
+    Refused,
+    next_of,
+    next_steps,
+    settling,
+    unmeasured,
+    unmeasured_counts,
+)
 from perfline.fields import Scalar
 from perfline.gates.verdict import WORST_FIRST, Verdict, worst
 from perfline.measure.record import CaseRecord, Record
 from perfline.metrics import summary
 from perfline.report.table import (
+    WIDTH,
     engine_kinds,
     findings,
+    fitted,
     flip_counts,
     flip_lines,
     grid,
@@ -29,7 +38,6 @@ from perfline.report.table import (
     verdict_table,
 )
 
-WIDTH = 80
 _RANKS_SHOWN = 16
 
 
@@ -71,8 +79,7 @@ def failure(
     else:
         lines.append(f"  baseline  none yet; it would be {origin.path}")
     settle = settling(case, verdicts, (origin.commit, origin.context or {}), context, settle_flags)
-    hints = [f"to settle it: {settle}"] if settle else []
-    hints += filter(None, [next_command(case, verdicts, flags, refused)])
+    hints = next_steps(case, verdicts, flags, refused, settle=settle)
     lines += [line for hint in hints for line in _advice(f"  hint: {hint}")]
     return "\n".join(lines)
 
@@ -97,9 +104,10 @@ def case_table(case: CaseRecord, published: Published | None, tablefmt: str = "p
     ]
     headers, cells = ["metric", "unit", "measured"], [[r.title, r.unit, r.measured] for r in rows]
     if published is not None:
-        headers.append(f"published ({published.device})" if published.device else "published")
+        apart = "\n" if tablefmt == "plain" else " "  # a device's name is long
+        headers.append(f"published{apart}({published.device})" if published.device else "published")
         cells = [[*known, row.published] for known, row in zip(cells, rows, strict=True)]
-    return grid(headers, cells, tablefmt)
+    return fitted(headers, cells) if tablefmt == "plain" else grid(headers, cells, tablefmt)
 
 
 def session_lines(
@@ -110,7 +118,7 @@ def session_lines(
     refused: Mapping[str, Refused],
 ) -> list[str]:
     """The terminal section at the end of a session; see ``suggestions.next_of`` for ``refused``."""
-    lines = []
+    lines, wanted = [], next_of(record, flags, refused)
     for name, case in record.cases.items():
         lines += [f"{name} ({case.dtype}, {case.weights} weights) on {record.environment.machine}"]
         if case.metrics:
@@ -124,14 +132,15 @@ def session_lines(
         lines += thrown_out_lines(case)
         lines += [line for text in rank_lines(case) for line in paragraph(text)]
         lines += [line for text in stragglers(case) for line in paragraph(text)]
-        if "settle_with" in case.notes:
-            lines.append(f"  to settle it: {case.notes['settle_with']}")
+        settle = f"to settle it: {case.notes.get('settle_with')}"
+        if "settle_with" in case.notes and settle != wanted:
+            lines.append(f"  {settle}")
         lines.append("")
     for name, why in skipped.items():
         lines += [*paragraph(f"{name} was not measured: {why}", ""), ""]
     lines += [line for notice in record.notices for line in paragraph(f"notice: {notice.line}", "")]
     lines.append(counts_line(record))
-    if wanted := next_of(record, flags, refused):
+    if wanted:
         lines += _advice(f"next: {wanted}")
     return lines
 
@@ -199,9 +208,7 @@ def counts_line(record: Record) -> str:
     verdicts = [v for case in record.cases.values() for v in case.verdicts]
     counts = Counter(v.word for v in verdicts)
     words = [f"{counts[word]} {word}" for word in WORST_FIRST if counts[word]]
-    errors = sum(len(case.errors) for case in record.cases.values())
-    if errors:
-        words.insert(0, f"{errors} could not be measured")
+    words = [*unmeasured(*unmeasured_counts(record)), *words]
     return f"verdicts: {', '.join(words) or 'none'}"
 
 

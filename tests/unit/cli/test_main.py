@@ -628,9 +628,9 @@ def test_show_prints_sessions_metrics_and_answers(
         f"tiny (fp32, real weights) on {MACHINE}\n"
         f"  baselines/{MACHINE}/tiny.json\n"
         f"  case {packaged().digest()}\n\n"
-        "  session     commit        torch    reason\n"
-        "  2026-11-22  abc123456789  2.13.0   first\n"
-        "  2026-11-22  abc123456789  2.13.0   first\n\n"
+        "  session     commit        torch   reason\n"
+        "  2026-11-22  abc123456789  2.13.0  first\n"
+        "  2026-11-22  abc123456789  2.13.0  first\n\n"
     )
     shown = rows(printed)
     assert shown["metric"] == ["unit", "stored", "sessions"]

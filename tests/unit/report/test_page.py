@@ -119,10 +119,8 @@ def test_one_next_command_that_can_be_pasted():
     bad = samples.verdict("p_infer_core", "regressed", change_fraction=-0.1, limit="-2.0 %")
     text = page.html(inputs(tiny_record(verdicts=(bad,))))
     command = text[text.index('<pre class="command">') : text.index("</pre>")]
-    assert Tags(command).text == (
-        'perfline baselines update tiny --run run.json --accept-regression --reason "..."'
-    )
-    assert "next, to accept it" in Tags(text).text
+    assert Tags(command).text == "perfline baselines diff tiny --run run.json"
+    assert "next, to look" in Tags(text).text
 
 
 def test_what_several_ranks_did_is_on_the_page():

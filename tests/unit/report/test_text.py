@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 import samples
-from perfline.baselines.suggestions import next_command, settling
+from perfline.baselines.suggestions import next_steps, outcome, settling
 from perfline.engines.environment import Environment
 from perfline.gates.verdict import Flip, Verdict
 from perfline.measure.record import CaseRecord, Record
@@ -101,8 +101,7 @@ def test_nothing_is_right_or_wrong_where_the_eager_answer_stands_in_for_the_labe
         (
             "regressed",
             "tok/s",
-            "to accept it: perfline baselines update x --run r.json --accept-regression "
-            '--reason "..."',
+            "to look: perfline baselines diff x --run r.json",
         ),
         (
             "unsure",
@@ -120,7 +119,37 @@ def test_nothing_is_right_or_wrong_where_the_eager_answer_stands_in_for_the_labe
 )
 def test_every_verdict_has_its_next_command(word, unit, command):
     verdict = Verdict("acc_m" if unit == "fraction" else "m", word, "baseline", unit)
-    assert next_command("x", [OK, verdict], "--run r.json") == command
+    assert next(iter(next_steps("x", [OK, verdict], "--run r.json")), "") == command
+
+
+def test_a_regression_is_looked_at_before_it_is_accepted():
+    look, accept = next_steps("x", [SLOW], "--run r.json")
+    assert look == "to look: perfline baselines diff x --run r.json"
+    assert accept == (
+        'to accept it: perfline baselines update x --run r.json --accept-regression --reason "..."'
+    )
+
+
+def test_wrong_answers_are_looked_at_and_never_accepted():
+    wrong = replace(flipped("paired", 1), metric="flips")
+    (step,) = next_steps("x", [wrong], "--run r.json")
+    assert step.startswith("find out why the answers are wrong; `perfline prompt x ")
+
+
+@pytest.mark.parametrize(
+    ("errors", "notes", "expected"),
+    [
+        (("test_x: boom",), {}, "next: run again once the cause above is gone"),
+        ((), {"settle_with": "perfline compare x F"}, "next: to settle it: perfline compare x F"),
+    ],
+    ids=["not measured", "to settle"],
+)
+def test_the_next_step_of_a_session_is_told_once(errors, notes, expected):
+    whole = record(*([] if errors else [SLOW]), errors=errors)
+    whole = replace(whole, cases={"x": replace(whole.cases["x"], notes=notes)})
+    lines = session_lines(whole, {}, {}, "", {})
+    assert lines[-1] == expected
+    assert sum("perfline" in line or "run again" in line for line in lines) == 1
 
 
 @pytest.mark.parametrize(
@@ -169,15 +198,59 @@ def test_what_could_not_be_measured_is_counted_first():
     assert text == "verdicts: 1 could not be measured, 1 ok"
 
 
+def test_an_absent_case_is_counted_as_one_and_fails():
+    whole = record(OK, errors=("absent: no weights; get it with: x", "test_x: boom"))
+    assert counts_line(whole) == "verdicts: 1 could not be measured, 1 case absent, 1 ok"
+    absent = outcome(record(OK, errors=("absent: no weights; get it with: x",)))
+    assert (absent.title, absent.failed) == ("1 case absent, ok", True)
+    assert absent.exit_line == "pytest exits 1"
+
+
+WORDS = ("ok", "improved", "regressed", "unsure", "missing", "incomparable", "invalid")
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_the_widest_real_values_fit_80_columns(word):
+    from perfline.baselines.baseline import Figure, Published
+
+    wide = Verdict(
+        "acc_infer_timed", word, "baseline", "tok/s", 123456.0, 12345.6, 106543.0, 10234.5, -0.137
+    )
+    wide = replace(wide, limit="-13.7 %")
+    other = replace(wide, metric="acc_infer", unit="fraction", change_pp=-13.71, limit="-13.71 pp")
+    own = replace(wide, metric="a" * 40, unit="m" * 12, word="ok")
+    rows = verdict_table([wide, replace(other, baseline=0.65, measured=0.5), own]).split("\n")
+    assert max(map(len, rows)) <= 78
+    assert "106543" in rows[1]
+    assert "123456" in rows[1]
+
+    names = ("p_infer_core_per_device", "scaling_efficiency_infer")
+    metrics = {
+        name: Metric(name, 123456.7, "tok/s", "higher", (123456.0, 123457.0, 99999.0))
+        for name in names
+    }
+    figures = {"p_infer_core": Figure(123456.0, "tok/s")}
+    published = Published("x", "s", "nvidia-a100-sxm4-80gb-2g.10gb", "fp16", figures)
+    case = CaseRecord("x", "x", "d", "fp16", "real", metrics=metrics, verdicts=(wide,))
+    table = case_table(case, published)
+    assert max(map(len, table.split("\n"))) <= 78
+
+
+def test_spreads_are_shown_where_they_fit():
+    short = replace(SLOW, metric="mem", measured=1.0, measured_error=0.1)
+    assert "1302 +- 6" in verdict_table([short])
+
+
 def test_published_figures_stand_beside_the_measured_ones_and_gaps_are_named():
     from perfline.baselines.baseline import Figure, Published
 
     figures = {"p_infer_core": Figure(9051.3, "tok/s"), "mfu": Figure(0.464, "fraction")}
     published = Published("x", "s", "nvidia-a100-sxm4-40gb", "fp16", figures)
     table = case_table(record().cases["x"], published).split("\n")
-    assert "published (nvidia-a100-sxm4-40gb)" in table[0]
-    assert table[1].split() == ["p_infer_core", "tok/s", "1180", "9051"]
-    assert table[2].split() == ["MFU", "%", "not", "measured", "46.40"]
+    assert table[0].split()[-1] == "published"
+    assert table[1].split() == ["(nvidia-a100-sxm4-40gb)"]
+    assert table[2].split() == ["p_infer_core", "tok/s", "1180", "9051"]
+    assert table[3].split() == ["MFU", "%", "not", "measured", "46.40"]
 
 
 def slow(metric="p_infer_core", word="regressed", gate="baseline"):
