@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from perfline import jsonfile
 from perfline.baselines import baseline as baselines
 from perfline.baselines import judge, suggestions
 from perfline.baselines.accept import invalid
@@ -43,6 +45,8 @@ from perfline.tasks.answers import Answers, StoredAnswers
 from perfline.tasks.mmlu import Prompt
 
 Opener = Callable[..., LoadedCase]  # as case_run.open_case
+_BESIDE_OTHERS = "PYTEST_XDIST_WORKER"  # in the environment of a worker
+_NOT_LOOKED_AT = Environment("unknown", "unknown", "unknown")  # a session that died before it was
 
 
 @dataclass(frozen=True)
@@ -138,6 +142,14 @@ class Tools:
 
 
 @dataclass
+class _LastRun:
+    """What the last run of a test said of its case."""
+
+    verdicts: list[Verdict] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+
+
+@dataclass
 class Session:
     """One pytest session: what is open, what was measured."""
 
@@ -149,21 +161,40 @@ class Session:
     _published: dict[str, Published] = field(default_factory=dict)
     _against: dict[str, Against] = field(default_factory=dict)
     _case_runs: dict[str, CaseRun] = field(default_factory=dict)
-    _judged: set[str] = field(default_factory=set)
+    _tests: dict[tuple[str, str], _LastRun] = field(default_factory=dict)  # by case and test
     _recorded: dict[tuple[str, str], str] = field(default_factory=dict)
     notices: Notices = field(default_factory=Notices)
     _kept: list[CaseRun] = field(default_factory=list)
     _created: str = field(default_factory=today)
     _partial: bool = True
+    _claimed: bool = False
 
     @property
     def measured(self) -> bool:
         """Whether any case was opened or failed."""
         return bool(self._cases)
 
+    def claim(self) -> None:
+        """Put an empty partial record in the place of an older session's.
+
+        However this one ends, be it by a kill, what stands there is never taken for its own.
+        """
+        if not jsonfile.is_continued(self.options.results):
+            self._write()
+            self._claimed = True
+
+    def start(self, case: Case, test: str) -> None:
+        """A test begins. Where it did before (a rerun, a repetition), its last run counts."""
+        if (case.id, test) in self._tests:
+            name = test.rpartition("::")[2]
+            self.notices.once([f"{name} was run again: its last run counts"])
+        self._tests[case.id, test] = _LastRun()
+        if case.id in self._cases:
+            self._collect(case)
+
     def open(self, case: Case, tools: Tools) -> CaseRun:
         """Open ``case``; first of all see that baselines can be read and results written."""
-        if "PYTEST_XDIST_WORKER" in os.environ:
+        if _BESIDE_OTHERS in os.environ:
             raise PerflineError("one model at a time: run the perfline tests without pytest-xdist")
         options = self.options
         self._known[case.id] = case
@@ -175,16 +206,12 @@ class Session:
         if against.published is not None:
             self._published[case.id] = against.published
         record.check_writable(options.results)
+        if not self.measured:
+            self.claim()
         replica = None if tools.coordinator is None else tools.coordinator.open(case)
-        try:
-            opened = tools.open(case, options, replica)
-        except KeyboardInterrupt:
-            # Or an older session's record would pass for this one's.
-            self._cases.setdefault(case.id, self._empty(case))
-            self._write_quietly()
-            raise
-        case_run = tools.case_run(case, opened, options)
+        case_run = tools.case_run(case, tools.open(case, options, replica), options)
         self._case_runs[case.id] = case_run
+        self._skipped.pop(case.id, None)
         self._cases.setdefault(case.id, self._empty(case))
         return case_run
 
@@ -198,7 +225,7 @@ class Session:
         """What ``case`` is compared with."""
         return self._against[case.id]
 
-    def add(self, case: Case, case_run: CaseRun, verdicts: Sequence[Verdict], nodeid: str) -> None:
+    def add(self, case: Case, case_run: CaseRun, verdicts: Sequence[Verdict], test: str) -> None:
         """Take over what a test measured, and write the record."""
         assert self.environment is not None
         environment = self.environment
@@ -218,7 +245,6 @@ class Session:
             # A case that was closed and opened again keeps what it measured the first time.
             metrics={**old.metrics, **case_run.metrics()},
             accuracy={**old.accuracy, **accuracy},
-            verdicts=(*old.verdicts, *verdicts),
             notes={
                 **old.notes,
                 **case_run.notes(),
@@ -232,27 +258,27 @@ class Session:
             },
             facts=case_run.loaded.facts,
         )
-        self._judged.add(nodeid)
+        self._tests.setdefault((case.id, test), _LastRun()).verdicts += verdicts
+        self._collect(case)
         self._write()
         if case_run.coordinator is None:
             case_run.forget_journals()
         else:  # torchrun may start the group again: what is answered need not be asked again
             self._kept.append(case_run)
 
-    def claim(self, case: Case, metric: str, nodeid: str) -> None:
+    def claim_metric(self, case: Case, metric: str, test: str) -> None:
         """Note which test records a metric; MetricError where another one does already."""
-        other = self._recorded.setdefault((case.id, metric), nodeid)
-        if other != nodeid:
+        other = self._recorded.setdefault((case.id, metric), test)
+        if other != test:
             raise MetricError(f"{metric}: {other} records it too; give one of them another name")
 
-    def judged(self, nodeid: str) -> bool:
-        """Whether a test got as far as its verdicts."""
-        return nodeid in self._judged
-
-    def add_error(self, case: Case, line: str) -> None:
-        """Note a test that ended without a verdict."""
-        old = self._cases.setdefault(case.id, self._empty(case))
-        self._cases[case.id] = replace(old, errors=(*old.errors, line))
+    def add_error(self, case: Case, test: str, line: str) -> None:
+        """Note a test that failed; not where its verdicts say so already."""
+        last = self._tests.setdefault((case.id, test), _LastRun())
+        if not verdict.fails(verdict.worst(last.verdicts), self.options.strict):
+            last.errors.append(line)
+        self._cases.setdefault(case.id, self._empty(case))
+        self._collect(case)
         self._write_quietly()
 
     def add_skipped(self, case: Case, why: str) -> None:
@@ -260,10 +286,13 @@ class Session:
         self._skipped[case.id] = why
 
     def finish(self, *, partial: bool) -> None:
-        """Write the record for the last time."""
+        """Write the record for the last time; nothing stays of a session that measured nothing."""
         if self.measured:
             self._partial = partial
             self._write_quietly()
+        elif self._claimed and not partial and _BESIDE_OTHERS not in os.environ:
+            with suppress(RecordError):
+                jsonfile.withdraw(self.options.results, RecordError)
         for case_run in self._kept if not partial else ():
             case_run.forget_journals()
 
@@ -271,7 +300,7 @@ class Session:
         """The terminal section; empty where perfline had nothing to do."""
         if not self.measured and not self._skipped:
             return []
-        if self.environment is None:
+        if not self.measured:
             return [f"{name} was not measured: {why}" for name, why in self._skipped.items()]
         flags = self.options.update_flags
         return text.session_lines(
@@ -347,13 +376,21 @@ class Session:
         digest = case.digest(weights)
         return CaseRecord(case.id, case.title, digest, case.model.precision, weights)
 
+    def _collect(self, case: Case) -> None:
+        """Make the case's record say what the last run of each test said."""
+        last = [each for (name, _), each in self._tests.items() if name == case.id]
+        self._cases[case.id] = replace(
+            self._cases[case.id],
+            verdicts=tuple(found for each in last for found in each.verdicts),
+            errors=tuple(line for each in last for line in each.errors),
+        )
+
     def _record(self) -> Record:
-        assert self.environment is not None
-        return Record(self._created, self._partial, self.environment, self._cases, self.notices.all)
+        environment = self.environment or _NOT_LOOKED_AT
+        return Record(self._created, self._partial, environment, self._cases, self.notices.all)
 
     def _write(self) -> None:
-        if self.environment is not None:
-            record.save(self.options.results, self._record())
+        record.save(self.options.results, self._record())
 
     def _write_quietly(self) -> None:
         # The session is already failing, or over: the first error is the one to show.
@@ -371,7 +408,7 @@ class CaseUnderTest:
     case_run: CaseRun
     benchmark: Callable[[], Any]
     note: Callable[[str, object], None]  # one property of the test, for JUnit XML
-    nodeid: str
+    test: str  # its id
 
     def answer_all(self, engine: EngineName) -> AccuracyPass:
         """Answer every question with ``engine``; skipped under ``--dummy-weights``."""
@@ -380,7 +417,10 @@ class CaseUnderTest:
         return self.case_run.answer_all(engine, lambda *so_far: self._certain(engine, *so_far))
 
     def time(self, engine: EngineName) -> Timings:
-        """Time ``engine`` with pytest-benchmark's rounds; our numbers go to its ``extra_info``."""
+        """Time ``engine`` with pytest-benchmark's rounds; our numbers go to its ``extra_info``.
+
+        Under ``--benchmark-disable`` it would run one round only, and it need not run any.
+        """
         used: list[Any] = []
 
         def repeat(
@@ -390,6 +430,12 @@ class CaseUnderTest:
             /,
         ) -> None:
             benchmark = self.benchmark()
+            if benchmark.disabled:
+                for _ in range(rounds):
+                    if before is not None:
+                        before()
+                    timed_round()
+                return
             benchmark.pedantic(
                 timed_round, setup=before, rounds=rounds, iterations=1, warmup_rounds=0
             )
@@ -424,7 +470,7 @@ class CaseUnderTest:
             if not isinstance(metric, Metric):
                 raise MetricError(f"case.record takes perfline.Metric, not {metric!r:.60}")
             own.append(replace(metric, own=True))
-            self.session.claim(case, metric.name, self.nodeid)
+            self.session.claim_metric(case, metric.name, self.test)
         self.case_run.recorded |= {metric.name: metric for metric in own}
         verdicts = [
             found
@@ -434,7 +480,7 @@ class CaseUnderTest:
         if verdicts:
             self.check(verdicts)
         else:  # info alone: there is nothing to judge
-            self.session.add(case, self.case_run, [], self.nodeid)
+            self.session.add(case, self.case_run, [], self.test)
 
     def against_published(self, engine: EngineName, done: AccuracyPass) -> list[Verdict]:
         """Judge the accuracy against the published figure."""
@@ -469,7 +515,7 @@ class CaseUnderTest:
     def check(self, verdicts: Sequence[Verdict]) -> None:
         """Record the verdicts; fail or skip as the gravest says."""
         case, session = self.case_run.case, self.session
-        session.add(case, self.case_run, verdicts, self.nodeid)
+        session.add(case, self.case_run, verdicts, self.test)
         for name, value in _properties(case.id, verdicts).items():
             self.note(name, value)
         word = verdict.worst(verdicts)
