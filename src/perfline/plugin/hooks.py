@@ -126,9 +126,10 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     """Markers, and what is wrong with the command line."""
-    # --benchmark-compare before anything is stored: pytest-benchmark warns while it is configured,
-    # and a policy of errors would end the session there.
-    warnings.filterwarnings("default", "Can't compare", pytest.PytestWarning)
+    # --benchmark-compare with nothing, or another machine's, stored: pytest-benchmark warns while it
+    # is configured, and a policy of errors would end the session there.
+    for text in ("Can't compare", "Benchmark machine_info is different"):
+        warnings.filterwarnings("default", text, pytest.PytestWarning)
     config.addinivalue_line("markers", "perf: measures throughput, memory and compilation")
     config.addinivalue_line("markers", "accuracy: measures MMLU accuracy")
     config.stash[NOTICES] = Notices()
@@ -184,6 +185,12 @@ def pytest_runtestloop(session: pytest.Session) -> None:
     dry = session.config.getoption("collectonly") or session.config.getoption("setupplan")
     if dry or all(_case_of(item) is None for item in items):
         return
+    others: Any = getattr(session.config, "_benchmarksession", None)
+    if getattr(others, "compare_fail", None) and not getattr(others, "compared_mapping", True):
+        raise pytest.UsageError(
+            "--benchmark-compare-fail: pytest-benchmark has nothing stored to compare with, and "
+            "would fail after all is measured; leave it out once, with --benchmark-autosave"
+        )
     if (task := group.lone_task()) is not None:
         number, told = task
         if number > 0:
@@ -384,6 +391,12 @@ def pytest_benchmark_update_machine_info(
             "device": environment.device,
             **environment.context,
         }
+
+
+@pytest.hookimpl(optionalhook=True, tryfirst=True)
+def pytest_benchmark_compare_machine_info(compared_benchmark: dict[str, Any]) -> None:
+    """What is ours is no difference: it is not known yet when pytest-benchmark compares."""
+    compared_benchmark["machine_info"].pop("perfline", None)
 
 
 def _session(config: pytest.Config) -> Session:

@@ -430,6 +430,10 @@ class CaseUnderTest:
             /,
         ) -> None:
             benchmark = self.benchmark()
+            if benchmark.cprofile:
+                raise PerflineError(
+                    "--benchmark-cprofile times one more round, under a profiler: leave it out"
+                )
             if benchmark.disabled:
                 for _ in range(rounds):
                     if before is not None:
