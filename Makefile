@@ -11,7 +11,7 @@ UV := $(VENV)-uv/bin/uv
 comma := ,
 STAMP := $(VENV)/installed-$(subst $(comma),-,$(EXTRAS))
 
-.PHONY: test test-browser test-otava perf setup lint lock matrix doctor report clean
+.PHONY: test test-browser test-otava test-plugins perf setup lint lock matrix doctor report clean
 .PHONY: baseline-source baseline baseline-pull-request upgrade-compare upgrade-proposal
 setup: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
@@ -56,8 +56,9 @@ lock: $(UV)
 matrix: $(UV)
 	$(PYTHON) scripts/matrix.py --uv $(UV) --folder $(VENV)-matrix $${ROWS:+--rows "$$ROWS"}
 
-# Beside `make test`: the page in a browser (google-chrome or chromium), and our exports and history
-# read by Apache Otava itself, which brings an older numpy and so has an environment of its own.
+# Beside `make test`: the page in a browser (google-chrome or chromium); our exports and history read
+# by Apache Otava itself, which brings an older numpy and so has an environment of its own; pytest's
+# plugins beside ours, which would load themselves in any environment that has them.
 test-browser:
 	$(MAKE) setup EXTRAS=test,browser
 	$(BIN)/pytest $(STRICT) tests/browser $(ARGS)
@@ -68,6 +69,16 @@ test-otava:
 	  pyyaml tabulate pytest pytest-benchmark hypothesis
 	$(VENV)-otava/bin/pip install --quiet --disable-pip-version-check --no-deps -e .
 	$(VENV)-otava/bin/pytest $(STRICT) tests/unit/report/test_exports.py tests/unit/report/test_history.py $(ARGS)
+
+PLUGINS := pytest-cov pytest-github-actions-annotate-failures pytest-html pytest-instafail \
+  pytest-randomly pytest-repeat pytest-rerunfailures pytest-sugar pytest-timeout
+
+test-plugins: setup
+	$(PYTHON) -m venv $(VENV)-plugins
+	$(BIN)/python -c "import site; print(f'import site; site.addsitedir({site.getsitepackages()[0]!r})')" \
+	  > $$($(VENV)-plugins/bin/python -c "import site; print(site.getsitepackages()[0])")/below.pth
+	$(VENV)-plugins/bin/pip install --quiet --disable-pip-version-check $(PLUGINS)
+	$(VENV)-plugins/bin/python -m pytest $(STRICT) tests/plugin/test_plugins.py $(ARGS)
 
 perf: setup
 	@mkdir -p results
@@ -80,7 +91,7 @@ report: setup
 	$(BIN)/perfline report results/run.json -o results/report.html $(ARGS)
 
 clean:
-	rm -rf -- $(VENV) $(VENV)-otava $(VENV)-uv $(VENV)-matrix results .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf -- $(VENV) $(VENV)-otava $(VENV)-plugins $(VENV)-uv $(VENV)-matrix results .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 # Of .github/workflows/baseline.yml: which run was it; accept its record; propose that to people.
 baseline-source:

@@ -97,6 +97,11 @@ def is_special(path: Path) -> bool:
     return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
+def is_continued(path: Path) -> bool:
+    """Whether :func:`write` adds to what is there, as to a terminal, and replaces nothing."""
+    return os.fspath(path) in _STREAMS or is_special(path)
+
+
 def write(path: Path, data: Mapping[str, object], error: type[PerflineError]) -> None:
     """Replace ``path`` by ``data``, one value a line, keys sorted, as :func:`write_text` does."""
     text = json.dumps(data, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
@@ -112,7 +117,7 @@ def write_text(path: Path, text: str, error: type[PerflineError]) -> None:
     """
     try:
         raw = text.encode()
-        if _continued(path):
+        if is_continued(path):
             _write_into(path, raw)
         else:
             _replace(_target(path), raw)
@@ -124,10 +129,23 @@ def write_text(path: Path, text: str, error: type[PerflineError]) -> None:
         raise _unwritable(path, what, error) from failure
 
 
+def withdraw(path: Path, error: type[PerflineError]) -> None:
+    """Remove an older file that a failure, or a kill, would leave to be taken for the new one.
+
+    What others write into as well, such as GitHub's step summary, is left alone.
+    """
+    if is_continued(path) or str(path) == os.environ.get("GITHUB_STEP_SUMMARY"):
+        return
+    try:
+        _target(path).unlink(missing_ok=True)
+    except OSError as failure:
+        raise _unwritable(path, str(failure.strerror), error) from failure
+
+
 def check_writable(path: Path, error: type[PerflineError]) -> None:
     """Raise ``error`` if :func:`write` to ``path`` could not work; leave what is there alone."""
     try:
-        if _continued(path):
+        if is_continued(path):
             if not os.access(path, os.W_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
             return
@@ -215,10 +233,6 @@ def _mistaken(data: Mapping[str, object], wanted: Kind) -> str:
         return ""
     what, taken = _TOLD[found]
     return f"is {what} (expected {_TOLD[wanted][0]}); {taken}"
-
-
-def _continued(path: Path) -> bool:
-    return os.fspath(path) in _STREAMS or is_special(path)
 
 
 def _target(path: Path) -> Path:

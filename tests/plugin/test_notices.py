@@ -84,3 +84,16 @@ def test_nothing_to_save_for_pytest_benchmark_ends_no_session(suite):
     result.assert_outcomes(skipped=2, deselected=4)
     assert "INTERNALERROR" not in result.stdout.str() + result.stderr.str()
     assert "Traceback" not in result.stdout.str() + result.stderr.str()
+
+
+def test_a_comparison_with_what_pytest_benchmark_stored_is_measured_on_another_machine_too(suite):
+    suite.run("-m", "perf", "--benchmark-autosave")
+    result = suite.run("-m", "perf", "--benchmark-compare", "-W", "error")
+    result.assert_outcomes(skipped=2, deselected=4)
+    assert "machine_info is different" not in result.stdout.str() + result.stderr.str()
+    (stored,) = (suite.root / ".benchmarks").glob("*/*.json")
+    stored.write_text(stored.read_text().replace('"system": "Linux"', '"system": "Other"'))
+    with pytest.warns(pytest.PytestWarning, match="machine_info is different"):
+        result = suite.run("-m", "perf", "--benchmark-compare", "-W", "error")
+    result.assert_outcomes(skipped=2, deselected=4)
+    assert "INTERNALERROR" not in result.stdout.str() + result.stderr.str()

@@ -108,12 +108,127 @@ def test_results_that_cannot_be_written_are_told_before_anything_is_loaded(suite
     assert not (suite.root / "opened.log").exists()
 
 
-def test_a_session_that_measures_nothing_leaves_the_last_record_alone(suite):
+def test_a_session_that_measures_nothing_leaves_no_older_record_to_take_for_its_own(suite):
     suite.run("-m", "perf")
-    before = suite.record()
+    assert suite.run("-m", "perf", "--setup-plan").ret == 0
+    assert suite.record()["cases"]
     suite.script(**{"raise": ["MissingData"]})
     suite.run("-m", "perf")
-    assert suite.record() == before
+    assert not (suite.root / "results" / "run.json").exists()
+
+
+KILLED = {
+    "before torch is imported": """
+import os
+def pytest_runtest_setup():
+    os._exit(9)
+""",
+    "while a case is opened": """
+import os
+def opened(*case):
+    os._exit(9)
+""",
+    "by a collection error": """
+raise ImportError("not here")
+""",
+}
+
+
+@pytest.mark.parametrize("end", KILLED)
+def test_however_a_session_dies_no_older_record_stands_for_it(suite, capsys, end):
+    suite.run("-m", "perf")
+    assert suite.record()["partial"] is False
+    if "collection" in end:
+        (suite.root / "tests" / "test_broken.py").write_text(KILLED[end])
+    else:
+        conftest = suite.root / "conftest.py"
+        conftest.write_text(conftest.read_text() + KILLED[end])
+    assert suite.run("-m", "perf", no_reraise=True).ret != 0
+    record = suite.record()
+    assert (record["partial"], record["cases"]) == (True, {})
+    assert suite.update() == 2
+    assert "is partial: the session was interrupted" in capsys.readouterr().err
+
+
+def test_a_claimed_record_can_be_reported_and_is_no_pass(suite, capsys):
+    from perfline.cli.main import main
+
+    conftest = suite.root / "conftest.py"
+    conftest.write_text(conftest.read_text() + KILLED["before torch is imported"])
+    suite.run("-m", "perf", no_reraise=True)
+    assert main(["report", "results/run.json", "--format", "markdown"]) == 0
+    assert "stopped before its end" in capsys.readouterr().out
+    assert main(["history", "results"]) == 0
+    assert main(["export", "results/run.json", "--format", "bencher"]) != 0
+    assert main(["report", "results/run.json", "-o", "page.html"]) == 0
+
+
+def test_an_error_before_the_machine_is_known_is_recorded(suite):
+    conftest = suite.root / "conftest.py"
+    conftest.write_text(
+        conftest.read_text().replace("return ENVIRONMENT", "raise ImportError('no torch')")
+    )
+    result = suite.run("-m", "perf", "-k", "eager")
+    result.assert_outcomes(errors=1, deselected=5)
+    record = suite.record()
+    assert (record["partial"], record["environment"]["machine"]) == (False, "unknown")
+    assert record["cases"]["fake"]["errors"][0].endswith("no torch")
+
+
+AGAIN = """
+import pytest
+from _pytest.runner import runtestprotocol
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item, nextitem):  # as pytest-rerunfailures does it
+    if TRIES.pop(item.name, None) is None:
+        return None
+    item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+    runtestprotocol(item, nextitem=nextitem, log=False)
+    item._initrequest()
+    return None
+
+TRIES = {"test_throughput[fake-eager]": 1}
+"""
+
+
+def test_verdicts_of_a_test_that_is_run_again_are_those_of_its_last_run(suite):
+    conftest = suite.root / "conftest.py"
+    conftest.write_text(conftest.read_text() + AGAIN)
+    result = suite.run("-m", "perf")
+    record = suite.record()
+    verdicts = [(v["metric"], v["gate"]) for v in record["cases"]["fake"]["verdicts"]]
+    assert sorted(set(verdicts)) == sorted(verdicts)
+    told = "test_throughput[[]fake-eager] was run again: its last run counts"
+    result.stdout.fnmatch_lines([f"notice: {told}"])
+    assert record["notices"][-1]["text"] == told.replace("[[]", "[")
+
+
+def test_an_error_of_a_first_try_goes_with_it(suite, capsys):
+    fails_once = """
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem):
+    if pyfuncitem.name in FAIL and not FAIL.remove(pyfuncitem.name):
+        raise RuntimeError("CUDA error: unspecified launch failure")
+
+FAIL = ["test_throughput[fake-eager]"]
+"""
+    conftest = suite.root / "conftest.py"
+    conftest.write_text(conftest.read_text() + AGAIN + fails_once)
+    suite.run("-m", "perf").assert_outcomes(skipped=2, deselected=4)
+    assert suite.record()["cases"]["fake"]["errors"] == []
+    assert suite.update() == 0
+
+
+def test_a_test_that_fails_after_good_verdicts_leaves_an_error(suite):
+    (suite.root / "tests" / "test_own.py").write_text(
+        "from perfline import Metric\n"
+        "def test_own(case):\n"
+        "    case.record(Metric('own', 1.0, 'count', 'info'))\n"
+        "    assert not 'the end'\n"
+    )
+    suite.run("-k", "own").assert_outcomes(failed=1, deselected=6)
+    assert "the end" in suite.record()["cases"]["fake"]["errors"][0]
 
 
 def test_a_broken_baseline_is_told_before_anything_is_loaded(suite):
@@ -261,6 +376,24 @@ def test_a_data_directory_that_is_not_there_is_told_before_anything_is_opened(su
     suite.pytester.runpytest_inprocess("-p", "no:cacheprovider", other).assert_outcomes(passed=1)
 
 
+def test_of_two_tasks_of_one_srun_the_second_stops_before_it_measures(suite, monkeypatch):
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    result = suite.run("-m", "perf")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["ERROR: srun started this as task 1 of 2 (SLURM_PROCID, *"])
+    assert not (suite.root / "opened.log").exists()
+    assert not (suite.root / "results").exists()
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    result = suite.run("-m", "perf", "-k", "eager")
+    result.stdout.fnmatch_lines(["notice: srun started this as task 0 of 2 (SLURM_PROCID,*"])
+    assert suite.record()["notices"][0]["text"].startswith("srun started this as task 0 of 2")
+    # What measures nothing is nobody's affair.
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    other = suite.pytester.makepyfile(test_other="def test_other(): pass")
+    suite.pytester.runpytest_inprocess("-p", "no:cacheprovider", other).assert_outcomes(passed=1)
+
+
 def test_xdist_is_refused(suite, monkeypatch):
     monkeypatch.setenv("PYTEST_XDIST_WORKER", "gw0")
     result = suite.run("-m", "perf", "-k", "eager")
@@ -299,3 +432,10 @@ def test_the_same_error_is_shown_once(suite):
     suite.script(**{"raise": ["EngineError"]})
     result = suite.run("-m", "perf", "-k", "eager")
     assert "another exception" not in result.stdout.str()
+
+
+def test_an_error_under_strict_is_in_the_record_too(suite):
+    suite.script(**{"raise": ["EngineError"]})
+    suite.run("-m", "perf", "-k", "eager", "--strict").assert_outcomes(errors=1, deselected=5)
+    (line,) = suite.record()["cases"]["fake"]["errors"]
+    assert line.endswith("scripted EngineError")

@@ -152,23 +152,32 @@ def _add_sides(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compare every case; print, save and return the exit status."""
+    from perfline import jsonfile
     from perfline.compare import record
     from perfline.compare.record import Comparison
+    from perfline.distributed.group import lone_task
     from perfline.engines.environment import today
-    from perfline.errors import RecordError
+    from perfline.errors import PerflineError, RecordError
     from perfline.gates import verdict
     from perfline.report import comparison_text
 
+    task = lone_task()
+    if task is not None and task[0] > 0:
+        raise PerflineError(task[1])
     sides, plans = _plans(args)
     if args.markdown is not None and args.markdown.resolve() == args.out.resolve():
         raise RecordError(f"{args.out}: is named by --out and by --markdown; name two files")
     record.check_writable(args.out)
     if args.markdown is not None:
         record.check_writable(args.markdown)
+    comparison = Comparison(today(), True, command(args), {})
+    # However this ends, nobody takes the files of an older comparison for those of this one.
+    record.save(args.out, comparison)
+    if args.markdown is not None:
+        jsonfile.withdraw(args.markdown, RecordError)
     if any(side.install for side in sides):
         with _stopped_politely():
             sides, plans = _installed(sides, plans)
-    comparison = Comparison(today(), True, command(args), {})
     try:
         with _stopped_politely(), launchers(sides, args.timeout) as launcher_of:
             for so_far in _compared(plans, launcher_of, comparison):

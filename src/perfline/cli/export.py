@@ -56,8 +56,12 @@ def _run(args: argparse.Namespace) -> int:
     from perfline.measure import record
     from perfline.report import exports
 
-    found = exports.exports(args.run, record.load(args.run), names(args.case))
     output: Path | None = args.output
+    if output is not None and args.format not in ("otava", "lm-eval"):
+        if output.exists() and args.run.exists() and output.samefile(args.run):
+            raise RecordError(f"{output}: is the record; write the export elsewhere")
+        jsonfile.withdraw(output, RecordError)
+    found = exports.exports(args.run, record.load(args.run), names(args.case))
     if args.format != "otava" and (args.metric or args.branch):
         raise RecordError("--metric and --branch are for --format otava only; leave them out")
     if args.format in ("otava", "lm-eval"):

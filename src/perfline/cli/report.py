@@ -70,6 +70,8 @@ def _report(args: argparse.Namespace) -> int:
     for path in args.records:
         if target is not None and _same(path, target):
             raise PerflineError(f"{target}: is one of the records; write the report elsewhere")
+    if target is not None:
+        jsonfile.withdraw(target, PerflineError)
     places = page_inputs.Places(args.baselines, tuple(args.case_dir), args.data_dir)
     inputs = page_inputs.gather(args.records, places)
     for line in inputs.left_out:

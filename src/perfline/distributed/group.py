@@ -25,11 +25,39 @@ from typing import Any, Protocol
 from perfline.errors import RankError
 
 _NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+# Who started a process as one of several tasks: how many there are, and which one it is.
+_TASKS = {
+    "srun": ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
+    "Open MPI": ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
+    "MPI": ("PMI_SIZE", "PMI_RANK"),
+    "MVAPICH": ("MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_RANK"),
+    "PyTorchJob": ("PET_NNODES", "PET_NODE_RANK"),
+    "a launcher of ranks": ("WORLD_SIZE", "RANK"),
+}
 
 
 def launched(environ: Mapping[str, str] = os.environ) -> bool:
     """Whether torchrun, or what sets the same variables, started this process beside others."""
     return all(environ.get(name) for name in _NEEDED) and environ["WORLD_SIZE"] != "1"
+
+
+def lone_task(environ: Mapping[str, str] = os.environ) -> tuple[int, str] | None:
+    """Which of several tasks this is that do not meet as ranks, and that in words; None for none.
+
+    Each of them would measure, and all would write the same files.
+    """
+    if launched(environ):
+        return None
+    for who, names in _TASKS.items():
+        tasks, number = (environ.get(name, "") for name in names)
+        if tasks.isdecimal() and number.isdecimal() and int(tasks) > 1:
+            absent = [name for name in _NEEDED if not environ.get(name)] or ["WORLD_SIZE above 1"]
+            return int(number), (
+                f"{who} started this as task {number} of {tasks} ({names[1]}, {names[0]}), without "
+                f"what ranks meet by ({', '.join(absent)}): task 0 measures alone; start one task, "
+                "or torchrun in each node's (docs/parallel.md)"
+            )
+    return None
 
 
 def attempt(environ: Mapping[str, str] = os.environ) -> int:
@@ -45,27 +73,43 @@ def ranks_here(environ: Mapping[str, str] = os.environ) -> int:
 
 
 def join(timeout_s: float) -> Group:
-    """Meet the other ranks, and take this rank's device.
+    """Meet the other ranks, and take this rank's device; rank 0 waits for all.
 
-    RankError where they are not reached, or where the device is not to be had.
+    RankError where one is not reached, or where the device is not to be had.
     """
-    from torch.distributed.rendezvous import rendezvous
+    import torch.distributed
 
+    distributed: Any = torch.distributed
     environ, host = os.environ, socket.gethostname()
-    rank, ranks = int(environ["RANK"]), int(environ["WORLD_SIZE"])
-    _check_name(environ["MASTER_ADDR"], f"rank {rank} on {host}")
+    place = f"{environ['MASTER_ADDR']}:{environ['MASTER_PORT']}"
     try:
-        store: Any = next(iter(rendezvous("env://", timeout=timedelta(seconds=timeout_s))))[0]
+        rank, ranks, port = (int(environ[name]) for name in ("RANK", "WORLD_SIZE", "MASTER_PORT"))
+    except ValueError as error:
+        given = ", ".join(f"{name}={environ[name]}" for name in _NEEDED)
+        raise RankError(f"{given}: expected whole numbers but for the address") from error
+    _check_name(environ["MASTER_ADDR"], f"rank {rank} on {host}")
+    of_agent = environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # torchrun hosts the store
+    try:
+        # As torch's env:// does, which says of ranks that do not come only how many have.
+        store: Any = distributed.TCPStore(
+            environ["MASTER_ADDR"],
+            port,
+            ranks,
+            is_master=rank == 0 and not of_agent,
+            timeout=timedelta(seconds=timeout_s),
+            wait_for_workers=False,
+            multi_tenant=True,
+        )
     except (RuntimeError, ValueError, OSError) as error:
-        place = f"{environ['MASTER_ADDR']}:{environ['MASTER_PORT']}"
         first = (str(error) or type(error).__name__).splitlines()[0]
         raise RankError(
             f"rank {rank} on {host} did not reach the store at {place} within {timeout_s:g} s "
             f"({first})"
         ) from error
-    store = getattr(store, "underlying_store", store)  # some versions of torch prefix an attempt
     group = Group(rank, ranks, host, store, timeout_s, attempt())
     group.join()
+    if rank == 0:
+        group.hosts()
     _take_device(group, int(environ.get("LOCAL_RANK") or 0))
     return group
 
@@ -178,8 +222,8 @@ class Group:
                 if self.clock() - begin > self.timeout_s:
                     absent = [r for r, key in enumerate(keys) if not self.store.check([key])]
                     raise RankError(
-                        f"waited {self.timeout_s:g} s for rank {', '.join(map(str, absent))} to "
-                        "join: it hangs, or was not started (--rank-timeout)"
+                        f"waited {self.timeout_s:g} s for rank {', '.join(map(str, absent))} of "
+                        f"{self.ranks} to join: it hangs, or was not started (--rank-timeout)"
                     )
                 self.sleep(POLL_S)
             return [self.store.get(key).decode() for key in keys]

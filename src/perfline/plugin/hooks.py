@@ -12,6 +12,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterator
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,14 +23,14 @@ from perfline.cases import case as cases
 from perfline.cases import data
 from perfline.cases.case import Case
 from perfline.distributed import group
-from perfline.errors import MissingData, MissingRanks, PerflineError
+from perfline.errors import MissingData, MissingRanks, PerflineError, RecordError
 from perfline.measure.notices import Notices
 
 if TYPE_CHECKING:
     from perfline.plugin.session import CaseUnderTest, Options, Session
 
 NOTICES = pytest.StashKey[Notices]()  # apart: what is imported to measure may warn already
-SESSION = pytest.StashKey["Session"]()  # there once a test has asked for a case
+SESSION = pytest.StashKey["Session"]()  # there once tests of a case are run
 
 
 def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
@@ -125,14 +126,13 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     """Markers, and what is wrong with the command line."""
-    # --benchmark-compare before anything is stored: pytest-benchmark warns while it is configured,
-    # and a policy of errors would end the session there.
-    warnings.filterwarnings("default", "Can't compare", pytest.PytestWarning)
+    # --benchmark-compare with nothing stored, or by another machine: pytest-benchmark warns as it
+    # is configured, and a policy of errors would end the session there.
+    for text in ("Can't compare", "Benchmark machine_info is different"):
+        warnings.filterwarnings("default", text, pytest.PytestWarning)
     config.addinivalue_line("markers", "perf: measures throughput, memory and compilation")
     config.addinivalue_line("markers", "accuracy: measures MMLU accuracy")
-    config.addinivalue_line(
-        "markers", "fidelity: holds the model's fp32 numbers against the stored"
-    )
+    config.addinivalue_line("markers", "fidelity: measures what the model computes in fp32")
     config.stash[NOTICES] = Notices()
     config.pluginmanager.register(SessionEnd())
     _check_root(config)
@@ -177,6 +177,31 @@ def _is_not_run(item: pytest.Item) -> bool:
         ours = any(engine in cases.ENGINE_NAMES for engine in case.engine_names)
         return not (ours and case.fidelity.prompts and case.parallel.tensor == 1)
     return case is not None and isinstance(name, _Offered) and name not in case.engine_names
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session: pytest.Session) -> None:
+    """Claim the record once something will be measured, before torch is even imported.
+
+    A place that cannot be written is told by the first test that opens a case.
+    """
+    items = getattr(session, "items", ())  # xdist's controller has none
+    dry = session.config.getoption("collectonly") or session.config.getoption("setupplan")
+    if dry or all(_case_of(item) is None for item in items):
+        return
+    others: Any = getattr(session.config, "_benchmarksession", None)
+    if getattr(others, "compare_fail", None) and not getattr(others, "compared_mapping", True):
+        raise pytest.UsageError(
+            "--benchmark-compare-fail: pytest-benchmark has nothing stored to compare with, and "
+            "would fail after all is measured; leave it out once, with --benchmark-autosave"
+        )
+    if (task := group.lone_task()) is not None:
+        number, told = task
+        if number > 0:
+            raise pytest.UsageError(told)
+        session.config.stash[NOTICES].once([told])
+    with suppress(RecordError):
+        _session(session.config).claim()
 
 
 @pytest.fixture(scope="session")
@@ -253,7 +278,7 @@ def case(request: pytest.FixtureRequest, perfline_case_run: Any) -> CaseUnderTes
         case_run=perfline_case_run,
         benchmark=lambda: request.getfixturevalue("benchmark"),
         note=_note(request),
-        nodeid=request.node.nodeid,
+        test=_test_id(request.node),
     )
 
 
@@ -269,6 +294,8 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
     """Errors made for users are shown as their one line; absent weights skip."""
+    if (case := _case_of(item)) is not None:
+        _session(item.config).start(case, _test_id(item))
     return (yield from _one_line_errors(item))
 
 
@@ -282,14 +309,12 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Note in the record which tests ended without a verdict, and why."""
+    """Note in the record which tests failed by something else than their verdicts, and why."""
     report = yield
     case = _case_of(item)
     if case is not None and call.excinfo is not None and report.failed:
-        session = _session(item.config)
-        if not session.judged(item.nodeid):
-            first = (str(call.excinfo.value) or call.excinfo.typename).splitlines()[0]
-            session.add_error(case, item.name, first)
+        first = (str(call.excinfo.value) or call.excinfo.typename).splitlines()[0]
+        _session(item.config).add_error(case, _test_id(item), f"{item.name}: {first}")
     return report
 
 
@@ -338,14 +363,23 @@ def _finish(session: pytest.Session, exitstatus: int) -> None:
             state.notices.once([f"GITHUB_STEP_SUMMARY={summary}: not written: {error.strerror}"])
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """The table of every case that ran, counts of verdicts, and the one next command."""
-    state = terminalreporter.config.stash.get(SESSION, None)
-    lines = state.summary() if state is not None else []
-    if lines:
-        terminalreporter.write_sep("=", "perfline")
-        for text in lines:
-            terminalreporter.write_line(text)
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter,
+) -> Generator[None, object, object]:
+    """The table of every case that ran, counts of verdicts, and the one next command.
+
+    Also where another plugin's summary ends in an error, as with ``--benchmark-compare-fail``.
+    """
+    try:
+        return (yield)
+    finally:
+        state = terminalreporter.config.stash.get(SESSION, None)
+        lines = state.summary() if state is not None else []
+        if lines:
+            terminalreporter.write_sep("=", "perfline")
+            for text in lines:
+                terminalreporter.write_line(text)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -361,6 +395,12 @@ def pytest_benchmark_update_machine_info(
             "device": environment.device,
             **environment.context,
         }
+
+
+@pytest.hookimpl(optionalhook=True, tryfirst=True)
+def pytest_benchmark_compare_machine_info(compared_benchmark: dict[str, Any]) -> None:
+    """What is ours is no difference: it is not known yet when pytest-benchmark compares."""
+    compared_benchmark["machine_info"].pop("perfline", None)
 
 
 def _session(config: pytest.Config) -> Session:
@@ -487,6 +527,15 @@ def _parametrized(config: pytest.Config) -> list[Case]:
 def _case_of(item: pytest.Item) -> Case | None:
     callspec = getattr(item, "callspec", None)
     return callspec.params.get("perfline_case_run") if callspec is not None else None
+
+
+def _test_id(item: pytest.Item) -> str:
+    """The test, whichever of pytest-repeat's repetitions of it this is."""
+    given = dict(getattr(getattr(item, "callspec", None), "params", {}))
+    if given.pop("__pytest_repeat_step_number", None) is None:
+        return item.nodeid
+    names = (each.id if isinstance(each, Case) else str(each) for each in given.values())
+    return f"{item.nodeid.partition('[')[0]}[{'-'.join(names)}]"
 
 
 def _one_line_errors(item: pytest.Item) -> Generator[None, object, object]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from perfline import jsonfile
 from perfline.baselines import judge, suggestions
 from perfline.baselines.accept import invalid
 from perfline.baselines.baseline import Published
@@ -44,6 +46,8 @@ from perfline.tasks.mmlu import Prompt
 from perfline.tasks.reference import Reference
 
 Opener = Callable[..., LoadedCase]  # as case_run.open_case
+_BESIDE_OTHERS = "PYTEST_XDIST_WORKER"  # in the environment of a worker
+_NOT_LOOKED_AT = Environment("unknown", "unknown", "unknown")  # a session that died before it was
 
 
 @dataclass(frozen=True)
@@ -139,6 +143,14 @@ class Tools:
 
 
 @dataclass
+class _LastRun:
+    """What the last run of a test said of its case."""
+
+    verdicts: list[Verdict] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+
+
+@dataclass
 class Session:
     """One pytest session: what is open, what was measured."""
 
@@ -150,21 +162,40 @@ class Session:
     _published: dict[str, Published] = field(default_factory=dict)
     _against: dict[str, Against] = field(default_factory=dict)
     _case_runs: dict[str, CaseRun] = field(default_factory=dict)
-    _judged: set[str] = field(default_factory=set)
+    _tests: dict[tuple[str, str], _LastRun] = field(default_factory=dict)  # by case and test
     _recorded: dict[tuple[str, str], str] = field(default_factory=dict)
     notices: Notices = field(default_factory=Notices)
     _kept: list[CaseRun] = field(default_factory=list)
     _created: str = field(default_factory=today)
     _partial: bool = True
+    _claimed: bool = False
 
     @property
     def measured(self) -> bool:
         """Whether any case was opened or failed."""
         return bool(self._cases)
 
+    def claim(self) -> None:
+        """Put an empty partial record in the place of an older session's.
+
+        However this one ends, be it by a kill, what stands there is never taken for its own.
+        """
+        if not jsonfile.is_continued(self.options.results):
+            self._write()
+            self._claimed = True
+
+    def start(self, case: Case, test: str) -> None:
+        """A test begins. Where it did before (a rerun, a repetition), its last run counts."""
+        if (case.id, test) in self._tests:
+            name = test.rpartition("::")[2]
+            self.notices.once([f"{name} was run again: its last run counts"])
+        self._tests[case.id, test] = _LastRun()
+        if case.id in self._cases:
+            self._collect(case)
+
     def open(self, case: Case, tools: Tools) -> CaseRun:
         """Open ``case``; first of all see that baselines can be read and results written."""
-        if "PYTEST_XDIST_WORKER" in os.environ:
+        if _BESIDE_OTHERS in os.environ:
             raise PerflineError("one model at a time: run the perfline tests without pytest-xdist")
         options = self.options
         self._known[case.id] = case
@@ -176,16 +207,12 @@ class Session:
         if against.published is not None:
             self._published[case.id] = against.published
         record.check_writable(options.results)
+        if not self.measured:
+            self.claim()
         replica = None if tools.coordinator is None else tools.coordinator.open(case)
-        try:
-            opened = tools.open(case, options, replica)
-        except KeyboardInterrupt:
-            # Or an older session's record would pass for this one's.
-            self._cases.setdefault(case.id, self._empty(case))
-            self._write_quietly()
-            raise
-        case_run = tools.case_run(case, opened, options)
+        case_run = tools.case_run(case, tools.open(case, options, replica), options)
         self._case_runs[case.id] = case_run
+        self._skipped.pop(case.id, None)
         self._cases.setdefault(case.id, self._empty(case))
         return case_run
 
@@ -199,7 +226,7 @@ class Session:
         """What ``case`` is compared with."""
         return self._against[case.id]
 
-    def add(self, case: Case, case_run: CaseRun, verdicts: Sequence[Verdict], nodeid: str) -> None:
+    def add(self, case: Case, case_run: CaseRun, verdicts: Sequence[Verdict], test: str) -> None:
         """Take over what a test measured, and write the record."""
         assert self.environment is not None
         environment = self.environment
@@ -219,7 +246,6 @@ class Session:
             # A case that was closed and opened again keeps what it measured the first time.
             metrics={**old.metrics, **case_run.metrics()},
             accuracy={**old.accuracy, **accuracy},
-            verdicts=(*old.verdicts, *verdicts),
             notes={
                 **old.notes,
                 **case_run.notes(),
@@ -234,7 +260,8 @@ class Session:
             facts=case_run.loaded.facts,
             reference=self._reference(case_run, context) or old.reference,
         )
-        self._judged.add(nodeid)
+        self._tests.setdefault((case.id, test), _LastRun()).verdicts += verdicts
+        self._collect(case)
         self._write()
         if case_run.coordinator is None:
             case_run.forget_journals()
@@ -249,25 +276,25 @@ class Session:
         told = None if commit is None else str(commit)
         return Reference(self._created, told, "measured", about, case_run.computed)
 
-    def claim(self, case: Case, metric: str, nodeid: str) -> None:
+    def claim_metric(self, case: Case, metric: str, test: str) -> None:
         """Note which test records a metric; MetricError where another one does already."""
-        other = self._recorded.setdefault((case.id, metric), nodeid)
-        if other != nodeid:
+        other = self._recorded.setdefault((case.id, metric), test)
+        if other != test:
             raise MetricError(f"{metric}: {other} records it too; give one of them another name")
 
-    def judged(self, nodeid: str) -> bool:
-        """Whether a test got as far as its verdicts."""
-        return nodeid in self._judged
-
     def add_error(self, case: Case, test: str, line: str) -> None:
-        """Note a test that ended without a verdict; that a case is absent, once for all its tests.
+        """Note a test that failed; not where its verdicts say so already.
 
-        What is absent has been told to :meth:`add_skipped` before.
+        That a case is absent, which :meth:`add_skipped` has been told before, is said once for all
+        its tests.
         """
-        old = self._cases.setdefault(case.id, self._empty(case))
-        why = self._skipped.get(case.id, "").partition("\n")[0]
-        told = f"{record.ABSENT}{why}" if why else f"{test}: {line}"
-        self._cases[case.id] = replace(old, errors=tuple(dict.fromkeys((*old.errors, told))))
+        last = self._tests.setdefault((case.id, test), _LastRun())
+        told = last.verdicts and verdict.fails(verdict.worst(last.verdicts), self.options.strict)
+        if not told:
+            why = self._skipped.get(case.id, "").partition("\n")[0]
+            last.errors.append(f"{record.ABSENT}{why}" if why else line)
+        self._cases.setdefault(case.id, self._empty(case))
+        self._collect(case)
         self._write_quietly()
 
     def add_skipped(self, case: Case, why: str) -> bool:
@@ -276,10 +303,13 @@ class Session:
         return known != why
 
     def finish(self, *, partial: bool) -> None:
-        """Write the record for the last time."""
+        """Write the record for the last time; nothing stays of a session that measured nothing."""
         if self.measured:
             self._partial = partial
             self._write_quietly()
+        elif self._claimed and not partial and _BESIDE_OTHERS not in os.environ:
+            with suppress(RecordError):
+                jsonfile.withdraw(self.options.results, RecordError)
         for case_run in self._kept if not partial else ():
             case_run.forget_journals()
 
@@ -287,7 +317,7 @@ class Session:
         """The terminal section; empty where perfline had nothing to do."""
         if not self.measured and not self._skipped:
             return []
-        if self.environment is None:
+        if not self.measured:
             return [f"{name} was not measured: {why}" for name, why in self._skipped.items()]
         flags = self.options.update_flags
         return text.session_lines(
@@ -368,13 +398,21 @@ class Session:
         digest = case.digest(weights)
         return CaseRecord(case.id, case.title, digest, case.model.precision, weights)
 
+    def _collect(self, case: Case) -> None:
+        """Make the case's record say what the last run of each test said."""
+        last = [each for (name, _), each in self._tests.items() if name == case.id]
+        self._cases[case.id] = replace(
+            self._cases[case.id],
+            verdicts=tuple(found for each in last for found in each.verdicts),
+            errors=tuple(dict.fromkeys(line for each in last for line in each.errors)),
+        )
+
     def _record(self) -> Record:
-        assert self.environment is not None
-        return Record(self._created, self._partial, self.environment, self._cases, self.notices.all)
+        environment = self.environment or _NOT_LOOKED_AT
+        return Record(self._created, self._partial, environment, self._cases, self.notices.all)
 
     def _write(self) -> None:
-        if self.environment is not None:
-            record.save(self.options.results, self._record())
+        record.save(self.options.results, self._record())
 
     def _write_quietly(self) -> None:
         # The session is already failing, or over: the first error is the one to show.
@@ -392,7 +430,7 @@ class CaseUnderTest:
     case_run: CaseRun
     benchmark: Callable[[], Any]
     note: Callable[[str, object], None]  # one property of the test, for JUnit XML
-    nodeid: str
+    test: str  # its id
 
     def answer_all(self, engine: EngineName) -> AccuracyPass:
         """Answer every question with ``engine``; skipped under ``--dummy-weights``."""
@@ -415,7 +453,10 @@ class CaseUnderTest:
         return judge.model_numbers(case_run.case, found, case_run.loaded.facts, self._against)
 
     def time(self, engine: EngineName) -> Timings:
-        """Time ``engine`` with pytest-benchmark's rounds; our numbers go to its ``extra_info``."""
+        """Time ``engine`` with pytest-benchmark's rounds; our numbers go to its ``extra_info``.
+
+        Under ``--benchmark-disable`` it would run one round only, and it need not run any.
+        """
         used: list[Any] = []
 
         def repeat(
@@ -425,6 +466,16 @@ class CaseUnderTest:
             /,
         ) -> None:
             benchmark = self.benchmark()
+            if benchmark.cprofile:
+                raise PerflineError(
+                    "--benchmark-cprofile times one more round, under a profiler: leave it out"
+                )
+            if benchmark.disabled:
+                for _ in range(rounds):
+                    if before is not None:
+                        before()
+                    timed_round()
+                return
             benchmark.pedantic(
                 timed_round, setup=before, rounds=rounds, iterations=1, warmup_rounds=0
             )
@@ -459,7 +510,7 @@ class CaseUnderTest:
             if not isinstance(metric, Metric):
                 raise MetricError(f"case.record takes perfline.Metric, not {metric!r:.60}")
             own.append(replace(metric, own=True))
-            self.session.claim(case, metric.name, self.nodeid)
+            self.session.claim_metric(case, metric.name, self.test)
         self.case_run.recorded |= {metric.name: metric for metric in own}
         verdicts = [
             found
@@ -469,7 +520,7 @@ class CaseUnderTest:
         if verdicts:
             self.check(verdicts)
         else:  # info alone: there is nothing to judge
-            self.session.add(case, self.case_run, [], self.nodeid)
+            self.session.add(case, self.case_run, [], self.test)
 
     def against_published(self, engine: EngineName, done: AccuracyPass) -> list[Verdict]:
         """Judge the accuracy against the published figure."""
@@ -504,7 +555,7 @@ class CaseUnderTest:
     def check(self, verdicts: Sequence[Verdict]) -> None:
         """Record the verdicts; fail or skip as the gravest says."""
         case, session = self.case_run.case, self.session
-        session.add(case, self.case_run, verdicts, self.nodeid)
+        session.add(case, self.case_run, verdicts, self.test)
         for name, value in _properties(case.id, verdicts).items():
             self.note(name, value)
         word = verdict.worst(verdicts)

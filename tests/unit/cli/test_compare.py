@@ -179,6 +179,36 @@ def test_an_old_record_does_not_pass_for_this_one(started: Started) -> None:
     assert record.load(Path("results/compare.json")).cases["tiny"].pairs == ()
 
 
+def test_no_older_file_stands_for_a_comparison_that_was_killed_while_it_installed(
+    started: Started, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started.launchers = [pair(1.0, 1.0)]
+    run("tiny", "--markdown", "own.md")
+
+    def killed(*_: object) -> None:
+        raise SystemExit(137)
+
+    monkeypatch.setattr("perfline.cli.compare._installed", killed)
+    with pytest.raises(SystemExit):
+        run("tiny", "--markdown", "own.md", "--candidate-install", "six")
+
+    found = record.load(Path("results/compare.json"))
+    assert (found.partial, found.cases) == (True, {})
+    assert not Path("own.md").exists()
+
+
+def test_of_two_tasks_of_one_launcher_the_second_compares_nothing(
+    started: Started, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PMI_SIZE", "2")
+    monkeypatch.setenv("PMI_RANK", "1")
+
+    assert run("tiny") == 2
+
+    assert "MPI started this as task 1 of 2 (PMI_RANK, PMI_SIZE)" in capsys.readouterr().err
+    assert not Path("results/compare.json").exists()
+
+
 def test_every_option_reaches_its_place(started: Started) -> None:
     started.launchers = [pair(1.0, 1.0)]
     Path("data").mkdir()
@@ -323,7 +353,7 @@ def test_what_cannot_be_installed_ends_before_anything_is_measured(
         "perfline: error:   none",
     ]
     assert started.workloads == []
-    assert not Path("results/compare.json").exists()
+    assert record.load(Path("results/compare.json")).partial
 
 
 def test_a_job_cancelled_while_it_installs_ends_as_ctrl_c_does(

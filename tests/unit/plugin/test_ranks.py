@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from dataclasses import dataclass, field
 
@@ -24,6 +25,50 @@ def test_only_a_rank_beside_others_is_one():
     assert not group.launched({**ENVIRON, "WORLD_SIZE": "1"})
     assert not group.launched({"RANK": "0", "WORLD_SIZE": "2"})
     assert not group.launched({})
+
+
+@pytest.mark.parametrize(
+    ("environ", "task", "who"),
+    [
+        ({"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"}, 1, "srun started this as task 1 of 2"),
+        ({"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "0"}, 0, "Open MPI started"),
+        ({"PMI_SIZE": "2", "PMI_RANK": "1"}, 1, "MPI started"),
+        ({"MV2_COMM_WORLD_SIZE": "2", "MV2_COMM_WORLD_RANK": "1"}, 1, "MVAPICH started"),
+        ({"PET_NNODES": "2", "PET_NODE_RANK": "1"}, 1, "PyTorchJob started"),
+        (
+            {"WORLD_SIZE": "2", "RANK": "1"},
+            1,
+            "(RANK, WORLD_SIZE), without what ranks meet by (MAS",
+        ),
+        # One replica of a PyTorchJob in each of two tasks.
+        (
+            {**ENVIRON, "WORLD_SIZE": "1", "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"},
+            1,
+            "without what ranks meet by (WORLD_SIZE above 1)",
+        ),
+    ],
+)
+def test_one_of_several_tasks_that_do_not_meet_is_told_by_its_launcher(environ, task, who):
+    found = group.lone_task(environ)
+    assert found is not None
+    assert found[0] == task
+    assert who in found[1]
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {},
+        ENVIRON,
+        {**ENVIRON, "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"},
+        {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"},
+        {"SLURM_NTASKS": "2", "SLURM_PROCID": "0"},  # sbatch's own script
+        {"PET_NNODES": "1:4", "PET_NODE_RANK": "0"},
+        {"WORLD_SIZE": "1", "RANK": "0", "MASTER_ADDR": "here", "MASTER_PORT": "1"},
+    ],
+)
+def test_who_is_alone_or_meets_the_others_is_no_lone_task(environ):
+    assert group.lone_task(environ) is None
 
 
 def test_ranks_of_this_host_are_those_that_one_command_can_start_here():
@@ -153,6 +198,24 @@ def test_a_store_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(RankError, match=expected) as told:
         group.join(1)
     assert "\n" not in str(told.value)
+
+
+def test_rank_0_names_who_did_not_come(monkeypatch):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    for name, value in {**ENVIRON, "RANK": "0", "WORLD_SIZE": "3", "MASTER_PORT": port}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
+    with pytest.raises(RankError, match=r"^waited 0\.2 s for rank 1, 2 of 3 to join: it hangs, or"):
+        group.join(0.2)
+
+
+def test_a_rank_that_is_no_number_is_one_line(monkeypatch):
+    for name, value in {**ENVIRON, "RANK": "one"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(RankError, match=r"^RANK=one, WORLD_SIZE=2, .*: expected whole numbers"):
+        group.join(1)
 
 
 def test_a_node_that_is_not_known_by_name_is_told_at_once(monkeypatch):

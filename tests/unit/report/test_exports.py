@@ -707,6 +707,18 @@ def test_the_command_prints_or_writes_the_same(tmp_path, capsys, form):
     assert capsys.readouterr().out == f"written: {tmp_path}/new/out.json\n"
 
 
+def test_no_older_export_stands_for_a_session_that_was_stopped(tmp_path):
+    target = tmp_path / "bencher.json"
+    whole, stopped = saved(tmp_path, record()), saved(tmp_path / "now", record(partial=True))
+    assert perfline(str(whole), "--format", "bencher", "-o", str(target)) == 0
+    with pytest.raises(RecordError, match="is partial"):
+        perfline(str(stopped), "--format", "bencher", "-o", str(target))
+    assert not target.exists()
+    with pytest.raises(RecordError, match="is the record; write the export elsewhere"):
+        perfline(str(whole), "--format", "bencher", "-o", str(whole))
+    assert whole.exists()
+
+
 def test_the_command_appends_for_otava_and_shows_its_configuration_once(tmp_path, capsys):
     table = str(tmp_path / "tiny.csv")
     run = saved(tmp_path, record())

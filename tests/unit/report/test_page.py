@@ -468,6 +468,21 @@ def command(*arguments: str | Path) -> int:
     return args.run_command(args)
 
 
+def test_no_older_page_stands_for_a_record_that_cannot_be_read(tmp_path, monkeypatch):
+    target = tmp_path / "report.html"
+    path = samples.saved(tmp_path, tiny_record())
+    command(path, "-o", target, "--baselines", tmp_path)
+    path.write_text("{")
+    with pytest.raises(PerflineError, match="is torn"):
+        command(path, "-o", target, "--baselines", tmp_path)
+    assert not target.exists()
+    target.write_text("# what other steps wrote\n")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(target))
+    with pytest.raises(PerflineError, match="is torn"):
+        command(path, "-o", target, "--baselines", tmp_path, "--format", "markdown")
+    assert target.exists()
+
+
 def test_the_command_writes_a_page_and_prints_markdown(tmp_path, capsys):
     path = samples.saved(tmp_path, tiny_record(verdicts=(samples.verdict("m", "regressed"),)))
     target = tmp_path / "deep" / "report.html"
