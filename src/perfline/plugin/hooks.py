@@ -126,8 +126,8 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     """Markers, and what is wrong with the command line."""
-    # --benchmark-compare with nothing, or another machine's, stored: pytest-benchmark warns while it
-    # is configured, and a policy of errors would end the session there.
+    # --benchmark-compare with nothing, or another machine's, stored: pytest-benchmark warns while
+    # it is configured, and a policy of errors would end the session there.
     for text in ("Can't compare", "Benchmark machine_info is different"):
         warnings.filterwarnings("default", text, pytest.PytestWarning)
     config.addinivalue_line("markers", "perf: measures throughput, memory and compilation")
@@ -211,8 +211,9 @@ def perfline_opener() -> Callable[..., Any]:
 @pytest.fixture(scope="session")
 def perfline_environment(pytestconfig: pytest.Config) -> Any:
     """The machine and its software."""
-    from perfline.engines.environment import collect
+    from perfline.engines.environment import collect, limits
 
+    pytestconfig.stash[NOTICES].once(limits(pytestconfig.rootpath))
     return collect(pytestconfig.rootpath)
 
 
@@ -239,9 +240,13 @@ def perfline_tools(
     perfline_clock: Callable[[], float],
 ) -> Any:
     """What every case is measured with."""
+    from perfline.engines import telemetry
     from perfline.plugin import ranks
     from perfline.plugin.session import Tools
 
+    if silent := telemetry.silent(perfline_device):
+        text = f"the device's clocks, heat and other users are not known: {silent}"
+        pytestconfig.stash[NOTICES].once([text])
     coordinator = pytestconfig.stash.get(ranks.COORDINATOR, None)
     here = perfline_environment
     return Tools(
