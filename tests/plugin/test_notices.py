@@ -97,3 +97,17 @@ def test_a_comparison_with_what_pytest_benchmark_stored_is_measured_on_another_m
         result = suite.run("-m", "perf", "--benchmark-compare", "-W", "error")
     result.assert_outcomes(skipped=2, deselected=4)
     assert "INTERNALERROR" not in result.stdout.str() + result.stderr.str()
+
+
+def test_what_the_environment_keeps_from_a_run_is_a_notice(suite, monkeypatch):
+    from fakes import ENVIRONMENT
+
+    conftest = suite.root / "conftest.py"
+    conftest.write_text(conftest.read_text().replace("def perfline_environment", "def theirs"))
+    monkeypatch.setattr("perfline.engines.environment.collect", lambda root: ENVIRONMENT)
+    monkeypatch.setattr("perfline.engines.environment.limits", lambda root: ["git refuses"])
+    monkeypatch.setattr("perfline.engines.telemetry.silent", lambda device: "NVML does not start")
+    suite.run("-m", "perf", "-k", "eager").assert_outcomes(skipped=1, deselected=5)
+    texts = [notice["text"] for notice in suite.record()["notices"]]
+    told = "the device's clocks, heat and other users are not known: NVML does not start"
+    assert texts[:2] == ["git refuses", told]

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -27,6 +30,7 @@ from perfline.report.text import paragraph
 
 _PACKAGES = ("pytest", "pytest-benchmark", "nvidia-ml-py", "accelerate")
 _BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
+_LEAST_BYTES = 16 * 1024**2  # a record with all answers, what inductor writes for a small model
 _LISTEN_S = 0.2  # how long the CPU is kept busy to see who else wants it
 
 
@@ -76,6 +80,7 @@ class Machine:
         clocks: how the clocks are set, as far as NVML tells.
         lock_clocks: the command with which an administrator keeps the clocks steady.
         compiler: what torch.compile calls; None where it calls none.
+        silent: why there is no reading, where there should be one.
     """
 
     name: str
@@ -88,6 +93,7 @@ class Machine:
     clocks: Clocks | None
     lock_clocks: str | None
     compiler: Compiler | None
+    silent: str = ""
 
 
 @dataclass(frozen=True)
@@ -98,6 +104,7 @@ class Report:
     versions: dict[str, str]
     cases: tuple[CaseState, ...]
     problems: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = field(default=())
 
 
 def doctor(cases: Sequence[Case], data_dir: Path | None, baselines: Path, as_json: bool) -> int:
@@ -109,7 +116,8 @@ def doctor(cases: Sequence[Case], data_dir: Path | None, baselines: Path, as_jso
 
 def inspect(cases: Sequence[Case], data_dir: Path | None, baselines: Path) -> Report:
     """Look at the machine and at every case."""
-    machine, problems = None, []
+    machine, problems = None, list(_closed_places())
+    notes: list[str] = []
     versions = _versions(_PACKAGES)
     try:
         device = current_device()
@@ -119,6 +127,7 @@ def inspect(cases: Sequence[Case], data_dir: Path | None, baselines: Path) -> Re
         versions = {**_versions(environment.PACKAGES), **versions}
     else:
         machine = examine(device)
+        notes = [note for note in environment.limits(Path.cwd()) if note not in problems]
         if machine.compiler is not None and machine.compiler.problem:
             problems.append(machine.compiler.problem)
     if "transformers" not in versions:
@@ -133,7 +142,7 @@ def inspect(cases: Sequence[Case], data_dir: Path | None, baselines: Path) -> Re
         for found in (state.weights, state.questions, state.baseline):
             if found.problem is not None:
                 problems.append(f"case '{state.case}': {found.problem}")
-    return Report(machine, versions, states, tuple(problems))
+    return Report(machine, versions, states, tuple(problems), tuple(notes))
 
 
 def examine(device: Device) -> Machine:
@@ -154,6 +163,7 @@ def examine(device: Device) -> Machine:
         clocks=clocks,
         lock_clocks=_lock_command(clocks) if nvidia else None,
         compiler=compiler(device.kind),
+        silent="" if reading is not None else telemetry.silent(device),
     )
 
 
@@ -173,11 +183,33 @@ def lines(report: Report) -> Iterator[str]:
         yield ""
         yield from _case_lines(state, report.machine)
     yield ""
+    for note in report.notes:
+        yield from paragraph(f"note: {note}", "")
     for problem in report.problems:
         yield from paragraph(f"problem: {problem}", "")
     if not report.problems:
         absent = [s for s in report.cases if s.weights.path is None or s.questions.path is None]
         yield f"ready: {len(report.cases) - len(absent)} of {len(report.cases)} cases"
+
+
+def _closed_places() -> Iterator[str]:
+    """Where a run would write, and cannot: what pytest then fails with."""
+    try:
+        scratch = Path(tempfile.gettempdir())
+    except FileNotFoundError as error:
+        yield f"{error.strerror}; make one, or name one in $TMPDIR"
+        return
+    compiled = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+    places = (
+        (Path("results"), "give pytest --results=FILE elsewhere"),
+        (Path(compiled) if compiled else scratch, "name another in $TORCHINDUCTOR_CACHE_DIR"),
+    )
+    for place, way_out in places:
+        there = next(each for each in (place, *place.absolute().parents) if each.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+            yield f"{place}: cannot be written; make it writable, or {way_out}"
+        elif (free := shutil.disk_usage(there).free) < _LEAST_BYTES:
+            yield f"{place}: its disk is full ({free} bytes left); make room, or {way_out}"
 
 
 def _machine_lines(machine: Machine) -> Iterator[str]:
@@ -226,7 +258,7 @@ def _clock_lines(clocks: Clocks | None, command: str) -> Iterator[str]:
 def _reading(machine: Machine) -> str:
     reading = machine.reading
     if reading is None:
-        hint = " (NVML: pip install nvidia-ml-py)" if machine.lock_clocks is not None else ""
+        hint = f" ({machine.silent})" if machine.silent else ""
         return f"not known on this device{hint}"
     known = []
     if reading.sm_clock_mhz is not None:

@@ -366,7 +366,12 @@ def _load(kept: Path) -> Made | None:
 
 def _cache() -> Path:
     home = os.environ.get("XDG_CACHE_HOME")
-    return (Path(home) if home else Path.home() / ".cache") / "perfline" / "environments"
+    try:
+        return (Path(home) if home else Path.home() / ".cache") / "perfline" / "environments"
+    except RuntimeError as error:  # no HOME, and no account
+        raise InstallError(
+            "no home directory is known to keep environments in: set XDG_CACHE_HOME"
+        ) from error
 
 
 def _sweep(cache: Path) -> None:

@@ -24,11 +24,10 @@ from perfline.cases.case import Case
 from perfline.compare.environments import make, runs
 from perfline.compare.installers import masked
 from perfline.compare.model import Side, SideName
-from perfline.engines.environment import git_commit
+from perfline.engines.environment import GIT_PLACES, git_commit
 from perfline.errors import WorkerError
 
 # Set inside git hooks: they would point git at another repository than the one asked for.
-GIT_PLACES = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX")
 SCRATCH = "perfline-{pid}-"  # how the directory begins that a tree is made in
 _TREE = re.compile(r"/perfline-(\d+)-[^/]+/[^/]+$")
 
@@ -101,6 +100,7 @@ def git(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
+            errors="replace",  # of a file that is no UTF-8, or under another LANG
             env={**kept, "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"},
             check=False,
         )

@@ -16,6 +16,8 @@ import re
 import shutil
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -68,6 +70,8 @@ GIB = 1024**3
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 _TASKS = Path("/proc/self/task")
+_MEMINFO = Path("/proc/meminfo")
+_GROUPS, _OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 @dataclass(frozen=True)
@@ -129,13 +133,14 @@ class Device:
     def free_memory_gib(self) -> float | None:
         """Memory in GiB that can still be taken; None where the device does not say."""
         if self.kind == "cpu":
-            meminfo = Path("/proc/meminfo")
             found = (
-                re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text())
-                if meminfo.exists()
+                re.search(r"MemAvailable:\s+(\d+) kB", _MEMINFO.read_text())
+                if _MEMINFO.exists()
                 else None
             )
-            return int(found.group(1)) / 1024**2 if found else None
+            machine = [] if found is None else [int(found.group(1)) * 1024]
+            left = min([*machine, *_group_memory()], default=None)
+            return None if left is None else left / GIB
         import torch
 
         if self._counts_memory() and hasattr(torch.accelerator, "get_memory_info"):
@@ -153,9 +158,10 @@ def current_device() -> Device:
 
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     if accelerator is None:
-        name, cores = _cpu_name(), len(_usable_cores())
+        name, cores, quota = _cpu_name(), len(usable_cores()), core_quota()
+        shown = f"{cores}" if quota is None else f"{quota:g}-of-{cores}"
         capability = torch.backends.cpu.get_cpu_capability()
-        return Device("cpu", name, slugify(f"cpu-{name}-{cores}-cores-{capability}"))
+        return Device("cpu", name, slugify(f"cpu-{name}-{shown}-cores-{capability}"))
     module = torch.get_device_module(accelerator.type)
     name = module.get_device_name() if hasattr(module, "get_device_name") else accelerator.type
     return Device(accelerator.type, str(name), slugify(str(name)))
@@ -191,7 +197,57 @@ def cpu_contention() -> tuple[float, float] | None:
     return ran / 1e9, waited / 1e9
 
 
-def _usable_cores() -> list[int]:
+def core_quota() -> float | None:
+    """How many of the cores that it sees this container may use; None where all of them.
+
+    Source: ``cpu.max`` of control groups (kernel documentation, admin-guide/cgroup-v2), or
+    version 1's ``cpu.cfs_quota_us``. torch does not look, and starts a thread for each core.
+    """
+    quotas = []
+    for group in _groups("cpu"):
+        with suppress(OSError, ValueError):
+            if (group / "cpu.max").exists():
+                quota, period = (group / "cpu.max").read_text().split()
+            else:
+                quota = (group / "cpu.cfs_quota_us").read_text()
+                period = (group / "cpu.cfs_period_us").read_text()
+            if "max" not in quota and int(quota) > 0:
+                quotas.append(int(quota) / int(period))
+    quota_of_all = min(quotas, default=None)
+    return None if quota_of_all is None or quota_of_all >= len(usable_cores()) else quota_of_all
+
+
+def _group_memory() -> Iterator[int]:
+    """Bytes that each control group above this process still has, with what it can give back."""
+    for group in _groups("memory"):
+        with suppress(OSError, ValueError):
+            new = (group / "memory.max").exists()
+            limit = (group / ("memory.max" if new else "memory.limit_in_bytes")).read_text()
+            used = (group / ("memory.current" if new else "memory.usage_in_bytes")).read_text()
+            found = re.search(
+                r"^(?:total_)?inactive_file (\d+)$", (group / "memory.stat").read_text(), re.M
+            )
+            if "max" not in limit:
+                yield max(0, int(limit) - int(used) + (int(found.group(1)) if found else 0))
+
+
+def _groups(controller: str) -> Iterator[Path]:
+    """This process's control group of that kind, and those above it."""
+    try:
+        lines = _OWN_GROUPS.read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and controller not in controllers.split(","):
+            continue
+        top = _GROUPS / controllers
+        own = top / path.lstrip("/")
+        yield from (each for each in (own, *own.parents) if each == top or top in each.parents)
+
+
+def usable_cores() -> list[int]:
+    """The cores that this process may be scheduled on."""
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))

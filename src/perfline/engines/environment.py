@@ -11,21 +11,36 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib import metadata, resources
 from pathlib import Path
+from typing import Any
 
 import yaml
 
-from perfline.engines.device import current_device
+from perfline.engines.device import core_quota, current_device, usable_cores
 from perfline.fields import OPTIONAL
 
 PACKAGES = ("torch", "triton", "transformers", "tokenizers", "safetensors", "numpy")
 # The oldest and the newest version that the suite passes with (docs/versions.md). Others are
 # measured too, with a notice: a change of version is what perfline is for.
 TESTED = {"torch": ("2.9", "2.15.0"), "transformers": ("4.57", "5.24.0")}
+
+# Set inside of git's hooks, and by people: git would answer for another repository.
+GIT_PLACES = {
+    "GIT_ALTERNATE_OBJECT_DIRECTORIES",
+    "GIT_COMMON_DIR",
+    "GIT_DIR",
+    "GIT_INDEX_FILE",
+    "GIT_NAMESPACE",
+    "GIT_OBJECT_DIRECTORY",
+    "GIT_PREFIX",
+    "GIT_WORK_TREE",
+}
+# A diff holds files' own bytes, in any encoding, whatever LANG says.
+_TEXT: Any = {"encoding": "utf-8", "errors": "replace"}
 
 LAYOUT = re.compile(r"(?:[0-9]+-nodes-)?x(?P<ranks>[0-9]+)")
 
@@ -117,6 +132,32 @@ def today() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
+def limits(root: Path) -> Iterator[str]:
+    """A sentence for all that keeps something here from being known, or used, as people expect."""
+    if (quota := core_quota()) is not None:
+        yield (
+            f"this container may use {quota:g} of the {len(usable_cores())} cores that it sees "
+            "(its cgroup's CPU quota): give the case so many threads (engine.cpu_threads), and "
+            "the machine is named by both"
+        )
+    if any((each / ".git").exists() for each in (root.absolute(), *root.absolute().parents)):
+        refused = _git_refusal(root)
+        if refused:
+            yield f"the commit is not recorded: {refused}"
+
+
+def _git_refusal(root: Path) -> str:
+    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, env=_plain(), timeout=20, check=False, **_TEXT
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"git: {getattr(error, 'strerror', None) or 'no answer within 20 s'}"
+    lines = done.stderr.strip().splitlines() or [f"git ends with status {done.returncode}"]
+    return "" if done.returncode == 0 else lines[0]
+
+
 def git_commit(root: Path) -> str | None:
     """The work tree's short commit, ``-dirty`` where files differ from it; None without git."""
     commit = _output("git", "-C", str(root), "rev-parse", "--short=12", "HEAD")
@@ -128,7 +169,7 @@ def git_commit(root: Path) -> str | None:
 
 def uncommitted(root: Path) -> str | None:
     """A digest of what differs from the commit; None where nothing does, or without git."""
-    changes = _output("git", "-C", str(root), "diff", "HEAD")
+    changes = _output("git", "-C", str(root), "diff", "--no-ext-diff", "HEAD")
     return hashlib.sha256(changes.encode("utf-8", "replace")).hexdigest()[:12] if changes else None
 
 
@@ -162,9 +203,16 @@ def _driver() -> str | None:
     return _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0")
 
 
+def _plain() -> dict[str, str]:
+    """The environment without what points git elsewhere than at the directory that it is given."""
+    return {name: text for name, text in os.environ.items() if name not in GIT_PLACES}
+
+
 def _output(*command: str) -> str | None:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+        done = subprocess.run(
+            command, capture_output=True, env=_plain(), timeout=20, check=False, **_TEXT
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None

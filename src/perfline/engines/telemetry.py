@@ -188,7 +188,7 @@ def watch(
 ) -> Iterator[Watch]:
     """Watch ``device``; ``nvml`` stands in for the pynvml module in tests."""
     with _gpu(device, nvml) as gpu:
-        if gpu is None:
+        if isinstance(gpu, str):
             yield Watch()
             return
         health = Watch(lambda friends: _sample(gpu, friends), lambda: _joules(gpu), period_s)
@@ -198,10 +198,16 @@ def watch(
             health.close()
 
 
+def silent(device: Device, nvml: ModuleType | None = None) -> str:
+    """Why nothing is known of the device's health; empty where something is, or there is none."""
+    with _gpu(device, nvml) as gpu:
+        return gpu if isinstance(gpu, str) else ""
+
+
 def clocks(device: Device, nvml: ModuleType | None = None) -> Clocks | None:
     """Return how the device's clocks are set; None where there is no NVML."""
     with _gpu(device, nvml) as gpu:
-        if gpu is None:
+        if isinstance(gpu, str):
             return None
         sm = gpu.nvml.NVML_CLOCK_SM
         highest = gpu.ask("nvmlDeviceGetMaxClockInfo", sm)
@@ -232,22 +238,23 @@ class _Gpu:
 
 
 @contextmanager
-def _gpu(device: Device, nvml: ModuleType | None) -> Iterator[_Gpu | None]:
+def _gpu(device: Device, nvml: ModuleType | None) -> Iterator[_Gpu | str]:
+    """The GPU, or why nothing is known of it."""
     library: Any = nvml or _pynvml()
     if device.kind != "cuda" or library is None:
-        yield None
+        yield "NVML: pip install nvidia-ml-py" if device.slug.startswith("nvidia-") else ""
         return
     try:
         library.nvmlInit()
-    except library.NVMLError:
-        yield None
+    except library.NVMLError as error:
+        yield f"NVML does not start: {error}"
         return
     try:
         try:
-            handle = _handle(library)
-        except library.NVMLError:  # a slice of a GPU, or one that this container does not see
-            handle = None
-        yield None if handle is None else _Gpu(library, handle)
+            found: _Gpu | str = _Gpu(library, _handle(library))
+        except library.NVMLError as error:  # a slice of a GPU, or one that is not seen from here
+            found = f"NVML does not know this GPU, or this slice of one: {error}"
+        yield found
     finally:
         library.nvmlShutdown()
 

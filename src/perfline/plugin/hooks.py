@@ -215,8 +215,9 @@ def perfline_opener() -> Callable[..., Any]:
 @pytest.fixture(scope="session")
 def perfline_environment(pytestconfig: pytest.Config) -> Any:
     """The machine and its software."""
-    from perfline.engines.environment import collect
+    from perfline.engines.environment import collect, limits
 
+    pytestconfig.stash[NOTICES].once(limits(pytestconfig.rootpath))
     return collect(pytestconfig.rootpath)
 
 
@@ -243,9 +244,13 @@ def perfline_tools(
     perfline_clock: Callable[[], float],
 ) -> Any:
     """What every case is measured with."""
+    from perfline.engines import telemetry
     from perfline.plugin import ranks
     from perfline.plugin.session import Tools
 
+    if silent := telemetry.silent(perfline_device):
+        text = f"the device's clocks, heat and other users are not known: {silent}"
+        pytestconfig.stash[NOTICES].once([text])
     coordinator = pytestconfig.stash.get(ranks.COORDINATOR, None)
     here = perfline_environment
     return Tools(

@@ -94,4 +94,7 @@ def _digest(case: Case, weights: Path, subjects: Sequence[Subject]) -> str:
 
 def _cache_dir() -> Path:
     home = os.environ.get("XDG_CACHE_HOME")
-    return (Path(home) if home else Path.home() / ".cache") / "perfline"
+    try:
+        return (Path(home) if home else Path.home() / ".cache") / "perfline"
+    except RuntimeError:  # no HOME, and no account: nothing is found there, and nothing kept
+        return Path(os.devnull) / "perfline"

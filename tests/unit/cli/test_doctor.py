@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import json
+import os
+import pwd
 import shutil
 import struct
 import sys
+import tempfile
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +17,7 @@ import pytest
 
 from perfline.baselines import baseline
 from perfline.baselines.proposal import measured_baseline
+from perfline.cases.case import load_cases
 from perfline.cli import doctor
 from perfline.cli import main as cli
 from perfline.engines import device, environment, telemetry
@@ -48,6 +52,8 @@ def on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
         collected = SimpleNamespace(context={"torch": "2.13.0", "transformers": "5.23.0"})
         monkeypatch.setattr(telemetry, "watch", watch)
         monkeypatch.setattr(telemetry, "clocks", lambda _: clocks)
+        monkeypatch.setattr(environment, "current_device", lambda: where)
+        monkeypatch.setattr(environment, "core_quota", lambda: None)
         monkeypatch.setattr(doctor, "current_device", lambda: where)
         monkeypatch.setattr(environment, "collect", lambda _: collected)
         monkeypatch.setattr(device.Device, "free_memory_gib", lambda _: free_gib)
@@ -385,6 +391,103 @@ def test_without_torch_the_rest_is_still_said(
     problem = printed[printed.index("problem: ") :].replace("\n  ", " ")
     assert problem.startswith("problem: torch cannot be imported (")
     assert problem.endswith("); install it: pip install torch\n")
+
+
+# What containers and runners do to a run: how it is had here, and the line that tells it, if any.
+def full(patch: pytest.MonkeyPatch, here: Path) -> None:
+    patch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=4096))
+
+
+def closed(*places: str) -> Any:
+    def close(patch: pytest.MonkeyPatch, here: Path) -> None:
+        opened = os.access
+        shut = [here / place for place in places]
+        patch.setattr(os, "access", lambda path, mode: path not in shut and opened(path, mode))
+
+    return close
+
+
+def scratch(patch: pytest.MonkeyPatch, here: Path) -> None:
+    def nowhere() -> str:
+        raise FileNotFoundError(2, "No usable temporary directory found in ['/tmp']")
+
+    patch.setattr(tempfile, "gettempdir", nowhere)
+
+
+def compiled_elsewhere(patch: pytest.MonkeyPatch, here: Path) -> None:
+    (here / "ic").mkdir()
+    patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(here / "ic"))
+    closed("ic")(patch, here)
+
+
+def file_in_its_place(patch: pytest.MonkeyPatch, here: Path) -> None:
+    (here / "results").write_text("")
+
+
+def quota(patch: pytest.MonkeyPatch, here: Path) -> None:
+    patch.setattr(environment, "core_quota", lambda: 2.0)
+    patch.setattr(environment, "usable_cores", lambda: list(range(64)))
+
+
+def program(said: str, status: int) -> Any:
+    """A git of the user's that does this."""
+
+    def put(patch: pytest.MonkeyPatch, here: Path) -> None:
+        (here / ".git").mkdir()
+        (here / "bin").mkdir()
+        (here / "bin/git").write_text(f"#!/bin/sh\necho '{said}' >&2\nexit {status}\n")
+        (here / "bin/git").chmod(0o755)
+        patch.setenv("PATH", str(here / "bin"), prepend=":")
+
+    return put
+
+
+def no_git(patch: pytest.MonkeyPatch, here: Path) -> None:
+    (here / ".git").mkdir()
+    patch.setenv("PATH", str(here))
+
+
+def nothing_known(patch: pytest.MonkeyPatch, here: Path) -> None:
+    for name in ("HOME", "TERM", "USER", "LOGNAME", "XDG_CACHE_HOME"):
+        patch.delenv(name, raising=False)
+
+    def unknown(*_: object) -> None:
+        raise KeyError("getpwuid(): uid not found: 12345")
+
+    patch.setattr(pwd, "getpwuid", unknown)
+
+
+ENVIRONMENTS = {
+    "a read-only checkout": (closed(""), "problem: results: cannot be written; make it writable"),
+    "results of another owner": (file_in_its_place, "problem: results: cannot be written; make"),
+    "a read-only compile cache": (compiled_elsewhere, "/ic: cannot be written; make it writable"),
+    "no directory for scratch": (scratch, "problem: No usable temporary directory found in"),
+    "a full disk": (full, "problem: results: its disk is full (4096 bytes left); make room, or"),
+    "a cgroup with fewer cores": (quota, "note: this container may use 2 of the 64 cores that"),
+    "no git": (no_git, "note: the commit is not recorded: git: No such file or directory"),
+    "a git that refuses": (
+        program("fatal: detected dubious ownership in repository", 128),
+        "note: the commit is not recorded: fatal: detected dubious ownership in repository",
+    ),
+    "a git that says nothing": (program("", 1), "the commit is not recorded: git ends with stat"),
+    "no account, no HOME, no TERM": (nothing_known, "ready: 0 of 1 cases"),
+}
+
+
+@pytest.mark.parametrize("name", ENVIRONMENTS)
+def test_what_an_environment_lacks_is_told_before_a_run_meets_it(
+    on: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    arrange, told = ENVIRONMENTS[name]
+    on(CPU, 12.0)
+    with monkeypatch.context() as patch:
+        arrange(patch, tmp_path)
+        report = doctor.inspect(load_cases(["llama3-8b"], ()), None, Path("baselines"))
+        printed = " ".join("\n".join(doctor.lines(report)).split())
+
+    assert told in printed
+    assert bool(report.problems) == ("problem: " in printed)
+    assert ("ready: " in printed) == (not report.problems)
 
 
 def test_the_report_as_json(on: Any, capsys: pytest.CaptureFixture[str]) -> None:

@@ -334,3 +334,13 @@ def test_packages_without_a_list_of_files_are_hidden_by_name(base: Path, install
     made = make(base, ["local-pkg"], OPTION)
     assert not (site(made.python) / "local_pkg" / "old.py").exists()
     assert told(made.python, "import local_pkg; print(local_pkg.version)") == "2.0"
+
+
+def test_without_a_home_and_an_account_it_is_said_what_to_set(monkeypatch: pytest.MonkeyPatch):
+    def unknown() -> None:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", unknown)
+    with pytest.raises(InstallError, match="no home directory is known .*: set XDG_CACHE_HOME"):
+        environments._cache()

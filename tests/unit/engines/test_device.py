@@ -1,13 +1,21 @@
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
 
 import pytest
 
-from perfline.engines.device import Device, cpu_contention, current_device, slugify
-from perfline.engines.environment import collect, git_commit, packages, peak_flops
+from perfline.engines.device import Device, core_quota, cpu_contention, current_device, slugify
+from perfline.engines.environment import (
+    collect,
+    git_commit,
+    limits,
+    packages,
+    peak_flops,
+    uncommitted,
+)
 
 
 @pytest.mark.parametrize(
@@ -43,6 +51,58 @@ def test_this_machine_has_a_device_with_a_slug():
     assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", device.slug)
     if device.kind == "cpu":
         assert re.search(r"-\d+-cores-", device.slug)
+
+
+GROUPS = {  # which files there are, as their text; the cores, and the GiB that are left
+    "version 2": (
+        "0::/a/b\n",
+        {
+            "a/cpu.max": "200000 100000\n",
+            "a/b/cpu.max": "max 100000\n",
+            "a/memory.max": "2147483648\n",
+            "a/memory.current": "1610612736\n",
+            "a/memory.stat": "anon 1\ninactive_file 536870912\n",
+        },
+        2.0,
+        1.0,
+    ),
+    "version 1": (
+        "3:memory:/c\n2:cpu,cpuacct:/c\n",
+        {
+            "cpu,cpuacct/c/cpu.cfs_quota_us": "150000\n",
+            "cpu,cpuacct/c/cpu.cfs_period_us": "100000\n",
+            "cpu,cpuacct/cpu.cfs_quota_us": "-1\n",
+            "cpu,cpuacct/cpu.cfs_period_us": "100000\n",
+            "memory/c/memory.limit_in_bytes": "2147483648\n",
+            "memory/c/memory.usage_in_bytes": "1073741824\n",
+            "memory/c/memory.stat": "total_inactive_file 0\n",
+        },
+        1.5,
+        1.0,
+    ),
+    "as many as there are": ("0::/\n", {"cpu.max": "6400000 100000\n"}, None, 8.0),
+    "no limit": ("0::/\n", {"cpu.max": "max 100000\n", "memory.max": "max\n"}, None, 8.0),
+    "none": ("", {}, None, 8.0),
+}
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_a_container_has_what_its_control_groups_leave_it(tmp_path, monkeypatch, name):
+    own, files, cores, gib = GROUPS[name]
+    for path, text in files.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+    (tmp_path / "own").write_text(own)
+    (tmp_path / "meminfo").write_text(f"MemAvailable: {8 * 1024**2} kB\n")
+    monkeypatch.setattr("perfline.engines.device._GROUPS", tmp_path)
+    monkeypatch.setattr("perfline.engines.device._OWN_GROUPS", tmp_path / "own")
+    monkeypatch.setattr("perfline.engines.device._MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr("perfline.engines.device.usable_cores", lambda: list(range(64)))
+    monkeypatch.setattr("torch.accelerator.current_accelerator", lambda check_available: None)
+    assert core_quota() == cores
+    assert Device("cpu", "x", "x").free_memory_gib() == gib
+    shown = "64-cores" if cores is None else f"{slugify(f'{cores:g}')}-of-64-cores"
+    assert f"-{shown}-" in current_device().slug
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -85,7 +145,7 @@ def test_every_installed_package_is_told_as_an_import_finds_it(tmp_path, monkeyp
     assert packages() == {"some-package": "2"}
 
 
-def test_a_changed_work_tree_says_so(tmp_path):
+def test_a_changed_work_tree_says_so(tmp_path, monkeypatch):
     def git(*arguments):
         who = ["-c", "user.name=t", "-c", "user.email=t@example.com"]
         subprocess.run(["git", "-C", str(tmp_path), *who, *arguments], check=True)
@@ -97,5 +157,20 @@ def test_a_changed_work_tree_says_so(tmp_path):
     clean = git_commit(tmp_path)
     assert clean is not None
     assert re.fullmatch(r"[0-9a-f]{12}", clean)
-    (tmp_path / "a").write_text("2")
+    (tmp_path / "a").write_bytes("é".encode("latin-1"))  # in whatever encoding
     assert git_commit(tmp_path) == f"{clean}-dirty"
+    digest = uncommitted(tmp_path)
+    assert digest is not None
+    # As inside of a hook of another repository.
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "elsewhere"))
+    monkeypatch.setenv("LANG", "C")
+    assert git_commit(tmp_path) == f"{clean}-dirty"
+    assert uncommitted(tmp_path) == digest
+    assert list(limits(tmp_path)) == [] or current_device().kind != "cpu"
+    # Cloned without its past.
+    subprocess.run(
+        ["git", "clone", "-q", "--depth=1", f"file://{tmp_path}", str(tmp_path / "shallow")],
+        check=True,
+        env={key: value for key, value in os.environ.items() if key != "GIT_DIR"},
+    )
+    assert git_commit(tmp_path / "shallow") == clean

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from perfline.engines.device import Device
-from perfline.engines.telemetry import Clocks, RoundHealth, clocks, watch
+from perfline.engines.telemetry import Clocks, RoundHealth, clocks, silent, watch
 
 GPU = Device("cuda", "NVIDIA H100 80GB HBM3", "nvidia-h100-80gb-hbm3")
 NEVER_S = 1e6  # no reading between begin and end
@@ -21,7 +21,7 @@ def nvml(reasons=0, pids=(), fails=False, sm_clock_mhz=1200):
 
     def init():
         if fails:
-            raise NVMLError
+            raise NVMLError("Driver/library version mismatch")
 
     def answer(script):
         answers = iter(script) if isinstance(script, list) else None
@@ -229,3 +229,19 @@ def test_else_it_is_the_highest_up_to_four_fifths():
     )
     assert clocks(GPU, library) == Clocks(0, 1980, 1980, 1980, 1584, True)
     assert clocks(GPU, with_clocks(MaxClockInfo=1980)).steady_mhz is None
+
+
+def test_a_device_of_which_nothing_is_known_says_why(monkeypatch):
+    """As with MIG or CUDA_VISIBLE_DEVICES by UUID in a container that shows NVML another GPU."""
+    assert silent(GPU, nvml()) == ""
+    assert silent(GPU, nvml(fails=True)) == "NVML does not start: Driver/library version mismatch"
+    library = nvml()
+    monkeypatch.setattr(
+        "perfline.engines.telemetry._handle", lambda nvml: nvml.nvmlDeviceGetHandleByUUID("GPU-1")
+    )
+    library.nvmlDeviceGetHandleByUUID = hide(nvml(), "x").x
+    library.NVMLError = Exception
+    assert silent(GPU, library).startswith("NVML does not know this GPU, or this slice of one")
+    monkeypatch.setattr("perfline.engines.telemetry._pynvml", lambda: None)
+    assert silent(GPU) == "NVML: pip install nvidia-ml-py"
+    assert silent(Device("cpu", "x", "cpu-x")) == ""

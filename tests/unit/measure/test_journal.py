@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -101,3 +102,10 @@ def test_an_unwritable_journal_is_one_line(tmp_path):
     (tmp_path / "no").write_text("a file")
     with pytest.raises(RecordError, match=r"no/j\.jsonl: cannot be (read|written)"):
         Journal(tmp_path / "no" / "j.jsonl", IDENTITY).resume()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a disk that is always full")
+def test_a_full_disk_is_one_line():
+    full = Journal(Path("/dev/full"), IDENTITY)
+    with pytest.raises(RecordError, match=r"^/dev/full: cannot be written: No space left on dev"):
+        full.append(batch("a/0"))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -90,3 +91,15 @@ def test_a_cache_that_cannot_be_written_is_no_error(tiny, tmp_path):
     log: list[str] = []
     found = cached_prompts(case, weights, subjects, build(subjects, log), tmp_path / "file")
     assert len(found) == 780
+
+
+def test_without_a_home_and_an_account_nothing_is_kept(tiny, monkeypatch):
+    def unknown():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", unknown)
+    case, weights, subjects = tiny
+    log: list[str] = []
+    assert len(cached_prompts(case, weights, subjects, build(subjects, log))) == 780
+    assert log == ["built"]
