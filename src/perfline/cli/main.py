@@ -74,7 +74,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser: argparse.ArgumentParser = _Parser(
         prog="perfline",
         description="Hold the line on LLM inference. pytest measures; this command looks after\n"
         "the baselines.",
