@@ -23,9 +23,22 @@ what was expected and what to do::
 
 from __future__ import annotations
 
+import re
+
+_LONG = re.compile(r"\S{404,}")  # longer than what is cut already
+
 
 class PerflineError(Exception):
-    """Base of all errors that perfline raises for its users."""
+    """Base of all errors that perfline raises for its users.
+
+    Whatever a user, a file or another process put into the message, it can be shown: what a
+    terminal obeys is escaped, and a word of more than 400 characters is cut, with its length said.
+    """
+
+    def __init__(self, message: object = "") -> None:
+        """Keep ``message`` as it can be shown; its lines stay lines."""
+        lines = (printable(line) for line in str(message).split("\n"))
+        super().__init__(_LONG.sub(lambda found: clip(found[0]), "\n".join(lines)))
 
 
 class CaseError(PerflineError):
@@ -110,6 +123,14 @@ def told(kind: str | None, text: str) -> RankError | DeviceMemory:
     return DeviceMemory(text) if kind == DeviceMemory.__name__ else RankError(text)
 
 
-def printable(text: str, instead: str = "?") -> str:
-    """Return ``text`` on one line, ``instead`` for what a terminal obeys or cannot encode."""
-    return "".join(sign if sign.isprintable() else instead for sign in text)
+def printable(text: str, instead: str = "") -> str:
+    """Return ``text`` on one line; escaped, or ``instead``, what no terminal should be sent."""
+    if text.isprintable():
+        return text
+    return "".join(sign if sign.isprintable() else instead or repr(sign)[1:-1] for sign in text)
+
+
+def clip(text: str, longest: int = 400) -> str:
+    """Return ``text`` on one line: ``longest`` characters at most, then how many there are."""
+    text = printable(text)
+    return text if len(text) <= longest else f"{text[:longest]}... ({len(text)} characters)"

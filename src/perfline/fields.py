@@ -35,7 +35,7 @@ from typing import (
     get_type_hints,
 )
 
-from perfline.errors import PerflineError, printable
+from perfline.errors import PerflineError, clip, printable
 
 Scalar = str | int | float | bool | None
 OUTSIDE: Mapping[str, Any] = {"key": None}
@@ -66,7 +66,8 @@ class Node:
     def fail(self, key: str, problem: str) -> NoReturn:
         """Raise the one line about ``key``."""
         fix = f"; {self.fix}" if self.fix else ""
-        raise self.error(printable(f"{self.file}: key '{self.where}{key}' {problem}{fix}"))
+        name = clip(f"{self.where}{key}")
+        raise self.error(printable(f"{self.file}: key '{name}' {problem}{fix}"))
 
     def build(self, cls: type[_T], **given: object) -> _T:
         """Return the dataclass ``cls`` that this object stands for, its fields ``given`` apart."""
@@ -189,7 +190,7 @@ class Node:
             if key not in specs:
                 nearest = did_you_mean(str(key), specs, self.where)
                 known = nearest or f" (known: {', '.join(specs)})"
-                self.fail(clip(str(key)), f"is not known{known}")
+                self.fail(clip(str(key), 60), f"is not known{known}")
 
     def _mistyped(self, key: str, value: object, expected: str, hint: str = "") -> NoReturn:
         found = "empty" if self.by_hand and value in (None, "") else shown(value)
@@ -235,16 +236,11 @@ def as_json(value: Any) -> Any:
 def shown(value: object) -> str:
     """Return ``value`` as JSON writes it, in short."""
     try:
-        return clip(json.dumps(value, ensure_ascii=False, default=repr))
+        return clip(json.dumps(value, ensure_ascii=False, default=repr), 60)
     except RecursionError:
         return "nested too deeply"
     except ValueError:  # a number of more digits than Python writes
         return "too long to be shown"
-
-
-def clip(text: str) -> str:
-    """Return ``text``, at most 60 characters of it."""
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def did_you_mean(name: str, valid: Iterable[str], prefix: str = "") -> str:

@@ -16,7 +16,7 @@ import os
 import secrets
 import stat
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, NoReturn
@@ -102,25 +102,36 @@ def is_continued(path: Path) -> bool:
     return os.fspath(path) in _STREAMS or is_special(path)
 
 
-def write(path: Path, data: Mapping[str, object], error: type[PerflineError]) -> None:
+Check = Callable[[Path], object]  # reads what was written; what it raises leaves the old file
+
+
+def write(
+    path: Path,
+    data: Mapping[str, object],
+    error: type[PerflineError],
+    check: Check = lambda written: None,
+) -> None:
     """Replace ``path`` by ``data``, one value a line, keys sorted, as :func:`write_text` does."""
     text = json.dumps(data, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
-    write_text(path, text, error)
+    write_text(path, text, error, check)
 
 
-def write_text(path: Path, text: str, error: type[PerflineError]) -> None:
+def write_text(
+    path: Path, text: str, error: type[PerflineError], check: Check = lambda written: None
+) -> None:
     """Replace ``path`` by ``text``: at once, or not at all; ``error``, one line, where that fails.
 
     A reader sees the old file or the new one. What a killed writer leaves behind is a hidden
     ``.tmp`` file that nothing reads. A link stays, and what it leads to is replaced; a device or a
-    FIFO, such as ``/dev/null``, stays and is written into.
+    FIFO, such as ``/dev/null``, stays and is written into. ``check`` is asked before the old file
+    goes.
     """
     try:
         raw = text.encode()
         if is_continued(path):
             _write_into(path, raw)
         else:
-            _replace(_target(path), raw)
+            _replace(_target(path), raw, check)
     except OSError as failure:
         raise _unwritable(path, str(failure.strerror), error) from failure
     except UnicodeEncodeError as failure:
@@ -253,7 +264,7 @@ def _write_into(path: Path, raw: bytes) -> None:
         file.write(raw)
 
 
-def _replace(target: Path, raw: bytes) -> None:
+def _replace(target: Path, raw: bytes, check: Check) -> None:
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -261,6 +272,7 @@ def _replace(target: Path, raw: bytes) -> None:
             file.write(raw)
             file.flush()
             os.fsync(file.fileno())
+        check(temporary)
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)

@@ -94,9 +94,9 @@ def test_twice_as_slow_is_regressed_and_says_so_in_the_first_line(accepted):
     result.assert_outcomes(passed=1, failed=1, deselected=4)
     result.stdout.fnmatch_lines(
         [
-            "p_infer_core regressed -50.0 % (limit -2.0 %)",
+            "p_infer_core regressed -50.0 % (limit -2.9 %)",
             "*metric*unit*baseline*measured*change*limit*verdict*",
-            "*p_infer_core*tok/s*10000*5000*-50.0 %*-2.0 %*regressed*",
+            "*p_infer_core*tok/s*10000*5000*-50.0 %*-2.9 %*regressed*",
             "*baseline  baselines/fake-cpu/fake.json (*commit abc1234)",
             "*context   torch, driver and all other versions unchanged",
             "*hint: to accept it: perfline baselines update fake *--accept-regression*",
@@ -163,8 +163,9 @@ def test_faster_passes_as_improved_and_asks_for_an_update(accepted):
     assert accepted.words()["p_infer_core.baseline"] == "improved"
 
 
-def test_a_spread_wider_than_the_margin_is_unsure(accepted):
-    gates = "gates: {throughput_session_sd_fraction: 0.2}\n"
+def test_what_the_spread_may_explain_is_unsure(accepted):
+    gates = "gates: {throughput_session_sd_fraction: 0.02}\n"
+    accepted.script(prompts=400, both={"token_s": 1.07e-4})
     accepted.case("fake", gates)
     result = accepted.run("-m", "perf")
     result.assert_outcomes(skipped=2, deselected=4)
@@ -173,7 +174,8 @@ def test_a_spread_wider_than_the_margin_is_unsure(accepted):
 
 
 def test_what_settles_it_stands_in_the_message_the_summary_and_the_record(accepted):
-    accepted.case("fake", "gates: {throughput_session_sd_fraction: 0.2}\n")
+    accepted.case("fake", "gates: {throughput_session_sd_fraction: 0.02}\n")
+    accepted.script(prompts=400, both={"token_s": 1.07e-4})
     conftest = accepted.root / "conftest.py"
     now = "return type(ENVIRONMENT)('fake-cpu', 'Fake CPU', 'cpu', {'commit': 'def5678'})"
     conftest.write_text(conftest.read_text().replace("return ENVIRONMENT", now))

@@ -123,6 +123,27 @@ def test_two_ranks_answer_as_one_process_does_and_only_rank_0_prints(suite, torc
     assert list((suite.root / "results" / "journals").iterdir()) == []
 
 
+def test_a_usage_error_is_said_once_by_rank_0(torchrun):
+    done = torchrun("--cases=nope")
+    said = done.stdout + done.stderr
+    assert done.returncode != 0
+    assert said.count("case 'nope' is not known") == 1, said
+
+
+def test_what_is_wrong_on_another_rank_alone_is_said_by_rank_0(torchrun):
+    damage = """
+if RANK == "1":
+    def refuse(directory):
+        raise ranks.RankError("no such directory here")
+    from perfline.cases import data
+    data.directory = refuse
+"""
+    done = torchrun(damage=damage)
+    said = done.stdout + done.stderr
+    assert done.returncode != 0
+    assert "crashed: no such directory here" in said, said
+
+
 KILLED = """
 
 def damaged():

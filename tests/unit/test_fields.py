@@ -3,14 +3,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from perfline.errors import RecordError
+from perfline.cases.case import PACKAGED_CASES, load_case, with_settings
+from perfline.errors import PerflineError, RecordError
 from perfline.fields import OPTIONAL, OUTSIDE, Node, Scalar, as_json
 
 FIX = "make it anew"
@@ -55,6 +58,48 @@ WHOLE = Whole(
 
 def build(data: Mapping[str, object], by_hand: bool = False) -> Whole:
     return Node("f", data, RecordError, FIX, by_hand=by_hand).build(Whole)
+
+
+HOSTILE = st.one_of(
+    st.text(max_size=30),
+    st.sampled_from(["x" * 2_000, "a b " * 600, "\x1b[2J\x07", "a\nb", "\ud800", "::error::"]),
+)
+
+
+TINY = load_case(PACKAGED_CASES / "tiny.yaml")
+
+
+def check_message(attempt: Callable[[], object]) -> None:
+    """One line, nothing that a terminal obeys, no field of more than 400 characters."""
+    told = ""
+    try:
+        attempt()
+    except PerflineError as problem:
+        told = str(problem)
+    assert told.isprintable(), told
+    assert len(told) < 1500, told
+
+
+@given(HOSTILE, st.sampled_from(["title", "count", "parts", "rows", "numbers", "place", "sides"]))
+def test_hostile_text_is_cut_and_escaped_in_a_message(text: str, key: str) -> None:
+    for hostile in ({key: text}, {"parts": {text: {"size": text}}}, {"free": {text: [text]}}):
+        for by_hand in (True, False):
+            check_message(lambda h=hostile, b=by_hand: build(data(**h), by_hand=b))
+    unknown = Node("f", {text: 1, "\0": 2}, RecordError, by_hand=True)
+    check_message(lambda: unknown.build(Whole))
+
+
+@settings(max_examples=30)
+@given(HOSTILE, HOSTILE)
+def test_hostile_settings_are_cut_and_escaped_in_a_message(key: str, value: str) -> None:
+    for name in (key, "engine.mode", "model.precision", "throughput.rounds", f"engine.{key}"):
+        check_message(lambda n=name: with_settings(TINY, [(n, value)]))
+
+
+def test_a_cut_says_how_long_it_was() -> None:
+    told = str(RecordError(f"a: key '{'x' * 100_000}' \x1b[2J"))
+    assert told == f"a: key '{'x' * 399}... (100002 characters) \\x1b[2J"
+    assert str(RecordError(told)) == told
 
 
 def data(**changes: object) -> dict[str, Any]:
@@ -183,7 +228,8 @@ def test_scalars_are_finite_and_a_key_stays_on_the_line() -> None:
     with pytest.raises(RecordError) as raised:
         node.get("a\n\x1b", Mapping[str, Scalar])
     assert str(raised.value) == (
-        "f.json: key 'a??.b' is Infinity (expected a number from -1e+30 to 1e+30); make it anew"
+        "f.json: key 'a\\n\\x1b.b' is Infinity (expected a number from -1e+30 to 1e+30); "
+        "make it anew"
     )
 
 

@@ -249,7 +249,7 @@ def test_half_a_surrogate_pair_is_one_line_and_leaves_the_old_file(tmp_path: Pat
 def test_names_of_files_are_shown_in_printable_characters(tmp_path: Path) -> None:
     path = tmp_path / "a\n\x1b[31m\udcff.json"
     path.write_text("[")
-    shown = f"{tmp_path}/a??[31m?.json"
+    shown = f"{tmp_path}/a\\n\\x1b[31m\\udcff.json"
 
     assert reading(path).startswith(f"{shown}: is torn or not JSON")
     path.write_text("{}")

@@ -149,6 +149,13 @@ def path(root: Path, machine: str, case: str, dummy: bool) -> Path:
 
 def load(path: Path) -> Baseline:
     """Read a baseline; BaselineError says what is wrong with the file, where, and what to do."""
+    baseline = _read(path)
+    _check_place(path, baseline)
+    return baseline
+
+
+def _read(path: Path) -> Baseline:
+    """The same of a file that may stand elsewhere."""
     node = jsonfile.read(path, SCHEMA, BaselineError, _FIX, "baseline")
     throughput = node.child("throughput")
     baseline = node.build(
@@ -160,13 +167,13 @@ def load(path: Path) -> Baseline:
         throughput.fail(key, problem)
     if node.text("digest") != _digest(node.data):
         raise BaselineError(f"{path}: was edited by hand (its digest does not fit); {_FIX}")
-    _check_place(path, baseline)
     return baseline
 
 
 def save(path: Path, baseline: Baseline) -> None:
     """Replace the file at once or not at all; raise BaselineError rather than store a non-number.
 
+    What is written is read back before the old file goes: no record can make one that is broken.
     Hold :func:`locked` around reading the old file and this, or another update may get lost.
     """
     _check_place(path, baseline)
@@ -174,7 +181,18 @@ def save(path: Path, baseline: Baseline) -> None:
         raise BaselineError(f"{path}: {name} {problem}; not stored")
     data = {"schema": SCHEMA, **as_json(baseline)}
     data["throughput"] = {"sessions": data.pop("sessions"), "anchors": data.pop("anchors")}
-    jsonfile.write(path, data | {"digest": _digest(data)}, BaselineError)
+
+    def read_back(written: Path) -> None:
+        try:
+            _read(written)
+        except BaselineError as problem:
+            why = str(problem).removeprefix(f"{written}: ").removesuffix(f"; {_FIX}")
+            raise BaselineError(
+                f"{path}: could not be read again ({why}); not stored: run pytest again, do not "
+                "edit its record"
+            ) from problem
+
+    jsonfile.write(path, data | {"digest": _digest(data)}, BaselineError, read_back)
 
 
 def locked(path: Path) -> AbstractContextManager[None]:

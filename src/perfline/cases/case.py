@@ -22,8 +22,8 @@ from typing import Any, Literal, cast
 import yaml
 
 from perfline import fields
-from perfline.errors import CaseError
-from perfline.fields import OUTSIDE, Node, clip, did_you_mean
+from perfline.errors import CaseError, clip
+from perfline.fields import OUTSIDE, Node, did_you_mean
 
 PACKAGED_CASES = Path(__file__).parent
 OWN = "cases"  # the directory of a repository's own
@@ -197,7 +197,7 @@ def with_settings(case: Case, settings: Sequence[tuple[str, str]]) -> Case:
         return case
     data = _read(case.source)
     for key, text in settings:
-        shown = f"--set {clip(f'{key}={text}')}"
+        shown = f"--set {clip(f'{key}={text}', 60)}"
         *sections, last = key.split(".")
         place = data
         for section in sections:
@@ -210,7 +210,7 @@ def with_settings(case: Case, settings: Sequence[tuple[str, str]]) -> Case:
         except (yaml.YAMLError, RecursionError) as error:
             why = _one_line(error) if isinstance(error, yaml.YAMLError) else "nested too deeply"
             raise CaseError(f"{shown}: the value is not valid YAML: {why}") from error
-    given = " ".join(f"--set {key}={text}" for key, text in settings)
+    given = " ".join(f"--set {clip(f'{key}={text}')}" for key, text in settings)
     return _checked(data, case.source, f"{case.source} with {given}")
 
 
@@ -310,12 +310,14 @@ class _Loader(yaml.SafeLoader):
         try:
             value = super().construct_object(node, deep)
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
-            value, kind = None, clip(node.tag.rpartition(":")[2])
-            problem = f"{clip(repr(node.value))} cannot be read as {kind}; quote it if it is text"
+            value, kind = None, clip(node.tag.rpartition(":")[2], 60)
+            problem = (
+                f"{clip(repr(node.value), 60)} cannot be read as {kind}; quote it if it is text"
+            )
         if not node.value.isprintable():
-            problem = f"{clip(repr(node.value))} holds what cannot be printed"
+            problem = f"{clip(repr(node.value), 60)} holds what cannot be printed"
         elif isinstance(value, int) and not -(2**63) <= value < 2**63:
-            problem = f"{clip(node.value)} is too large; expected a number of at most 64 bits"
+            problem = f"{clip(node.value, 60)} is too large; expected a number of at most 64 bits"
         if problem:
             raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
         return value
@@ -326,7 +328,7 @@ class _Loader(yaml.SafeLoader):
             if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
                 if key.value in seen:
                     raise yaml.constructor.ConstructorError(
-                        None, None, f"key {clip(repr(key.value))} stands twice", key.start_mark
+                        None, None, f"key {clip(repr(key.value), 60)} stands twice", key.start_mark
                     )
                 seen.add(key.value)
         return cast("dict[Any, Any]", super().construct_mapping(node, deep))
@@ -383,7 +385,7 @@ def _engines_problem(engines: Sequence[str]) -> str:
         return f"names no engine (expected {one})"
     seen: dict[str, str] = {}
     for engine in engines:
-        shown, name = clip(repr(engine)), engine_name(engine)
+        shown, name = clip(repr(engine), 60), engine_name(engine)
         if engine not in ENGINE_NAMES:
             if not _ENGINE.fullmatch(engine):
                 return f"names {shown} (expected {one}){did_you_mean(engine, ENGINE_NAMES)}"
@@ -395,8 +397,8 @@ def _engines_problem(engines: Sequence[str]) -> str:
                 )
         if name in seen:
             return (
-                f"names {shown} beside {clip(repr(seen[name]))}: both would have the metrics of "
-                f"'{name}'; rename one of the classes, or name it once"
+                f"names {shown} beside {clip(repr(seen[name]), 60)}: both would have the metrics "
+                f"of '{name}'; rename one of the classes, or name it once"
             )
         seen[name] = engine
     return ""
@@ -407,7 +409,7 @@ def _check_plain(node: Node, key: str, value: object) -> None:
     if isinstance(value, dict):
         for name, item in value.items():
             if not isinstance(name, str):
-                node.fail(key, f"has the key {clip(repr(name))} (expected text as key)")
+                node.fail(key, f"has the key {clip(repr(name), 60)} (expected text as key)")
             _check_plain(node, f"{key}.{name}", item)
     elif isinstance(value, list):
         for position, item in enumerate(value):

@@ -21,6 +21,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from perfline import __version__
 from perfline.cli.compare import add_compare
@@ -59,15 +60,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         return status
     except OSError as error:  # a path too long, not permitted, on a full disk
         what = f"{error.filename}: " if error.filename is not None else ""
-        print(f"perfline: error: {what[:300]}{error.strerror}", file=sys.stderr)
+        print(f"perfline: error: {PerflineError(what)}{error.strerror}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("perfline: interrupted", file=sys.stderr)
         return 130
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """As argparse does, with what was typed as it can be shown."""
+        super().error(str(PerflineError(message)))
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser: argparse.ArgumentParser = _Parser(
         prog="perfline",
         description="Hold the line on LLM inference. pytest measures; this command looks after\n"
         "the baselines.",

@@ -26,6 +26,8 @@ MAX_THROWN_OUT_FRACTION = 0.2  # of the rounds, in which the device slowed itsel
 
 _BOUND_CONFIDENCE = 0.975  # to call something no worse
 _ALARM_CONFIDENCE = 0.99  # to call something worse, or better
+_PASS_CONFIDENCE = 0.95  # that an unchanged run passes
+_MOST_SPREAD = 1.5  # of the declared one: so much more may sessions show by chance
 _MAX_USEFUL_SESSIONS = 30
 
 
@@ -71,12 +73,13 @@ def throughput_baseline(
     """Judge the median of the timed rounds against the sessions of a baseline (all in one unit).
 
     With d = log(median) - mean(log(session)), w(conf) the half width of the prediction interval for
-    one more session, and delta = -log(1 - margin): ``ok`` iff d - w(.975) > -delta (a slowdown of
-    the margin is ruled out), else ``regressed`` iff d + w(.99) < 0; ``improved`` iff d - w(.99) > 0
-    and d > delta/2. ``regressed`` becomes ``unsure`` where other processes took
-    more than a tenth of the CPU meanwhile. Fewer than ``rounds`` samples are ``unsure``; a full
-    pass is one sample, and long enough to be one. d is turned around where lower is better. A
-    metric of the user's own without ``MIN_ROUNDS`` samples needs as many sessions.
+    one more session, and delta = -log(1 - margin), or more where the sessions resolve no less (see
+    :func:`_resolved`): ``ok`` iff d - w(.975) > -delta (a slowdown of delta is ruled out), else
+    ``regressed`` iff d + w(.99) < 0; ``improved`` iff d - w(.99) > 0 and d > delta/2. ``regressed``
+    becomes ``unsure`` where other processes took more than a tenth of the CPU meanwhile. Fewer than
+    ``rounds`` samples are ``unsure``; a full pass is one sample, and long enough to be one. d is
+    turned around where lower is better. A metric of the user's own without ``MIN_ROUNDS`` samples
+    needs as many sessions.
     """
     if min(*sessions, metric.value, *metric.samples) <= 0:
         return _no_ratio(metric)
@@ -87,7 +90,8 @@ def throughput_baseline(
     far = prediction_interval(logs, prior_sd, _ALARM_CONFIDENCE)
     median, error = summary(metric.samples or (metric.value,))
     change = sign * (math.log(median) - near.mean)
-    margin = -math.log1p(-gates.throughput_margin_fraction)
+    asked = -math.log1p(-gates.throughput_margin_fraction)
+    margin = _resolved(asked, near.sd, len(logs), prior_sd)
     limit = -margin
     word = _throughput_word(change, margin, near.half_width, far.half_width)
     explained = False
@@ -117,8 +121,14 @@ def throughput_baseline(
         reason = f"{better} than chance allows ({spread}): accept it as the new baseline"
     elif word == "ok":
         reason = f"a {loss} of the margin is ruled out ({spread})"
+        if margin > asked:
+            reason = (
+                f"a {loss} of {-100 * math.expm1(-margin):.1f} % is ruled out ({spread}); for "
+                f"{100 * gates.throughput_margin_fraction:g} % more sessions are needed, or a "
+                "comparison"
+            )
     elif word == "unsure":
-        reason = f"too noisy to tell ({spread}): {_settled_by(change, margin, logs, prior_sd)}"
+        reason = f"too noisy to tell ({spread}): {_settled_by(change, asked, logs, prior_sd)}"
     elif explained:
         assert contention_fraction is not None
         word = "unsure"
@@ -274,6 +284,19 @@ def _throughput_word(change: float, margin: float, near: float, far: float) -> W
     return "regressed" if change < -far else "unsure"
 
 
+def _resolved(margin: float, sd: float, sessions: int, prior_sd: float) -> float:
+    """Return the margin, or the smallest that an unchanged run shows 19 times in 20.
+
+    That is w(.975) + w(.95), for a spread ``sd`` of at most 1.5 times the declared one: what
+    spreads further is not as declared, and stays ``unsure``.
+    """
+    spread = min(sd, _MOST_SPREAD * prior_sd)
+    return max(
+        margin,
+        sum(half_width(spread, sessions, c) for c in (_BOUND_CONFIDENCE, _PASS_CONFIDENCE)),
+    )
+
+
 def _settled_by(change: float, margin: float, logs: Sequence[float], prior_sd: float) -> str:
     """Say what would turn ``unsure`` into a verdict, if the next sessions are like these."""
     add = "with `perfline baselines update CASE --add`"
@@ -283,7 +306,8 @@ def _settled_by(change: float, margin: float, logs: Sequence[float], prior_sd: f
     for count in range(len(logs) + 1, _MAX_USEFUL_SESSIONS + 1):
         sd = session_sd((count - 1) * variance, count, prior_sd)
         near, far = (half_width(sd, count, c) for c in (_BOUND_CONFIDENCE, _ALARM_CONFIDENCE))
-        if _throughput_word(change, margin, near, far) != "unsure":
+        resolved = _resolved(margin, sd, count, prior_sd)
+        if _throughput_word(change, resolved, near, far) != "unsure":
             return f"add {count - len(logs)} more like these {add}"
     return "sessions differ too much for the case's margin: more of them would not help"
 

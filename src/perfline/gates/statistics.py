@@ -11,9 +11,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-# Weight of a case's declared spread between sessions, in degrees of freedom: at nine sessions, what
-# was measured weighs as much as what was declared.
+# Weight of a case's declared spread between sessions, in degrees of freedom. Few sessions show no
+# spread to speak of; from SHOWN on, what was measured weighs as much as what was declared, or more.
 PRIOR_DEGREES = 8
+LATER_DEGREES = 2
+SHOWN = 3
 
 # Share of the error that drop_upper spends on the flip rate; the rest goes to the flips' direction.
 _RATE_SHARE = 0.2
@@ -103,25 +105,31 @@ def prediction_interval(values: Sequence[float], prior_sd: float, confidence: fl
     return Prediction(mean, sd, half_width(sd, len(values), confidence))
 
 
+def prior_degrees(sessions: int) -> int:
+    """Return what the declared spread weighs beside that of ``sessions``."""
+    return PRIOR_DEGREES if sessions < SHOWN else LATER_DEGREES
+
+
 def session_sd(squares: float, sessions: int, prior_sd: float) -> float:
     """Return the spread between sessions from their squared deviations, pulled to a prior.
 
-    A scaled inverse chi-square prior of nu = PRIOR_DEGREES degrees of freedom on the variance
-    (Gelman et al., Bayesian Data Analysis, 3rd ed., section 2.6):
-    s^2 = (nu prior_sd^2 + squares) / (nu + H - 1). Never below what the sessions themselves show:
-    where they spread 15 times as far as declared, the pull alone would make a gate at 1 % cry wolf
-    in 6 % of unchanged sessions at H = 8, and in 2 % so.
+    A scaled inverse chi-square prior of nu = :func:`prior_degrees` on the variance (Gelman et al.,
+    Bayesian Data Analysis, 3rd ed., section 2.6): s^2 = (nu prior_sd^2 + squares) / (nu + H - 1).
+    Never below what the sessions themselves show: where they spread 15 times as far as declared,
+    the pull alone would make a gate at 1 % cry wolf in 2.1 % of unchanged sessions at H = 8, and in
+    1.3 % so.
     """
-    pooled = (PRIOR_DEGREES * prior_sd**2 + squares) / (PRIOR_DEGREES + sessions - 1)
+    degrees = prior_degrees(sessions)
+    pooled = (degrees * prior_sd**2 + squares) / (degrees + sessions - 1)
     shown = squares / (sessions - 1) if sessions > 1 else 0.0
     return math.sqrt(max(pooled, shown))
 
 
 def half_width(sd: float, sessions: int, confidence: float) -> float:
-    """Return t sd sqrt(1 + 1/H), t with PRIOR_DEGREES + H - 1 degrees of freedom."""
+    """Return t sd sqrt(1 + 1/H), t with :func:`prior_degrees` + H - 1 degrees of freedom."""
     from scipy.special import stdtrit
 
-    quantile = float(stdtrit(PRIOR_DEGREES + sessions - 1, confidence))
+    quantile = float(stdtrit(prior_degrees(sessions) + sessions - 1, confidence))
     return quantile * sd * math.sqrt(1 + 1 / sessions)
 
 

@@ -96,7 +96,11 @@ class Serving:
             return status
         if group.rank == 0:
             return None
-        cases = {case.id: case for case in self._selected(config)}
+        try:
+            cases = {case.id: case for case in self._selected(config)}
+        except pytest.UsageError as error:  # rank 0 says its own, or this one
+            _tell_crash(group, str(error))
+            return int(pytest.ExitCode.USAGE_ERROR)
         with _unseen(config) as seen:
             helper = _helper(cases, self._options(config), config.rootpath)
             with Notices().listening():
@@ -136,12 +140,17 @@ def _serve(group: Group, helper: RankWorker, seen: Callable[[str], None]) -> int
     except Exception as error:  # whatever it is: rank 0 and the terminal have to learn of it
         first = (str(error) or type(error).__name__).splitlines()[0]
         seen(f"ERROR: rank {group.rank} on {group.host}:\n{traceback.format_exc()}")
-        with suppress(RankError):
-            group.tell("crashed", text=f"{type(error).__name__}: {first}")
-            while group.command()[1]["do"] != "end":  # or torchrun would end rank 0 unheard
-                pass
-            group.leave()
+        _tell_crash(group, f"{type(error).__name__}: {first}")
     return int(pytest.ExitCode.TESTS_FAILED)
+
+
+def _tell_crash(group: Group, text: str) -> None:
+    """Tell rank 0, and wait for its end: torchrun would end it unheard."""
+    with suppress(RankError):
+        group.tell("crashed", text=text)
+        while group.command()[1]["do"] != "end":
+            pass
+        group.leave()
 
 
 def _end(

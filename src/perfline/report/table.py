@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from tabulate import tabulate
 
 from perfline.baselines.baseline import Published
+from perfline.errors import printable
 from perfline.gates.verdict import WORST_FIRST, Flip, Verdict, Word, signed, worst
 from perfline.measure.record import CaseRecord
 from perfline.metrics import summary
@@ -314,9 +315,10 @@ def grid(
     cells = [list(headers), *map(list, rows)]
     if tablefmt == "github":
         cells = [[quoted(cell) for cell in row] for row in cells]
+    else:
+        cells[1:] = [[printable(cell) for cell in row] for row in rows]
+        headers = ()  # as any other row: tabulate would make a header's column wider
     sides = [{"l": "left", "r": "right"}[letter] for letter in align]
-    if tablefmt == "plain":  # as any other row: tabulate would make a header's column wider
-        headers = ()
     return tabulate(
         cells if tablefmt == "plain" else cells[1:],
         headers and cells[0],

@@ -20,6 +20,7 @@ from perfline.baselines.suggestions import (
     unmeasured,
     unmeasured_counts,
 )
+from perfline.errors import printable
 from perfline.fields import Scalar
 from perfline.gates.verdict import WORST_FIRST, Verdict, worst
 from perfline.measure.record import CaseRecord, Record
@@ -231,12 +232,13 @@ def _flip_lines(verdicts: Sequence[Verdict]) -> list[str]:
 
 def _advice(line: str) -> list[str]:
     """A line that holds a command stays whole, to be pasted; a sentence is folded."""
-    return [line] if ": perfline " in line else paragraph(line, "")
+    return [printable(line)] if ": perfline " in line else paragraph(line, "")
 
 
 def paragraph(text: str, indent: str = "  ", hang: str = "  ") -> list[str]:
     """Fold a sentence to the terminal's width; a path, or a command in backticks, stays whole."""
-    whole = re.sub(r"`[^`]*`", lambda found: found[0].replace(" ", "\0"), text)
+    shown = printable("".join(" " if sign.isspace() else sign for sign in text))
+    whole = re.sub(r"`[^`]*`", lambda found: found[0].replace(" ", "\0"), shown)
     lines = textwrap.wrap(
         whole,
         WIDTH,

@@ -66,6 +66,19 @@ def path(tmp_path: Path) -> Path:
     return perfline.baselines.baseline.path(tmp_path, "cpu-2", "tiny", dummy=False)
 
 
+def test_what_could_not_be_read_again_does_not_replace_the_old_file(path: Path) -> None:
+    save(path, baseline())
+    before = path.read_bytes()
+    blank = dataclasses.replace(session(), date=" ")
+
+    with pytest.raises(BaselineError, match=r"could not be read again \(key .*date' is") as raised:
+        save(path, baseline(sessions=(blank,)))
+
+    assert str(raised.value).startswith(f"{path}: ")
+    assert ".tmp" not in str(raised.value)
+    assert (path.read_bytes(), [*path.parent.iterdir()]) == (before, [path])
+
+
 def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> str:
     """Edit a saved baseline by hand and return the one line that loading it raises."""
     save(path, baseline())

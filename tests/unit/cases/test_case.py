@@ -343,9 +343,15 @@ def test_a_case_is_hashable() -> None:
         ("!!float x", "'x' cannot be read as float; quote it if it is text"),
         ("!!bool x", "'x' cannot be read as bool; quote it if it is text"),
         ("!!timestamp x", "'x' cannot be read as timestamp; quote it if it is text"),
-        ("1" * 5000, f"'{'1' * 56}... cannot be read as int; quote it if it is text"),
-        ("1" * 400, f"{'1' * 57}... is too large; expected a number of at most 64 bits"),
-        ("0x" + "f" * 5000, f"0x{'f' * 55}... is too large; expected a number"),
+        (
+            "1" * 5000,
+            f"'{'1' * 59}... (5002 characters) cannot be read as int; quote it if it is text",
+        ),
+        (
+            "1" * 400,
+            f"{'1' * 60}... (400 characters) is too large; expected a number of at most 64 bits",
+        ),
+        ("0x" + "f" * 5000, f"0x{'f' * 58}... (5002 characters) is too large; expected a number"),
         (r'"a\0b"', r"'a\x00b' holds what cannot be printed"),
         (r'"a\e[31m"', r"'a\x1b[31m' holds what cannot be printed"),
         (r'"\ud800"', r"'\ud800' holds what cannot be printed"),
@@ -392,7 +398,7 @@ def test_a_config_that_has_no_digest_is_refused(tmp_path: Path, config: str, mes
 def test_a_huge_value_is_shown_in_part(tmp_path: Path) -> None:
     message = refusal(tmp_path, f"{MINIMAL}engine: [{', '.join(['x'] * 1000)}]\n")
     assert message.startswith('key \'engine\' is ["x", "x"')
-    assert message.endswith("... (expected a mapping of keys to values)")
+    assert message.endswith("... (5000 characters) (expected a mapping of keys to values)")
     assert len(message) < 150
 
 

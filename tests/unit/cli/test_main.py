@@ -997,3 +997,12 @@ def test_what_the_system_refuses_is_one_line(
     monkeypatch.setattr("perfline.cli.main._check", refused)
     assert run("baselines", "check") == 2
     assert capsys.readouterr().err == "perfline: error: /root/x.json: Permission denied\n"
+
+
+def test_what_was_typed_is_cut_and_escaped(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run("\x1b[2J" + "x" * 2_000)
+    said = capsys.readouterr().err
+    assert "\x1b" not in said
+    assert "... (20" in said
+    assert len(said) < 1_000

@@ -204,7 +204,7 @@ def test_a_hang_in_starting_is_killed_even_before_it_listens(place: Place):
     ("said", "problem"),
     [
         ("hello", "sent what is no message: 'hello'"),
-        ("\\x1b[2J", "sent what is no message: '?[2J'"),
+        ("\\x1b[2J", r"sent what is no message: '\\x1b[2J'"),
         ("[]", "sent []; expected a JSON object"),
         ("{}", "speaks protocol None, expected 1"),
         ('{"protocol": 2, "ok": {}}', "speaks protocol 2, expected 1"),

@@ -783,4 +783,4 @@ def test_rows_are_not_appended_to_a_fifo(tmp_path):
 def test_a_file_s_name_that_is_no_utf_8_is_printed_all_the_same(tmp_path, capsys):
     run = saved(tmp_path, record())
     assert perfline(str(run), "--format", "bencher", "-o", f"{tmp_path}/\udcff.json") == 0
-    assert capsys.readouterr().out == f"written: {tmp_path}/?.json\n"
+    assert capsys.readouterr().out == f"written: {tmp_path}/\\udcff.json\n"

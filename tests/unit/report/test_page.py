@@ -671,4 +671,6 @@ def test_what_is_left_out_is_told_in_printable_characters(tmp_path, capsys):
     path = samples.saved(tmp_path, tiny_record())
     (tmp_path / "a\x1b]0;x\x07.json").write_text("{")
     assert command(path, tmp_path / "a\x1b]0;x\x07.json", "-o", tmp_path / "report.html") == 0
-    assert f"left out of the history: {tmp_path}/a?]0;x?.json: is" in capsys.readouterr().err
+    assert (
+        f"left out of the history: {tmp_path}/a\\x1b]0;x\\x07.json: is" in capsys.readouterr().err
+    )
