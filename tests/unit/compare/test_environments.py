@@ -342,5 +342,5 @@ def test_without_a_home_and_an_account_it_is_said_what_to_set(monkeypatch: pytes
 
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(Path, "home", unknown)
-    with pytest.raises(InstallError, match="no home directory is known .*: set XDG_CACHE_HOME"):
+    with pytest.raises(InstallError, match=r"no home directory is known .*: set XDG_CACHE_HOME"):
         environments._cache()
