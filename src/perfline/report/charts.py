@@ -336,14 +336,17 @@ def figures(
 def _intervals(inputs: CaseInputs, absent: list[str]) -> list[Figure]:
     rows, moved = [], []
     for verdict in inputs.measured.verdicts:
-        timed = verdict.metric.startswith("p_") and verdict.gate == "baseline"
+        metric = inputs.measured.metrics.get(verdict.metric)
+        own = metric is not None and metric.own
+        timed = (own or verdict.metric.startswith("p_")) and verdict.gate == "baseline"
         if (verdict.change_fraction or 0) <= -1:
             continue  # a record that was edited: there is no such change
         if timed and verdict.change_fraction is not None and verdict.baseline:
             values = _judged_by(verdict.metric, verdict.baseline, inputs.stored)
             if inputs.stored is not None and not values:
                 moved.append(verdict.metric)
-            rows.append(_interval(verdict, verdict.change_fraction, values, inputs.case))
+            turned = own and metric is not None and metric.direction == "lower"
+            rows.append(_interval(verdict, verdict.change_fraction, values, inputs.case, turned))
     if moved:
         absent.append(
             f"The interval of decision of {', '.join(moved)} is not drawn: another baseline has "
@@ -367,18 +370,35 @@ def _intervals(inputs: CaseInputs, absent: list[str]) -> list[Figure]:
 
 
 def _interval(
-    verdict: Verdict, change: float, values: Sequence[float], case: Case | None
+    verdict: Verdict,
+    change: float,
+    values: Sequence[float],
+    case: Case | None,
+    turned: bool = False,
 ) -> Interval:
+    """One row; ``turned`` where lower is better, so that right is better in all of them."""
+    sign = -1 if turned else 1
+    middle = sign * math.log1p(change)
     low = high = limit = None
     if case is not None:
-        limit = -100 * case.gates.throughput_margin_fraction
+        limit = _percent_of(verdict.limit, sign)
         if values:
             prior, logs = case.gates.throughput_session_sd_fraction, list(map(math.log, values))
             near, far = (prediction_interval(logs, prior, c).half_width for c in (_LOWER, _UPPER))
-            middle = math.log1p(change)
             low, high = 100 * math.expm1(middle - near), 100 * math.expm1(middle + far)
-    sessions = tuple(100 * (value / _mean(values) - 1) for value in values)
-    return Interval(verdict.metric, 100 * change, low, high, limit, verdict.word, sessions)
+    sessions = tuple(100 * ((value / _mean(values)) ** sign - 1) for value in values)
+    name = f"{verdict.metric} (turned)" if turned else verdict.metric
+    return Interval(name, 100 * math.expm1(middle), low, high, limit, verdict.word, sessions)
+
+
+def _percent_of(limit: str, sign: int) -> float | None:
+    """The limit of a verdict, such as ``-5.7 %``, as the chart has it; None where it is none."""
+    number, _, unit = limit.partition(" ")
+    try:
+        found = float(number) if unit == "%" else math.nan
+    except ValueError:
+        return None
+    return 100 * ((1 + found / 100) ** sign - 1) if -100 < found < 1e6 else None
 
 
 def _judged_by(metric: str, mean: float, stored: Baseline | None) -> tuple[float, ...]:

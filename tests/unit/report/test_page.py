@@ -361,6 +361,18 @@ def test_an_interval_of_another_baseline_is_not_drawn(tmp_path):
     assert figures["speed"][0].caption.endswith("drawn without the baseline that judged this run.")
 
 
+def test_a_metric_of_one_s_own_is_drawn_beside_ours_and_right_is_better():
+    ttft = Metric("ttft", 0.040, "s", "lower", (0.04,) * 7, own=True)
+    slower = Verdict(
+        *("ttft", "regressed", "baseline", "s"), baseline=0.032, measured=0.040,
+        change_fraction=0.25, limit="+5.0 %",
+    )  # fmt: skip
+    case = samples.case_record(metrics={"ttft": ttft}, verdicts=(slower,))
+    figures, _ = charts.figures(page_inputs.CaseInputs(case, case=samples.packaged()), "2026", True)
+    assert "ttft (turned): -20.00 %, regressed" in figures["speed"][0].svg
+    assert "margin -4.8 %" in figures["speed"][0].svg
+
+
 def test_a_run_that_was_added_still_shows_the_interval_it_was_judged_by(tmp_path):
     held = stored(tmp_path, 1.0, 1.01, 0.9)  # the last of them is the run itself
     before = held.values("p_infer_core")[:2]
