@@ -58,6 +58,7 @@ class FakeEngine:
         graphs_at: numbers of the forwards (from 0) at which it compiles a graph.
         factors: the n-th forward takes ``factors[n % len]`` times as long.
         deprecated: what it warns of in each forward, as other packages do.
+        uncompiled: why it compiled nothing though it should have.
     """
 
     name: EngineName
@@ -73,6 +74,7 @@ class FakeEngine:
     memory_gib: float = 1.0
     nan: frozenset[str] = frozenset()
     deprecated: str = ""
+    uncompiled: str = ""
     _forwards: int = 0
     _graphs: int = 0
 
@@ -111,6 +113,12 @@ class FakeEngine:
 
     def compile_counts(self) -> CompileCounts:
         return CompileCounts(self._graphs, self.breaks if self._graphs else 0, 0, self._graphs)
+
+    def forget_compiled(self) -> None:
+        self.log.append("forget")
+
+    def not_compiled(self) -> str:
+        return self.uncompiled
 
     def flops(self, tokens: int, head: Head) -> float | None:
         return 1e6 * tokens

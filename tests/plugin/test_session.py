@@ -439,3 +439,17 @@ def test_an_error_under_strict_is_in_the_record_too(suite):
     suite.run("-m", "perf", "-k", "eager", "--strict").assert_outcomes(errors=1, deselected=5)
     (line,) = suite.record()["cases"]["fake"]["errors"]
     assert line.endswith("scripted EngineError")
+
+
+@pytest.mark.parametrize("mark", ["perf", "accuracy"])
+def test_an_engine_that_compiled_nothing_is_invalid_and_never_improved(suite, mark):
+    suite.script(inductor={"graphs_at": [0]})
+    suite.run("-m", "perf or accuracy")
+    assert suite.update() == 0
+    suite.script(inductor={"uncompiled": "torch.compile compiled nothing: X=1; unset it"})
+    result = suite.run("-m", mark, "-k", "inductor and not published")
+    result.assert_outcomes(failed=1, deselected=5)
+    result.stdout.fnmatch_lines(["*invalid: torch.compile compiled nothing: X=1; unset it*"])
+    judged = {name: word for name, word in suite.words().items() if "timed" not in name}
+    judged.pop("flips.paired", "")
+    assert set(judged.values()) == {"invalid"}

@@ -124,6 +124,8 @@ def accuracy_against_baseline(
 
 def _path_fault(case: Case, metric: Metric, done: AccuracyPass) -> str:
     """Why the path that gave the answers cannot be trusted; empty where it can."""
+    if done.uncompiled:
+        return done.uncompiled
     if done.counts.graphs:
         return (
             f"{done.counts.graphs} graph(s) were compiled after the warm-up of the {done.path} path"

@@ -124,6 +124,12 @@ class MeasuredEngine(Protocol):
     def compile_counts(self) -> CompileCounts:
         """What was compiled so far; all 0 for an engine that compiles nothing."""
 
+    def forget_compiled(self) -> None:
+        """Have the next forward compile anew, whatever ran before."""
+
+    def not_compiled(self) -> str:
+        """Why an engine that compiles has compiled nothing by now; empty where that is not so."""
+
     def flops(self, tokens: int, head: Head) -> float | None:
         """FLOPs that the forward of one prompt of ``tokens`` executes; None where not known."""
 

@@ -68,6 +68,13 @@ class OwnEngine:
             self._wrong("answer", text, "text such as ' B'")
         return self._letter_logits(logits), -1, full_vocab_letter(text)
 
+    def forget_compiled(self) -> None:
+        """What it compiles is its own affair."""
+
+    def not_compiled(self) -> str:
+        """It says how many graphs it compiled; that there should be any, nobody knows."""
+        return ""
+
     def compile_counts(self) -> CompileCounts:
         """The graphs that it says it has compiled."""
         graphs = self._can["compiled_graphs"]() if "compiled_graphs" in self._can else 0

@@ -25,6 +25,7 @@ from perfline.engines.upstream import (
     dynamo_counts,
     inductor_cache,
     is_full,
+    why_not_compiled,
 )
 from perfline.errors import DeviceMemory, EngineError, NoSharedPrefixes
 from perfline.tasks.answers import full_vocab_letter
@@ -105,6 +106,17 @@ class TorchEngine:
         if self.name == "eager":
             return CompileCounts()
         return dynamo_counts() - self._start
+
+    def forget_compiled(self) -> None:
+        """Reset dynamo: counts of what is compiled depend on nothing that ran before."""
+        if self.name != "eager":
+            torch.compiler.reset()
+
+    def not_compiled(self) -> str:
+        """Why nothing was compiled by the forwards so far; empty where something was."""
+        if self.name == "eager" or self.compile_counts().graphs:
+            return ""
+        return f"torch.compile compiled nothing: {why_not_compiled()}"
 
     def flops(self, tokens: int, head: Head) -> float | None:
         """FLOPs of the layers for a prompt of ``tokens``, and of the head where it is applied."""

@@ -268,6 +268,18 @@ def dynamo_counts() -> CompileCounts:
     )
 
 
+def why_not_compiled() -> str:
+    """What has ``torch.compile`` run forwards eagerly, and the way out."""
+    for name in ("TORCH_COMPILE_DISABLE", "TORCHDYNAMO_DISABLE"):
+        if os.environ.get(name, "0") not in ("", "0"):
+            return f"{name}={os.environ[name]} in the environment switches it off; unset it"
+    config = torch._dynamo.config
+    for name in ("disable", "suppress_errors"):
+        if getattr(config, name, False):
+            return f"torch._dynamo.config.{name} is set; leave it unset while you measure"
+    return "every forward ran eagerly; see what dynamo skips with TORCH_LOGS=dynamo,graph_breaks"
+
+
 def inductor_cache() -> str:
     """The directory of inductor's cache on disk."""
     try:

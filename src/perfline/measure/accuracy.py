@@ -290,6 +290,7 @@ class AccuracyPass:
         replicas: among how many of the model's it was shared; ``core_s`` and ``flops`` are of all.
         by_replica: how many questions each of them answered.
         reference: the plain answers to the verified questions; None where nothing was verified.
+        uncompiled: why an engine that compiles ran eagerly; empty where it did not.
     """
 
     answers: Answers
@@ -309,6 +310,7 @@ class AccuracyPass:
     replicas: int = 1
     by_replica: Mapping[int, int] = field(default_factory=dict)
     reference: Answers | None = None
+    uncompiled: str = ""
 
 
 @dataclass
@@ -376,7 +378,7 @@ class AccuracyRun:
             ):
                 break
         ordered = _in_order(done.answers, [prompt.id for prompt in prompts])
-        done = replace(done, answers=ordered)
+        done = replace(done, answers=ordered, uncompiled=self.engine.not_compiled())
         return self._verified(done, prompts) if self.shared else done
 
     def forget(self) -> None:

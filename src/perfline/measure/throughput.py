@@ -3,7 +3,8 @@
 Four phases, each on its own clock, nothing subtracted from anything:
 
     load      weights to the device (``hf.load``)
-    compile   the first forward; what it compiles is counted, and whether the cache was cold
+    compile   the first forward, as if nothing had run before; what it compiles is counted, and
+              whether the cache was cold
     warm-up   one pass over the prompts; what it still compiles is a recompile
     timed     rounds over the same prompts; a recompile in here makes the run invalid
 
@@ -127,6 +128,7 @@ def make_ready(
     clock: Clock = time.perf_counter,
 ) -> Ready:
     """Compile, then warm up over ``prompts``, each phase on its own clock."""
+    engine.forget_compiled()
     before = engine.compile_counts()
     start = clock()
     # The middle length: not one that a compiler would specialise on as a special case.
@@ -205,7 +207,8 @@ class TimedRegion:
             peak_memory_gib=self._engine.peak_memory_gib(),
             waited_fraction=_waited_fraction(self._contention, cpu_contention()),
             flops=None if None in flops else sum(f for f in flops if f is not None),
-            faults=((spoilt,) if spoilt else ()) + RoundHealth(foreign=foreign).faults,
+            faults=tuple(filter(None, (self._engine.not_compiled(), spoilt)))
+            + RoundHealth(foreign=foreign).faults,
             thrown_out=thrown_out,
             timed_s=sum(done.whole_s for done in self._rounds),
         )

@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 import torch
 
+from perfline.cases.case import ThroughputSpec
 from perfline.engines import hf
 from perfline.engines.device import current_device
 from perfline.engines.engine import run_pass
+from perfline.engines.shared_prefix import SharedPrefixRunner
 from perfline.engines.upstream import decoder_layers
 from perfline.errors import CaseError, DeviceMemory, EngineError
+from perfline.measure import throughput
 from perfline.tasks.mmlu import Prompt
 from random_llama import CONFIG, case
 
@@ -222,3 +225,48 @@ def test_a_tokenizer_of_another_model_is_refused(checkpoint):
     config.write_text(text.replace('"added_tokens": [', extra, 1))
     with pytest.raises(EngineError, match=r"the tokenizer has 741 tokens, the model 740"):
         hf.load(case(), current_device(), checkpoint)
+
+
+def broken_in_every_layer(monkeypatch):
+    """A graph break in each layer, as a print or a data-dependent branch makes one."""
+    from transformers.models.llama import modeling_llama
+
+    kind = modeling_llama.LlamaMLP
+    forward = kind.forward
+
+    def breaking(self, x):
+        torch._dynamo.graph_break()
+        return forward(self, x)
+
+    monkeypatch.setattr(kind, "forward", breaking)
+
+
+@pytest.mark.parametrize("before", ["nothing", "shared prefixes", "plain"])
+def test_what_ran_before_changes_no_count_of_the_throughput(monkeypatch, before):
+    broken_in_every_layer(monkeypatch)
+    loaded = hf.load(case(), current_device(), None)
+    engine, asked = loaded.engine("inductor"), some_prompts(20, 24, 30)
+    if before == "shared prefixes":
+        runner = SharedPrefixRunner(engine)
+        runner.warm_up(runner.plan(asked))
+    elif before == "plain":
+        run_pass(engine, asked, "last")
+    ready = throughput.make_ready(engine, asked, ThroughputSpec(sample=3, min_round_s=1e-6))
+    counts = ready.first + ready.later
+    assert (counts.graphs, counts.graph_breaks) == (3, 4)
+    assert engine.not_compiled() == ""
+    loaded.close()
+
+
+@pytest.mark.parametrize("name", ["TORCH_COMPILE_DISABLE", "TORCHDYNAMO_DISABLE"])
+def test_an_engine_that_compiled_nothing_says_why(model, monkeypatch, name):
+    engine = model.engine("inductor")
+    assert engine.not_compiled().endswith("TORCH_LOGS=dynamo,graph_breaks")
+    monkeypatch.setenv(name, "1")
+    assert engine.not_compiled() == (
+        f"torch.compile compiled nothing: {name}=1 in the environment switches it off; unset it"
+    )
+    assert model.engine("eager").not_compiled() == ""
+    monkeypatch.delenv(name)
+    with torch._dynamo.config.patch(suppress_errors=True):
+        assert "torch._dynamo.config.suppress_errors is set" in engine.not_compiled()

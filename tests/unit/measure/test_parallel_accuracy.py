@@ -236,7 +236,7 @@ def test_hosts_are_those_of_all_ranks_and_one_that_does_not_join_is_named():
     first, _ = groups(2)
     assert first.hosts() == ["host-0", "host-1"]
     first.ranks, first.timeout_s = 4, 0.05
-    with pytest.raises(RankError, match=r"^waited 0\.05 s for rank 2, 3 to join"):
+    with pytest.raises(RankError, match=r"^waited 0\.05 s for rank 2, 3 of 4 to join"):
         first.hosts()
 
 
