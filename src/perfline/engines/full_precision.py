@@ -21,7 +21,12 @@ from perfline.engines.device import GIB
 from perfline.engines.engine import EngineName
 from perfline.engines.hf import Model
 from perfline.engines.shared_prefix import SharedPrefixRunner
-from perfline.engines.upstream import attending, attention_of, check_prefixes
+from perfline.engines.upstream import (
+    MASKED_ATTENTIONS,
+    attending,
+    attention_of,
+    check_prefixes,
+)
 from perfline.errors import NoFidelity
 from perfline.tasks.answers import Answers
 from perfline.tasks.mmlu import Prompt
@@ -35,8 +40,8 @@ def full_precision(model: Model) -> Iterator[FullPrecision]:
     """Hold ``model`` in fp32, TF32 off; its own dtype comes back, bit by bit.
 
     Every fp16 and bf16 number is an fp32 number, so nothing is loaded twice. What a model keeps in
-    fp32 anyway (rotary frequencies, say) is not touched. NoFidelity where fp32 does not fit, or
-    ranks hold the model between them.
+    fp32 anyway (rotary frequencies, say) is not touched. An attention that may know 16 bits only
+    gives way to ``sdpa``. NoFidelity where fp32 does not fit, or ranks hold the model between them.
     """
     if model.replica is not None:
         raise NoFidelity("ranks hold the model between them: fidelity needs it whole on one device")
@@ -54,11 +59,14 @@ def full_precision(model: Model) -> Iterator[FullPrecision]:
             f"the model in fp32 takes {more_gib:.1f} GiB more than in its own dtype, and "
             f"{free_gib:.1f} GiB are free on {model.device.name}"
         )
+    config = cast("Any", module).config.get_text_config()
+    only_short = attention_of(config) not in MASKED_ATTENTIONS  # flash attention, say
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     _cast(model, short, [torch.float32] * len(short))
     try:
-        yield FullPrecision(model)
+        with attending(config, "sdpa") if only_short else nullcontext():
+            yield FullPrecision(model)
     finally:
         torch.set_float32_matmul_precision(before)
         _cast(model, short, own)

@@ -12,6 +12,7 @@ import torch
 from perfline.engines import hf
 from perfline.engines.device import current_device
 from perfline.engines.full_precision import full_precision
+from perfline.engines.upstream import attention_of
 from perfline.errors import NoFidelity
 from perfline.gates import fidelity as gate
 from perfline.measure import fidelity
@@ -93,3 +94,14 @@ def test_a_model_that_ranks_share_has_none():
         full_precision(SimpleNamespace(replica=object())),
     ):
         pass
+
+
+def test_an_attention_that_may_know_16_bits_only_gives_way_to_sdpa(monkeypatch):
+    model = loaded("bf16")
+    config = model.module.config
+    monkeypatch.setattr(config, "_attn_implementation_internal", "flex_attention")
+    assert attention_of(config) == "flex_attention"
+    with full_precision(model):
+        assert attention_of(config) == "sdpa"
+    assert attention_of(config) == "flex_attention"
+    model.close()
