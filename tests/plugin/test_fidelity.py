@@ -29,8 +29,10 @@ def test_accepted_then_the_same_then_a_damage_that_no_answer_shows(asked):
     assert len(first["prompts"]) == 16
     assert first["reason"] == "test"
 
-    asked.run("-m", "accuracy").assert_outcomes(passed=3, skipped=2)
+    result = asked.run("-m", "accuracy")
+    result.assert_outcomes(passed=3, skipped=2)
     assert asked.words()["fidelity.baseline"] == "ok"
+    result.stdout.fnmatch_lines(["  fidelity_ways  nats  0 * ok", "  fidelity       nats  0 * ok"])
     assert asked.update() == 0
     assert stored(asked) == first  # what is ok leaves it: small drifts would add up
 

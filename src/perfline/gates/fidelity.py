@@ -123,6 +123,7 @@ def _verdict(word: Word, measured: float | None, limit: float, reason: str) -> V
         word=word,
         gate="baseline",
         unit=UNIT,
+        baseline=0.0 if known else None,  # the same computation is no distance away
         measured=measured if known else None,
         limit=f"{limit:.1e} {UNIT}",
         reason=reason,

@@ -267,7 +267,7 @@ def number(value: float | None, unit: str, error: float | None = None) -> str:
 
     def shown(some: float) -> str:
         if unit == "nats":
-            return f"{some:.1e}"
+            return f"{some:.1e}" if some else "0"
         if unit in ("us/tok", "logits") and some >= 0:
             return four_digits(some)
         if unit not in _DIGITS or small:
