@@ -363,7 +363,7 @@ def another_session(folder: Path, factor: float) -> None:
 NOT_ON_A_CPU = {"mfu", "sm_clock", "temperature", "power", "tokens_per_joule"}
 # Of a comparison, or verdicts without a metric.
 IN_NO_RECORD = {"core_time", "whole_time", "energy", "letter_logits"}
-VERDICTS_ONLY = {"flips", "acc_val_timed", "acc_infer_timed"}
+VERDICTS_ONLY = {"fidelity", "flips", "acc_val_timed", "acc_infer_timed"}
 # Of several ranks only; tests/e2e/test_torchrun.py has their units from a run.
 OF_RANKS = {
     name: unit

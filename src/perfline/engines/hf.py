@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -173,11 +174,6 @@ def _load(case: Case, device: Device, weights: Path | None, replica: Replica | N
     letters = None
     if tokenizer is not None:
         letters = mmlu.letter_tokens(mmlu.hf_encode(tokenizer, case.model.bos))
-        if len(tokenizer) > config.vocab_size:
-            raise EngineError(
-                f"{weights}: the tokenizer has {len(tokenizer)} tokens, the model "
-                f"{config.vocab_size}; expected no more: they do not belong together"
-            )
     model = Model(
         case=case,
         device=device,
@@ -215,6 +211,7 @@ def _checkpoint(case: Case, weights: Path, split: dict[str, Any]) -> Any:
                 f"{weights}: {len(names)} tensors of the model are {problem.partition('_')[0]} in "
                 f"the checkpoint, such as {names[0]}; they would be random: get the weights again"
             )
+    _check_left_out(weights, module, sorted(map(str, found["unexpected_keys"])))
     used = upstream.attention_of(module.config)
     if used != case.model.attention:
         raise EngineError(
@@ -222,6 +219,35 @@ def _checkpoint(case: Case, weights: Path, split: dict[str, Any]) -> Any:
             f"'{case.model.attention}'; remove attn_implementation from it"
         )
     return module
+
+
+def _check_left_out(weights: Path, module: nn.Module, names: Sequence[str]) -> None:
+    """Refuse a file that holds more of the model than the model takes: it is another model.
+
+    What the class itself ignores is not in ``names``. Other towers of a multimodal checkpoint,
+    which have no module of their name here, are a notice.
+    """
+    modules = {name for name, _ in module.named_modules()}
+    left_out = [name for name in names if not name.endswith("rotary_emb.inv_freq")]  # computed
+    ours = [name for name in left_out if _tower(name) in modules]
+    if ours:
+        raise EngineError(
+            f"{weights}: {len(ours)} tensors of the file are not taken by the model, such as "
+            f"{', '.join(ours[:3])}: config.json says another model than the file holds (fewer "
+            "layers, or weights that are quantised and would be read without their scales)"
+        )
+    if left_out:
+        warnings.warn(
+            f"{weights.name}: {len(left_out)} tensors of other towers are left out, such as "
+            f"{left_out[0]}",
+            stacklevel=2,
+        )
+
+
+def _tower(name: str) -> str:
+    """The part of the model that a tensor is of: ``model.layers``, ``lm_head``, ``visual``."""
+    parts = name.split(".")[:-1]
+    return ".".join(parts[:2] if parts[:1] == ["model"] else parts[:1])
 
 
 def _tokenizer(weights: Path) -> Any:

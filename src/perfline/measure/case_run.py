@@ -18,7 +18,7 @@ from perfline.cases.case import ENGINE_NAMES, Case, WeightsKind
 from perfline.engines.device import Device
 from perfline.engines.engine import Clock, EngineName, MeasuredEngine, Progress, run_pass
 from perfline.engines.telemetry import watch
-from perfline.errors import MissingRanks, NoFidelity, NoSharedPrefixes, RankError
+from perfline.errors import DataError, MissingRanks, NoFidelity, NoSharedPrefixes, RankError
 from perfline.measure import fidelity, throughput
 from perfline.measure.accuracy import (
     AccuracyOptions,
@@ -148,6 +148,7 @@ def open_case(
         if ours or any(directory.glob("*.safetensors")):
             facts = {"weights": data.weights_digest(directory), **facts}
 
+    _check_ids(case, prompts, known.vocabulary)
     if model is not None and replica is not None:
         here = {"case": case.digest(weights), **facts}
         try:
@@ -184,6 +185,19 @@ def open_case(
 
     load_s, peak = (None, None) if model is None else (model.load_s, model.load_peak_gib)
     return OpenCase(prompts, load_s, peak, own.load_s, facts, engine, shared, full_precision, close)
+
+
+def _check_ids(case: Case, prompts: Sequence[Prompt], rows: int) -> None:
+    """Refuse a prompt with a token that the model has no row for.
+
+    A tokenizer may know more tokens than the model has rows, as those of published checkpoints do.
+    """
+    for prompt in prompts:
+        if (largest := int(prompt.ids.max())) >= rows:
+            raise DataError(
+                f"case '{case.id}': question {prompt.id} holds token {largest}, and the model has "
+                f"{rows} rows: the tokenizer belongs to another model"
+            )
 
 
 ProgressOf = Callable[[str], Progress]

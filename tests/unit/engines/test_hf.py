@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from perfline.cases.case import ThroughputSpec
 from perfline.engines import hf
@@ -214,7 +216,7 @@ def test_broken_files_of_a_checkpoint_are_one_line(checkpoint, file, text):
     assert "\n" not in str(caught.value)
 
 
-def test_a_tokenizer_of_another_model_is_refused(checkpoint):
+def test_a_tokenizer_may_know_tokens_that_the_model_has_no_row_for(checkpoint):
     config = checkpoint / "tokenizer.json"
     text = config.read_text()
     assert '"added_tokens": [' in text
@@ -223,8 +225,35 @@ def test_a_tokenizer_of_another_model_is_refused(checkpoint):
         ' "rstrip": false, "normalized": false, "special": true},'
     )
     config.write_text(text.replace('"added_tokens": [', extra, 1))
-    with pytest.raises(EngineError, match=r"the tokenizer has 741 tokens, the model 740"):
+    model = hf.load(case(), current_device(), checkpoint)
+    assert model.vocabulary == 740
+    model.close()
+
+
+def rewritten(checkpoint, change):
+    path = checkpoint / "model.safetensors"
+    save_file(change(load_file(path)), path, metadata={"format": "pt"})
+
+
+def test_tensors_that_the_model_does_not_take_are_told(checkpoint):
+    config = checkpoint / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"num_hidden_layers": 3}))
+    with pytest.raises(EngineError, match=r"9 tensors of the file are not taken .* model.layers.3"):
         hf.load(case(), current_device(), checkpoint)
+
+
+def test_scales_that_nobody_would_apply_are_told(checkpoint):
+    name = "model.layers.0.mlp.down_proj.weight_scale_inv"
+    rewritten(checkpoint, lambda held: held | {name: torch.ones(1)})
+    with pytest.raises(EngineError, match=rf"1 tensors of the file .*, such as {name}: config"):
+        hf.load(case(), current_device(), checkpoint)
+
+
+def test_another_tower_is_a_notice(checkpoint):
+    tower = {"visual.blocks.0.weight": torch.ones(2), "model.vision.proj.weight": torch.ones(2)}
+    rewritten(checkpoint, lambda held: held | tower)
+    with pytest.warns(UserWarning, match=r"2 tensors of other towers are left out, such as model"):
+        hf.load(case(), current_device(), checkpoint).close()
 
 
 def broken_in_every_layer(monkeypatch):
