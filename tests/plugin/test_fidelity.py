@@ -56,6 +56,18 @@ def test_alone_it_is_a_baseline_too(asked, capsys):
     asked.run("-m", "fidelity").assert_outcomes(failed=1)  # and says where the baseline is from
 
 
+def test_other_prompts_replace_the_stored_ones(asked, capsys):
+    asked.run("-m", "fidelity")
+    assert asked.update() == 0
+    path = asked.root / "cases" / "fake.yaml"
+    path.write_text(f"{path.read_text()}fidelity: {{prompts: 1}}\n")
+    asked.script(prompts=41)  # another longest one
+    asked.run("-m", "fidelity").assert_outcomes(skipped=1)
+    assert asked.update() == 0
+    assert "fp32 numbers of 1 prompts: replaced" in capsys.readouterr().out
+    asked.run("-m", "fidelity").assert_outcomes(passed=1)
+
+
 def test_a_way_that_parts_is_never_accepted(asked, capsys):
     asked.script(numbers={"off": {"inductor shared": 1e-3}})
     result = asked.run("-m", "fidelity")

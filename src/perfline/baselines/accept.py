@@ -319,6 +319,9 @@ def _reference_kept(candidate: Candidate) -> bool:
     """
     if candidate.old is None or candidate.old.reference is None or not candidate.same_definition:
         return False
+    new = candidate.new.reference
+    if new is not None and candidate.old.reference.prompts.keys().isdisjoint(new.prompts):
+        return False  # nothing would ever be held against it
     words = [
         verdict.word
         for verdict in candidate.measured.verdicts
