@@ -56,15 +56,17 @@ def test_alone_it_is_a_baseline_too(asked, capsys):
     asked.run("-m", "fidelity").assert_outcomes(failed=1)  # and says where the baseline is from
 
 
-def test_other_prompts_replace_the_stored_ones(asked, capsys):
+def test_prompts_that_are_not_stored_are_missing_until_they_are_accepted(asked, capsys):
+    """All of 16 prompts but one are not among 32: that one alone must not make it green."""
     asked.run("-m", "fidelity")
     assert asked.update() == 0
     path = asked.root / "cases" / "fake.yaml"
-    path.write_text(f"{path.read_text()}fidelity: {{prompts: 1}}\n")
-    asked.script(prompts=41)  # another longest one
-    asked.run("-m", "fidelity").assert_outcomes(skipped=1)
+    path.write_text(f"{path.read_text()}fidelity: {{prompts: 32}}\n")
+    result = asked.run("-m", "fidelity")
+    result.assert_outcomes(skipped=1)
+    result.stdout.fnmatch_lines(["*missing: *holds the fp32 numbers of * of 32 prompts*"])
     assert asked.update() == 0
-    assert "fp32 numbers of 1 prompts: replaced" in capsys.readouterr().out
+    assert "fp32 numbers of 32 prompts: replaced" in capsys.readouterr().out
     asked.run("-m", "fidelity").assert_outcomes(passed=1)
 
 

@@ -320,8 +320,8 @@ def _reference_kept(candidate: Candidate) -> bool:
     if candidate.old is None or candidate.old.reference is None or not candidate.same_definition:
         return False
     new = candidate.new.reference
-    if new is not None and candidate.old.reference.prompts.keys().isdisjoint(new.prompts):
-        return False  # nothing would ever be held against it
+    if new is not None and not new.prompts.keys() <= candidate.old.reference.prompts.keys():
+        return False  # it would stay missing for ever
     words = [
         verdict.word
         for verdict in candidate.measured.verdicts

@@ -94,9 +94,9 @@ def _fp32_numbers(candidate: Candidate, result: Baseline) -> str:
     if new is None:
         return ""
     word = "new" if old is None else "the stored ones stay"
-    return f"fp32 numbers of {len(new.prompts)} prompts: " + (
-        word if old is None or result.reference == old else "replaced"
-    )
+    kept = old is not None and result.reference == old
+    count = len(old.prompts if old is not None and kept else new.prompts)
+    return f"fp32 numbers of {count} prompts: {word if old is None or kept else 'replaced'}"
 
 
 def _asked_some(candidate: Candidate) -> dict[str, tuple[float, str]]:
