@@ -63,8 +63,8 @@ def full_precision(model: Model) -> Iterator[FullPrecision]:
     only_short = attention_of(config) not in MASKED_ATTENTIONS  # flash attention, say
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
-    _cast(model, short, [torch.float32] * len(short))
-    try:
+    try:  # memory may run out in the midst of it
+        _cast(model, short, [torch.float32] * len(short))
         with attending(config, "sdpa") if only_short else nullcontext():
             yield FullPrecision(model)
     finally:

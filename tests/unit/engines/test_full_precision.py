@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from perfline.engines import full_precision as full_precision_module
 from perfline.engines import hf
 from perfline.engines.device import current_device
 from perfline.engines.full_precision import full_precision
 from perfline.engines.upstream import attention_of
-from perfline.errors import NoFidelity
+from perfline.errors import DeviceMemory, NoFidelity
 from perfline.gates import fidelity as gate
 from perfline.measure import fidelity
 from perfline.tasks.mmlu import Prompt
@@ -104,4 +105,23 @@ def test_an_attention_that_may_know_16_bits_only_gives_way_to_sdpa(monkeypatch):
     with full_precision(model):
         assert attention_of(config) == "sdpa"
     assert attention_of(config) == "flex_attention"
+    model.close()
+
+
+def test_a_cast_that_fails_half_way_leaves_the_model_as_it_was(monkeypatch):
+    model = loaded("bf16")
+    before = tensors(model)
+    cast = full_precision_module._cast
+
+    def half(model, some, dtypes):
+        monkeypatch.undo()
+        cast(model, some[:3], dtypes[:3])
+        raise DeviceMemory("full")
+
+    monkeypatch.setattr(full_precision_module, "_cast", half)
+    with pytest.raises(DeviceMemory, match="full"), full_precision(model):
+        pass
+    after = tensors(model)
+    assert all(after[name].dtype == tensor.dtype for name, tensor in before.items())
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
     model.close()
