@@ -4,13 +4,12 @@ The embedded model's fp32 numbers are stored once. Then each damage of the two l
 loaded model, to the code or to a copy of the files, and the numbers are taken again and judged as
 the suite does: by the stored ones, and every way by the eager one. What turns no number of the
 model, but the reading of its answers, is judged by the gate on stored answers, as `-m accuracy`
-does beside it. Then undamaged runs with other threads, batches and attention kernels.
+does beside it. Then undamaged runs with other threads and attention kernels.
 
-    python benchmarks/gate/damages.py                    # print the table: 3 minutes
-    python benchmarks/gate/damages.py --out FILE         # ... and keep it as JSON
+    python benchmarks/gate/damages.py               # print the table: 10 minutes on 2 busy cores
+    python benchmarks/gate/damages.py --out FILE    # ... and keep it as JSON
 
-(a) was written down before there were limits; (c) are ten weight matrices and factors drawn by
-``--seed``.
+``--seed`` draws ten weight matrices, and the factors that they are scaled by.
 """
 
 from __future__ import annotations
@@ -58,11 +57,11 @@ class Lab:
     answers: Scored
 
 
-def measure(opened: OpenCase, case: Case, shared: bool = True) -> fidelity.Fidelity:
+def measure(opened: OpenCase, case: Case) -> fidelity.Fidelity:
     """Every way's numbers, in fp32."""
     prompts = fidelity.sample(case, opened.prompts)
     with opened.full_precision() as model:
-        return fidelity.measure(model, ("eager", "inductor"), prompts, shared=shared)
+        return fidelity.measure(model, ("eager", "inductor"), prompts)
 
 
 def answers(opened: OpenCase, case: Case) -> Scored:
@@ -112,7 +111,7 @@ def damaged_files(damage: Callable[[Path], None]) -> Iterator[Path]:
 
 
 def unchanged(lab: Lab, opened: OpenCase, model: Model, runs: int) -> list[dict[str, Any]]:
-    """Undamaged runs in re-ordered arithmetic: threads, attention kernels, precision of matmuls."""
+    """Undamaged runs in re-ordered arithmetic: other threads, other attention kernels."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     kernels = (SDPBackend.MATH, SDPBackend.FLASH_ATTENTION)
@@ -122,10 +121,9 @@ def unchanged(lab: Lab, opened: OpenCase, model: Model, runs: int) -> list[dict[
         with sdpa_kernel(kernels[run // 4 % 2]), full_precision(model) as numbers:
             prompts = fidelity.sample(lab.case, opened.prompts)
             done = fidelity.measure(numbers, ("eager",), prompts, shared=run % 3 == 0)
-        words = [verdict.word for verdict in judged(lab, done)]
-        found.append(
-            {"threads": 1 + run % 4, "words": words, "nats": judged(lab, done)[0].measured}
-        )
+        verdicts = judged(lab, done)
+        words = [verdict.word for verdict in verdicts]
+        found.append({"threads": 1 + run % 4, "words": words, "nats": verdicts[0].measured})
     torch.set_num_threads(before)
     return found
 

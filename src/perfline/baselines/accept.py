@@ -376,7 +376,7 @@ def _judged(candidate: Candidate, terms: Terms) -> Iterator[str]:
         story += f": {verdict.reason}" if verdict.reason else ""
         if grave == "invalid":
             yield f"{story}; {AGAIN} undisturbed"
-        elif grave == "regressed" and _final(verdict):
+        elif grave == "regressed" and final(verdict):
             yield f"{story}; wrong answers are never a baseline, fix them"
         elif grave == "regressed" and not terms.accept_regression:
             yield f"{story}; fix it, or accept it with --accept-regression"
@@ -409,7 +409,7 @@ def more_sessions_settle(verdict: Verdict) -> bool:
     return verdict.gate == "baseline" and not verdict.metric.startswith("acc_")
 
 
-def _final(verdict: Verdict) -> bool:
+def final(verdict: Verdict) -> bool:
     """Whether a regression cannot be accepted: answers that are wrong by another measure."""
     return verdict.gate != "baseline" and verdict.unit != "tok/s"
 

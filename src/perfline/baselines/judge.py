@@ -52,8 +52,15 @@ class Against:
 
         They depend on no number of ranks: where none are stored for several, those of one do.
         """
-        own = self.stored is not None and name in self.stored.accuracy
-        return self if own or self.one_rank is None else self.one_rank
+        return self._where(self.stored is not None and name in self.stored.accuracy)
+
+    @property
+    def of_reference(self) -> Against:
+        """Where the stored fp32 numbers are looked for, which depend on no number of ranks."""
+        return self._where(self.stored is not None and self.stored.reference is not None)
+
+    def _where(self, held: bool) -> Against:
+        return self if held or self.one_rank is None else self.one_rank
 
     def relative(self, shown: Callable[[Path], str]) -> Against:
         """The same; ``shown`` says how messages show a path."""
@@ -171,16 +178,10 @@ def throughput(
     return verdicts + [_against_stored(case, metric, run, workload, against) for metric in judged]
 
 
-def model_numbers(
-    case: Case, found: Fidelity, facts: Mapping[str, Scalar], against: Against
-) -> list[Verdict]:
+def model_numbers(found: Fidelity, facts: Mapping[str, Scalar], against: Against) -> list[Verdict]:
     """Does the model compute the same by every way, and as it did? In fp32, in nats."""
     verdicts = [fidelity.between_ways(found.ways, found.variations, found.most, found.without)]
-    holder = against
-    if against.one_rank is not None and (
-        against.stored is None or against.stored.reference is None
-    ):
-        holder = against.one_rank  # what is computed depends on no number of ranks
+    holder = against.of_reference
     if problem := against.mismatch or holder.mismatch:
         return [
             *verdicts,

@@ -226,7 +226,7 @@ def next_steps(
         return ["run again once the cause above is gone"]
     steps = [f"to settle it: {settle}"] if settle else []
     red = [v for v in verdicts if v.word == "regressed"]
-    if any(_wrong_answers(v) for v in red):
+    if any(map(accept.final, red)):
         asked = f"`perfline prompt {case} SUBJECT INDEX` shows what was asked"
         return [*steps, f"find out why the answers are wrong; {asked}"]
     if red and not settle:
@@ -241,11 +241,6 @@ def next_steps(
     options += ["--accept-regression"] if terms.accept_regression else []
     words = [f"perfline baselines update {case} {flags}", *options, f'--reason "{terms.reason}"']
     return [*steps, said + " ".join(words)]
-
-
-def _wrong_answers(verdict: Verdict) -> bool:
-    """Whether these are never a baseline: beside a reference that none moves."""
-    return verdict.gate != "baseline" and verdict.unit != "tok/s"
 
 
 def _offer(verdicts: Sequence[Verdict]) -> tuple[str, Terms] | None:

@@ -39,8 +39,6 @@ GIT_PLACES = {
     "GIT_PREFIX",
     "GIT_WORK_TREE",
 }
-# A diff holds files' own bytes, in any encoding, whatever LANG says.
-_TEXT: Any = {"encoding": "utf-8", "errors": "replace"}
 
 LAYOUT = re.compile(r"(?:[0-9]+-nodes-)?x(?P<ranks>[0-9]+)")
 
@@ -147,11 +145,8 @@ def limits(root: Path) -> Iterator[str]:
 
 
 def _git_refusal(root: Path) -> str:
-    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
     try:
-        done = subprocess.run(
-            command, capture_output=True, env=_plain(), timeout=20, check=False, **_TEXT
-        )
+        done = _run("git", "-C", str(root), "rev-parse", "HEAD")
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"git: {getattr(error, 'strerror', None) or 'no answer within 20 s'}"
     lines = done.stderr.strip().splitlines() or [f"git ends with status {done.returncode}"]
@@ -203,16 +198,17 @@ def _driver() -> str | None:
     return _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0")
 
 
-def _plain() -> dict[str, str]:
-    """The environment without what points git elsewhere than at the directory that it is given."""
-    return {name: text for name, text in os.environ.items() if name not in GIT_PLACES}
+def _run(*command: str) -> subprocess.CompletedProcess[str]:
+    """Run it without what points git elsewhere than at the directory that it is given."""
+    plain = {name: text for name, text in os.environ.items() if name not in GIT_PLACES}
+    # A diff holds files' own bytes, in any encoding, whatever LANG says.
+    text: Any = {"encoding": "utf-8", "errors": "replace"}
+    return subprocess.run(command, capture_output=True, env=plain, timeout=20, check=False, **text)
 
 
 def _output(*command: str) -> str | None:
     try:
-        done = subprocess.run(
-            command, capture_output=True, env=_plain(), timeout=20, check=False, **_TEXT
-        )
+        done = _run(*command)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None

@@ -81,25 +81,25 @@ def against_reference(
     ``logits`` is (positions, vocabulary) by question, ``limit`` in nats. ``shown`` is the file,
     ``changed`` what else is known to have changed, such as the weights.
     """
-    both = [name for name in now if name in stored]
-    if len(both) < len(now):
-        held = f"{shown} holds the fp32 numbers of {len(both)} of {len(now)} prompts: accept a run"
-        reason = held if both else f"no stored fp32 numbers in {shown}"
+    held = len(stored.keys() & now.keys())
+    if held < len(now):
+        some = f"{shown} holds the fp32 numbers of {held} of {len(now)} prompts: accept a run"
+        reason = some if held else f"no stored fp32 numbers in {shown}"
         return _verdict("missing", None, limit, reason)
-    other = [name for name in both if stored[name].prompt != now[name].prompt]
+    other = [name for name in now if stored[name].prompt != now[name].prompt]
     if other:
         reason = (
-            f"{len(other)} of {len(both)} prompts have other tokens than those of {shown}, such as "
+            f"{len(other)} of {len(now)} prompts have other tokens than those of {shown}, such as "
             f"{other[0]}: the questions, the prompt's text or the tokenizer changed"
         )
         return _verdict("incomparable", None, limit, reason)
     apart = {
         name: divergences(stored[name], logits[name])
-        for name in both
+        for name in now
         if stored[name].positions == now[name].positions
     }
-    if len(apart) < len(both):
-        reason = f"{shown} holds other positions of {both[0]}: accept a run anew"
+    if moved := [name for name in now if name not in apart]:
+        reason = f"{shown} holds other positions of {moved[0]}: accept a run anew"
         return _verdict("incomparable", None, limit, reason)
     largest = float(np.max([each.max() for each in apart.values()]))
     mean = float(np.concatenate(list(apart.values())).mean())
@@ -161,7 +161,7 @@ def _layer(
     pairs = [
         (numbers(stored[name].layers), numbers(each.layers))
         for name, each in now.items()
-        if each.layers and name in stored and stored[name].layers
+        if each.layers and stored[name].layers
     ]
     if not pairs or not layers_off:
         return ""

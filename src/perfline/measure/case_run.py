@@ -274,7 +274,7 @@ class CaseRun:
         """
         if name not in self._passes:
             if self.full_pass:
-                timings = self.time(name, _in_turn)
+                timings = self.time(name, in_turn)
                 answers = timings.answers
                 self._passes[name] = AccuracyPass(answers, len(answers.ids), "plain")
             else:
@@ -497,9 +497,10 @@ class CaseRun:
         return self.progress(f"{self.case.id}: {what}") if self.progress else None
 
 
-def _in_turn(
+def in_turn(
     timed_round: Callable[[], None], rounds: int, before: Callable[[], None] | None = None, /
 ) -> None:
+    """Run the rounds one after the other, with nothing beside them: a ``Repeat``."""
     for _ in range(rounds):
         if before is not None:
             before()

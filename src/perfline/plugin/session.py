@@ -34,7 +34,7 @@ from perfline.gates import fidelity, verdict
 from perfline.gates.verdict import Verdict
 from perfline.measure import record
 from perfline.measure.accuracy import AccuracyOptions, AccuracyPass, Coordinator
-from perfline.measure.case_run import CaseRun, LoadedCase, ProgressOf
+from perfline.measure.case_run import CaseRun, LoadedCase, ProgressOf, in_turn
 from perfline.measure.fidelity import Fidelity
 from perfline.measure.notices import Notices
 from perfline.measure.record import CaseRecord, Record
@@ -449,8 +449,7 @@ class CaseUnderTest:
 
     def judge_fidelity(self, found: Fidelity) -> list[Verdict]:
         """Judge what the model computes by every way, and by what is stored of it."""
-        case_run = self.case_run
-        return judge.model_numbers(case_run.case, found, case_run.loaded.facts, self._against)
+        return judge.model_numbers(found, self.case_run.loaded.facts, self._against)
 
     def time(self, engine: EngineName) -> Timings:
         """Time ``engine`` with pytest-benchmark's rounds; our numbers go to its ``extra_info``.
@@ -471,10 +470,7 @@ class CaseUnderTest:
                     "--benchmark-cprofile times one more round, under a profiler: leave it out"
                 )
             if benchmark.disabled:
-                for _ in range(rounds):
-                    if before is not None:
-                        before()
-                    timed_round()
+                in_turn(timed_round, rounds, before)
                 return
             benchmark.pedantic(
                 timed_round, setup=before, rounds=rounds, iterations=1, warmup_rounds=0

@@ -90,13 +90,11 @@ def comparison(candidate: Candidate, result: Baseline) -> str:
 
 def _fp32_numbers(candidate: Candidate, result: Baseline) -> str:
     """Say what becomes of what was computed in fp32; empty where nothing was."""
-    new, old = candidate.new.reference, None if candidate.old is None else candidate.old.reference
-    if new is None:
+    old = None if candidate.old is None else candidate.old.reference
+    if candidate.new.reference is None or result.reference is None:
         return ""
-    word = "new" if old is None else "the stored ones stay"
-    kept = old is not None and result.reference == old
-    count = len(old.prompts if old is not None and kept else new.prompts)
-    return f"fp32 numbers of {count} prompts: {word if old is None or kept else 'replaced'}"
+    word = "the stored ones stay" if result.reference == old else "replaced" if old else "new"
+    return f"fp32 numbers of {len(result.reference.prompts)} prompts: {word}"
 
 
 def _asked_some(candidate: Candidate) -> dict[str, tuple[float, str]]:
