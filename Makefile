@@ -11,7 +11,7 @@ UV := $(VENV)-uv/bin/uv
 comma := ,
 STAMP := $(VENV)/installed-$(subst $(comma),-,$(EXTRAS))
 
-.PHONY: test test-browser test-otava test-plugins perf setup lint lock matrix doctor report clean
+.PHONY: test test-browser test-otava test-plugins perf quick setup lint lock matrix doctor report clean
 .PHONY: baseline-source baseline baseline-pull-request upgrade-compare upgrade-proposal
 setup: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
@@ -83,6 +83,12 @@ test-plugins: setup
 perf: setup
 	@mkdir -p results
 	$(BIN)/pytest tests/accuracy tests/perf -m "perf or accuracy" --benchmark-json=results/benchmark.json $${CASES:+"--cases=$$CASES"} $(ARGS)
+
+# What a pull request can know without a clock, a GPU or a checkpoint.
+quick: setup
+	$(BIN)/pytest tests/accuracy tests/perf -m quick --cases tiny --results results/quick.json $(ARGS)
+	$(BIN)/pytest tests/accuracy tests/perf -m quick --cases llama3-8b-slim,deepseek-7b-slim \
+	  --dummy-weights --results results/quick-slim.json $(ARGS)
 
 doctor: setup
 	$(BIN)/perfline doctor $${CASES:+--cases "$$CASES"} $(ARGS)

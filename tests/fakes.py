@@ -14,11 +14,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from perfline.engines.device import Device
-from perfline.engines.engine import CompileCounts, EngineName, Head
+from perfline.engines.engine import CompileCounts, EngineName, Fingerprint, Head
 from perfline.engines.environment import Environment
 from perfline.errors import NoFidelity
 from perfline.tasks.answers import LETTERS
 from perfline.tasks.mmlu import Prompt
+from perfline.tasks.reference import prompt_digest
 
 DEVICE = Device("cpu", "Fake CPU", "fake-cpu")
 ENVIRONMENT = Environment("fake-cpu", "Fake CPU", "cpu", {"torch": "9.9", "commit": "abc1234"})
@@ -59,6 +60,7 @@ class FakeEngine:
         factors: the n-th forward takes ``factors[n % len]`` times as long.
         deprecated: what it warns of in each forward, as other packages do.
         uncompiled: why it compiled nothing though it should have.
+        eager_ops, more_mm, software: of its fingerprint.
     """
 
     name: EngineName
@@ -75,6 +77,9 @@ class FakeEngine:
     nan: frozenset[str] = frozenset()
     deprecated: str = ""
     uncompiled: str = ""
+    eager_ops: int = 40
+    more_mm: int = 0
+    software: str = "torch 9.9"
     _forwards: int = 0
     _graphs: int = 0
 
@@ -119,6 +124,25 @@ class FakeEngine:
 
     def not_compiled(self) -> str:
         return self.uncompiled
+
+    def fingerprint(
+        self,
+        prompt: Prompt,
+        head: Head,
+        compiled: tuple[CompileCounts, CompileCounts],
+        sample_tokens: int,
+    ) -> Fingerprint:
+        counts = {"prompt_tokens": sample_tokens, "weights_elsewhere": 0}
+        if self.name != "eager":
+            first, later = compiled
+            counts |= {
+                "eager_ops": self.eager_ops,
+                "graphs": first.graphs,
+                "graph_breaks": first.graph_breaks + later.graph_breaks,
+                "recompiles": later.graphs,
+            }
+        operators = {"aten::mm": 29 + self.more_mm}
+        return Fingerprint(prompt_digest(prompt), self.software, counts, operators)
 
     def flops(self, tokens: int, head: Head) -> float | None:
         return 1e6 * tokens

@@ -33,7 +33,7 @@ def suffix(engine: str) -> str:
 
 # What perfline's own metrics are called: a metric of the user's own has another name.
 _OURS = re.compile(
-    r"p_.*|acc_.*|load_peak|e2e_time|compile_time|graphs|graph_breaks|recompiles|mfu(_\w+)?_computed"
+    r"p_.*|acc_.*|fidelity.*|fingerprint.*|load_peak|e2e_time|compile_time|graphs|graph_breaks|recompiles|mfu(_\w+)?_computed"
     r"|(load_time|warmup_time|timed_time|tokens|questions|mfu|mem|tokens_per_joule|sm_clock"
     r"|temperature|power|scaling_efficiency)(_[a-z0-9]+)?"
 )

@@ -364,6 +364,7 @@ NOT_ON_A_CPU = {"mfu", "sm_clock", "temperature", "power", "tokens_per_joule"}
 # Of a comparison, or verdicts without a metric.
 IN_NO_RECORD = {"core_time", "whole_time", "energy", "letter_logits"}
 VERDICTS_ONLY = {"fidelity", "flips", "acc_val_timed", "acc_infer_timed"}
+VERDICTS_ONLY |= {"fingerprint", "fingerprint_val"}
 # Of several ranks only; tests/e2e/test_torchrun.py has their units from a run.
 OF_RANKS = {
     name: unit

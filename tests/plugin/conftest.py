@@ -87,6 +87,7 @@ case: {id}
 model: {{case_dir: x, weight_dir: y, precision: fp32, nominal_parameters: 1.0e+6}}
 throughput: {{sample: 8, rounds: 5, min_round_s: 0.001}}
 fidelity: {{prompts: 0}}
+fingerprint: false
 """
 GATES = "gates: {throughput_session_sd_fraction: 0.005}\n"
 

@@ -97,8 +97,8 @@ def invalid(candidate: Candidate) -> Iterator[str]:
             f"({measured.digest}, now {today}); {AGAIN}, or restore the YAML"
         )
     new = candidate.new
-    if not new.sessions and not new.accuracy and new.reference is None:
-        yield "has neither accuracy nor throughput; run `pytest -m 'perf or accuracy'`"
+    if not (new.sessions or new.accuracy or new.reference or new.fingerprints):
+        yield "has nothing that a baseline holds; run `pytest -m 'perf or accuracy'`"
     for metric in measured.metrics.values():
         if edited := _edited(metric):
             yield f"{edited}: the record was edited; {AGAIN}"

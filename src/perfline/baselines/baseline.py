@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Literal
 
 from perfline import jsonfile
+from perfline.engines.engine import Fingerprint
 from perfline.errors import BaselineError
 from perfline.fields import OPTIONAL, Node, Scalar, as_json
 from perfline.metrics import Metric
@@ -98,6 +99,7 @@ class Baseline:
     sessions: tuple[Session, ...] = ()
     anchors: Mapping[str, Anchor] = field(default_factory=dict)  # of metrics that have moved on
     reference: Reference | None = field(default=None, metadata=OPTIONAL)  # in fp32
+    fingerprints: Mapping[str, Fingerprint] = field(default_factory=dict, metadata=OPTIONAL)
 
     @property
     def newest(self) -> Session | StoredAnswers | Reference | None:
@@ -223,6 +225,7 @@ def merge(
             sessions=old.sessions + new.sessions,
             anchors={name: each for name, each in old.anchors.items() if name not in moved},
             reference=old.reference or new.reference,
+            fingerprints={**new.fingerprints, **old.fingerprints},
         )
     if (old.case_digest, old.dtype) != (new.case_digest, new.dtype):
         return new
@@ -232,6 +235,7 @@ def merge(
         sessions=new.sessions or old.sessions,
         anchors=_anchors(old, new, moved),
         reference=new.reference or old.reference,
+        fingerprints={**old.fingerprints, **new.fingerprints},
     )
 
 

@@ -13,10 +13,10 @@ from pathlib import Path
 from perfline.baselines import baseline
 from perfline.baselines.baseline import Baseline, Published
 from perfline.cases.case import Case, WeightsKind
-from perfline.engines.engine import EngineName
+from perfline.engines.engine import EngineName, Fingerprint
 from perfline.engines.environment import Environment
 from perfline.fields import Scalar
-from perfline.gates import accuracy, fidelity, performance, verdict
+from perfline.gates import accuracy, fidelity, fingerprint, performance, verdict
 from perfline.gates.verdict import Verdict
 from perfline.measure.accuracy import AccuracyPass
 from perfline.measure.fidelity import Fidelity
@@ -58,6 +58,10 @@ class Against:
     def of_reference(self) -> Against:
         """Where the stored fp32 numbers are looked for, which depend on no number of ranks."""
         return self._where(self.stored is not None and self.stored.reference is not None)
+
+    def of_fingerprint(self, name: EngineName) -> Against:
+        """Where an engine's stored fingerprint is looked for; the same."""
+        return self._where(self.stored is not None and name in self.stored.fingerprints)
 
     def _where(self, held: bool) -> Against:
         return self if held or self.one_rank is None else self.one_rank
@@ -206,6 +210,16 @@ def model_numbers(found: Fidelity, facts: Mapping[str, Scalar], against: Against
     return verdicts
 
 
+def what_runs(name: EngineName, found: Fingerprint, timed: bool, against: Against) -> list[Verdict]:
+    """Does another thing run inside a forward than did? ``timed``: throughput was, too."""
+    metric, holder = f"{fingerprint.NAME}{suffix(name)}", against.of_fingerprint(name)
+    if problem := against.mismatch or holder.mismatch:
+        return [Verdict(metric, "incomparable", "baseline", "count", reason=problem)]
+    stored = None if holder.stored is None else holder.stored.fingerprints.get(name)
+    held = against.stored is not None and against.stored.values(HEALTH[0])
+    return [fingerprint.against_stored(metric, stored, found, holder.shown, timed and bool(held))]
+
+
 def own_metric(
     case: Case, metric: Metric, workload: Mapping[str, Scalar], against: Against
 ) -> list[Verdict]:
@@ -265,7 +279,7 @@ def _fault(timings: Timings) -> str:
             f"{timings.timed.graphs} graph(s) were compiled inside the timed region: raise "
             "throughput.sample so that warm-up meets every shape, or see TORCH_LOGS=recompiles"
         )
-    return "; ".join(timings.faults)
+    return "; ".join(filter(None, (timings.ready.uncompiled, *timings.faults)))
 
 
 def _against_stored(

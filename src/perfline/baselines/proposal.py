@@ -122,4 +122,5 @@ def measured_baseline(record: Record, measured: CaseRecord, reason: str) -> Base
         reference=None
         if measured.reference is None
         else dataclasses.replace(measured.reference, reason=reason),
+        fingerprints=measured.fingerprints,
     )

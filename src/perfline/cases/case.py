@@ -142,6 +142,7 @@ class Case:
     throughput: ThroughputSpec = field(default_factory=ThroughputSpec)
     gates: GatesSpec = field(default_factory=GatesSpec, metadata=_NOT_IN_DIGEST)
     fidelity: FidelitySpec = field(default_factory=FidelitySpec, metadata=_NOT_IN_DIGEST)
+    fingerprint: bool = field(default=True, metadata=_NOT_IN_DIGEST)  # of what runs in a forward
     compare: CompareSpec = field(default_factory=CompareSpec, metadata=_NOT_IN_DIGEST)
     engines: tuple[str, ...] = field(default=ENGINE_NAMES, metadata=_NOT_IN_DIGEST)
     source: Path = field(metadata={**OUTSIDE, **_NOT_IN_DIGEST})
@@ -258,6 +259,11 @@ def find_cases(*directories: Path) -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
+def _slim_cases() -> dict[str, Path]:
+    """The published architectures, narrow, whose random weights fit any machine."""
+    return {path.stem: path for path in sorted((PACKAGED_CASES / "slim").glob("*.yaml"))}
+
+
 def own_cases(root: Path) -> dict[str, Path]:
     """Return ``{case id: file}``, sorted, of a repository's own cases: those in ``root/cases``.
 
@@ -277,15 +283,19 @@ def _says_case(path: Path) -> bool:
 
 
 def load_cases(ids: Iterable[str] | None = None, directories: Sequence[Path] = ()) -> list[Case]:
-    """Load the cases named ``ids`` in that order, or all of them; an unknown id is a CaseError."""
+    """Load the cases named ``ids`` in that order, or all of them; an unknown id is a CaseError.
+
+    The slim ones are loaded where they are named, and not else.
+    """
     found = find_cases(*directories)
     wanted = list(found) if ids is None else list(dict.fromkeys(ids))
+    there = _slim_cases() | found
     for name in wanted:
-        if name not in found:
+        if name not in there:
             raise CaseError(
-                f"case '{name}' is not known{did_you_mean(name, found)} (known: {', '.join(found)})"
+                f"case '{name}' is not known{did_you_mean(name, there)} (known: {', '.join(found)})"
             )
-    return [load_case(found[name]) for name in wanted]
+    return [load_case(there[name]) for name in wanted]
 
 
 class _Loader(yaml.SafeLoader):

@@ -24,7 +24,7 @@ from perfline.engines.device import Device, current_device
 from perfline.engines.engine import run_pass
 from perfline.engines.environment import Environment, collect, packages
 from perfline.engines.telemetry import Watch, watch
-from perfline.errors import WorkerError
+from perfline.errors import EngineError, WorkerError
 from perfline.fields import Node, as_json
 from perfline.measure.case_run import CaseRun, LoadedCase, open_case
 from perfline.measure.parallel_accuracy import RankCoordinator
@@ -106,6 +106,9 @@ class Launch:
             pass_s = run_pass(engine, sample, case.throughput.head, case_run.clock).whole_s
         if self.coordinator is not None and self._rounds is not None:
             done = worst_ready(self._rounds.ready())
+        if done.uncompiled:
+            raise EngineError(f"case '{case.id}': {done.uncompiled}")
+        if self.coordinator is not None:
             self._others = tuple(_others(self.coordinator.group))
         return Ready(
             pid=os.getpid(),

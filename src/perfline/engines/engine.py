@@ -8,15 +8,17 @@ one prompt a forward, the clock around the synchronised forward alone.
 
 from __future__ import annotations
 
+import operator
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple, dataclass, field
 from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from perfline.cases.case import EngineName as EngineName
 from perfline.errors import EngineError
+from perfline.fields import OPTIONAL
 from perfline.tasks.answers import Answers
 from perfline.tasks.mmlu import Prompt
 
@@ -34,30 +36,24 @@ class CompileCounts:
         graph_breaks: places where the traced code fell back to Python.
         cache_hits: graphs that came from inductor's cache on disk.
         cache_misses: graphs that inductor compiled anew.
+        kernels: kernels that inductor generated for them.
+        nodes: what it fused these from.
     """
 
     graphs: int = 0
     graph_breaks: int = 0
     cache_hits: int = 0
     cache_misses: int = 0
+    kernels: int = 0
+    nodes: int = 0
 
     def __sub__(self, earlier: CompileCounts) -> CompileCounts:
         """What happened since ``earlier``."""
-        return CompileCounts(
-            self.graphs - earlier.graphs,
-            self.graph_breaks - earlier.graph_breaks,
-            self.cache_hits - earlier.cache_hits,
-            self.cache_misses - earlier.cache_misses,
-        )
+        return CompileCounts(*map(operator.sub, astuple(self), astuple(earlier)))
 
     def __add__(self, other: CompileCounts) -> CompileCounts:
         """What happened in both."""
-        return CompileCounts(
-            self.graphs + other.graphs,
-            self.graph_breaks + other.graph_breaks,
-            self.cache_hits + other.cache_hits,
-            self.cache_misses + other.cache_misses,
-        )
+        return CompileCounts(*map(operator.add, astuple(self), astuple(other)))
 
     @property
     def cache(self) -> str | None:
@@ -65,6 +61,32 @@ class CompileCounts:
         if self.cache_misses:
             return "cold"
         return "warm" if self.cache_hits else None
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What ran in one forward of one engine, and on what.
+
+    Attributes:
+        prompt: digest of the tokens that were run.
+        software: versions that operators and kernels depend on.
+        counts: what is judged: ``prompt_tokens`` of the timed sample, ``eager_ops`` (operators that
+            a compiling engine ran outside of its graphs), ``weights_elsewhere`` (numbers of the
+            model on another device), ``graphs``, ``graph_breaks``, ``recompiles``.
+        operators: calls by operator, such as ``aten::mm``.
+        kernels: launches by kernel on an accelerator; on a CPU those that inductor generated
+            (``generated``) and the nodes that it fused them from (``nodes``), all graphs together.
+        flops: by module, such as ``layers.2.mlp``; of the eager engine alone.
+        weights: numbers of the model by device and dtype, such as ``cuda float16``.
+    """
+
+    prompt: str
+    software: str
+    counts: Mapping[str, float]
+    operators: Mapping[str, float] = field(default_factory=dict)
+    kernels: Mapping[str, float] = field(default_factory=dict)
+    flops: Mapping[str, float] = field(default_factory=dict, metadata=OPTIONAL)
+    weights: Mapping[str, float] = field(default_factory=dict)
 
 
 class Engine(Protocol):
@@ -129,6 +151,15 @@ class MeasuredEngine(Protocol):
 
     def not_compiled(self) -> str:
         """Why an engine that compiles has compiled nothing by now; empty where that is not so."""
+
+    def fingerprint(
+        self,
+        prompt: Prompt,
+        head: Head,
+        compiled: tuple[CompileCounts, CompileCounts],
+        sample_tokens: int,
+    ) -> Fingerprint | None:
+        """What runs in a forward (``fingerprint.of_forward``); None where that is not known."""
 
     def flops(self, tokens: int, head: Head) -> float | None:
         """FLOPs that the forward of one prompt of ``tokens`` executes; None where not known."""

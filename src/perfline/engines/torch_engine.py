@@ -17,7 +17,8 @@ import transformers
 from torch import nn
 
 from perfline.engines.device import Device
-from perfline.engines.engine import CompileCounts, EngineName, Head
+from perfline.engines.engine import CompileCounts, EngineName, Fingerprint, Head
+from perfline.engines.fingerprint import of_forward
 from perfline.engines.upstream import (
     cache_argument,
     compile_errors,
@@ -49,7 +50,7 @@ class TorchEngine:
         self.head: nn.Module = module.get_output_embeddings()
         self._letters = torch.tensor(model.letters or (0, 1, 2, 3), device=self._torch_device)
         self._letter_of: dict[int, str] = {}
-        self._start = dynamo_counts()
+        self._start = self._forgotten = dynamo_counts()
         self.layers = decoder_layers(self.stack)
         spec = model.case.engine
         self.compiled_forwards: dict[nn.Module, Any] = {}
@@ -111,12 +112,30 @@ class TorchEngine:
         """Reset dynamo: counts of what is compiled depend on nothing that ran before."""
         if self.name != "eager":
             torch.compiler.reset()
+            self._forgotten = dynamo_counts()
 
     def not_compiled(self) -> str:
-        """Why nothing was compiled by the forwards so far; empty where something was."""
-        if self.name == "eager" or self.compile_counts().graphs:
+        """Why nothing was compiled since it was last forgotten; empty where something was."""
+        if self.name == "eager" or (dynamo_counts() - self._forgotten).graphs:
             return ""
         return f"torch.compile compiled nothing: {why_not_compiled()}"
+
+    def fingerprint(
+        self,
+        prompt: Prompt,
+        head: Head,
+        compiled: tuple[CompileCounts, CompileCounts],
+        sample_tokens: int,
+    ) -> Fingerprint:
+        """What runs in a forward of ``prompt``: ``fingerprint.of_forward``."""
+        batch, model = self.prepare(prompt), self._model.module
+
+        def run() -> None:
+            self.forward(batch, head)
+            self.synchronize()
+
+        kind = self.device.kind
+        return of_forward(self.name, model, kind, run, prompt, compiled, sample_tokens)
 
     def flops(self, tokens: int, head: Head) -> float | None:
         """FLOPs of the layers for a prompt of ``tokens``, and of the head where it is applied."""

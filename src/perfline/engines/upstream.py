@@ -21,6 +21,8 @@ logger ``transformers.modeling_utils``                 4.57-5.24               l
 ``torch._dynamo.config.fail_on_recompile_limit_hit``   torch 2.9-2.15          an error
 ``torch._dynamo.exc``                                  torch 2.9-2.15          an error
 ``torch._inductor.runtime.cache_dir_utils.cache_dir``  torch 2.9-2.15          no path in a hint
+``torch._inductor.metrics``, the profiler's name of a   torch 2.9-2.15         counts of 0, and all
+compiled region                                                               operators are eager
 logger ``torch.__trace``                               torch 2.9-2.15          lines in a failure
 a full CPU is a ``RuntimeError`` of its allocator      torch 2.9-2.15          no halving
 =====================================================  ======================  ====================
@@ -35,6 +37,7 @@ import inspect
 import logging
 import os
 import pkgutil
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib import metadata
@@ -265,7 +268,19 @@ def dynamo_counts() -> CompileCounts:
         graph_breaks=sum(counters["graph_break"].values()),
         cache_hits=inductor["fxgraph_cache_hit"],
         cache_misses=inductor["fxgraph_cache_miss"],
+        kernels=_inductor_metric("generated_kernel_count"),
+        nodes=_inductor_metric("ir_nodes_pre_fusion"),
     )
+
+
+def _inductor_metric(name: str) -> int:
+    """A count of inductor's; its cache on disk keeps them with what it holds."""
+    return int(getattr(sys.modules.get("torch._inductor.metrics"), name, 0))
+
+
+def is_compiled_region(event: str) -> bool:
+    """Whether a profiler's event of that name is what ``torch.compile`` made."""
+    return event.startswith(("Torch-Compiled Region", "## Call CompiledFxGraph"))
 
 
 def why_not_compiled() -> str:

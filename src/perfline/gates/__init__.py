@@ -5,4 +5,4 @@ Only the comparison of two live processes has limits of its own (``compare.gates
 
 from __future__ import annotations
 
-__all__ = ["accuracy", "fidelity", "performance", "statistics", "verdict"]
+__all__ = ["accuracy", "fidelity", "fingerprint", "performance", "statistics", "verdict"]

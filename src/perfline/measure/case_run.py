@@ -7,7 +7,7 @@ timings; weights, questions, compilation and passes that they share are done at 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -16,9 +16,23 @@ from typing import TYPE_CHECKING, Protocol
 
 from perfline.cases.case import ENGINE_NAMES, Case, WeightsKind
 from perfline.engines.device import Device
-from perfline.engines.engine import Clock, EngineName, MeasuredEngine, Progress, run_pass
+from perfline.engines.engine import (
+    Clock,
+    EngineName,
+    Fingerprint,
+    MeasuredEngine,
+    Progress,
+    run_pass,
+)
 from perfline.engines.telemetry import watch
-from perfline.errors import DataError, MissingRanks, NoFidelity, NoSharedPrefixes, RankError
+from perfline.errors import (
+    DataError,
+    EngineError,
+    MissingRanks,
+    NoFidelity,
+    NoSharedPrefixes,
+    RankError,
+)
 from perfline.measure import fidelity, throughput
 from perfline.measure.accuracy import (
     AccuracyOptions,
@@ -238,6 +252,7 @@ class CaseRun:
     _of_all: dict[EngineName, AggregateTimings] = field(default_factory=dict)
     _reference: Answers | None = None
     _fidelity: fidelity.Fidelity | None = None
+    _fingerprints: dict[EngineName, Fingerprint] = field(default_factory=dict)
 
     @property
     def sample(self) -> list[Prompt]:
@@ -263,6 +278,26 @@ class CaseRun:
             spec = self.case.throughput
             self._ready[name] = throughput.make_ready(engine, self.sample, spec, self.clock)
         return self._ready[name]
+
+    def fingerprint(self, name: EngineName) -> Fingerprint | None:
+        """What runs in a forward of the sample's middle prompt; done once. None: not known."""
+        if name not in self._fingerprints:
+            ready, sample = self.ready(name), self.sample
+            found = self.loaded.engine(name).fingerprint(
+                throughput.middle(sample),
+                self.case.throughput.head,
+                (ready.first, ready.later),
+                sum(len(prompt.ids) for prompt in sample),
+            )
+            if found is None:
+                return None
+            self._fingerprints[name] = found
+        return self._fingerprints[name]
+
+    @property
+    def fingerprints(self) -> Mapping[EngineName, Fingerprint]:
+        """What is known of that, by engine."""
+        return self._fingerprints
 
     def answer_all(
         self, name: EngineName, certain: Callable[[Answers, int, int], bool] | None = None
@@ -301,6 +336,8 @@ class CaseRun:
         if name not in self._runs:
             run = self._accuracy_run(name)
             run.warm_up(choose(self.loaded.prompts, self.options.questions))
+            if why := run.engine.not_compiled():
+                raise EngineError(f"case '{self.case.id}': {why}")
             self._runs[name] = run
         return self._runs[name]
 
@@ -400,6 +437,11 @@ class CaseRun:
             found += accuracy_metrics(self.case, name, done, self.peak)
         found.append(Metric("e2e_time", self._e2e_s(), "s", "info"))
         return {metric.name: metric for metric in found} | self.recorded
+
+    @property
+    def timed_engines(self) -> Collection[EngineName]:
+        """The engines that were timed."""
+        return self._timings
 
     @property
     def timed(self) -> bool:

@@ -29,7 +29,7 @@ import statistics
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, replace
 from typing import Any, Protocol
 
 from perfline.cases.case import Case, GatesSpec, Precision
@@ -167,7 +167,7 @@ def combine(
     rounds = [_whole_round(names, each) for each in zip(*(r.rounds for r in replicas), strict=True)]
     return replace(
         own,
-        ready=worst_ready([replica.ready for replica in replicas]),
+        ready=worst_ready([_of_rank(replica) for replica in replicas]),
         rounds=tuple(rounds),
         timed=_worst([replica.timed for replica in replicas]),
         peak_memory_gib=_of_known(max, [replica.peak_memory_gib for replica in replicas]),
@@ -179,6 +179,12 @@ def combine(
     )
 
 
+def _of_rank(replica: ReplicaTimings) -> Ready:
+    """Its ``ready``, whose fault says on which rank it is."""
+    fault = replica.ready.uncompiled
+    return replace(replica.ready, uncompiled=fault and f"{replica.name}: {fault}")
+
+
 def worst_ready(readies: Sequence[Ready]) -> Ready:
     """What it took until all were ready: the longest, and the most of everything compiled."""
     return Ready(
@@ -187,6 +193,7 @@ def worst_ready(readies: Sequence[Ready]) -> Ready:
         first=_worst([ready.first for ready in readies]),
         later=_worst([ready.later for ready in readies]),
         repeats=readies[0].repeats,
+        uncompiled="; ".join(dict.fromkeys(r.uncompiled for r in readies if r.uncompiled)),
     )
 
 
@@ -220,12 +227,7 @@ def _health(names: Sequence[str], healths: Sequence[RoundHealth]) -> RoundHealth
 
 
 def _worst(counts: Sequence[CompileCounts]) -> CompileCounts:
-    return CompileCounts(
-        graphs=max(each.graphs for each in counts),
-        graph_breaks=max(each.graph_breaks for each in counts),
-        cache_hits=max(each.cache_hits for each in counts),
-        cache_misses=max(each.cache_misses for each in counts),
-    )
+    return CompileCounts(*map(max, zip(*map(astuple, counts), strict=True)))
 
 
 def _faults(replicas: Sequence[ReplicaTimings], precision: Precision) -> tuple[str, ...]:

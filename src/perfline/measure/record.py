@@ -14,6 +14,7 @@ from pathlib import Path
 
 from perfline import jsonfile
 from perfline.cases.case import WeightsKind
+from perfline.engines.engine import Fingerprint
 from perfline.engines.environment import LAYOUT, Environment
 from perfline.errors import RecordError
 from perfline.fields import OPTIONAL, OUTSIDE, Node, Scalar, as_json
@@ -43,6 +44,7 @@ class CaseRecord:
         facts: what was measured, such as the weights' digest; part of a baseline's context.
         errors: tests that ended without a verdict, one line each; see ``ABSENT``.
         reference: what was computed in fp32; None where that was not asked.
+        fingerprints: what runs in a forward, by engine.
     """
 
     case: str = field(metadata=OUTSIDE)
@@ -58,6 +60,7 @@ class CaseRecord:
     facts: Mapping[str, Scalar] = field(default_factory=dict)
     errors: tuple[str, ...] = ()
     reference: Reference | None = field(default=None, metadata=OPTIONAL)
+    fingerprints: Mapping[str, Fingerprint] = field(default_factory=dict, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True)

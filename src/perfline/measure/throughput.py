@@ -53,6 +53,7 @@ class Ready:
         first: what the first forward compiled.
         later: what was compiled after it, before the timed region.
         repeats: passes a round, so that it lasts ``min_round_s``.
+        uncompiled: why the engine compiled nothing though it should have; empty where it did.
     """
 
     compile_s: float
@@ -60,6 +61,7 @@ class Ready:
     first: CompileCounts
     later: CompileCounts
     repeats: int
+    uncompiled: str = ""
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,11 @@ class Timings:
         return ENERGY_STEP_S / total_s if counted and total_s >= _COARSE_TOTAL_S else None
 
 
+def middle(prompts: Sequence[Prompt]) -> Prompt:
+    """Return the prompt of middle length: not one that a compiler takes for a special case."""
+    return sorted(prompts, key=lambda prompt: len(prompt.ids))[len(prompts) // 2]
+
+
 def make_ready(
     engine: MeasuredEngine,
     prompts: Sequence[Prompt],
@@ -131,9 +138,7 @@ def make_ready(
     engine.forget_compiled()
     before = engine.compile_counts()
     start = clock()
-    # The middle length: not one that a compiler would specialise on as a special case.
-    middle = sorted(prompts, key=lambda prompt: len(prompt.ids))[len(prompts) // 2]
-    run_pass(engine, [middle], spec.head, clock)
+    run_pass(engine, [middle(prompts)], spec.head, clock)
     compiled = clock()
     first = engine.compile_counts()
     warm = run_pass(engine, prompts, spec.head, clock)
@@ -142,7 +147,8 @@ def make_ready(
     # A pass that still compiled says nothing of how long a pass takes.
     pass_s = run_pass(engine, prompts, spec.head, clock).whole_s if later.graphs else warm.whole_s
     repeats = max(1, math.ceil(spec.min_round_s / pass_s)) if pass_s > 0 else 1
-    return Ready(compiled - start, end - compiled, first - before, later, repeats)
+    uncompiled = engine.not_compiled()
+    return Ready(compiled - start, end - compiled, first - before, later, repeats, uncompiled)
 
 
 def once(ready: Ready) -> Ready:
@@ -207,8 +213,7 @@ class TimedRegion:
             peak_memory_gib=self._engine.peak_memory_gib(),
             waited_fraction=_waited_fraction(self._contention, cpu_contention()),
             flops=None if None in flops else sum(f for f in flops if f is not None),
-            faults=tuple(filter(None, (self._engine.not_compiled(), spoilt)))
-            + RoundHealth(foreign=foreign).faults,
+            faults=((spoilt,) if spoilt else ()) + RoundHealth(foreign=foreign).faults,
             thrown_out=thrown_out,
             timed_s=sum(done.whole_s for done in self._rounds),
         )

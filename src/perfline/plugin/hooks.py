@@ -133,6 +133,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "perf: measures throughput, memory and compilation")
     config.addinivalue_line("markers", "accuracy: measures MMLU accuracy")
     config.addinivalue_line("markers", "fidelity: measures what the model computes in fp32")
+    config.addinivalue_line("markers", "fingerprint: counts what runs inside a forward")
+    config.addinivalue_line("markers", "quick: fidelity and fingerprint, which no noise disturbs")
     config.stash[NOTICES] = Notices()
     config.pluginmanager.register(SessionEnd())
     _check_root(config)
@@ -166,13 +168,16 @@ class _Offered(str):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave out the tests of engines, or of fidelity, that a case does not run."""
+    """Leave out the tests of engines, of fidelity or of fingerprints that a case does not run."""
     items[:] = [item for item in items if not _is_not_run(item)]
 
 
 def _is_not_run(item: pytest.Item) -> bool:
     case, callspec = _case_of(item), getattr(item, "callspec", None)
     name = None if callspec is None else callspec.params.get("engine_name")
+    if case is not None and item.get_closest_marker("fingerprint") is not None:
+        runs = case.fingerprint and case.parallel.tensor == 1
+        return not (runs and name in cases.ENGINE_NAMES and name in case.engine_names)
     if case is not None and item.get_closest_marker("fidelity") is not None:
         ours = any(engine in cases.ENGINE_NAMES for engine in case.engine_names)
         return not (ours and case.fidelity.prompts and case.parallel.tensor == 1)

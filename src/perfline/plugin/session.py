@@ -26,7 +26,7 @@ from perfline.baselines.suggestions import Refused, settling
 from perfline.cases.case import Case, WeightsKind, engine_name
 from perfline.distributed.replica import Replica
 from perfline.engines.device import Device
-from perfline.engines.engine import Clock, EngineName, MeasuredEngine
+from perfline.engines.engine import Clock, EngineName, Fingerprint, MeasuredEngine
 from perfline.engines.environment import Environment, beyond_tested, peak_flops, today
 from perfline.errors import DataError, MetricError, NoFidelity, PerflineError, RecordError
 from perfline.fields import Scalar
@@ -259,6 +259,7 @@ class Session:
             },
             facts=case_run.loaded.facts,
             reference=self._reference(case_run, context) or old.reference,
+            fingerprints={**old.fingerprints, **case_run.fingerprints},
         )
         self._tests.setdefault((case.id, test), _LastRun()).verdicts += verdicts
         self._collect(case)
@@ -450,6 +451,18 @@ class CaseUnderTest:
     def judge_fidelity(self, found: Fidelity) -> list[Verdict]:
         """Judge what the model computes by every way, and by what is stored of it."""
         return judge.model_numbers(found, self.case_run.loaded.facts, self._against)
+
+    def fingerprint(self, engine: EngineName) -> Fingerprint:
+        """Run one prompt once more and see what runs; skipped where the engine cannot tell."""
+        found = self.case_run.fingerprint(engine)
+        if found is None:
+            pytest.skip(f"what runs inside of engine {engine} is not known")
+        return found
+
+    def judge_fingerprint(self, engine: EngineName, found: Fingerprint) -> list[Verdict]:
+        """Judge what runs by what is stored of it."""
+        timed = engine in self.case_run.timed_engines
+        return judge.what_runs(engine, found, timed, self._against)
 
     def time(self, engine: EngineName) -> Timings:
         """Time ``engine`` with pytest-benchmark's rounds; our numbers go to its ``extra_info``.

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from perfline import fields
 from perfline.baselines import accept, baseline
 from perfline.baselines.baseline import Baseline
 from perfline.baselines.proposal import Candidate
@@ -72,10 +73,10 @@ def comparison(candidate: Candidate, result: Baseline) -> str:
     title = f"{measured.case} ({measured.dtype}, {measured.weights} weights)"
     title += f" on {candidate.new.machine}"
     headers = ["metric", "unit", "old", "new", "change"]
-    told = _fp32_numbers(candidate, result)
+    told = [*_fp32_numbers(candidate, result), *_fingerprints(candidate)]
     nothing = [] if told else ["  nothing was measured"]
     lines = [title, *([_table(headers, rows, "llrrr")] if rows else nothing)]
-    lines += [f"  {told}"] if told else []
+    lines += [f"  {line}" for line in told]
     timed = [name for name in sorted(kept) if not name.startswith("acc_")]
     if timed and not candidate.new.sessions:
         kept = kept.difference(timed)
@@ -88,13 +89,21 @@ def comparison(candidate: Candidate, result: Baseline) -> str:
     return "\n".join(lines)
 
 
-def _fp32_numbers(candidate: Candidate, result: Baseline) -> str:
-    """Say what becomes of what was computed in fp32; empty where nothing was."""
+def _fp32_numbers(candidate: Candidate, result: Baseline) -> Iterator[str]:
+    """Say what becomes of what was computed in fp32."""
     old = None if candidate.old is None else candidate.old.reference
-    if candidate.new.reference is None or result.reference is None:
-        return ""
-    word = "the stored ones stay" if result.reference == old else "replaced" if old else "new"
-    return f"fp32 numbers of {len(result.reference.prompts)} prompts: {word}"
+    if candidate.new.reference is not None and result.reference is not None:
+        word = "the stored ones stay" if result.reference == old else "replaced" if old else "new"
+        yield f"fp32 numbers of {len(result.reference.prompts)} prompts: {word}"
+
+
+def _fingerprints(candidate: Candidate) -> Iterator[str]:
+    """Say which fingerprints are new or replaced."""
+    old = {} if candidate.old is None else candidate.old.fingerprints
+    for engine, found in candidate.new.fingerprints.items():
+        before = old.get(engine)
+        word = "new" if before is None else "the same" if before == found else "replaced"
+        yield f"fingerprint of {engine}: {word}"
 
 
 def _asked_some(candidate: Candidate) -> dict[str, tuple[float, str]]:
@@ -196,6 +205,8 @@ def description(path: Path, held: Baseline) -> str:
         each = held.reference
         told = f"{each.date[:10]}, {each.reason}"
         lines += ["", f"  fp32 numbers of {len(each.prompts)} prompts ({told})"]
+    for engine, found in held.fingerprints.items():
+        lines.append(f"  fingerprint of {engine} ({found.software})")
     if held.accuracy:
         rows = [
             [engine, *(f"{k}/{n} = {100 * k / n:.2f} %" for k, n in counts), a.date[:10], a.reason]
@@ -246,6 +257,9 @@ def as_json(path: Path, held: Baseline) -> dict[str, object]:
             "commit": held.reference.commit,
             "reason": held.reference.reason,
             "prompts": len(held.reference.prompts),
+        },
+        "fingerprints": {
+            engine: fields.as_json(found) for engine, found in held.fingerprints.items()
         },
         "accuracy": {
             engine: {

@@ -22,6 +22,7 @@ from perfline.baselines.suggestions import (
 )
 from perfline.errors import printable
 from perfline.fields import Scalar
+from perfline.gates import fingerprint
 from perfline.gates.verdict import WORST_FIRST, Verdict, worst
 from perfline.measure.record import CaseRecord, Record
 from perfline.metrics import summary
@@ -128,6 +129,7 @@ def session_lines(
         if compared:
             lines += [textwrap.indent(verdict_table(compared), "  "), ""]
         lines += reason_lines(case.verdicts)
+        lines += [line for text in run_otherwise(case) for line in paragraph(text)]
         lines += _flip_lines(case.verdicts)
         lines += [line for error in case.errors for line in paragraph(f"error: {error}")]
         lines += thrown_out_lines(case)
@@ -144,6 +146,15 @@ def session_lines(
     if wanted:
         lines += _advice(f"next: {wanted}")
     return lines
+
+
+def run_otherwise(case: CaseRecord) -> list[str]:
+    """What runs otherwise than the baseline says, and is no worse for it."""
+    return [
+        f"{v.metric}: {v.reason}"
+        for v in case.verdicts
+        if v.metric.startswith(fingerprint.NAME) and v.word == "ok" and v.reason != fingerprint.SAME
+    ]
 
 
 def thrown_out_lines(case: CaseRecord) -> list[str]:

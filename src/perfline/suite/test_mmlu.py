@@ -10,6 +10,7 @@ import pytest
 pytestmark = pytest.mark.accuracy
 
 
+@pytest.mark.quick
 @pytest.mark.fidelity
 def test_fidelity(case):
     found = case.fidelity()

@@ -273,7 +273,7 @@ def test_random_weights_have_a_digest_of_their_own() -> None:
 
 def test_nothing_measured_is_nothing_to_store() -> None:
     assert only_problem(case_record(metrics={}, accuracy={})) == (
-        "has neither accuracy nor throughput; run `pytest -m 'perf or accuracy'`"
+        "has nothing that a baseline holds; run `pytest -m 'perf or accuracy'`"
     )
 
 

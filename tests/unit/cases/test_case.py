@@ -138,7 +138,7 @@ def test_tiny_s_config_is_that_of_its_checkpoint() -> None:
             "case:",
             "xyzzy: 1\ncase:",
             "key 'xyzzy' is not known (known: case, title, model, mmlu, engine, parallel, "
-            "throughput, gates, fidelity, compare, engines)",
+            "throughput, gates, fidelity, fingerprint, compare, engines)",
         ),
         ("case_dir: mine_mmlu", "hub_id: a/b", "key 'model.case_dir' is missing (expected text)"),
         (
@@ -418,3 +418,17 @@ def test_the_two_limits_of_an_accuracy_drop_are_in_order(tmp_path: Path) -> None
         "which is gates.accuracy_drop_ok_pp)"
     )
     assert load_case(write(tmp_path, MINIMAL + gates.replace("0.6", "0.5"))).id == "mine"
+
+
+def test_slim_cases_are_loaded_by_name_alone():
+    slim = ["llama3-8b-slim", "deepseek-7b-slim"]
+    assert [case.id for case in load_cases(slim)] == slim
+    assert not set(slim) & {case.id for case in load_cases()}
+    for name in slim:
+        (narrow,) = load_cases([name])
+        (published,) = load_cases([name.removesuffix("-slim")])
+        assert narrow.model.config.keys() == published.model.config.keys()
+        same = ("model_type", "rope_theta", "rms_norm_eps", "max_position_embeddings")
+        assert [narrow.model.config[key] for key in same] == [
+            published.model.config[key] for key in same
+        ]
