@@ -42,7 +42,8 @@ def members(found: type) -> list[str]:
 
 def plain(line: str) -> str:
     """A dataclass's field with its default alone."""
-    for given, meant in (("default_factory=(\\w+)", r" = \1()"), ("default=([^,)]+)", r" = \1")):
+    defaults = ((r"default_factory=(\w+)", r" = \1()"), (r"default=(\(\)|[^,)]+)", r" = \1"))
+    for given, meant in defaults:
         line = re.sub(rf" = field\({given}.*?\)(?=  #|$)", meant, line)
     return re.sub(r" = field\(.*?\)(?=  #|$)", "", line)
 

@@ -52,9 +52,9 @@ class DataError(PerflineError):
 class MissingData(DataError):  # noqa: N818 - reads as the state it reports
     """Weights or MMLU data are not there; ``command`` gets them."""
 
-    def __init__(self, message: str, command: str) -> None:
-        """Keep ``command``, the one line to type to get the data."""
-        super().__init__(f"{message}; get it with: {command}")
+    def __init__(self, message: str, command: str = "") -> None:
+        """Keep ``command``, the one line to type to get the data; a copy's message has it."""
+        super().__init__(f"{message}; get it with: {command}" if command else message)
         self.command = command
 
 

@@ -37,6 +37,8 @@ def read(
     Another kind of file than ``wanted`` is told by its name.
     """
     name = printable(str(path))
+    if is_special(path):  # a FIFO would wait for its writer for ever, a device need not end
+        raise error(f"{name}: is no regular file; save it to one, and name that")
     try:
         text = path.read_text(encoding="utf-8")
         data = json.loads(

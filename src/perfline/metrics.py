@@ -12,9 +12,9 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from numbers import Real
-from typing import Literal, get_args
+from typing import Literal, NoReturn, get_args
 
-from perfline.errors import MetricError
+from perfline.errors import MetricError, printable
 from perfline.fields import MOST, OPTIONAL, OUTSIDE, shown
 
 Direction = Literal["higher", "lower", "info"]
@@ -33,7 +33,8 @@ def suffix(engine: str) -> str:
 
 # What perfline's own metrics are called: a metric of the user's own has another name.
 _OURS = re.compile(
-    r"p_.*|acc_.*|fidelity.*|fingerprint.*|load_peak|e2e_time|compile_time|graphs|graph_breaks|recompiles|mfu(_\w+)?_computed"
+    r"p_.*|acc_.*|fidelity.*|fingerprint.*|flips.*|load_peak|e2e_time|compile_time|graphs"
+    r"|graph_breaks|recompiles|mfu(_\w+)?_computed"
     r"|(load_time|warmup_time|timed_time|tokens|questions|mfu|mem|tokens_per_joule|sm_clock"
     r"|temperature|power|scaling_efficiency)(_[a-z0-9]+)?"
 )
@@ -60,24 +61,31 @@ class Metric:
     def __post_init__(self) -> None:
         """Refuse what is no measurement."""
         if self.direction not in get_args(Direction):
-            raise MetricError(
-                f"{self.name}: direction is {self.direction!r}; "
+            self._refuse(
+                f"direction is {self.direction!r:.60}; "
                 f"expected one of {', '.join(get_args(Direction))}"
             )
-        if not self.unit:
-            raise MetricError(f"{self.name}: has no unit; a number without one is 'count', say")
+        if not str(self.unit).strip():
+            self._refuse("has no unit; a number without one is 'count', say")
         object.__setattr__(self, "value", self._finite(self.value))
-        object.__setattr__(self, "samples", tuple(map(self._finite, self.samples)))
+        try:
+            samples = tuple(self.samples)
+        except TypeError:
+            self._refuse(f"samples are {self.samples!r:.60}; expected numbers, one a round")
+        object.__setattr__(self, "samples", tuple(map(self._finite, samples)))
         if self.own:
             self._check_own()
+
+    def _refuse(self, problem: str) -> NoReturn:
+        raise MetricError(printable(f"{self.name!s:.60}: {problem}"))
 
     def _finite(self, number: float) -> float:
         if isinstance(number, bool) or not isinstance(number, Real):
             told = " ".join(repr(number).split())[:60]
-            raise MetricError(f"{self.name}: {told} is no number; pass float(...) of it")
+            self._refuse(f"{told} is no number; pass float(...) of it")
         if not -MOST <= number <= MOST:  # nor is NaN
             told = number if isinstance(number, float) else shown(number)
-            raise MetricError(f"{self.name}: {told} {self.unit} is no measurement")
+            self._refuse(f"{told} {self.unit!s:.60} is no measurement")
         return number if isinstance(number, int | float) else float(number)
 
     def _check_own(self) -> None:
@@ -87,15 +95,15 @@ class Metric:
                 "at most 40, such as 'ttft'"
             )
         if _OURS.fullmatch(self.name):
-            raise MetricError(
-                f"{self.name}: perfline's own metrics are called so (docs/metrics.md); call yours "
+            self._refuse(
+                "perfline's own metrics are called so (docs/metrics.md); call yours "
                 f"'my_{self.name}', say"
             )
         unit = self.unit
-        if not (isinstance(unit, str) and 0 < len(unit) <= _LONGEST_UNIT and unit.isprintable()):
-            raise MetricError(
-                f"{self.name}: unit is {unit!r:.60}; expected text of at most {_LONGEST_UNIT} "
-                "characters, such as 'ms'"
+        if not (isinstance(unit, str) and len(unit) <= _LONGEST_UNIT and unit.isprintable()):
+            self._refuse(
+                f"unit is {unit!r:.60}; expected text of at most {_LONGEST_UNIT} characters, "
+                "such as 'ms'"
             )
 
 

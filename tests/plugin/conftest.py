@@ -53,7 +53,7 @@ def opened(case, device, data_dir, weights):
         settings["nan"] = frozenset(settings.get("nan", ()))
         engines[name] = FakeEngine(name, CLOCK, **settings)
     own = OwnEngines(case)
-    for name in filter(own.__contains__, case.engine_names):
+    for name in [each for each in case.engine_names if each not in engines]:
         engines[name] = own.engine(name, None, device)
     made = FakeLoadedCase(engines, prompts(script.get("prompts", 40)))
     made.numbers = FakeLogits(**script.get("numbers", {}))

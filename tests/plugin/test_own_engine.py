@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -145,8 +146,16 @@ def test_baselines_of_cases_without_the_key_stay_as_they_are(own):
         ("bad:Raises", "*bad:Raises(case, weights) failed: OSError: no server (*bad.py:15)"),
         ("broken:X", "*importing broken failed: ZeroDivisionError: division by zero (*"),
         ("needs:X", "*needs needs not_installed, which is not there"),
+        ("leaves:X", "*importing leaves failed: SystemExit: 3 (*leaves.py:2)"),
+        ("typo:X", "*importing typo failed: SyntaxError: * (*typo.py:2)"),
+        ("bad:Heir", "*'bad:Heir': the class has no method 'answer'; docs/extending.md*"),
+        ("bad:Exits", "*bad:Exits(case, weights) failed: SystemExit: no model (*bad.py:25)"),
+        ("bad:Field", "*bad:Field: its attribute 'flops' is 3*; expected a method*"),
     ],
-    ids=["no-module", "no-class", "no-method", "arguments", "raises", "broken", "needs"],
+    ids=[
+        *("no-module", "no-class", "no-method", "arguments", "raises", "broken", "needs", "exits"),
+        *("syntax", "heir", "made-exits", "attribute"),
+    ],
 )
 def test_a_wrong_name_is_one_line_that_says_where_it_stands(own, named: str, line: str):
     (own.root / "bad.py").write_text(
@@ -165,7 +174,24 @@ def test_a_wrong_name_is_one_line_that_says_where_it_stands(own, named: str, lin
         "    def __init__(self, case, weights):\n"
         "        if case:\n"
         "            raise OSError('no server')\n"
+        "\n"
+        "from perfline import Engine\n"
+        "class Heir(Engine):\n"
+        "    def __init__(self, case, weights): pass\n"
+        "    def forward(self, batch, head): pass\n"
+        "\n"
+        "class Exits:\n"
+        "    forward = answer = print\n"
+        "    def __init__(self, case, weights):\n"
+        "        raise SystemExit('no model')\n"
+        "\n"
+        "class Field:\n"
+        "    forward = answer = print\n"
+        "    def __init__(self, case, weights):\n"
+        "        self.flops = 3e9\n"
     )
+    (own.root / "leaves.py").write_text("import sys\nsys.exit(3)\n")
+    (own.root / "typo.py").write_text("x = 1\ndef f(:\n")
     (own.root / "broken.py").write_text("1 / 0\n")
     (own.root / "needs.py").write_text("import not_installed\n")
     result = own.run(f"--engines={named}", "-m", "perf")
@@ -199,6 +225,52 @@ def test_an_answer_that_is_no_text_is_one_line(own):
     result = own.run("--engines=dumb:Dumb", "-m", "perf")
     result.assert_outcomes(failed=1, deselected=2)
     result.stdout.fnmatch_lines(["dumb:Dumb: answer() gave None; expected text such as ' B'"])
+
+
+@pytest.mark.parametrize(
+    ("method", "code", "line"),
+    [
+        ("forward", "raise OSError('gone')", "bad:Bad: forward() failed: OSError: gone (*.py:5)"),
+        ("forward", "raise SystemExit(0)", "bad:Bad: forward() failed: SystemExit: 0 (*.py:5)"),
+        ("answer", "raise StopIteration", "bad:Bad: answer() failed: StopIteration: no mess*"),
+        ("compiled_graphs", "return -1", "bad:Bad: compiled_graphs() gave -1; expected *"),
+        ("letter_logits", "return [float('nan')] * 4", "bad: logits of 1 of 1 prompts are not *"),
+        ("letter_logits", "return [1e39] * 4", "bad: logits of 1 of 1 prompts are not finite*"),
+        ("peak_memory_gib", "return '2 GiB'", "bad:Bad: peak_memory_gib() gave '2 GiB'; expect*"),
+    ],
+    ids=["raises", "exits", "stops", "graphs", "nan", "overflow", "memory"],
+)
+def test_what_its_methods_do_wrongly_is_one_line(own, method, code, line):
+    (own.root / "bad.py").write_text(
+        "from mine import MyEngine\n\n"
+        f"class Bad(MyEngine):\n    def {method}(self, *given):\n        {code}\n"
+    )
+    result = own.run("--engines=bad:Bad", "-m", "perf")
+    result.assert_outcomes(failed=1, deselected=2)
+    result.stdout.fnmatch_lines([line])
+    assert "Traceback" not in result.stdout.str()
+    assert "own_engine.py" not in result.stdout.str()
+    assert own.words() == {}
+    assert own.update() == 2
+
+
+def test_an_engine_that_cannot_be_closed_is_a_notice_and_the_next_case_runs(own):
+    (own.root / "bad.py").write_text(
+        "from mine import MyEngine\n\nclass Bad(MyEngine):\n    def close(self):\n"
+        "        raise OSError('gone')\n"
+    )
+    conftest = own.root / "conftest.py"
+    closes = "made.close = lambda: (note(f'close {case.id}'), close(), own.close())"
+    text, count = re.subn(r"made\.close = lambda: .*", closes, conftest.read_text())
+    assert count == 1
+    conftest.write_text(text)
+    own.case("other", "engines: [inductor]\n")
+    own.case("fake", "engines: [bad:Bad]\n")
+    result = own.run("-m", "perf", cases="fake,other")
+    result.assert_outcomes(skipped=2, deselected=4)
+    result.stdout.fnmatch_lines(["notice: bad:Bad: close() failed: OSError: gone*"])
+    (notice,) = (each["text"] for each in own.record()["notices"] if "close" in each["text"])
+    assert notice.endswith("bad.py:5)")
 
 
 def test_letters_are_not_scored_without_their_logits(own):

@@ -111,6 +111,77 @@ def test_without_samples_it_takes_sessions_to_judge(own):
     assert own.words() == {"ttft.baseline": "ok"}
 
 
+def test_a_percentile_is_judged_by_itself_and_not_by_its_samples(own):
+    told = {"name": "ttft_p99", "value": 0.09, "unit": "s", "direction": "lower"}
+    (own.root / "ttft.json").write_text(json.dumps([told | {"samples": ROUNDS}]))
+    own.run("-k", "ttft")
+    assert own.update() == 0
+    own.run("-k", "ttft").assert_outcomes(passed=1, deselected=6)
+    (own.root / "ttft.json").write_text(json.dumps([told | {"samples": ROUNDS, "value": 0.1}]))
+    own.run("-k", "ttft").stdout.fnmatch_lines(["ttft_p99 regressed +11.1 % (limit +2.0 %)"])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"unit": "ms"}, {"direction": "higher"}],
+    ids=["unit", "direction"],
+)
+def test_another_unit_or_direction_compares_with_nothing(own, capsys, change):
+    tell(own)
+    own.run("-k", "ttft")
+    assert own.update() == 0
+    tell(own, 0.06, **change)
+    result = own.run("-k", "ttft")
+    result.assert_outcomes(failed=1, deselected=6)
+    result.stdout.fnmatch_lines(["ttft incomparable*the baseline holds it in s (lower), this run*"])
+    capsys.readouterr()
+    assert own.update("--add") == 2
+    assert "ttft: the baseline holds it in s (lower), this run in" in capsys.readouterr().err
+    assert own.update() == 0
+    own.run("-k", "ttft", "--strict-verdicts").assert_outcomes(passed=1, deselected=6)
+
+
+def test_what_is_judged_no_more_is_dropped_on_purpose_only(own, capsys):
+    own.run("-k", "ttft")
+    assert own.update() == 0
+    tell(own, direction="info")
+    own.run("-k", "ttft").assert_outcomes(passed=1, deselected=6)
+    assert own.update() == 2
+    assert "ttft of baselines/fake-cpu/fake.json would not be judged" in capsys.readouterr().err
+    assert own.update("--accept-regression") == 0
+
+
+def test_zero_tokens_a_second_are_shown(own):
+    for value, add in ((0.0, ()), (0.1, ("--add",))):
+        tell(own, value, samples=(), unit="tok/s")
+        own.run("-k", "ttft")
+        assert own.update(*add) == 0
+    assert main(["baselines", "show", "fake"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("call", "line"),
+    [
+        ("case.record()", "case.record() was given no metric, and so would pass; give it one"),
+        (
+            "case.record(*2 * [Metric('ttft', 1, 's', 'lower')])",
+            "ttft: this test records it tw*",
+        ),
+        ("case.record('a\\nb')", "case.record takes perfline.Metric, not 'a?nb'"),
+        ("case.record(Metric('a\\nb', 1, 's', 'up'))", "a?nb: direction is 'up'; expected one of*"),
+    ],
+    ids=["nothing", "twice", "text", "lines"],
+)
+def test_what_records_nothing_does_not_pass(own, call, line):
+    (own.root / "tests" / "test_ttft.py").write_text(
+        f"from perfline import Metric\n\ndef test_ttft(case):\n    {call}\n"
+    )
+    result = own.run("-k", "ttft")
+    result.assert_outcomes(failed=1, deselected=6)
+    result.stdout.fnmatch_lines([line])
+    assert own.words() == {}
+
+
 def test_zero_is_unsure_and_says_why(own):
     tell(own, 0.0, samples=(), unit="errors")
     own.run("-k", "ttft")
@@ -129,8 +200,15 @@ def test_zero_is_unsure_and_says_why(own):
         ({"direction": "down"}, "ttft: direction is 'down'; expected one of higher, lower, info"),
         ({"unit": "x" * 13}, "ttft: unit is 'xxxxxxxxxxxxx'; expected text of at most 12*"),
         ({"unit": ""}, "ttft: has no unit; a number without one is 'count'*"),
+        ({"unit": "  "}, "ttft: has no unit; a number without one is 'count'*"),
+        ({"name": "fidelity_ways"}, "fidelity_ways: perfline's own metrics are called so*"),
+        ({"name": "flips_mine"}, "flips_mine: perfline's own metrics are called so*"),
+        ({"name": "__proto__"}, "a metric is called '__proto__'; expected small letters*"),
     ],
-    ids=["ours", "like-ours", "no-name", "direction", "long-unit", "no-unit"],
+    ids=[
+        *("ours", "like-ours", "no-name", "direction", "long-unit", "no-unit", "blank-unit"),
+        *("fidelity", "flips", "proto"),
+    ],
 )
 def test_what_is_no_metric_is_one_line(own, change, line):
     tell(own, **change)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
+import os
+import pickle
+import re
 import runpy
 import subprocess
 import sys
@@ -37,6 +41,35 @@ def test_a_name_is_there_and_says_what_it_is(name: str):
 def test_another_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="module 'perfline' has no attribute 'Engin'"):
         _ = perfline.Engin
+
+
+@pytest.mark.parametrize("name", sorted(ERRORS))
+def test_an_error_may_be_copied_and_sent_to_another_process(name: str):
+    kind = getattr(perfline, name)
+    error = kind("no weights", "hf download x") if name == "MissingData" else kind("no weights")
+    for again in (copy.copy(error), pickle.loads(pickle.dumps(error))):
+        assert (type(again), str(again), vars(again)) == (kind, str(error), vars(error))
+
+
+def test_a_file_may_be_named_by_text(tmp_path: Path):
+    tiny = Path(perfline.__file__).parent / "cases" / "tiny.yaml"
+    assert perfline.load_case(str(tiny)) == perfline.load_case(tiny)
+    for load, error in (
+        (perfline.load_case, errors.CaseError),
+        (perfline.load_record, errors.RecordError),
+        (perfline.load_baseline, errors.BaselineError),
+    ):
+        for place in (tmp_path, tmp_path / "nothing"):
+            with pytest.raises(error, match=f"^{re.escape(str(place))}: "):
+                load(str(place))
+
+
+@pytest.mark.parametrize("name", ["load_case", "load_record", "load_baseline"])
+def test_a_fifo_is_refused_at_once(tmp_path: Path, name: str):
+    fifo = tmp_path / "x.json"
+    os.mkfifo(fifo)
+    with pytest.raises(errors.PerflineError, match=r"x\.json: is no regular file; "):
+        getattr(perfline, name)(fifo)
 
 
 def test_no_name_imports_what_is_slow():

@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from packaging.utils import canonicalize_name
 
 REPOSITORY = Path(__file__).parents[2]
 SCRIPT = REPOSITORY / "scripts" / "lock.py"
@@ -76,6 +77,13 @@ def test_order_and_blanks_of_requirements_do_not_count(lock: ModuleType):
 
 def test_a_blank_between_words_of_a_marker_counts(lock: ModuleType):
     assert lock.canonical(["a; x in 'b'"]) == ["a;x in'b'"]
+
+
+@pytest.mark.parametrize("name", ["PyYAML", "nvidia-ml-py", "a.B__c-_.d", "lm_eval"])
+def test_a_package_is_named_as_packaging_names_it(lock: ModuleType, name: str):
+    """The script has the standard library alone, whose rule for names is ours to write."""
+    for rest in ("", "[hf]==1.0", " >=2; python_version < '3.12'"):
+        assert lock.name_of(name + rest) == canonicalize_name(name)
 
 
 def test_every_line_is_one_version_of_the_index(lock: ModuleType):

@@ -113,11 +113,22 @@ def test_numbers_of_numpy_are_numbers() -> None:
     assert (type(metric.value), metric.samples) == (float, (1.0, 1.0))
 
 
+@pytest.mark.parametrize("samples", [None, 5, np.array(1.0)], ids=["none", "number", "array"])
+def test_samples_that_are_none_say_so(samples) -> None:
+    with pytest.raises(MetricError, match=r"^ttft: samples are .*; expected numbers, one a round$"):
+        Metric("ttft", 1.0, "s", "lower", samples=samples)
+
+
+def test_samples_may_come_one_by_one() -> None:
+    assert Metric("ttft", 1.0, "s", "lower", samples=(x for x in (1, 2))).samples == (1, 2)
+
+
 @pytest.mark.parametrize(
     "name",
     [
         *("p_x", "acc_x", "mem", "mem_mine", "mfu_mine_computed", "graphs", "e2e_time"),
-        *("tokens_mine", "load_time_mine", "power", "scaling_efficiency_val"),
+        *("tokens_mine", "load_time_mine", "power", "scaling_efficiency_val", "fidelity_ways"),
+        *("flips", "flips_mine"),
     ],
 )
 def test_a_name_of_ours_is_no_name_of_ones_own(name: str) -> None:
@@ -137,8 +148,9 @@ def test_other_names_are_free(name: str) -> None:
         (1e31, "s", r"^ttft: 1e\+31 s is no measurement$"),
         (10**5000, "s", "^ttft: too long to be shown s is no measurement$"),
         (1.0, "", "^ttft: has no unit; "),
+        (1.0, " ", "^ttft: has no unit; "),
     ],
-    ids=["too large", "digits", "no unit"],
+    ids=["too large", "digits", "no unit", "blank unit"],
 )
 def test_what_no_record_could_be_read_with_is_refused_when_it_is_made(value, unit, said):
     with pytest.raises(MetricError, match=said):

@@ -262,7 +262,8 @@ def _comparable(candidate: Candidate) -> Iterator[Metric]:
     """Yield the judged metrics of the new session that the stored sessions hold as well."""
     if candidate.old is not None and candidate.same_workload:
         for metric in candidate.new.sessions[-1].metrics.values():
-            stored = candidate.old.values(metric.name)
+            old = candidate.old
+            stored = old.values(metric.name) and not baseline.unlike(old, metric)
             if stored and metric.direction != "info" and impossible(metric) is None:
                 yield metric
 
@@ -428,11 +429,18 @@ def _losses(candidate: Candidate) -> Iterator[str]:
             )
     if old is not None and candidate.same_workload:
         guarded = [name for session in old.sessions for name in _guarded(session.metrics)]
-        lost = [name for name in dict.fromkeys(guarded) if name not in new.sessions[-1].metrics]
+        there = new.sessions[-1].metrics
+        lost = [name for name in dict.fromkeys(guarded) if name not in there]
         if lost:
             yield (
                 f"{', '.join(lost)} of {candidate.path} was not measured; run all of "
                 "`pytest -m perf`, or drop it with --accept-regression"
+            )
+        kept = (name for name in dict.fromkeys(guarded) if name in there)
+        if info := [name for name in kept if there[name].direction == "info"]:
+            yield (
+                f"{', '.join(info)} of {candidate.path} would not be judged any more (it is 'info' "
+                "now); record it as before, or drop it with --accept-regression"
             )
 
 

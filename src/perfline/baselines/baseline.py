@@ -149,8 +149,9 @@ def path(root: Path, machine: str, case: str, dummy: bool) -> Path:
     return root / machine / f"{case}{DUMMY_SUFFIX if dummy else ''}.json"
 
 
-def load(path: Path) -> Baseline:
+def load(path: Path | str) -> Baseline:
     """Read a baseline; BaselineError says what is wrong with the file, where, and what to do."""
+    path = Path(path)
     baseline = _read(path)
     _check_place(path, baseline)
     return baseline
@@ -239,6 +240,18 @@ def merge(
     )
 
 
+def unlike(stored: Baseline, metric: Metric) -> str:
+    """Say how what is stored of ``metric`` is another number; empty where it is not."""
+    for session in stored.sessions:
+        held = session.metrics.get(metric.name, metric)
+        if (held.unit, held.direction) != (metric.unit, metric.direction):
+            return (
+                f"the baseline holds it in {held.unit} ({held.direction}), this run in "
+                f"{metric.unit} ({metric.direction}): accept it anew, or call it something else"
+            )
+    return ""
+
+
 def load_published(path: Path) -> Published:
     """Read ``baselines/published/<case>.json``; BaselineError as for :func:`load`."""
     fix = "restore it with `git restore`"
@@ -264,7 +277,7 @@ def _anchors(old: Baseline, new: Baseline, moved: Collection[str]) -> dict[str, 
         return anchors
     for name, metric in after.metrics.items():
         values = old.values(name)
-        if name in moved or metric.direction == "info":
+        if name in moved or metric.direction == "info" or unlike(old, metric):
             continue
         if name in old.anchors:
             anchors[name] = old.anchors[name]
@@ -352,6 +365,9 @@ def _check_addable(old: Baseline, new: Baseline) -> None:
                     "and the same rounds twice would fake a small spread; add another run"
                 )
             _check_same("workload", dict(session.workload), dict(added.workload), replace)
+        for metric in added.metrics.values():
+            if problem := unlike(old, metric):
+                raise BaselineError(f"{new.case}: {metric.name}: {problem}; {replace}")
 
 
 def _check_same(name: str, old: object, new: object, fix: str) -> None:

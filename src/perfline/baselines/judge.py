@@ -294,6 +294,8 @@ def _against_stored(
     stored = against.stored
     if stored is None or not stored.values(metric.name):
         return verdict.missing(metric, f"no stored value in {against.shown}")
+    if unlike := baseline.unlike(stored, metric):
+        return verdict.incomparable(metric, unlike)
     if dict(stored.sessions[-1].workload) != dict(workload):
         return verdict.incomparable(
             metric,

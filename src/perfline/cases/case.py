@@ -24,6 +24,7 @@ import yaml
 from perfline import fields
 from perfline.errors import CaseError, clip
 from perfline.fields import OUTSIDE, Node, did_you_mean
+from perfline.jsonfile import is_special
 
 PACKAGED_CASES = Path(__file__).parent
 OWN = "cases"  # the directory of a repository's own
@@ -184,8 +185,9 @@ def engine_name(engine: str) -> EngineName:
     return engine.rpartition(":")[2].replace("_", "").lower() if ":" in engine else engine
 
 
-def load_case(path: Path) -> Case:
+def load_case(path: Path | str) -> Case:
     """Read one case file; raise CaseError with file, key, what was found and what is valid."""
+    path = Path(path)
     return _checked(_read(path), path, str(path))
 
 
@@ -217,6 +219,8 @@ def with_settings(case: Case, settings: Sequence[tuple[str, str]]) -> Case:
 
 def _read(path: Path) -> Any:
     """The YAML of a case file, unchecked."""
+    if is_special(path):  # a FIFO would wait for its writer for ever
+        raise CaseError(f"{path}: is no regular file; expected a case's YAML")
     try:
         return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except OSError as error:

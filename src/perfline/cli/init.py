@@ -90,9 +90,13 @@ def _run(args: argparse.Namespace) -> int:
 
 def init(root: Path, weights: str | None, mmlu: Path | None, name: str | None) -> int:
     """Write the files below ``root`` and print what was written, kept, and is to be typed next."""
+    if not str(root).isprintable():
+        raise CaseError(f"{printable(str(root))}: holds what cannot be printed; rename it")
     place, checkpoint = _place(weights, mmlu)
     case = _case_id(name, weights)
     path = root / "cases" / f"{case}.yaml"
+    if os.path.lexists(other := path.with_suffix(".yml")):  # beside it, it would be the same case
+        path = other
     text = _case_text(case, place, checkpoint, own=weights is not None)
     for relative, source in COPIES.items():
         _write(root / relative, source.read_text(encoding="utf-8"))
@@ -123,11 +127,13 @@ def _place(weights: str | None, mmlu: Path | None) -> tuple[Place, Path | None]:
             raise DataError("--mmlu names the questions of a model: name it with --weights")
         place = Place(None, "tiny_mmlu", "tiny_hf")
         return place, data.PACKAGED_DATA / place.case_dir / place.weight_dir
+    if not weights.strip():
+        raise DataError("--weights is empty: name a directory or an id of the hub, or leave it out")
     if not weights.isprintable():
         raise DataError(f"--weights={printable(weights)}: holds what cannot be printed; rename it")
     given = Path(weights)
     if not given.is_dir():
-        if not re.fullmatch(r"[\w.-]+/[\w.-]+", weights, re.ASCII) or given.exists():
+        if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", weights, re.ASCII) or given.exists():
             raise DataError(
                 f"--weights={weights}: is no directory, and no id of the hub such as owner/name"
             )
@@ -301,7 +307,7 @@ def _next(path: Path, place: Place, checkpoint: Path | None, weights: str | None
     except MissingData as missing:
         commands.append(missing.command)
     except CaseError as wrong:  # what the checkpoint does not say, or a file that was kept
-        return [*commands, f"correct {wrong}"]
+        return [*commands, f"correct {str(wrong).replace(str(path), str(shown))}"]
     return [*commands, f"pytest -m perf --cases {path.stem}" if _others(path) else "pytest -m perf"]
 
 

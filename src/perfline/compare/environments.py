@@ -34,7 +34,9 @@ from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 
-from perfline.compare.installers import Installer, Pin, Request, find_installer, masked, normal_name
+from packaging.utils import canonicalize_name
+
+from perfline.compare.installers import Installer, Pin, Request, find_installer, masked
 from perfline.errors import InstallError
 
 _SCHEMA = 1
@@ -139,7 +141,7 @@ class _Base:
         found: dict[str, metadata.Distribution] = {}
         for each in metadata.distributions(path=list(map(str, self.sites))):
             if name := each.metadata["Name"]:
-                found.setdefault(normal_name(name), each)
+                found.setdefault(canonicalize_name(name), each)
         return found
 
     def changes(self, pins: Sequence[Pin]) -> tuple[str, ...]:
@@ -183,7 +185,9 @@ def _local_wheels(places: Iterable[str], names: set[str]) -> list[str]:
     words = {word for text in places for word in re.split(r"[,\s=]+", text)}
     folders = {Path(word.removeprefix("file://")) for word in words}
     files = [each for folder in folders if folder.is_dir() for each in folder.iterdir()]
-    here = [(each, each.stat()) for each in files if normal_name(each.name.split("-")[0]) in names]
+    here = [
+        (each, each.stat()) for each in files if canonicalize_name(each.name.split("-")[0]) in names
+    ]
     return sorted(f"{path} {seen.st_size} {seen.st_mtime_ns}" for path, seen in here)
 
 

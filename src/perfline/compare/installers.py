@@ -24,6 +24,8 @@ from pathlib import Path
 from typing import NoReturn, Protocol
 from urllib.parse import unquote, urlsplit
 
+from packaging.utils import canonicalize_name
+
 from perfline.errors import InstallError
 
 _LINES_SHOWN = 12  # of an installer that fails: the last ones
@@ -47,11 +49,6 @@ _EXPECTED = (
 def masked(text: str) -> str:
     """``text`` without the credentials of its addresses."""
     return _SIGNED.sub(r"\1***", _LOGIN.sub("***@", text))
-
-
-def normal_name(name: str) -> str:
-    """A distribution's name as all its spellings have in common (PEP 503)."""
-    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 @dataclass(frozen=True)
@@ -107,7 +104,7 @@ class Request:
         for line in self.requirements:
             name = _NAME.match(line)
             if name and not re.match(r"[\w+]+://|/", line):
-                found[normal_name(name[0])] = line
+                found[canonicalize_name(name[0])] = line
         return found
 
     def pinned(self, pins: Sequence[Pin], option: str) -> str:
@@ -398,7 +395,9 @@ class Uv:
         words = ("--dry-run", "--break-system-packages", *upgrade)
         said = self._run("install", python, *words, *self._words(request.options), "-r", str(file))
         found = _PLANNED.findall(said)
-        return [Pin(normal_name(n), version, masked(at or of)) for n, version, at, of in found]
+        return [
+            Pin(canonicalize_name(n), version, masked(at or of)) for n, version, at, of in found
+        ]
 
     def install(self, python: Path, pins: Sequence[Pin], file: Path) -> None:
         """As ``Installer`` says."""
@@ -483,7 +482,7 @@ def _reported(planned: Mapping[str, Mapping[str, object]]) -> Pin:
     archive = download.get("archive_info")
     hashes = archive.get("hashes", {}) if isinstance(archive, Mapping) else {}
     name, version = str(metadata["name"]), str(metadata["version"])
-    return Pin(normal_name(name), version, masked(source), hashes.get("sha256", ""))
+    return Pin(canonicalize_name(name), version, masked(source), hashes.get("sha256", ""))
 
 
 def _checked(

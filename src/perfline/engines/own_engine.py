@@ -10,16 +10,20 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 from perfline.cases.case import Case, EngineName, engine_name
 from perfline.engines.device import Device
 from perfline.engines.engine import CompileCounts, Engine, Head
 from perfline.errors import EngineError
+from perfline.fields import MOST
 from perfline.tasks.answers import full_vocab_letter
 from perfline.tasks.mmlu import Prompt
 
@@ -39,31 +43,45 @@ class OwnEngine:
         self.name = engine_name(named)
         self._named = named
         self._device = device
-        self._engine = engine
-        self._can: dict[str, Any] = {
-            name: getattr(engine, name) for name in _OPTIONAL if hasattr(engine, name)
-        }
+        self._graphs = 0
+        self._file = getattr(sys.modules.get(type(engine).__module__), "__file__", None)
+        self._can: dict[str, Callable[..., Any]] = {}
+        for name in (*_NEEDED, *_OPTIONAL):
+            if (found := getattr(engine, name, None)) is None:
+                continue
+            if not callable(found):
+                raise EngineError(
+                    f"{named}: its attribute '{name}' is {_shown(found)}; expected a method: "
+                    f"call the attribute something else ({_PAGE})"
+                )
+            self._can[name] = found
 
     def begin(self, prompts: Sequence[Prompt], head: Head) -> None:
         """Say which pass begins."""
-        if "begin" in self._can:
-            self._can["begin"](prompts, head)
+        self._ask("begin", prompts, head)
 
     def prepare(self, prompt: Prompt) -> Any:
         """What its ``forward`` takes: the prompt itself, unless it prepares it."""
-        return self._can["prepare"](prompt) if "prepare" in self._can else prompt
+        return self._ask("prepare", prompt) if "prepare" in self._can else prompt
 
     def forward(self, batch: Any, head: Head) -> Any:
         """Its forward."""
-        return self._engine.forward(batch, head)
+        return self._ask("forward", batch, head)
 
     def synchronize(self) -> None:
         """Wait for what it has queued, on torch's device unless it says how."""
-        self._can.get("synchronize", self._device.synchronize)()
+        if "synchronize" in self._can:
+            self._ask("synchronize")
+        else:
+            self._device.synchronize()
 
     def read(self, logits: Any) -> tuple[Sequence[float] | None, int, str]:
         """Its answer as a letter, by the one rule that scores them all."""
-        text = self._engine.answer(logits)
+        if inspect.isawaitable(logits) or inspect.isgenerator(logits) or inspect.isasyncgen(logits):
+            with suppress(AttributeError):
+                logits.close()  # or Python warns that nobody has awaited it
+            self._wrong("forward", logits, "what it computed: of this nothing has run yet")
+        text = self._ask("answer", logits)
         if not isinstance(text, str):
             self._wrong("answer", text, "text such as ' B'")
         return self._letter_logits(logits), -1, full_vocab_letter(text)
@@ -77,10 +95,15 @@ class OwnEngine:
 
     def compile_counts(self) -> CompileCounts:
         """The graphs that it says it has compiled."""
-        graphs = self._can["compiled_graphs"]() if "compiled_graphs" in self._can else 0
-        if not isinstance(graphs, int):
-            self._wrong("compiled_graphs", graphs, "a whole number")
-        return CompileCounts(graphs=graphs)
+        if "compiled_graphs" in self._can:
+            found = self._ask("compiled_graphs")
+            if isinstance(found, bool) or not isinstance(found, Integral):
+                self._wrong("compiled_graphs", found, "a whole number")
+            if found < self._graphs:
+                expected = f"at least {self._graphs}, as before: all that were ever compiled"
+                self._wrong("compiled_graphs", found, expected)
+            self._graphs = int(found)
+        return CompileCounts(graphs=self._graphs)
 
     def fingerprint(self, *_: object) -> None:
         """What runs inside it, nobody knows."""
@@ -91,8 +114,7 @@ class OwnEngine:
 
     def reset_peak_memory(self) -> None:
         """Start a new peak, where it counts one."""
-        if "reset_peak_memory" in self._can:
-            self._can["reset_peak_memory"]()
+        self._ask("reset_peak_memory")
 
     def peak_memory_gib(self) -> float | None:
         """Its peak memory in GiB; None where it does not count it."""
@@ -100,30 +122,42 @@ class OwnEngine:
 
     def close(self) -> None:
         """Have it free its model."""
-        if "close" in self._can:
-            self._can["close"]()
+        self._ask("close")
+
+    def _ask(self, method: str, *arguments: object) -> Any:
+        """What one of its methods gives; None where it has no such method.
+
+        EngineError, one line with the place, for whatever its code raises; DeviceMemory.
+        """
+        if method not in self._can:
+            return None
+        try:
+            return self._can[method](*arguments)
+        except (Exception, SystemExit) as error:
+            _raise_told(f"{self._named}: {method}()", error, self._file, self._device)
 
     def _letter_logits(self, output: Any) -> list[float] | None:
         if "letter_logits" not in self._can:
             return None
-        found = self._can["letter_logits"](output)
+        found = self._ask("letter_logits", output)
         try:
-            numbers = [float(logit) for logit in found]
-        except (TypeError, ValueError):
+            numbers = [] if isinstance(found, str | bytes) else [float(logit) for logit in found]
+        except Exception:  # whatever it holds: torch has errors of its own for a row too many
             numbers = []
         if len(numbers) != 4:
             self._wrong("letter_logits", found, "4 numbers, of A, B, C and D")
         return numbers
 
     def _number(self, method: str, *arguments: object) -> float | None:
-        found = self._can[method](*arguments) if method in self._can else None
-        if found is not None and not (isinstance(found, int | float) and found >= 0):
-            self._wrong(method, found, "a number of at least 0, or None")
-        return found
+        found = self._ask(method, *arguments)
+        if found is None:
+            return None
+        if isinstance(found, bool) or not isinstance(found, Real) or not 0 < found <= MOST:
+            self._wrong(method, found, "a number above 0, or None")
+        return float(found)
 
-    def _wrong(self, method: str, found: object, expected: str) -> None:
-        shown = " ".join(repr(found).split())[:60]
-        raise EngineError(f"{self._named}: {method}() gave {shown}; expected {expected}")
+    def _wrong(self, method: str, found: object, expected: str) -> NoReturn:
+        raise EngineError(f"{self._named}: {method}() gave {_shown(found)}; expected {expected}")
 
 
 class OwnEngines:
@@ -141,10 +175,6 @@ class OwnEngines:
         self._made: dict[EngineName, OwnEngine] = {}
         self.load_s: dict[EngineName, float] = {}
 
-    def __contains__(self, name: EngineName) -> bool:
-        """Whether the engine of that name is one of them."""
-        return name in self._classes
-
     @property
     def are_all(self) -> bool:
         """Whether the case runs no engine of ours."""
@@ -161,18 +191,17 @@ class OwnEngines:
             begin = time.perf_counter()
             try:
                 engine = cast("Engine", kind(self._case, weights))
-            except Exception as error:  # no server, no memory, a broken checkpoint: whatever it is
-                raise EngineError(
-                    f"case '{self._case.id}': {named}(case, weights) failed: {_told(error)}"
-                ) from error
+            except (Exception, SystemExit) as error:  # no server, a broken checkpoint: what it is
+                _raise_told(f"case '{self._case.id}': {named}(case, weights)", error, None, device)
             self.load_s[name] = time.perf_counter() - begin
             self._made[name] = OwnEngine(engine, named, device)
         return self._made[name]
 
     def close(self) -> None:
-        """Have them free their models."""
-        for engine in self._made.values():
-            engine.close()
+        """Have them all free their models, whichever fails to."""
+        with ExitStack() as ends:
+            for engine in self._made.values():
+                ends.callback(engine.close)
 
 
 def find(named: str, case: Case) -> type:
@@ -183,8 +212,9 @@ def find(named: str, case: Case) -> type:
     who = f"{case.engines_named_in} names '{named}'"
     found = _imported(named, who)
     for method in (*_NEEDED, *_OPTIONAL):
-        there = hasattr(found, method)
-        if (method in _NEEDED and not there) or (there and not callable(getattr(found, method))):
+        there = getattr(found, method, None)
+        theirs = callable(there) and there is not vars(Engine).get(method)  # nor the protocol's
+        if not theirs and (method in _NEEDED or hasattr(found, method)):
             raise EngineError(f"{who}: the class has no method '{method}'; {_PAGE}")
     try:
         inspect.signature(found).bind(case, None)
@@ -219,8 +249,8 @@ def _imported(named: str, who: str) -> type:
             f"{who}: there is no module '{error.name}'; install it, or have its directory in "
             "PYTHONPATH or in pytest's setting 'pythonpath'"
         ) from error
-    except Exception as error:  # whatever its code does
-        raise EngineError(f"{who}: importing {module} failed: {_told(error)}") from error
+    except (Exception, SystemExit) as error:  # whatever its code does
+        _raise_told(f"{who}: importing {module}", error)
     if isinstance(found := there.get(name), type):
         return found
     classes = [key for key, kind in there.items() if isinstance(kind, type)]
@@ -229,9 +259,22 @@ def _imported(named: str, who: str) -> type:
     raise EngineError(f"{who}: {module} has no class '{name}'{hint}")
 
 
-def _told(error: Exception) -> str:
-    """An error of somebody's code: its kind, its first line, and where it was raised."""
+def _raise_told(
+    what: str, error: BaseException, file: str | None = None, device: Device | None = None
+) -> NoReturn:
+    """Say that ``what`` failed: how, and in which line of ``file``, else where it was raised."""
+    from perfline.engines import torch_engine, upstream
+
+    if device is not None and upstream.is_full(error):
+        raise torch_engine.out_of_memory(device, what, error) from error
     first = (str(error).strip() or "no message").splitlines()[0]
-    places = traceback.extract_tb(error.__traceback__)
-    place = f" ({places[-1].filename}:{places[-1].lineno})" if places else ""
-    return f"{type(error).__name__}: {first}{place}"
+    places = [(place.filename, place.lineno) for place in traceback.extract_tb(error.__traceback__)]
+    places = [place for place in places if place[0] == file] or places
+    if isinstance(error, SyntaxError):
+        first, places = error.msg, [(str(error.filename), error.lineno)]
+    place = f" ({places[-1][0]}:{places[-1][1]})" if places else ""
+    raise EngineError(f"{what} failed: {type(error).__name__}: {first}{place}") from error
+
+
+def _shown(found: object) -> str:
+    return " ".join(repr(found).split())[:60]

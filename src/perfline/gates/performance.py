@@ -89,6 +89,8 @@ def throughput_baseline(
     near = prediction_interval(logs, prior_sd, _BOUND_CONFIDENCE)
     far = prediction_interval(logs, prior_sd, _ALARM_CONFIDENCE)
     median, error = summary(metric.samples or (metric.value,))
+    if metric.own and metric.value != median:  # such as a percentile: sessions hold that, too
+        median, error = metric.value, None
     change = sign * (math.log(median) - near.mean)
     asked = -math.log1p(-gates.throughput_margin_fraction)
     margin = _resolved(asked, near.sd, len(logs), prior_sd)

@@ -173,12 +173,12 @@ def open_case(
             raise
 
     def engine(name: EngineName) -> MeasuredEngine:
-        if model is None or name in own:
+        if model is None or name not in ENGINE_NAMES:
             return own.engine(name, directory, device)
         return model.engine(name)
 
     def shared(name: EngineName, say: Callable[[str], None]) -> SharedRunner | None:
-        if model is None or name in own:
+        if model is None or name not in ENGINE_NAMES:
             return None
         upstream.check_prefixes()
         from perfline.engines.shared_prefix import SharedPrefixRunner
@@ -193,9 +193,11 @@ def open_case(
         return full_precision.full_precision(model)
 
     def close() -> None:
-        own.close()
-        if model is not None:
-            model.close()
+        try:
+            own.close()
+        finally:
+            if model is not None:
+                model.close()
 
     load_s, peak = (None, None) if model is None else (model.load_s, model.load_peak_gib)
     return OpenCase(prompts, load_s, peak, own.load_s, facts, engine, shared, full_precision, close)

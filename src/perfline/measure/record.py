@@ -86,9 +86,9 @@ def check_writable(path: Path) -> None:
     jsonfile.check_writable(path, RecordError)
 
 
-def load(path: Path) -> Record:
+def load(path: Path | str) -> Record:
     """Read a record; RecordError says which key of the file is wrong."""
-    node = jsonfile.read(path, SCHEMA, RecordError, _FIX, "record")
+    node = jsonfile.read(Path(path), SCHEMA, RecordError, _FIX, "record")
     record = node.build(Record)
     check_names(node, record.cases)
     place = record.environment

@@ -28,7 +28,14 @@ from perfline.distributed.replica import Replica
 from perfline.engines.device import Device
 from perfline.engines.engine import Clock, EngineName, Fingerprint, MeasuredEngine
 from perfline.engines.environment import Environment, beyond_tested, peak_flops, today
-from perfline.errors import DataError, MetricError, NoFidelity, PerflineError, RecordError
+from perfline.errors import (
+    DataError,
+    EngineError,
+    MetricError,
+    NoFidelity,
+    PerflineError,
+    RecordError,
+)
 from perfline.fields import Scalar
 from perfline.gates import fidelity, verdict
 from perfline.gates.verdict import Verdict
@@ -220,7 +227,10 @@ class Session:
         """Free the case's model."""
         case_run = self._case_runs.pop(case.id, None)
         if case_run is not None:
-            case_run.loaded.close()
+            try:
+                case_run.loaded.close()
+            except EngineError as error:  # one of the user's own: what it measured stands
+                self.notices.once([str(error)])
 
     def against(self, case: Case) -> Against:
         """What ``case`` is compared with."""
@@ -432,6 +442,7 @@ class CaseUnderTest:
     benchmark: Callable[[], Any]
     note: Callable[[str, object], None]  # one property of the test, for JUnit XML
     test: str  # its id
+    _recorded: set[str] = field(default_factory=set)
 
     def answer_all(self, engine: EngineName) -> AccuracyPass:
         """Answer every question with ``engine``; skipped under ``--dummy-weights``."""
@@ -511,15 +522,21 @@ class CaseUnderTest:
         """Record metrics of the user's own, then judge them as throughput is, and check.
 
         They stand in the record, the baseline and every report beside ours. MetricError for a name
-        that is ours, or that another test has recorded.
+        that is ours, or that this or another test has recorded, and where nothing is recorded.
         """
         case = self.case_run.case
         own = []
         for metric in metrics:
             if not isinstance(metric, Metric):
-                raise MetricError(f"case.record takes perfline.Metric, not {metric!r:.60}")
+                found = " ".join(repr(metric).split())[:60]
+                raise MetricError(f"case.record takes perfline.Metric, not {found}")
             own.append(replace(metric, own=True))
             self.session.claim_metric(case, metric.name, self.test)
+            if metric.name in self._recorded:
+                raise MetricError(f"{metric.name}: this test records it twice; record it once")
+            self._recorded.add(metric.name)
+        if not own:
+            raise MetricError("case.record() was given no metric, and so would pass; give it one")
         self.case_run.recorded |= {metric.name: metric for metric in own}
         verdicts = [
             found

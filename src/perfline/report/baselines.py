@@ -39,7 +39,7 @@ def stored_value(stored: Baseline, name: str) -> float | None:
     if not values:
         return None
     metric = _stored_metrics(stored)[name]
-    if metric.unit == "tok/s" and len(values) > 1:
+    if (metric.own or metric.unit == "tok/s") and len(values) > 1 and min(values) > 0:
         return math.exp(sum(map(math.log, values)) / len(values))
     return values[-1] if metric.direction == "info" else max(values)
 

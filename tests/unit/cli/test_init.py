@@ -105,6 +105,26 @@ def test_nothing_that_is_there_is_overwritten(
     assert not (tmp_path / "nowhere").exists()
 
 
+def test_a_case_with_the_other_ending_is_kept(capsys: pytest.CaptureFixture[str]) -> None:
+    """Beside it, pytest would find the case in two files."""
+    assert run() == 0
+    Path("cases/my-model.yaml").rename("cases/my-model.yml")
+    assert run() == 0
+    assert "kept:    cases/my-model.yml" in capsys.readouterr().out
+    assert [path.name for path in Path("cases").iterdir()] == ["my-model.yml"]
+
+
+def test_what_is_to_be_corrected_is_named_from_where_the_commands_are_typed(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (home / "other" / "cases").mkdir(parents=True)
+    (home / "other" / "cases" / "my-model.yaml").write_text("case: mine\n")
+    assert run("other") == 0
+    last = capsys.readouterr().out.split("next:\n")[1].splitlines()
+    assert last[0] == "  cd other"
+    assert last[1].startswith("  correct cases/my-model.yaml: key 'model' is missing")
+
+
 def test_another_directory_comes_before_the_next_command(
     home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -237,6 +257,9 @@ def test_any_printable_name_of_a_directory_is_kept(checkpoint: Path, name: str) 
     [
         (["--weights", "nowhere"], "is no directory, and no id of the hub such as owner/name"),
         (["--weights", "a\nb/c"], "holds what cannot be printed"),
+        (["--weights", "../nowhere"], "is no directory, and no id of the hub such as owner/name"),
+        (["a\nb"], "a\\nb: holds what cannot be printed; rename it"),
+        (["--weights", ""], "--weights is empty: name a directory or an id of the hub"),
         (["--mmlu", "x"], "name it with --weights"),
         (["--mmlu", "x", "--weights", "a/b"], "--mmlu needs weights in a directory"),
         (["--mmlu", "x", "--weights", str(TINY)], "holds no dev/ and test/"),

@@ -6,10 +6,13 @@ import dataclasses
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from fakes import DEVICE, prompts
 from perfline.baselines import judge
@@ -18,8 +21,8 @@ from perfline.compare import gates, messages
 from perfline.compare.wire import node
 from perfline.engines.device import current_device
 from perfline.engines.engine import CompileCounts, run_pass
-from perfline.engines.own_engine import OwnEngine
-from perfline.errors import CaseError, EngineError
+from perfline.engines.own_engine import OwnEngine, OwnEngines
+from perfline.errors import CaseError, DeviceMemory, EngineError
 from perfline.gates.accuracy import same_answers
 from perfline.jsonfile import Node
 from perfline.measure import journal
@@ -112,13 +115,29 @@ def test_what_it_has_is_asked():
     ("method", "gives", "message"),
     [
         ("answer", None, "answer() gave None; expected text such as ' B'"),
+        ("answer", b" B", "answer() gave b' B'; expected text such as ' B'"),
+        ("answer", 33, "answer() gave 33; expected text such as ' B'"),
         ("letter_logits", [1, 2, 3], "letter_logits() gave [1, 2, 3]; expected 4 numbers"),
         ("letter_logits", 7, "letter_logits() gave 7; expected 4 numbers"),
+        ("letter_logits", None, "letter_logits() gave None; expected 4 numbers"),
+        ("letter_logits", "1234", "letter_logits() gave '1234'; expected 4 numbers"),
+        ("letter_logits", torch.ones(1, 4), "letter_logits() gave tensor([[1., 1., 1., 1.]]); "),
+        ("letter_logits", [1, 2, 3, 10**400], "letter_logits() gave [1, 2, 3, 1000"),
         ("compiled_graphs", "1", "compiled_graphs() gave '1'; expected a whole number"),
-        ("flops", -1, "flops() gave -1; expected a number of at least 0, or None"),
+        ("compiled_graphs", True, "compiled_graphs() gave True; expected a whole number"),
+        ("compiled_graphs", -1, "compiled_graphs() gave -1; expected at least 0, as before"),
+        ("flops", -1, "flops() gave -1; expected a number above 0, or None"),
+        ("flops", float("inf"), "flops() gave inf; expected a number above 0, or None"),
         ("peak_memory_gib", float("nan"), "peak_memory_gib() gave nan; expected a number"),
+        ("peak_memory_gib", 0, "peak_memory_gib() gave 0; expected a number above 0, or None"),
+        ("peak_memory_gib", True, "peak_memory_gib() gave True; expected a number above 0"),
+        ("peak_memory_gib", "2 GiB", "peak_memory_gib() gave '2 GiB'; expected a number above 0"),
     ],
-    ids=["answer", "three", "seven", "graphs", "flops", "memory"],
+    ids=[
+        *("answer", "bytes", "token", "three", "seven", "none", "text", "batch", "digits"),
+        *("graphs", "true graphs", "fewer than none", "flops", "inf", "memory", "no memory"),
+        *("true memory", "unit"),
+    ],
 )
 def test_what_it_says_wrongly_is_one_line(method: str, gives: object, message: str):
     most = Most()
@@ -133,6 +152,119 @@ def test_what_it_says_wrongly_is_one_line(method: str, gives: object, message: s
 
     with pytest.raises(EngineError, match=f"^my.module:My_Engine: {re.escape(message)}"):
         measure()
+
+
+def fails(error: BaseException):
+    def method(*arguments):
+        raise error
+
+    return method
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        *("begin", "prepare", "synchronize", "forward", "answer", "letter_logits"),
+        *("compiled_graphs", "flops", "reset_peak_memory", "peak_memory_gib", "close"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (ValueError("no\nserver"), "ValueError: no"),
+        (SystemExit(3), "SystemExit: 3"),
+        (StopIteration(), "StopIteration: no message"),
+    ],
+    ids=["error", "exit", "stop"],
+)
+def test_what_its_code_raises_is_one_line_with_the_place(method, error, told):
+    most = Most()
+    setattr(most, method, fails(error))
+    own = engine(most)
+
+    def measure() -> None:
+        own.reset_peak_memory()
+        run_pass(own, prompts(1), "last")
+        own.compile_counts()
+        own.flops(1, "all")
+        own.peak_memory_gib()
+        own.close()
+
+    with pytest.raises(EngineError) as raised:
+        measure()
+    line = rf"my\.module:My_Engine: {method}\(\) failed: {told} \({re.escape(__file__)}:\d+\)"
+    assert re.fullmatch(line, str(raised.value))
+
+
+def test_what_ends_the_session_is_left_alone():
+    most = Most()
+    most.forward = fails(KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        run_pass(engine(most), prompts(1), "last")
+
+
+def test_its_full_memory_is_a_full_device():
+    most = Most()
+    most.forward = fails(torch.OutOfMemoryError("CUDA out of memory."))
+    with pytest.raises(DeviceMemory, match=r"^my.module:My_Engine: forward\(\): out of memory on"):
+        run_pass(engine(most), prompts(1), "last")
+
+
+def test_what_runs_only_when_it_is_awaited_is_no_forward():
+    class Later(Least):
+        async def forward(self, batch, head):
+            return batch
+
+    class Streams(Least):
+        def forward(self, batch, head):
+            yield batch
+
+    for kind in (Later, Streams):
+        with pytest.raises(EngineError, match=r"forward\(\) gave <.*; expected what it computed"):
+            run_pass(engine(kind()), prompts(1), "last")
+
+
+def test_graphs_that_were_compiled_stay_compiled():
+    counts = iter([5, np.int64(6), 4])
+    most = Most()
+    most.compiled_graphs = lambda: next(counts)
+    own = engine(most)
+    assert [own.compile_counts().graphs, own.compile_counts().graphs] == [5, 6]
+    with pytest.raises(EngineError, match=r"compiled_graphs\(\) gave 4; expected at least 6, as b"):
+        own.compile_counts()
+
+
+def test_an_attribute_that_is_no_method_says_so():
+    most = Most()
+    most.flops = 3e9
+    with pytest.raises(EngineError, match=r"^my.module:My_Engine: its attribute 'flops' is 30000"):
+        engine(most)
+
+
+def test_all_engines_are_closed_whichever_fails_to(tiny: Case, monkeypatch):
+    made = []
+
+    class Made(Least):
+        def __init__(self, case, weights):
+            made.append(self)
+            self.closed = False
+
+        def close(self):
+            self.closed = True
+            raise OSError("gone")
+
+    class Other(Made):
+        pass
+
+    monkeypatch.setattr(sys.modules[__name__], "Made", Made, raising=False)
+    monkeypatch.setattr(sys.modules[__name__], "Other", Other, raising=False)
+    named = [f"{__name__}:Made", f"{__name__}:Other"]
+    engines = OwnEngines(tiny.with_engines(named, "--engines"))
+    for name in ("made", "other"):
+        engines.engine(name, None, DEVICE)
+    with pytest.raises(EngineError, match=r"close\(\) failed: OSError: gone"):
+        engines.close()
+    assert [each.closed for each in made] == [True, True]
 
 
 def test_answers_without_letter_logits_are_stored_sent_and_kept():
@@ -187,6 +319,16 @@ def test_a_name_that_is_none_says_what_one_is(tiny: Case, named: str):
         tiny.with_engines([named], "--engines")
 
 
+def test_a_name_that_no_engine_has_is_not_taken_for_one_of_ours(tiny: Case, monkeypatch):
+    model = SimpleNamespace(vocabulary=1000, positions=2048, load_s=0.0, load_peak_gib=None)
+    model.engine = lambda name: name
+    monkeypatch.setattr("perfline.engines.hf.load", lambda *given: model)
+    loaded = open_case(tiny, DEVICE, None, "dummy")
+    assert loaded.engine("inductor") == "inductor"
+    with pytest.raises(EngineError, match=r"tiny.yaml: key 'engines' names no 'eagr', which was"):
+        loaded.engine("eagr")
+
+
 def test_alone_it_needs_no_weights_that_perfline_can_load(
     tiny: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -214,5 +356,5 @@ def test_alone_it_needs_no_weights_that_perfline_can_load(
     with pytest.raises(EngineError, match=r"^--engines names no 'eager', which was asked for"):
         loaded.engine("eager")
     loaded.close()
-    stand_in = own._engine
+    stand_in = own._can["close"].__self__
     assert (stand_in.closed, stand_in.weights) == (1, tmp_path / "tiny_mmlu" / "tiny_hf")
