@@ -7,6 +7,7 @@ import json
 import pytest
 
 from perfline.cli.main import main
+from perfline.gates.verdict import Verdict
 
 TEST = """
 import json
@@ -151,6 +152,13 @@ def test_what_is_judged_no_more_is_dropped_on_purpose_only(own, capsys):
     assert own.update("--accept-regression") == 0
 
 
+def test_nats_of_ones_own_are_no_distance_that_was_judged(own):
+    tell(own, unit="nats")
+    own.run("-k", "ttft").stdout.fnmatch_lines(["*SKIPPED*missing: ttft 3.0e-02 nats (no stored *"])
+    (stored,) = own.record()["cases"]["fake"]["verdicts"]
+    assert Verdict(**stored).headline.startswith("ttft missing: no stored value in baselines/")
+
+
 def test_zero_tokens_a_second_are_shown(own):
     for value, add in ((0.0, ()), (0.1, ("--add",))):
         tell(own, value, samples=(), unit="tok/s")
@@ -167,10 +175,14 @@ def test_zero_tokens_a_second_are_shown(own):
             "case.record(*2 * [Metric('ttft', 1, 's', 'lower')])",
             "ttft: this test records it tw*",
         ),
+        (
+            "case.record(*(Metric(name, 1, 'ms', 'lower') for name in ('ttft', 'ttft_ms')))",
+            "ttft_ms and ttft would both be 'ttft_ms' in exports; rename one",
+        ),
         ("case.record('a\\nb')", "case.record takes perfline.Metric, not 'a?nb'"),
         ("case.record(Metric('a\\nb', 1, 's', 'up'))", "a?nb: direction is 'up'; expected one of*"),
     ],
-    ids=["nothing", "twice", "text", "lines"],
+    ids=["nothing", "twice", "key", "text", "lines"],
 )
 def test_what_records_nothing_does_not_pass(own, call, line):
     (own.root / "tests" / "test_ttft.py").write_text(

@@ -100,7 +100,7 @@ class Request:
     @property
     def named(self) -> dict[str, str]:
         """Normalised name -> the line that asks for it; without what a bare path or URL brings."""
-        found = {}
+        found: dict[str, str] = {}
         for line in self.requirements:
             name = _NAME.match(line)
             if name and not re.match(r"[\w+]+://|/", line):

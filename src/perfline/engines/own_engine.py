@@ -13,8 +13,8 @@ import inspect
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Sequence
+from contextlib import ExitStack
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, NoReturn, cast
@@ -77,9 +77,9 @@ class OwnEngine:
 
     def read(self, logits: Any) -> tuple[Sequence[float] | None, int, str]:
         """Its answer as a letter, by the one rule that scores them all."""
-        if inspect.isawaitable(logits) or inspect.isgenerator(logits) or inspect.isasyncgen(logits):
-            with suppress(AttributeError):
-                logits.close()  # or Python warns that nobody has awaited it
+        if isinstance(logits, Coroutine):
+            logits.close()  # or Python warns that nobody has awaited it
+        if isinstance(logits, Awaitable | Generator | AsyncGenerator):
             self._wrong("forward", logits, "what it computed: of this nothing has run yet")
         text = self._ask("answer", logits)
         if not isinstance(text, str):
@@ -152,9 +152,10 @@ class OwnEngine:
         found = self._ask(method, *arguments)
         if found is None:
             return None
-        if isinstance(found, bool) or not isinstance(found, Real) or not 0 < found <= MOST:
+        number = cast("float", found) if isinstance(found, Real) else 0
+        if isinstance(found, bool) or not 0 < number <= MOST:
             self._wrong(method, found, "a number above 0, or None")
-        return float(found)
+        return float(number)
 
     def _wrong(self, method: str, found: object, expected: str) -> NoReturn:
         raise EngineError(f"{self._named}: {method}() gave {_shown(found)}; expected {expected}")

@@ -77,7 +77,7 @@ class Verdict:
             return signed(self.change_pp, "pp")
         if self.change_fraction is not None:
             return signed(100 * self.change_fraction, "%")
-        if self.unit == "nats" and self.measured is not None:  # how far apart: a change by itself
+        if self.unit == "nats" and self.measured is not None and self.limit:  # a change by itself
             return f"{self.measured:.1e} nats"
         if self.unit == "count" and self.baseline is not None and self.measured is not None:
             return signed(self.measured - self.baseline, "")

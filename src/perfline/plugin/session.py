@@ -525,6 +525,7 @@ class CaseUnderTest:
         that is ours, or that this or another test has recorded, and where nothing is recorded.
         """
         case = self.case_run.case
+        taken = {exports.key(each): name for name, each in self.case_run.metrics().items()}
         own = []
         for metric in metrics:
             if not isinstance(metric, Metric):
@@ -535,6 +536,11 @@ class CaseUnderTest:
             if metric.name in self._recorded:
                 raise MetricError(f"{metric.name}: this test records it twice; record it once")
             self._recorded.add(metric.name)
+            other = taken.setdefault(key := exports.key(metric), metric.name)
+            if other != metric.name:
+                raise MetricError(
+                    f"{metric.name} and {other} would both be '{key}' in exports; rename one"
+                )
         if not own:
             raise MetricError("case.record() was given no metric, and so would pass; give it one")
         self.case_run.recorded |= {metric.name: metric for metric in own}
