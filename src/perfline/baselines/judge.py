@@ -137,16 +137,18 @@ def _path_fault(case: Case, metric: Metric, done: AccuracyPass) -> str:
     """Why the path that gave the answers cannot be trusted; empty where it can."""
     if done.uncompiled:
         return done.uncompiled
+    plain = "; run again with --plain" if done.path != "plain" else ""
     if done.counts.graphs:
         return (
-            f"{done.counts.graphs} graph(s) were compiled after the warm-up of the {done.path} path"
+            f"{done.counts.graphs} graph(s) were compiled after the warm-up of the {done.path} "
+            f"path{plain}"
         )
     if done.reference is None:
         return ""
     word, reason = accuracy.verified(
         f"{done.path} path", done.reference, done.answers, case.model.precision
     )
-    return reason if word == "invalid" else ""
+    return f"{reason}{plain}" if word == "invalid" else ""
 
 
 def throughput(

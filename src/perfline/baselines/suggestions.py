@@ -222,6 +222,8 @@ def next_steps(
     pytest used; where ``update`` would be ``refused``, its cure comes, and what it is the cure of.
     ``failed``: a test of the case ended without a verdict.
     """
+    if any(v.word == "invalid" and v.reason.endswith("--plain") for v in verdicts):
+        return ["run again with --plain, which asks each question by itself"]
     if failed or any(v.word == "invalid" for v in verdicts):
         return ["run again once the cause above is gone"]
     steps = [f"to settle it: {settle}"] if settle else []

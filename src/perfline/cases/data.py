@@ -18,6 +18,7 @@ import shlex
 import tarfile
 import tempfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
@@ -31,8 +32,10 @@ PACKAGED_DATA = Path(__file__).parent / "embedded"
 MMLU_URL = "https://people.eecs.berkeley.edu/~hendrycks/data.tar"
 VARIABLE = "PERFLINE_DATA_DIR"
 _SPLITS = ("dev", "test")
-_INDEX = "model.safetensors.index.json"
+_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_NEEDED = ("config.json", _SINGLE, _INDEX, "tokenizer.json")  # one of the two in the midst
 _ATTENTION = ("eager", "sdpa", "flash_attention_2", "flex_attention")
+_POINTER = b"version "  # how a Git LFS pointer begins, and no JSON and no safetensors
 _DEEPEST = 64  # directories inside one another in a tar
 _LONGEST = 100_000_000  # bytes of a header or a JSON file; the safetensors library's own limit
 _BLOCK = 64 * 1024  # bytes that weights_digest reads at one place ...
@@ -82,6 +85,11 @@ def find_weights(case: Case, data_dir: Path | None) -> Path:
             return home / case.model.weight_dir
     cached = hub_cache(case.model.hub_id) if case.model.hub_id else None
     if cached is not None:
+        if lacking := _lacking(cached):
+            raise MissingData(
+                f"case {case.id}: {cached} lacks {', '.join(lacking)}",
+                shlex.join(["hf", "download", str(case.model.hub_id), *lacking]),
+            )
         return cached
     target = _wanted_home(case, data_dir) / case.model.weight_dir
     command = (
@@ -139,15 +147,32 @@ def _holds(directory: Path, names: Sequence[str]) -> bool:
 
 
 def hub_cache(hub_id: str) -> Path | None:
-    """Return the checkpoint ``hub_id`` in the local Hugging Face cache; None where it is not."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+    """Return ``hub_id``'s snapshot in the local Hugging Face cache; None where there is none.
 
-    try:
-        found = Path(snapshot_download(hub_id, local_files_only=True))
-    except (HFValidationError, LocalEntryNotFoundError):
-        return None
-    return found if any(found.glob("*.safetensors")) else None
+    Files that no checkpoint needs (a README, ``original/``) may be left out of it.
+    """
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    for name in _NEEDED:
+        try:
+            found = try_to_load_from_cache(hub_id, name)
+        except HFValidationError:
+            return None
+        if isinstance(found, str):
+            return Path(found).parent
+    return None
+
+
+def _lacking(snapshot: Path) -> list[str]:
+    """Return the files that a snapshot in the cache lacks of what a checkpoint needs."""
+    config, single, index, tokenizer = (snapshot / name for name in _NEEDED)
+    wanted = [config, tokenizer]
+    if index.is_file() and not single.is_file():
+        wanted += [snapshot / name for name in _indexed(index)]
+    elif not any(path.is_file() for path in snapshot.glob("*.safetensors")):
+        wanted.append(single)
+    return [path.name for path in wanted if not path.is_file()]
 
 
 def _unpack(tar: Path, target: Path, names: Sequence[str]) -> None:
@@ -258,22 +283,63 @@ def check_weights(directory: Path) -> None:
 
     Reads config.json and each safetensors file's header, not the weights. Raise DataError.
     """
+    _refuse_adapter(directory)
     path = directory / "config.json"
     config = _read_json(path)
     auto_map = config.get("auto_map") or {}
     if not isinstance(auto_map, dict):
         raise DataError(f"{path}: 'auto_map' is {_shown(auto_map)}; expected an object or nothing")
-    if "AutoModelForCausalLM" in auto_map:
+    if "AutoModelForCausalLM" in auto_map and not _has_model(config.get("model_type")):
         raise DataError(
             f"{path}: 'auto_map' asks for the checkpoint's own code, which is "
-            "never run; expected a model that transformers itself has"
+            f"never run, and transformers has no causal LM '{_shown(config.get('model_type'))}' of "
+            "its own; update transformers, or run it by an engine of your own"
+        )
+    if (named := config.get("transformers_weights")) is not None:  # not by every transformers
+        raise DataError(
+            f"{path}: 'transformers_weights' names {_shown(named)} for the weights; remove the "
+            f"key, and call that file {_SINGLE} or {_INDEX}"
         )
     _check_attention(path, config)
-    headers = [json.loads(_read_header(shard)) for shard in _shards(directory)]
-    if not any(set(header) - {"__metadata__"} for header in headers):
+    places: dict[str, str] = {}
+    for shard in _shards(directory):
+        for tensor in json.loads(_read_header(shard)).keys() - {"__metadata__"}:
+            if tensor in places:
+                raise DataError(
+                    f"{directory}: {shard.name} and {places[tensor]} both hold {_shown(tensor)}, "
+                    "and loaders do not agree on which one counts; fetch the weights again"
+                )
+            places[tensor] = shard.name
+    if not places:
         raise DataError(f"{directory}: its safetensors hold no tensor; fetch the weights again")
-    if not (directory / "tokenizer.json").is_file():
+    tokenizer = directory / "tokenizer.json"
+    if not tokenizer.is_file():
         raise DataError(f"{directory}: has no tokenizer.json; expected a fast tokenizer's file")
+    with tokenizer.open("rb") as file:
+        _refuse_pointer(tokenizer, file.read(len(_POINTER)))
+
+
+def _refuse_adapter(directory: Path) -> None:
+    """Refuse a PEFT adapter: with peft installed, transformers would load another model too."""
+    path = directory / "adapter_config.json"
+    if path.exists():
+        base = _shown(_read_json(path).get("base_model_name_or_path"))
+        raise DataError(
+            f"{path}: makes this an adapter of '{base}'; merge it into that (peft's "
+            "merge_and_unload, then save_pretrained), or remove the file if the weights are whole"
+        )
+
+
+def _refuse_pointer(path: Path, first: bytes) -> None:
+    if first == _POINTER:
+        raise DataError(f"{path}: is a Git LFS pointer, not the file itself; run `git lfs pull`")
+
+
+def _has_model(kind: object) -> bool:
+    """Whether transformers has a causal LM of that ``model_type`` itself; it is run then."""
+    from transformers.models.auto import modeling_auto
+
+    return kind in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 
 @dataclass(frozen=True)
@@ -282,13 +348,13 @@ class Checkpoint:
 
     config: Mapping[str, object]  # config.json
     parameters: int  # of all tensors that are stored
-    dtypes: frozenset[str]  # theirs, by safetensors' names, such as "BF16"
+    dtypes: Mapping[str, int]  # how many are of each, by safetensors' names, such as "BF16"
 
 
 def read_checkpoint(directory: Path) -> Checkpoint:
     """Read config.json and the safetensors' headers; DataError as :func:`check_weights` has it."""
     check_weights(directory)
-    parameters, dtypes = 0, set()
+    dtypes: Counter[str] = Counter()
     for shard in _shards(directory):
         size = shard.stat().st_size
         for name, tensor in json.loads(_read_header(shard)).items():
@@ -302,9 +368,8 @@ def read_checkpoint(directory: Path) -> Checkpoint:
                     f"{shard}: tensor '{_shown(name)}' has shape {_shown(shape)} and dtype "
                     f"{_shown(dtype)}; expected sizes that fit the file, and a name; fetch it again"
                 )
-            parameters += math.prod(shape)
-            dtypes.add(dtype)
-    return Checkpoint(_read_json(directory / "config.json"), parameters, frozenset(dtypes))
+            dtypes[dtype] += math.prod(shape)
+    return Checkpoint(_read_json(directory / "config.json"), dtypes.total(), dtypes)
 
 
 def _check_attention(path: Path, config: Mapping[str, object]) -> None:
@@ -354,7 +419,9 @@ def _read_json(path: Path) -> dict[str, object]:
     try:
         if is_special(path) or path.stat().st_size > _LONGEST:
             raise DataError(f"{path}: is no file of at most {_LONGEST:,} bytes; fetch it again")
-        data = json.loads(path.read_bytes())
+        content = path.read_bytes()
+        _refuse_pointer(path, content[: len(_POINTER)])
+        data = json.loads(content)
     except FileNotFoundError as error:
         raise DataError(f"{path}: is missing; expected a Hugging Face checkpoint") from error
     except (ValueError, OSError) as error:
@@ -367,32 +434,53 @@ def _read_json(path: Path) -> dict[str, object]:
 
 
 def _shards(directory: Path) -> list[Path]:
-    """Return the checkpoint's safetensors files, sorted, all of them there."""
-    index, single = directory / _INDEX, directory / "model.safetensors"
-    if index.is_file():
-        weight_map = _read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise DataError(f"{index}: has no 'weight_map'; expected {{tensor: file}}")
-        for tensor, name in weight_map.items():
-            if not isinstance(name, str):
-                raise DataError(
-                    f"{index}: 'weight_map' gives {_shown(name)} for {_shown(tensor)}; "
-                    "expected a file's name; fetch it again"
-                )
-        names = sorted(set(weight_map.values()))
-        for name in names:
-            if Path(name).name != name or not (directory / name).is_file():
-                raise DataError(f"{directory}: {_shown(name)} is missing; {_INDEX} names it")
-        return [directory / name for name in names]
+    """Return the safetensors files that transformers loads, sorted, all of them there.
+
+    The single file comes first, as in its ``from_pretrained``: an index beside it is not read.
+    """
+    index, single = directory / _INDEX, directory / _SINGLE
     if single.is_file():
         return [single]
+    if index.is_file():
+        names = _indexed(index)
+        for name in names:
+            if not (directory / name).is_file():
+                raise DataError(f"{directory}: {name} is missing; {_INDEX} names it")
+        return [directory / name for name in names]
     pickles = sorted(p.name for end in ("bin", "pt", "pth") for p in directory.glob(f"*.{end}"))
-    if pickles:
+    others = sorted(p.name for end in ("gguf", "safetensors") for p in directory.glob(f"*.{end}"))
+    if pickles and not others:
         raise DataError(
             f"{directory}: holds {pickles[0]} but no safetensors; pickles can run code and are "
             "never opened: safetensors only (convert it, or fetch the safetensors revision)"
         )
-    raise DataError(f"{directory}: holds no model.safetensors and no {_INDEX}")
+    beside = f", only {_shown(others[0])}" if others else ""
+    raise DataError(
+        f"{directory}: holds no {_SINGLE} and no {_INDEX}{beside}; fetch the weights as "
+        "transformers saves them, or run them by an engine of your own"
+    )
+
+
+def _indexed(index: Path) -> list[str]:
+    """Return the names of the files of an index, sorted."""
+    content = _read_json(index)
+    weight_map = content.get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise DataError(f"{index}: has no 'weight_map'; expected {{tensor: file}}")
+    if not isinstance(content.get("metadata"), dict):
+        raise DataError(f"{index}: has no 'metadata', which transformers reads; expected an object")
+    for tensor, name in weight_map.items():
+        if not isinstance(name, str) or Path(name).name != name:
+            raise DataError(
+                f"{index}: 'weight_map' gives {_shown(name)} for {_shown(tensor)}; "
+                "expected a file's name; fetch it again"
+            )
+    return sorted(set(weight_map.values()))
+
+
+def left_aside(directory: Path) -> list[str]:
+    """Return the names of safetensors files of the checkpoint that transformers does not load."""
+    return sorted(path.name for path in {*directory.glob("*.safetensors")} - {*_shards(directory)})
 
 
 def _read_header(path: Path) -> bytes:
@@ -405,8 +493,7 @@ def _read_header(path: Path) -> bytes:
     with path.open("rb") as file:
         first = file.read(8)
         length = int.from_bytes(first, "little")
-        if first == b"version ":
-            raise DataError(f"{path}: is a Git LFS pointer, not the weights; run `git lfs pull`")
+        _refuse_pointer(path, first)
         if size < 8 + length:
             raise DataError(
                 f"{path}: has {size} bytes; its header alone takes {8 + length}: "

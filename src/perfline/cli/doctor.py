@@ -8,7 +8,6 @@ pytest would. What is absent comes with the command that gets it; only what is b
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 import tempfile
@@ -322,8 +321,7 @@ def _case_state(
     if weights.path is not None:
         directory = Path(weights.path)
         try:
-            data.check_weights(directory)
-            parameters = _parameters(directory)
+            parameters = data.read_checkpoint(directory).parameters
         except DataError as error:
             weights = Found(path=weights.path, problem=str(error))
     weights_gib = parameters * _BYTES[case.model.precision] / GIB
@@ -376,20 +374,6 @@ def _stored(
         stale = f"{path}: is of an older definition of the case; run pytest and update it"
         return Found(path=str(path), problem=stale), None
     return Found(path=str(path)), tuple(session.date for session in held.sessions)
-
-
-def _parameters(directory: Path) -> int:
-    """Return how many numbers a checkpoint that :func:`data.check_weights` passed holds."""
-    index = directory / "model.safetensors.index.json"
-    names = ["model.safetensors"]
-    if index.is_file():
-        names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
-    total = 0
-    for name in names:
-        with (directory / name).open("rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        total += sum(math.prod(t["shape"]) for key, t in header.items() if key != "__metadata__")
-    return total
 
 
 def _versions(names: Sequence[str]) -> dict[str, str]:

@@ -246,7 +246,7 @@ def _facts(directory: Path) -> dict[str, str]:
     return values
 
 
-def _precision(config: Mapping[str, object], dtypes: frozenset[str]) -> dict[str, str]:
+def _precision(config: Mapping[str, object], dtypes: Mapping[str, int]) -> dict[str, str]:
     for key in ("dtype", "torch_dtype"):
         said = config.get(key)
         if isinstance(said, str) and said.removeprefix("torch.") in _CONFIG_DTYPES:

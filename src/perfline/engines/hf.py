@@ -8,6 +8,7 @@ files: safetensors only, no remote code.
 from __future__ import annotations
 
 import gc
+import math
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,7 @@ import torch
 import transformers
 from torch import nn
 
+from perfline.cases import data
 from perfline.cases.case import Case
 from perfline.distributed.replica import Replica
 from perfline.engines import tensor_parallel, upstream
@@ -168,6 +170,8 @@ def _load(case: Case, device: Device, weights: Path | None, replica: Replica | N
         module.eval().requires_grad_(False)
         device.synchronize()
     load_s = time.perf_counter() - start
+    if weights is not None:
+        _check_finite(case, weights, module)
     config = module.config.get_text_config()
     if replica is not None:
         tensor_parallel.check_split(case, module, replica.size)
@@ -207,9 +211,12 @@ def _checkpoint(case: Case, weights: Path, split: dict[str, Any]) -> Any:
     for problem in ("missing_keys", "mismatched_keys"):
         names = sorted(map(str, found[problem]))
         if names:
+            others = data.left_aside(weights)
+            unread = f" ({', '.join(others[:3])} beside them: the index is of others)"
             raise EngineError(
                 f"{weights}: {len(names)} tensors of the model are {problem.partition('_')[0]} in "
                 f"the checkpoint, such as {names[0]}; they would be random: get the weights again"
+                + (unread if others else "")
             )
     _check_left_out(weights, module, sorted(map(str, found["unexpected_keys"])))
     used = upstream.attention_of(module.config)
@@ -219,6 +226,42 @@ def _checkpoint(case: Case, weights: Path, split: dict[str, Any]) -> Any:
             f"'{case.model.attention}'; remove attn_implementation from it"
         )
     return module
+
+
+_EXACT = {"fp32": ("F32", "F16", "BF16"), "fp16": ("F16",), "bf16": ("BF16",)}
+
+
+def _stored_as(weights: Path) -> str:
+    """The dtype that most numbers of the checkpoint have, by safetensors' name."""
+    dtypes = data.read_checkpoint(weights).dtypes
+    return max(dtypes, key=lambda name: dtypes[name])
+
+
+def _check_finite(case: Case, weights: Path, module: nn.Module) -> None:
+    """Refuse weights that are no numbers: one such row gives wrong answers to some prompts only."""
+    stored = _stored_as(weights)
+    rounded = stored not in _EXACT[case.model.precision] and not stored.startswith("F8")
+    for name, parameter in module.named_parameters():
+        held: Any = parameter
+        held = held.to_local() if hasattr(held, "to_local") else held
+        if not held.is_floating_point() or held.itemsize < 2 or not held.numel():
+            continue
+        if all(math.isfinite(end) for end in torch.stack(held.aminmax()).tolist()):
+            continue
+        count = int((~torch.isfinite(held)).sum())
+        cause = "they are damaged, get the weights again"
+        if rounded and case.model.precision == "fp16":
+            cause = f"stored as {stored}, they may be beyond its range: set model.precision to bf16"
+        raise EngineError(
+            f"{weights}: {count} numbers of {name} are NaN or infinite as "
+            f"{case.model.precision}; {cause}"
+        )
+    if rounded:
+        warnings.warn(
+            f"{weights.name}: most weights are stored as {stored}, and rounded to "
+            f"{case.model.precision}",
+            stacklevel=2,
+        )
 
 
 def _check_left_out(weights: Path, module: nn.Module, names: Sequence[str]) -> None:
@@ -296,6 +339,12 @@ def _loading(what: str, device: Device | None = None) -> Iterator[None]:
         if device is not None and upstream.is_full(error):
             raise out_of_memory(device, what, error) from error
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if "trust_remote_code" in str(error):
+            first = (
+                "config.json or tokenizer_config.json asks for code of the checkpoint's own "
+                "(auto_map), which is never run, and transformers has none in its place; update "
+                "transformers, or run the model by an engine of your own"
+            )
         raise EngineError(f"{what} failed: {first}") from error
 
 

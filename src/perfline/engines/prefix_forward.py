@@ -32,8 +32,10 @@ from perfline.engines.upstream import (
     attending,
     attention_of,
     cache_argument,
+    compile_errors,
+    is_full,
 )
-from perfline.errors import NoSharedPrefixes
+from perfline.errors import NoSharedPrefixes, PerflineError
 
 GROUPED = "perfline_grouped_sdpa"
 
@@ -190,7 +192,11 @@ class PrefixForward:
             }
             try:
                 hidden: torch.Tensor = self._engine.stack(**arguments, use_cache=True)[0]
-            except (TypeError, AttributeError, LookupError, ValueError, NotImplementedError) as why:
+            except Exception as why:
+                known: tuple[type[Exception], ...] = (PerflineError, *compile_errors())
+                rank = self._engine.ranks > 1 and isinstance(why, RuntimeError)  # one lost, say
+                if isinstance(why, known) or is_full(why) or rank:
+                    raise
                 first = (str(why) or "no message").splitlines()[0]
                 raise NoSharedPrefixes(
                     f"{type(self._engine.stack).__name__} does not run after a prefix: "

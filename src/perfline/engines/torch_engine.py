@@ -28,7 +28,7 @@ from perfline.engines.upstream import (
     is_full,
     why_not_compiled,
 )
-from perfline.errors import DeviceMemory, EngineError, NoSharedPrefixes
+from perfline.errors import DeviceMemory, EngineError, NoSharedPrefixes, PerflineError
 from perfline.tasks.answers import full_vocab_letter
 from perfline.tasks.mmlu import Prompt
 
@@ -212,7 +212,8 @@ class TorchEngine:
     def running(self, what: str) -> Iterator[None]:
         """Where ``stack`` and ``head`` may be called: this engine's forwards, errors in one line.
 
-        ``what`` is run, such as ``a forward of 9 tokens``. Raises DeviceMemory, EngineError.
+        ``what`` is run, such as ``a forward of 9 tokens``. Raises DeviceMemory, EngineError:
+        the model's own code may raise anything.
         """
         self._model.activate(self.name)
         try:
@@ -238,7 +239,19 @@ class TorchEngine:
                 raise memory from error
             if replica is not None and (lost := replica.lost(error)) is not None:
                 raise lost from error
+            raise self._failed(what, error) from error
+        except PerflineError:
             raise
+        except Exception as error:
+            raise self._failed(what, error) from error
+
+    def _failed(self, what: str, error: Exception) -> EngineError:
+        first = (str(error).strip() or "no message").splitlines()[0]
+        return EngineError(
+            f"case '{self._model.case.id}': {self.name} failed on {what}: "
+            f"{type(error).__name__}: {first}; see whether transformers runs "
+            "it by itself; if so, tell us, and run it by an engine of your own meanwhile"
+        )
 
 
 def out_of_memory(device: Device, what: str, error: BaseException) -> DeviceMemory:

@@ -425,7 +425,10 @@ class AccuracyRun:
         """Answer ``prompts`` in this process."""
         if self.shared:
             assert self.runner is not None
-            return shared_part(self.engine, self.runner, prompts, self.clock, progress, keep)
+            try:
+                return shared_part(self.engine, self.runner, prompts, self.clock, progress, keep)
+            except NoSharedPrefixes as why:  # the warm-up did not meet it
+                raise EngineError(f"{why}; run again with --plain") from why
         return plain_part(self.engine, prompts, self.clock, progress, keep)
 
     def _add(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +15,7 @@ from fakes import DEVICE
 from perfline.baselines import accept, baseline, judge
 from perfline.baselines.proposal import Candidate, Terms, measured_baseline
 from perfline.cli import main as cli
+from perfline.engines.engine import CompileCounts
 from perfline.engines.environment import Environment
 from perfline.errors import EngineError, RecordError
 from perfline.measure import record as records
@@ -78,6 +80,20 @@ def given(wrong: int = 0) -> AccuracyPass:
     ids = tuple(f"sky/{i}" for i in range(n))
     found = Answers(ids, logits, logits.argmax(axis=1), chosen, labels, (5,) * n)
     return AccuracyPass(found, n, "plain")
+
+
+def test_a_fault_of_the_fast_path_names_the_plain_one(tmp_path):
+    against = judge.against(tmp_path, EIGHT, packaged(), "real")
+    done = replace(given(), path="shared-prefix")
+    reasons = [
+        judge.accuracy_against_baseline(packaged(), "eager", METRIC, each, against)[0].reason
+        for each in (
+            replace(done, counts=CompileCounts(graphs=1)),
+            replace(done, reference=given(wrong=1).answers),
+            replace(given(), counts=CompileCounts(graphs=1)),
+        )
+    ]
+    assert [reason.endswith("; run again with --plain") for reason in reasons] == [1, 1, 0]
 
 
 METRIC = Metric("acc_val", 0.5, "fraction", "higher")

@@ -155,11 +155,43 @@ def test_the_local_hugging_face_cache_is_used(case: Case, root: Path, tmp_path: 
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("abc")
     (snapshot / "tokenizer.json").write_text("{}")
-    with pytest.raises(MissingData):  # a tokenizer alone is no checkpoint
-        find_weights(case, root)
-    (snapshot / "model.safetensors").write_bytes(tensor_file())
+    blob = repository / "blobs" / "w"  # as the hub keeps them: a link to what may be gone
+    blob.parent.mkdir()
+    (snapshot / "model.safetensors").symlink_to(blob)
 
+    def lacking() -> str:
+        with pytest.raises(MissingData) as caught:
+            find_weights(case, root)
+        assert str(snapshot) in str(caught.value)
+        return caught.value.command.removeprefix("hf download meta-llama/Meta-Llama-3-8B ")
+
+    assert lacking() == "config.json model.safetensors"  # a tokenizer alone is no checkpoint
+    blob.write_bytes(tensor_file())
+    assert lacking() == "config.json"
+    (snapshot / "config.json").write_text("{}")
     assert find_weights(case, root) == snapshot
+
+    blob.unlink()
+    index = {"metadata": {}, "weight_map": {"w": "a.safetensors", "v": "b.safetensors"}}
+    (snapshot / "model.safetensors.index.json").write_text(json.dumps(index))
+    (snapshot / "a.safetensors").write_bytes(tensor_file())
+    assert lacking() == "b.safetensors"
+
+
+def test_a_hub_cache_is_whole_without_what_no_checkpoint_needs(
+    case: Case, root: Path, tmp_path: Path
+) -> None:
+    from huggingface_hub import _tree_cache
+
+    test_the_local_hugging_face_cache_is_used(case, root, tmp_path)
+    repository = tmp_path / "hub" / "models--meta-llama--Meta-Llama-3-8B"
+    for name in ("b.safetensors", "model.safetensors"):
+        (repository / "snapshots" / "abc" / name).unlink(missing_ok=True)
+        (repository / "snapshots" / "abc" / name).write_bytes(tensor_file())
+    entry = _tree_cache.TreeCacheEntry(size=1, blob_id="f" * 40)
+    listed = {"README.md": entry, "original/consolidated.00.pth": entry}
+    _tree_cache.write_tree_cache(str(repository), "abc", listed)
+    assert find_weights(case, root) == repository / "snapshots" / "abc"
 
 
 def test_an_explicit_mmlu_directory_is_taken_or_refused(case: Case, tmp_path: Path) -> None:
@@ -346,6 +378,8 @@ def test_a_directory_in_the_way_is_named_and_kept(case: Case, root: Path) -> Non
 
 # --- weights --------------------------------------------------------------------------------------
 
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+
 
 def refusal(checkpoint: Path) -> str:
     with pytest.raises(DataError) as caught:
@@ -358,7 +392,7 @@ def test_a_whole_checkpoint_passes_in_one_file_or_in_shards(checkpoint: Path) ->
     check_weights(checkpoint)
     (checkpoint / "model.safetensors").rename(checkpoint / "model-1.safetensors")
     (checkpoint / "model-2.safetensors").write_bytes(tensor_file(name="v"))
-    index = {"weight_map": {"w": "model-1.safetensors", "v": "model-2.safetensors"}}
+    index = {"metadata": {}, "weight_map": {"w": "model-1.safetensors", "v": "model-2.safetensors"}}
     (checkpoint / "model.safetensors.index.json").write_text(json.dumps(index))
     check_weights(checkpoint)
 
@@ -375,9 +409,15 @@ def test_a_whole_checkpoint_passes_in_one_file_or_in_shards(checkpoint: Path) ->
         (b"{", "W/config.json: is not readable JSON: Expecting property name"),
         (b"[]", "W/config.json: holds a list; expected a JSON object"),
         (
-            b'{"auto_map": {"AutoModelForCausalLM": "modeling.Evil"}}',
-            "W/config.json: 'auto_map' asks for the checkpoint's own code, which is never run",
+            b'{"model_type": "evil", "auto_map": {"AutoModelForCausalLM": "modeling.Evil"}}',
+            "W/config.json: 'auto_map' asks for the checkpoint's own code, which is never run, and "
+            "transformers has no causal LM 'evil' of its own",
         ),
+        (
+            b'{"transformers_weights": "other.safetensors"}',
+            "W/config.json: 'transformers_weights' names other.safetensors for the weights",
+        ),
+        (LFS_POINTER, "W/config.json: is a Git LFS pointer, not the file itself"),
     ],
 )
 def test_a_config_that_cannot_be_used_is_refused(
@@ -387,12 +427,56 @@ def test_a_config_that_cannot_be_used_is_refused(
     assert refusal(checkpoint).startswith(message)
 
 
+def test_code_of_a_model_that_transformers_has_is_left_aside(checkpoint: Path) -> None:
+    set_config(checkpoint, model_type="phi3", auto_map={"AutoModelForCausalLM": "modeling.Phi3"})
+    check_weights(checkpoint)
+
+
+def test_an_adapter_is_refused_with_the_name_of_its_base(checkpoint: Path) -> None:
+    adapter = {"peft_type": "LORA", "base_model_name_or_path": "org/base"}
+    (checkpoint / "adapter_config.json").write_text(json.dumps(adapter))
+    assert refusal(checkpoint).startswith(
+        "W/adapter_config.json: makes this an adapter of 'org/base'; merge it into that"
+    )
+
+
+def test_an_index_beside_a_single_file_is_not_read(checkpoint: Path) -> None:
+    """As in transformers (tests/unit/engines/test_hf.py): the file it loads is the one checked."""
+    before = weights_digest(checkpoint)
+    (checkpoint / "model-1.safetensors").write_bytes(tensor_file()[:-1])
+    (checkpoint / "model.safetensors.index.json").write_text('{"weight_map": {"w": "gone"}}')
+    check_weights(checkpoint)
+    assert weights_digest(checkpoint) == before
+
+
+def test_a_tensor_in_two_shards_is_refused(checkpoint: Path) -> None:
+    (checkpoint / "model.safetensors").rename(checkpoint / "a.safetensors")
+    (checkpoint / "b.safetensors").write_bytes(tensor_file())
+    index = {"metadata": {}, "weight_map": {"w": "a.safetensors", "v": "b.safetensors"}}
+    (checkpoint / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert refusal(checkpoint).startswith("W: b.safetensors and a.safetensors both hold w, and")
+
+
+@pytest.mark.parametrize("name", ["model.Q4_K_M.gguf", "consolidated.safetensors"])
+def test_weights_by_another_name_are_named(checkpoint: Path, name: str) -> None:
+    (checkpoint / "model.safetensors").rename(checkpoint / name)
+    assert refusal(checkpoint).startswith(
+        f"W: holds no model.safetensors and no model.safetensors.index.json, only {name}; fetch"
+    )
+
+
+def test_a_tokenizer_that_is_a_pointer_is_named(checkpoint: Path) -> None:
+    (checkpoint / "tokenizer.json").write_bytes(LFS_POINTER)
+    assert refusal(checkpoint).startswith("W/tokenizer.json: is a Git LFS pointer")
+
+
 def test_missing_files_are_named(checkpoint: Path) -> None:
     (checkpoint / "tokenizer.json").unlink()
     assert refusal(checkpoint) == "W: has no tokenizer.json; expected a fast tokenizer's file"
     (checkpoint / "model.safetensors").unlink()
     assert refusal(checkpoint) == (
-        "W: holds no model.safetensors and no model.safetensors.index.json"
+        "W: holds no model.safetensors and no model.safetensors.index.json; fetch the weights as "
+        "transformers saves them, or run them by an engine of your own"
     )
     (checkpoint / "config.json").unlink()
     assert refusal(checkpoint) == "W/config.json: is missing; expected a Hugging Face checkpoint"
@@ -408,9 +492,10 @@ def test_pickles_alone_are_refused(checkpoint: Path, name: str) -> None:
 
 def test_a_shard_outside_of_the_checkpoint_is_refused(checkpoint: Path) -> None:
     (checkpoint.parent / "other.safetensors").write_bytes(tensor_file())
-    index = {"weight_map": {"w": "../other.safetensors"}}
+    index = {"metadata": {}, "weight_map": {"w": "../other.safetensors"}}
+    (checkpoint / "model.safetensors").unlink()
     (checkpoint / "model.safetensors.index.json").write_text(json.dumps(index))
-    assert refusal(checkpoint).startswith("W: ../other.safetensors is missing")
+    assert "'weight_map' gives ../other.safetensors for w; expected" in refusal(checkpoint)
 
 
 WHOLE = tensor_file()
@@ -437,8 +522,8 @@ WHOLE = tensor_file()
             "has 0 bytes; its header alone takes 8: truncated or no safetensors; fetch it again",
         ),
         (
-            b"version https://git-lfs.github.com/spec/v1\n",
-            "is a Git LFS pointer, not the weights; run `git lfs pull`",
+            LFS_POINTER,
+            "is a Git LFS pointer, not the file itself; run `git lfs pull`",
         ),
         (
             struct.pack("<Q", 4) + b"[1]}",
@@ -537,9 +622,17 @@ def test_safetensors_without_a_tensor_are_refused(checkpoint: Path) -> None:
     assert refusal(checkpoint) == "W: its safetensors hold no tensor; fetch the weights again"
 
 
+def test_an_index_without_what_transformers_reads_is_refused(checkpoint: Path) -> None:
+    (checkpoint / "model.safetensors").rename(checkpoint / "a.safetensors")
+    index = {"weight_map": {"w": "a.safetensors"}}
+    (checkpoint / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert refusal(checkpoint).startswith("W/model.safetensors.index.json: has no 'metadata'")
+
+
 @pytest.mark.parametrize("value", [5, ["a"], None])
 def test_an_index_that_names_no_file_is_refused(checkpoint: Path, value: object) -> None:
-    index = {"weight_map": {"v": "model.safetensors", "w": value}}
+    (checkpoint / "model.safetensors").unlink()
+    index = {"metadata": {}, "weight_map": {"v": "a.safetensors", "w": value}}
     (checkpoint / "model.safetensors.index.json").write_text(json.dumps(index))
     assert refusal(checkpoint) == (
         f"W/model.safetensors.index.json: 'weight_map' gives {value} for w; "

@@ -277,8 +277,8 @@ def test_a_sharded_checkpoint_is_added_up(on: Any, tmp_path: Path) -> None:
     on(CPU, 8.0)
     weights = checkpoint(tmp_path / "data/llama3_8b_mmlu/llama3_8b_hf")
     shard = (weights / "model.safetensors").rename(weights / "model-1.safetensors")
-    (weights / "model-2.safetensors").write_bytes(shard.read_bytes())
-    index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
+    (weights / "model-2.safetensors").write_bytes(shard.read_bytes().replace(b'"w"', b'"v"'))
+    index = {"metadata": {}, "weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
     (weights / "model.safetensors.index.json").write_text(json.dumps(index))
 
     report = doctor.inspect([packaged("llama3-8b")], tmp_path / "data", tmp_path)

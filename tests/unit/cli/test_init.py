@@ -400,10 +400,10 @@ def test_read_checkpoint_counts_all_shards(checkpoint: Path) -> None:
     for name in ("a", "b"):
         write_checkpoint(checkpoint, LLAMA, {name: tensor([2, 5], 20)})
         (checkpoint / "model.safetensors").rename(checkpoint / f"{name}.safetensors")
-    index = {"weight_map": {"a": "a.safetensors", "b": "b.safetensors"}}
+    index = {"metadata": {}, "weight_map": {"a": "a.safetensors", "b": "b.safetensors"}}
     (checkpoint / "model.safetensors.index.json").write_text(json.dumps(index))
     found = read_checkpoint(checkpoint)
-    assert (found.parameters, found.dtypes) == (20, {"BF16"})
+    assert (found.parameters, found.dtypes) == (20, {"BF16": 20})
     (checkpoint / "b.safetensors").unlink()
     with pytest.raises(DataError, match="is missing"):
         read_checkpoint(checkpoint)

@@ -10,13 +10,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from perfline.cases import data
 from perfline.cases.case import ThroughputSpec
 from perfline.engines import hf
 from perfline.engines.device import current_device
 from perfline.engines.engine import run_pass
 from perfline.engines.shared_prefix import SharedPrefixRunner
 from perfline.engines.upstream import decoder_layers
-from perfline.errors import CaseError, DeviceMemory, EngineError
+from perfline.errors import CaseError, DeviceMemory, EngineError, NoSharedPrefixes
 from perfline.measure import throughput
 from perfline.tasks.mmlu import Prompt
 from random_llama import CONFIG, case
@@ -254,6 +255,140 @@ def test_another_tower_is_a_notice(checkpoint):
     rewritten(checkpoint, lambda held: held | tower)
     with pytest.warns(UserWarning, match=r"2 tensors of other towers are left out, such as model"):
         hf.load(case(), current_device(), checkpoint).close()
+
+
+def sharded(checkpoint, change=lambda held: held):
+    """The same tensors in two files and an index; the second file's as ``change`` has them."""
+    held = load_file(checkpoint / "model.safetensors")
+    first = sorted(held)[:10]
+    files = {
+        "model-1.safetensors": {name: held[name] for name in first},
+        "model-2.safetensors": change({n: t for n, t in held.items() if n not in first}),
+    }
+    for file, tensors in files.items():
+        save_file(tensors, checkpoint / file, metadata={"format": "pt"})
+    places = {name: file for file, tensors in files.items() for name in tensors}
+    (checkpoint / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": places})
+    )
+    return held
+
+
+def weights_of(checkpoint):
+    loaded = hf.load(case(), current_device(), checkpoint)
+    held = {name: tensor.clone() for name, tensor in loaded.module.named_parameters()}
+    loaded.close()
+    return held
+
+
+def test_transformers_reads_a_single_file_before_an_index_as_data_has_it(checkpoint):
+    held = sharded(checkpoint, lambda held: {n: torch.zeros_like(t) for n, t in held.items()})
+    name = "model.layers.1.mlp.up_proj.weight"
+    assert data.left_aside(checkpoint) == ["model-1.safetensors", "model-2.safetensors"]
+    assert weights_of(checkpoint)[name].equal(held[name])
+    (checkpoint / "model.safetensors").unlink()
+    assert data.left_aside(checkpoint) == []
+    assert not weights_of(checkpoint)[name].any()
+
+
+def test_an_index_of_some_of_the_shards_names_the_others(checkpoint):
+    sharded(checkpoint)
+    (checkpoint / "model.safetensors").unlink()
+    path = checkpoint / "model.safetensors.index.json"
+    places = json.loads(path.read_text())["weight_map"]
+    places = {name: file for name, file in places.items() if file == "model-1.safetensors"}
+    path.write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    with pytest.raises(EngineError, match=r"are missing in .* \(model-2\.safetensors beside them"):
+        hf.load(case(), current_device(), checkpoint)
+
+
+def test_links_are_followed(checkpoint, tmp_path):
+    held = weights_of(checkpoint)
+    for path in list(checkpoint.iterdir()):
+        path.rename(tmp_path / f"blob-{path.name}")
+        path.symlink_to(tmp_path / f"blob-{path.name}")
+    data.check_weights(checkpoint)
+    again = weights_of(checkpoint)
+    assert held.keys() == again.keys()
+    assert all(held[name].equal(again[name]) for name in held)
+
+
+def test_a_row_that_is_no_number_is_refused_before_it_answers_anything(checkpoint):
+    def damaged(held):
+        held["model.embed_tokens.weight"][700, 3] = float("nan")
+        return held
+
+    rewritten(checkpoint, damaged)
+    with pytest.raises(EngineError, match=r"1 numbers of model\.embed_tokens\.weight are NaN or"):
+        hf.load(case(), current_device(), checkpoint)
+
+
+def test_what_fp16_cannot_hold_says_what_can(checkpoint):
+    def large(held):
+        held["model.layers.1.mlp.up_proj.weight"][0, 0] = 1e6
+        return {name: tensor.float() for name, tensor in held.items()}
+
+    rewritten(checkpoint, large)
+    with pytest.raises(EngineError, match=r"stored as F32, .* set model\.precision to bf16"):
+        hf.load(case("fp16"), current_device(), checkpoint)
+
+
+def test_rounding_at_the_load_is_a_notice(checkpoint):
+    rewritten(checkpoint, lambda held: {name: tensor.float() for name, tensor in held.items()})
+    with pytest.warns(UserWarning, match=r"are stored as F32, and rounded to bf16"):
+        hf.load(case("bf16"), current_device(), checkpoint).close()
+
+
+@pytest.mark.filterwarnings("error")
+def test_tied_and_untied_heads_are_what_the_file_says(checkpoint):
+    config = json.loads((checkpoint / "config.json").read_text())
+    name, head = "model.embed_tokens.weight", "lm_head.weight"
+    assert config["tie_word_embeddings"]
+    own = load_file(checkpoint / "model.safetensors")[name].roll(1, 0).clone()
+
+    def head_of():
+        loaded = hf.load(case(), current_device(), checkpoint)
+        found = loaded.engine("eager").head.weight.clone()
+        loaded.close()
+        return found
+
+    rewritten(checkpoint, lambda held: held | {head: own})  # both, and they differ
+    assert head_of().equal(own)
+    rewritten(checkpoint, lambda held: {k: t for k, t in held.items() if k != name})
+    assert head_of().equal(own)  # the head alone
+    config["tie_word_embeddings"] = False
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    rewritten(checkpoint, lambda held: {k: t for k, t in held.items() if k != head} | {name: own})
+    with pytest.raises(EngineError, match=r"1 tensors .* missing .* lm_head\.weight"):
+        head_of()
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
+def test_code_of_a_checkpoint_is_never_run_and_said_in_one_line(checkpoint, file):
+    path, kind = checkpoint / file, {"config.json": "AutoConfig"}.get(file, "AutoTokenizer")
+    (checkpoint / "evil.py").write_text("raise SystemExit('run')")
+    evil = {"auto_map": {kind: "evil.Evil" if file == "config.json" else ["evil.Evil", None]}}
+    evil |= {"model_type": "evil"} if file == "config.json" else {"tokenizer_class": "Evil"}
+    path.write_text(json.dumps(json.loads(path.read_text()) | evil))
+    with pytest.raises(EngineError, match=r"never run") as caught:
+        hf.load(case(), current_device(), checkpoint)
+    assert "\n" not in str(caught.value)
+    assert "trust_remote_code" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [ZeroDivisionError, RuntimeError, torch.linalg.LinAlgError])
+def test_what_a_model_s_own_code_raises_is_one_line(model, monkeypatch, kind):
+    def failing(**_):
+        raise kind("of its own\nand more")
+
+    monkeypatch.setattr(model.module.base_model, "forward", failing)
+    with pytest.raises(EngineError) as caught:
+        model.engine("eager").forward(torch.zeros((1, 9), dtype=torch.int64), "all")
+    said = f"case 'random': eager failed on a forward of 9 tokens: {kind.__name__}: of its own; see"
+    assert str(caught.value).startswith(said)
+    runner = SharedPrefixRunner(model.engine("eager"))
+    with pytest.raises(NoSharedPrefixes, match=rf"does not run after .* {kind.__name__}: of its"):
+        runner.warm_up(runner.plan(some_prompts(20)))
 
 
 def broken_in_every_layer(monkeypatch):

@@ -122,6 +122,13 @@ def test_every_verdict_has_its_next_command(word, unit, command):
     assert next(iter(next_steps("x", [OK, verdict], "--run r.json")), "") == command
 
 
+def test_a_fault_of_the_fast_path_has_its_way_out():
+    fault = replace(Verdict("acc_m", "invalid", "baseline", "fraction"), reason="2 flips; --plain")
+    assert next_steps("x", [OK, fault], "--run r.json", failed=True) == [
+        "run again with --plain, which asks each question by itself"
+    ]
+
+
 def test_a_regression_is_looked_at_before_it_is_accepted():
     look, accept = next_steps("x", [SLOW], "--run r.json")
     assert look == "to look: perfline baselines diff x --run r.json"
