@@ -93,6 +93,13 @@ def against_reference(
             f"{other[0]}: the questions, the prompt's text or the tokenizer changed"
         )
         return _verdict("incomparable", None, limit, reason)
+    rows = logits[next(iter(now))].shape[-1]
+    if (beyond := max(stored[name].largest_token for name in now)) >= rows:
+        reason = (
+            f"{shown} holds log-probabilities of token {beyond}, and the model has {rows} tokens: "
+            "another vocabulary; accept a run anew"
+        )
+        return _verdict("incomparable", None, limit, reason)
     apart = {
         name: divergences(stored[name], logits[name])
         for name in now

@@ -6,7 +6,7 @@ letters, and of all others together (``*``)::
     "anatomy/12": {"prompt": "b1946ac92492d234", "layers": "0.123 -4.56",
                    "at": {"63": "17:-0.0112 4:-4.93 ... *:-7.1", ...}}
 
-Sixteen prompts take about 40 kB. How far two such distributions lie apart is their Kullback-Leibler
+Sixteen prompts take about 50 kB. How far two such distributions lie apart is their Kullback-Leibler
 divergence, KL(reference || now) = sum p log(p / q) in nats, over those tokens and the rest: never
 more than over the whole vocabulary, since merging tokens cannot make it larger (Cover and Thomas,
 Elements of Information Theory, 2nd ed., 2.5 and 4.4). Both are divided by their sums, so that
@@ -51,12 +51,20 @@ class PromptReference:
     layers: str = field(default="", metadata=OPTIONAL)
 
     def __post_init__(self) -> None:
-        """Refuse what is no distribution."""
+        """Refuse what is no distribution, and a prompt of which nothing is kept."""
+        if not self.at:
+            raise BaselineError(f"prompt {self.prompt[:20]!r} holds no position")
         for position, told in self.at.items():
             if not _TOKEN.fullmatch(position):
                 raise BaselineError(f"position {position[:20]!r} is no whole number")
             distribution(told)
         numbers(self.layers)
+
+    @property
+    def largest_token(self) -> int:
+        """The largest token that is kept at any position."""
+        told = (distribution(text) for text in self.at.values())
+        return max(int(token) for each in told for token in each if token != REST)
 
     @property
     def positions(self) -> tuple[int, ...]:
@@ -143,16 +151,13 @@ def log_softmax(logits: Floats) -> npt.NDArray[np.float64]:
 def divergences(stored: PromptReference, logits: Floats) -> npt.NDArray[np.float64]:
     """Return KL(stored || now), nats, at each of the stored positions.
 
-    ``logits`` of now is (positions, vocabulary), in the order of ``stored.positions``. Infinite
-    where a stored token is beyond the vocabulary.
+    ``logits`` of now is (positions, vocabulary), in the order of ``stored.positions``, and holds
+    every token that is stored.
     """
     found = []
     for position, row in zip(stored.positions, log_softmax(logits), strict=True):
         told = distribution(stored.at[str(position)])
         tokens = [int(token) for token in told if token != REST]
-        if max(tokens, default=0) >= len(row):
-            found.append(math.inf)
-            continue
         now = dict(zip(map(str, tokens), row[tokens].tolist(), strict=True))
         rest = np.delete(row, tokens)
         if REST in told:

@@ -96,3 +96,11 @@ def test_other_tokens_are_incomparable_and_none_stored_are_missing():
     )
     empty = dataclasses.replace(before, prompts={})
     assert judged(empty, after).word == "missing"
+
+
+def test_a_smaller_vocabulary_is_incomparable_and_says_so():
+    before, after = measured(), measured()
+    few = {name: rows[:, :12] for name, rows in after.logits.items()}
+    verdict = judged(before, dataclasses.replace(after, logits=few))
+    assert (verdict.word, verdict.measured) == ("incomparable", None)
+    assert "and the model has 12 tokens: another vocabulary" in verdict.reason

@@ -65,9 +65,15 @@ def test_an_offset_of_all_logits_is_nothing():
     assert kl(logits, logits + 100)[0] < 1e-10
 
 
-def test_a_smaller_vocabulary_is_infinitely_far():
-    logits = np.linspace(-3, 3, 20, dtype=np.float32)[None]
-    assert divergences(stored(logits), logits[:, :10])[0] == math.inf
+def test_the_largest_token_that_is_kept_tells_the_vocabulary():
+    logits = np.zeros((2, 20), dtype=np.float32)
+    logits[1, 17] = 5
+    assert stored(logits).largest_token == 17
+
+
+def test_a_prompt_of_which_nothing_is_kept_is_refused():
+    with pytest.raises(BaselineError, match="prompt 'abc' holds no position"):
+        PromptReference("abc", {})
 
 
 @pytest.mark.parametrize(
