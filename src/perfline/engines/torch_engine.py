@@ -53,7 +53,7 @@ class TorchEngine:
         self.device = model.device
         self._torch_device = model.device.torch
         self.module: Any = model.module
-        self.head: nn.Module | None = self.module.get_output_embeddings()
+        self.head: nn.Module | None = cast("Any", model.module).get_output_embeddings()
         self._letters = torch.tensor(model.letters or (0, 1, 2, 3), device=self._torch_device)
         self._letter_of: dict[int, str] = {}
         self._start = self._forgotten = dynamo_counts()

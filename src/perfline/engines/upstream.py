@@ -267,7 +267,7 @@ def cache_shapes(module: Any, ids: torch.Tensor) -> list[tuple[int, int, int]]:
     plain = (DynamicLayer, getattr(cache_utils, "DynamicSlidingWindowLayer", DynamicLayer))
     shapes = []
     for number, layer in enumerate(cache.layers):
-        kept = [getattr(layer, part, None) for part in ("keys", "values")]
+        kept: list[Any] = [getattr(layer, part, None) for part in ("keys", "values")]
         if type(layer) not in plain or any(getattr(each, "ndim", 0) != 4 for each in kept):
             raise NoSharedPrefixes(
                 f"layer {number} of {type(module).__name__} keeps a {type(layer).__name__}, not "
@@ -282,7 +282,7 @@ def windows(config: Any, layers: int) -> list[Window]:
 
     NoSharedPrefixes for a kind that is neither full, nor a sliding window, nor chunks.
     """
-    reaches = {
+    reaches: dict[str, Any] = {
         "full_attention": 0,
         "sliding_attention": getattr(config, "sliding_window", None),
         "chunked_attention": getattr(config, "attention_chunk_size", None),
@@ -294,7 +294,7 @@ def windows(config: Any, layers: int) -> list[Window]:
     for kind in kinds:
         if reaches.get(kind) is None:
             raise NoSharedPrefixes(f"layers of '{kind}' are not known")
-    return [FULL if not reaches[kind] else (kind, reaches[kind]) for kind in kinds[:layers]]
+    return [(kind, int(reaches[kind])) if reaches[kind] else FULL for kind in kinds[:layers]]
 
 
 def split_arguments(replica: Replica) -> dict[str, Any]:
