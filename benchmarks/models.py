@@ -229,11 +229,15 @@ def table(found: dict[str, dict[str, str]], engines: Sequence[str]) -> str:
     lines = [
         "# Models",
         "",
-        f"Made by `python benchmarks/models.py docs/models.md{_shown(engines)}` with {versions} on "
-        f"a CPU ({platform.machine()}), fp32: a tiny random checkpoint of each kind, by each way, "
-        "against the model's own forward. Right: letters within 1e-4 of the largest logit, and the "
-        "same answers. A kind that shares no prefixes is run by itself, question by question, with "
-        "a notice.",
+        f"Made with {versions} on a CPU ({platform.machine()}), fp32, by",
+        "",
+        "```console",
+        f"$ python benchmarks/models.py docs/models.md{_shown(engines)}",
+        "```",
+        "",
+        "A tiny random checkpoint of each kind runs by each way, against the model's own forward. "
+        "Right: letters within 1e-4 of the largest logit, and the same answers. A kind that shares "
+        "no prefixes is run by itself, question by question, with a notice.",
         "",
         f"Of {len(found)} kinds are right: "
         + ", ".join(f"{right[way]} by {way}" for way in ways)

@@ -195,7 +195,10 @@ class TorchEngine:
         other = {*(getattr(config, "layer_types", None) or ())} - {"full_attention", *_WINDOWS}
         if self._layer_weights is None or not heads or other or hasattr(config, "kv_lora_rank"):
             return None
-        width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
+        try:
+            width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
+        except Exception:  # transformers' own class of error for a size that differs by layer
+            return None
         pairs = tokens * (tokens + 1) / 2 + tokens * prefix
         return float(2 * tokens * self._layer_weights + 4 * width * pairs * len(self.layers))
 

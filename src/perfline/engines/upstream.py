@@ -14,7 +14,7 @@ a decoder stack takes a 4D mask as it is               4.57-5.24               t
 ``AttentionInterface`` (``attention``)                 4.57-5.24               the plain path
 ``config._attn_implementation``                        4.57-5.24               an error
 ``_supports_sdpa`` of a model's class                  4.57-5.24               ``sdpa`` is asked
-``base_model``, ``get_output_embeddings``              4.57-5.24               an error
+``get_output_embeddings``                              4.57-5.24               an error
 layers in an ``nn.ModuleList``; ``get_decoder``        4.57-5.24               an error
 ``cache_utils.DynamicCache(config)``, its ``layers``   4.57-5.24               the plain path
 ``distributed.DistributedConfig(tp_size)``             from 5.1                ``tp_plan="auto"``
@@ -58,7 +58,6 @@ if TYPE_CHECKING:
 
 # As ``pkgutil.resolve_name`` takes them: what every forward needs, and what shared prefixes need.
 NEEDED = (
-    "transformers:PreTrainedModel.base_model",
     "transformers:PreTrainedModel.get_output_embeddings",
     "torch._dynamo.utils:counters",
     "torch._dynamo.config:fail_on_recompile_limit_hit",
