@@ -146,11 +146,8 @@ class FullPrecision:
             rows = seen.popleft().float().cpu().numpy()
             found.update(zip(answers.ids, rows, strict=True))
 
-        hook = engine.head.register_forward_hook(lambda _, __, logits: seen.append(logits))
-        try:
-            runner.run(prompts, plan, on_batch=landed)
-        finally:
-            hook.remove()
+        runner.forward.watch = seen.append
+        runner.run(prompts, plan, on_batch=landed)
         return np.stack([found[prompt.id] for prompt in prompts])
 
     def _attending(self, other: bool) -> Any:

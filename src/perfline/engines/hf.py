@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import math
+import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -22,13 +23,13 @@ import transformers
 from torch import nn
 
 from perfline.cases import data
-from perfline.cases.case import Case
+from perfline.cases.case import ROUNDING_FRACTION, Case
 from perfline.distributed.replica import Replica
 from perfline.engines import tensor_parallel, upstream
 from perfline.engines.device import Device
 from perfline.engines.engine import EngineName
-from perfline.engines.torch_engine import TorchEngine, out_of_memory
-from perfline.errors import CaseError, EngineError, PerflineError
+from perfline.engines.torch_engine import TorchEngine, apart, out_of_memory, proof_ids
+from perfline.errors import CaseError, EngineError, NoSharedPrefixes, PerflineError
 from perfline.tasks import mmlu
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -44,6 +45,8 @@ class Model:
         load_s: seconds from disk (or random initialisation) to the device.
         load_peak_gib: peak device memory of the load; None where the device does not count it.
         replica: the ranks that hold the model between them; None where this process holds it.
+        cache_shapes: ``upstream.cache_shapes``.
+        unshared: why there are none, and no prefixes are shared; empty where there are.
     """
 
     case: Case
@@ -56,9 +59,16 @@ class Model:
     load_s: float
     load_peak_gib: float | None
     replica: Replica | None = None
+    cache_shapes: list[tuple[int, int, int]] = field(default_factory=list)
+    unshared: str = ""
     _engines: dict[EngineName, TorchEngine] = field(default_factory=dict)
     _active: EngineName = "eager"
     _settings: ExitStack = field(default_factory=ExitStack)
+
+    @property
+    def attention(self) -> str:
+        """The attention that runs: the case's, or what the model's class has in its place."""
+        return upstream.attention_of(cast("Any", self.module).config.get_text_config())
 
     @property
     def encode(self) -> mmlu.Encode:
@@ -116,13 +126,12 @@ def vocabulary(case: Case, device: Device, weights: Path | None) -> Vocabulary:
         if weights is None:
             config, tokenizer = _config(case), None
         else:
-            auto: Any = transformers.AutoConfig
-            config = auto.from_pretrained(weights, trust_remote_code=False, local_files_only=True)
+            config = _config_of(weights)
             tokenizer = _tokenizer(weights)
     text = config.get_text_config()
     return Vocabulary(
         encode=mmlu.hf_encode(tokenizer, case.model.bos),
-        positions=int(text.max_position_embeddings),
+        positions=_positions(text),
         vocabulary=int(text.vocab_size),
     )
 
@@ -184,13 +193,13 @@ def _load(case: Case, device: Device, weights: Path | None, replica: Replica | N
         module=module,
         tokenizer=tokenizer,
         letters=letters,
-        positions=int(config.max_position_embeddings),
+        positions=_positions(config),
         vocabulary=int(config.vocab_size),
         load_s=load_s,
         load_peak_gib=device.peak_memory_gib(),
         replica=replica,
     )
-    _check_head(model)
+    _prove(model)
     model._settings.enter_context(upstream.fail_at_the_recompile_limit())
     return model
 
@@ -198,10 +207,11 @@ def _load(case: Case, device: Device, weights: Path | None, replica: Replica | N
 def _checkpoint(case: Case, weights: Path, split: dict[str, Any]) -> Any:
     """The checkpoint's model, every tensor of it from the file: nothing is initialised instead."""
     auto: Any = transformers.AutoModelForCausalLM
+    attention = _attention(case, _config_of(weights))
     module, found = auto.from_pretrained(
         weights,
         dtype=DTYPES[case.model.precision],
-        attn_implementation=case.model.attention,
+        attn_implementation=attention,
         use_safetensors=True,
         trust_remote_code=False,
         local_files_only=True,
@@ -220,10 +230,10 @@ def _checkpoint(case: Case, weights: Path, split: dict[str, Any]) -> Any:
             )
     _check_left_out(weights, module, sorted(map(str, found["unexpected_keys"])))
     used = upstream.attention_of(module.config)
-    if used != case.model.attention:
+    if used != attention:
         raise EngineError(
             f"{weights / 'config.json'}: sets the attention to '{used}', the case asks for "
-            f"'{case.model.attention}'; remove attn_implementation from it"
+            f"'{attention}'; remove attn_implementation from it"
         )
     return module
 
@@ -299,6 +309,23 @@ def _tokenizer(weights: Path) -> Any:
     )
 
 
+def _config_of(weights: Path) -> Any:
+    auto: Any = transformers.AutoConfig
+    return auto.from_pretrained(weights, trust_remote_code=False, local_files_only=True)
+
+
+def _attention(case: Case, config: Any) -> str:
+    """The attention that the case asks for, or what the model's class has in its place."""
+    attention = upstream.best_attention(config, case.model.attention)
+    if attention != case.model.attention:
+        warnings.warn(
+            f"transformers has no {case.model.attention} for {config.model_type}: its "
+            f"{attention} attention runs",
+            stacklevel=2,
+        )
+    return attention
+
+
 def _config(case: Case) -> Any:
     if case.model.config is None:
         raise CaseError(
@@ -312,15 +339,17 @@ def _random_model(case: Case, device: Device, split: dict[str, Any]) -> Any:
     """Build on the device, in the target dtype: 8e9 parameters never pass through host fp32."""
     config = _config(case)
     auto: Any = transformers.AutoModelForCausalLM
-    made = {
+    made: dict[str, Any] = {
         "dtype": DTYPES[case.model.precision],
-        "attn_implementation": case.model.attention,
+        "attn_implementation": _attention(case, config),
         "trust_remote_code": False,
     }
     if split:
         with torch.device("meta"):
             kind: Any = type(auto.from_config(config, **made))
-        module = tensor_parallel.empty(kind, config, made["dtype"], case.model.attention, split)
+        module = tensor_parallel.empty(
+            kind, config, made["dtype"], made["attn_implementation"], split
+        )
     else:
         with torch.device(device.torch):
             module = auto.from_config(config, **made)
@@ -348,15 +377,31 @@ def _loading(what: str, device: Device | None = None) -> Iterator[None]:
         raise EngineError(f"{what} failed: {first}") from error
 
 
-def _check_head(model: Model) -> None:
-    """Refuse a model whose logits are more than its head times the last hidden state.
+def _positions(config: Any) -> int:
+    """The longest prompt that a model takes; no limit where it learns no positions."""
+    for key in ("max_position_embeddings", "max_seq_len", "n_positions"):
+        if isinstance(longest := getattr(config, key, None), int):
+            return longest
+    return sys.maxsize
 
-    Gemma caps them, Cohere and Granite scale them: their letter logits would not be the model's.
-    """
-    config = cast("Any", model.module).config.get_text_config()
-    for key in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
-        if getattr(config, key, None) not in (None, 1, 1.0):
-            raise EngineError(
-                f"case '{model.case.id}': the model's config sets {key}, so its logits are more "
-                "than a matrix product of the last hidden state; perfline does not run it yet"
-            )
+
+def _prove(model: Model) -> None:
+    """Refuse a model that this engine does not run as its own forward does; see what it caches."""
+    engine, allowed = model.engine("eager"), ROUNDING_FRACTION[model.case.model.precision]
+    with engine.running("a forward of a few tokens at the load"):
+        for ids in proof_ids(model.vocabulary):
+            batch = torch.from_numpy(ids)[None].to(model.device.torch)
+            own = engine.untouched(batch)
+            found = [engine.forward(batch, head)[0, -1] for head in ("all", "last")]
+            off = apart(torch.stack(found), own)
+            if off > allowed:
+                raise EngineError(
+                    f"case '{model.case.id}': logits of {type(model.module).__name__} are off by "
+                    f"{off:.2g} of the largest from those of its own forward (allowed "
+                    f"{allowed:g}); run it by an engine of your own"
+                )
+        try:
+            upstream.check_prefixes()
+            model.cache_shapes = upstream.cache_shapes(model.module, batch)
+        except NoSharedPrefixes as why:  # said where they are asked for
+            model.unshared = str(why)

@@ -13,7 +13,9 @@ cost more than they save: ``grouped_sdpa`` makes none.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import inspect
+import itertools
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,21 +25,30 @@ import torch
 from torch.nn import functional
 from transformers import AttentionInterface
 
-from perfline.engines.torch_engine import TorchEngine
+from perfline.cases.case import ROUNDING_FRACTION, Precision
+from perfline.engines.torch_engine import PROOF_PREFIX, TorchEngine, apart, proof_ids
 from perfline.engines.upstream import (
+    FULL,
     MASKED_ATTENTIONS,
     OneLayerCache,
     PrefixCache,
     PrefixLayer,
+    Window,
     attending,
     attention_of,
     cache_argument,
     compile_errors,
     is_full,
+    windows,
 )
 from perfline.errors import NoSharedPrefixes, PerflineError
 
 GROUPED = "perfline_grouped_sdpa"
+_PRECISIONS: dict[torch.dtype, Precision] = {
+    torch.float32: "fp32",
+    torch.float16: "fp16",
+    torch.bfloat16: "bf16",
+}
 
 
 def grouped_sdpa(
@@ -85,6 +96,7 @@ class PrefixForward:
     Attributes:
         empty: the prefix of no tokens.
         least_rows: 2 where the engine is compiled: it runs a lone row twice over.
+        watch: takes the logits of every ``answer``, (rows, vocabulary); None for nobody.
         bytes_per_token: of the keys and values that one row's attention reads, one layer at a time.
     """
 
@@ -97,26 +109,39 @@ class PrefixForward:
                 f"they need an attention that takes a mask; model.attention is "
                 f"'{self._attention}', expected {' or '.join(MASKED_ATTENTIONS)}"
             )
-        self._cache_of_stack = cache_argument(engine.stack)
-        self._cache_of_layer = cache_argument(engine.layers[0])
+        shapes = engine.cache_shapes()
+        if len(shapes) != len(engine.layers):
+            raise NoSharedPrefixes(
+                f"{type(engine.module).__name__} has {len(engine.layers)} layers, and keeps keys "
+                f"and values of {len(shapes)}"
+            )
+        self._cache_of_model = cache_argument(engine.module)
+        self._cache_of_layer = cache_argument(engine.layers[0]) if engine.compiled_forwards else ""
         self._engine = engine
+        self.watch: Callable[[torch.Tensor], None] | None = None
         self.least_rows = 2 if engine.compiled_forwards else 1
         self._overlap = engine.device.runs_behind
-        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        heads = config.num_attention_heads // engine.ranks
-        kv_heads = getattr(config, "num_key_value_heads", None)
-        kv_heads = heads if kv_heads is None else kv_heads // engine.ranks
+        heads = getattr(config, "num_attention_heads", shapes[0][0]) // engine.ranks
         weight = next(engine.layers.parameters())
         self._dtype, self._device = weight.dtype, weight.device
-        self._fixed = {heads, kv_heads, size, config.hidden_size, len(engine.layers)}
+        self._fixed = {heads, config.hidden_size, len(engine.layers), *itertools.chain(*shapes)}
         if self._attention == "sdpa" and engine.device.kind == "cpu":
             self._attention = GROUPED
-        repeated = kv_heads != heads and self._attention != GROUPED
-        copies = kv_heads + heads if repeated else kv_heads
-        self.bytes_per_token = 2 * copies * size * self._dtype.itemsize
+        repeated = shapes[0][0] != heads and self._attention != GROUPED
+        self.bytes_per_token = self._dtype.itemsize * max(
+            (kv_heads + heads * repeated) * (key + value) for kv_heads, key, value in shapes
+        )
+        self._windows = windows(config, len(engine.layers))
+        made: dict[tuple[int, int], torch.Tensor] = {}
+
+        def zeros(kv_heads: int, size: int) -> torch.Tensor:
+            shape = (1, kv_heads, _FRONT, size)
+            if (kv_heads, size) not in made:
+                made[kv_heads, size] = torch.zeros(shape, dtype=self._dtype, device=self._device)
+            return made[kv_heads, size]
+
         with torch.inference_mode():  # as all prefixes are: torch.compile tells them apart
-            zeros = torch.zeros((1, kv_heads, _FRONT, size), dtype=self._dtype, device=self._device)
-        self.empty: KeysValues = [(zeros, zeros)] * len(engine.layers)
+            self.empty: KeysValues = [(zeros(n, key), zeros(n, value)) for n, key, value in shapes]
 
     def compile(self) -> None:
         """Run the graph, and every form of forward, once.
@@ -143,11 +168,11 @@ class PrefixForward:
         NoSharedPrefixes.
         """
         with self._engine.running(_what(above, ids)):
-            cache, _ = self._run(above, ids, keep=True)
+            cache, _ = self._run(above, ids, (slice(1), slice(1)), keep=True)  # no logits needed
             owns = [layer.own for layer in cache.layers]
             if any(own is None for own in owns):
                 raise NoSharedPrefixes(
-                    f"{type(self._engine.stack).__name__} keeps no keys and values in some layers"
+                    f"{type(self._engine.module).__name__} keeps no keys and values in some layers"
                 )
             return [
                 [
@@ -165,16 +190,43 @@ class PrefixForward:
         all that is read. Raises DeviceMemory, EngineError.
         """
         with self._engine.running(_what(above, ids)):
-            _, hidden = self._run(above, ids, keep=False)
-            rows = torch.arange(len(lengths), device=self._device)
-            logits = self._engine.head(hidden[rows, self._to_device(lengths - 1)])
+            logits = self._logits(above, ids, lengths)
             return self._engine.read_rows(logits).to("cpu", non_blocking=self._overlap)
 
-    def _run(self, above: KeysValues, ids: Ints, keep: bool) -> tuple[PrefixCache, torch.Tensor]:
-        """Run the stack on ``ids`` (rows, width) after ``above``; the last hidden states.
+    def prove(self) -> None:
+        """NoSharedPrefixes where logits after a prefix are not those of the model's own forward."""
+        rows = proof_ids(self._engine.config.vocab_size)
+        (above,) = self.extend(self.empty, rows[0][None, :PROOF_PREFIX], np.array([PROOF_PREFIX]))
+        lengths = np.array([len(row) - PROOF_PREFIX for row in rows])
+        ids = np.zeros((len(rows), int(lengths.max())), dtype=np.int64)
+        for i, row in enumerate(rows):
+            ids[i, : lengths[i]] = row[PROOF_PREFIX:]
+        with self._engine.running(_what(above, ids)):
+            logits = self._logits(above, ids, lengths)
+        own = [self._engine.untouched(self._to_device(row[None])) for row in rows]
+        off = apart(logits, torch.stack(own))
+        if off > (allowed := ROUNDING_FRACTION[_PRECISIONS[self._dtype]]):
+            raise NoSharedPrefixes(
+                f"logits of {type(self._engine.module).__name__} after a prefix are off by "
+                f"{off:.2g} of the largest from those of its own forward (allowed {allowed:g})"
+            )
 
-        A compiled stack runs a lone row twice over, and so gives two rows back. NoSharedPrefixes
-        where the model's own code does not take such a cache.
+    def _logits(self, above: KeysValues, ids: Ints, lengths: Ints) -> torch.Tensor:
+        """Logits at each row's last token, (rows, vocabulary)."""
+        rows = torch.arange(len(lengths), device=self._device)[:, None]
+        at = (rows, self._to_device(lengths - 1)[:, None])
+        _, logits = self._run(above, ids, at, keep=False)
+        if self.watch is not None:
+            self.watch(logits[:, 0])
+        return logits[:, 0]
+
+    def _run(
+        self, above: KeysValues, ids: Ints, at: Any, keep: bool
+    ) -> tuple[PrefixCache, torch.Tensor]:
+        """Run the model on ``ids`` (rows, width) after ``above``; its logits ``at`` a place.
+
+        A compiled stack runs a lone row twice over. NoSharedPrefixes where the model's own code
+        does not take such a cache.
         """
         if len(ids) < self.least_rows:
             ids = np.repeat(ids, self.least_rows, axis=0)
@@ -183,15 +235,16 @@ class PrefixForward:
         zeros = 2 + -(2 + before + width) % _ALIGN
         skip = _FRONT - zeros
         cache = PrefixCache([PrefixLayer(k[:, :, skip:], v[:, :, skip:]) for k, v in above], keep)
-        with attending(self._config, self._attention), self._layers_see(cache):
+        masks = {each: self._mask(zeros, before, width, each) for each in {*self._windows, FULL}}
+        with attending(self._config, self._attention), self._layers_see(cache, masks):
             arguments = {
                 "input_ids": self._to_device(ids),
-                "attention_mask": self._mask(zeros, before, width),
+                "attention_mask": masks[FULL],
                 "position_ids": torch.arange(before, before + width, device=self._device)[None],
-                self._cache_of_stack: cache,
+                self._cache_of_model: cache,
             }
             try:
-                hidden: torch.Tensor = self._engine.stack(**arguments, use_cache=True)[0]
+                logits = self._engine.logits(at, **arguments, use_cache=True)
             except Exception as why:
                 known: tuple[type[Exception], ...] = (PerflineError, *compile_errors())
                 rank = self._engine.ranks > 1 and isinstance(why, RuntimeError)  # one lost, say
@@ -199,31 +252,37 @@ class PrefixForward:
                     raise
                 first = (str(why) or "no message").splitlines()[0]
                 raise NoSharedPrefixes(
-                    f"{type(self._engine.stack).__name__} does not run after a prefix: "
+                    f"{type(self._engine.module).__name__} does not run after a prefix: "
                     f"{type(why).__name__}: {first}"
                 ) from why
-        return cache, hidden
+        return cache, logits
 
     @contextmanager
-    def _layers_see(self, cache: PrefixCache) -> Iterator[None]:
-        """Hand each compiled layer its own part of the cache, outside of what is compiled.
+    def _layers_see(
+        self, cache: PrefixCache, masks: Mapping[Window, torch.Tensor]
+    ) -> Iterator[None]:
+        """Hand each layer its own mask, and a compiled one its own part of the cache.
 
-        A layer would look itself up by its number, and be compiled once for every number.
+        Outside of what is compiled: a layer would look itself up by its number, and be compiled
+        once for every number. Where no layer has a window, the stack's mask is that of all.
         """
         hooks = []
-        for layer, part in zip(self._engine.layers, cache.layers, strict=True):
+        parts = zip(self._engine.layers, cache.layers, self._windows, strict=True)
+        for layer, part, window in parts:
+            own: dict[str, Any] = {} if len(masks) == 1 else {"attention_mask": masks[window]}
             if layer in self._engine.compiled_forwards:
-                see = _see(self._cache_of_layer, OneLayerCache(part))
-                hooks.append(layer.register_forward_pre_hook(see, with_kwargs=True))
+                own[self._cache_of_layer] = OneLayerCache(part)
                 if not cache.keep:
                     hooks.append(layer.register_forward_hook(_drop(part)))
+            if own:
+                hooks.append(layer.register_forward_pre_hook(_see(own, layer), with_kwargs=True))
         try:
             yield
         finally:
             for hook in hooks:
                 hook.remove()
 
-    def _mask(self, zeros: int, before: int, width: int) -> torch.Tensor:
+    def _mask(self, zeros: int, before: int, width: int, window: Window) -> torch.Tensor:
         """What each query may see, to be added: (1, 1, width, zeros + before + width).
 
         ``is_causal`` would align queries with the first keys, not the last.
@@ -231,6 +290,11 @@ class PrefixForward:
         key = torch.arange(zeros + before + width, device=self._device)
         query = torch.arange(width, device=self._device)[:, None] + zeros + before
         hidden = (key < zeros) | (key > query)
+        kind, reach = window
+        if kind == "sliding_attention":
+            hidden |= key <= query - reach
+        elif kind == "chunked_attention":
+            hidden |= (key - zeros) // reach != (query - zeros) // reach
         mask = torch.zeros(hidden.shape, dtype=self._dtype, device=self._device)
         return mask.masked_fill_(hidden, torch.finfo(self._dtype).min)[None, None]
 
@@ -255,10 +319,16 @@ def _what(above: KeysValues, ids: Ints) -> str:
 
 
 def _see(
-    name: str, cache: OneLayerCache
+    own: Mapping[str, Any], layer: torch.nn.Module
 ) -> Callable[[Any, Any, dict[str, Any]], tuple[Any, dict[str, Any]]]:
+    """A hook that gives a layer its own arguments, by place where it is given them by place."""
+    names = list(inspect.signature(type(layer).forward).parameters)[1:]
+
     def hook(_: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        return args, {**kwargs, name: cache}
+        by_place = names[: len(args)]
+        placed = tuple(own.get(name, each) for name, each in zip(by_place, args, strict=True))
+        named = {name: value for name, value in own.items() if name not in by_place}
+        return placed, {**kwargs, **named}
 
     return hook
 

@@ -24,7 +24,7 @@ from perfline.engines.engine import Clock, Progress
 from perfline.engines.prefix_forward import Ints, KeysValues, PrefixForward
 from perfline.engines.prefix_plan import Batch, Limits, Plan
 from perfline.engines.torch_engine import TorchEngine
-from perfline.errors import DeviceMemory, EngineError, NoSharedPrefixes
+from perfline.errors import DeviceMemory, EngineError
 from perfline.tasks.answers import Answers
 from perfline.tasks.mmlu import Prompt
 
@@ -157,7 +157,7 @@ class _Pass:
                 ids, lengths = self._padded(rows, start, ends, max(ends) - start)
                 made = self.runner.forward.extend(above, ids, lengths)
                 self.held.update(zip(group, made, strict=True))
-                self._count(ids, lengths, start, head_rows=0)
+                self._count(ids, lengths, start, head_rows=1)
             above = self.held[number]
         return above
 
@@ -210,11 +210,11 @@ class _Pass:
         self.gathered.computed += computed
         self.gathered.padded += rows * width - computed
         engine, so_far = self.runner.engine, self.gathered.flops
-        layers = engine.layer_flops(width, before)
+        layers, head = engine.layer_flops(width, before), engine.head_flops(head_rows)
         self.gathered.flops = (
             None
-            if layers is None or so_far is None
-            else so_far + rows * layers + engine.head_flops(head_rows)
+            if layers is None or head is None or so_far is None
+            else so_far + rows * layers + head
         )
 
 
@@ -245,11 +245,7 @@ class SharedPrefixRunner:
         self._say = say
 
     def plan(self, prompts: Sequence[Prompt]) -> Plan:
-        """Plan ``prompts`` within the runner's limits.
-
-        NoSharedPrefixes where the model's attention does not reach back over the longest of them.
-        """
-        self._check_reach(max((len(prompt.ids) for prompt in prompts), default=0))
+        """Plan ``prompts`` within the runner's limits."""
         return prefix_plan.plan(prompts, replace(self.limits, least_rows=self.least_rows))
 
     def warm_up(self, plan: Plan) -> None:
@@ -275,6 +271,7 @@ class SharedPrefixRunner:
         forward = self.forward
         if self.engine.compiled_forwards:
             forward.compile()
+        forward.prove()
         if rows:
             above = forward.empty
             later = () if self.engine.ranks > 1 else (DeviceMemory,)
@@ -352,15 +349,6 @@ class SharedPrefixRunner:
             f"on with at most {self.limits.forward_tokens} tokens and "
             f"{self.limits.kv_bytes / GIB:.2g} GiB of keys and values a forward"
         )
-
-    def _check_reach(self, longest: int) -> None:
-        config = self.engine.config
-        for key in ("sliding_window", "attention_chunk_size"):
-            reach = getattr(config, key, None)
-            if reach is not None and reach < longest and getattr(config, "use_sliding_window", 1):
-                raise NoSharedPrefixes(
-                    f"the model's {key} is {reach}, below the longest prompt of {longest} tokens"
-                )
 
 
 def default_limits(device: Device, kv_bytes_per_token: int) -> Limits:

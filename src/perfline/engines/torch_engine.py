@@ -1,8 +1,8 @@
 """How does a loaded model run, as it is or compiled?
 
-The decoder stack and the head are called separately (``model.base_model(...)``, then the output
-embedding): that is the same from transformers 4.57 to 5.x, and the head can be applied to all
-positions, as published, or to the last one.
+The model's own ``forward`` runs, so that scales, caps, biases and a quantizer's hooks come as they
+are. The head is applied to all positions, as published, or only the needed ones reach the output
+embedding (``logits``).
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from contextlib import contextmanager, suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import transformers
 from torch import nn
@@ -22,7 +24,7 @@ from perfline.engines.fingerprint import of_forward
 from perfline.engines.upstream import (
     cache_argument,
     compile_errors,
-    decoder_layers,
+    decoder,
     dynamo_counts,
     inductor_cache,
     is_full,
@@ -36,6 +38,11 @@ if TYPE_CHECKING:
     from perfline.engines.hf import Model
 
 
+PROOF_PREFIX = 5  # tokens that all of ``proof_ids`` begin with
+LAST = (slice(None), slice(-1, None))  # for ``logits``: every row's last position
+_WINDOWS = ("sliding_attention", "chunked_attention")
+
+
 class TorchEngine:
     """``engine.MeasuredEngine`` over one torch model, eager or compiled by inductor."""
 
@@ -45,13 +52,12 @@ class TorchEngine:
         self._model = model
         self.device = model.device
         self._torch_device = model.device.torch
-        module = cast("Any", model.module)
-        self.stack: nn.Module = module.base_model
-        self.head: nn.Module = module.get_output_embeddings()
+        self.module: Any = model.module
+        self.head: nn.Module | None = cast("Any", model.module).get_output_embeddings()
         self._letters = torch.tensor(model.letters or (0, 1, 2, 3), device=self._torch_device)
         self._letter_of: dict[int, str] = {}
         self._start = self._forgotten = dynamo_counts()
-        self.layers = decoder_layers(self.stack)
+        self.stack, self.layers = decoder(model.module)
         spec = model.case.engine
         self.compiled_forwards: dict[nn.Module, Any] = {}
         if name == "inductor":
@@ -82,8 +88,40 @@ class TorchEngine:
     def forward(self, batch: torch.Tensor, head: Head) -> torch.Tensor:
         """Logits of shape (1, tokens, vocabulary), or (1, 1, vocabulary) for ``head="last"``."""
         with self.running(f"a forward of {batch.shape[1]} tokens"):
-            hidden = self.stack(input_ids=batch, **self._cache_arguments())[0]
-            return cast("torch.Tensor", self.head(hidden if head == "all" else hidden[:, -1:]))
+            at = None if head == "all" else LAST
+            return self.logits(at, input_ids=batch, **self._cache_arguments())
+
+    def logits(self, at: Any, **arguments: Any) -> torch.Tensor:
+        """The logits that the model's own forward gives for ``arguments``, within ``running``.
+
+        ``at`` indexes rows and positions of hidden states (rows, tokens, size), such as ``LAST``:
+        these alone reach the output embedding. None: all of them.
+        """
+        if at is None or self.head is None:
+            logits: torch.Tensor = self.module(**arguments)[0]
+            return logits if at is None else logits[at]
+        reached = []
+
+        def gather(_: Any, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
+            if not given or given[0].ndim != 3:
+                return None
+            reached.append(True)
+            return (given[0][at], *given[1:])
+
+        hook = self.head.register_forward_pre_hook(gather)
+        try:
+            logits = self.module(**arguments)[0]
+        finally:
+            hook.remove()
+        return logits if reached else logits[at]
+
+    def untouched(self, batch: torch.Tensor) -> torch.Tensor:
+        """Logits (vocabulary) after the last token as the model's own forward gives them, eager.
+
+        No hook of ours, nothing compiled: what the other ways are held against.
+        """
+        with self._model.engine("eager").running("the model's own forward"):
+            return cast("torch.Tensor", self.module(input_ids=batch)[0][0, -1])
 
     def synchronize(self) -> None:
         """Wait for the device."""
@@ -140,7 +178,8 @@ class TorchEngine:
     def flops(self, tokens: int, head: Head) -> float | None:
         """FLOPs of the layers for a prompt of ``tokens``, and of the head where it is applied."""
         layers = self.layer_flops(tokens)
-        return None if layers is None else layers + self.head_flops(tokens if head == "all" else 1)
+        more = self.head_flops(tokens if head == "all" else 1)
+        return None if layers is None or more is None else layers + more
 
     def layer_flops(self, tokens: int, prefix: int = 0) -> float | None:
         """2 x weights a token for every matmul, and 4 x width for every (query, key) pair.
@@ -150,17 +189,29 @@ class TorchEngine:
         table 1, with the triangle instead of the square). None for a model with matmuls outside
         ``nn.Linear`` (a mixture of experts, say).
         """
-        if self._layer_weights is None:
-            return None
         config = self.config
-        heads = config.num_attention_heads
-        width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
+        heads = getattr(config, "num_attention_heads", None)
+        # Of linear attention, a state or latent keys it is another number.
+        other = {*(getattr(config, "layer_types", None) or ())} - {"full_attention", *_WINDOWS}
+        if self._layer_weights is None or not heads or other or hasattr(config, "kv_lora_rank"):
+            return None
+        try:
+            width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
+        except Exception:  # transformers' own class of error for a size that differs by layer
+            return None
         pairs = tokens * (tokens + 1) / 2 + tokens * prefix
         return float(2 * tokens * self._layer_weights + 4 * width * pairs * len(self.layers))
 
-    def head_flops(self, positions: int) -> float:
-        """FLOPs of the head at that many positions."""
-        return float(2 * positions * cast("torch.Tensor", self.head.weight).numel())
+    def head_flops(self, positions: int) -> float | None:
+        """FLOPs of the head at that many positions; None where it is no matrix that we know."""
+        weight = getattr(self.head, "weight", None)
+        return None if weight is None else float(2 * positions * weight.numel())
+
+    def cache_shapes(self) -> list[tuple[int, int, int]]:
+        """What every layer caches (``upstream.cache_shapes``); NoSharedPrefixes."""
+        if self._model.unshared:
+            raise NoSharedPrefixes(self._model.unshared)
+        return self._model.cache_shapes
 
     @cached_property
     def config(self) -> Any:
@@ -205,12 +256,12 @@ class TorchEngine:
         """
         if self.name == "inductor" and self._model.case.engine.scope == "model":
             with suppress(NoSharedPrefixes):
-                return cache_argument(self.stack)
+                return cache_argument(self.module)
         return None
 
     @contextmanager
     def running(self, what: str) -> Iterator[None]:
-        """Where ``stack`` and ``head`` may be called: this engine's forwards, errors in one line.
+        """Where the model may be called: this engine's forwards, errors in one line.
 
         ``what`` is run, such as ``a forward of 9 tokens``. Raises DeviceMemory, EngineError:
         the model's own code may raise anything.
@@ -252,6 +303,25 @@ class TorchEngine:
             f"{type(error).__name__}: {first}; see whether transformers runs "
             "it by itself; if so, tell us, and run it by an engine of your own meanwhile"
         )
+
+
+def proof_ids(vocabulary: int) -> list[npt.NDArray[np.int64]]:
+    """Short prompts of unequal length with a beginning in common, which show how a model is run."""
+    rng = np.random.default_rng(0)
+    ids = rng.integers(vocabulary, size=(3, 24), dtype=np.int64)
+    ids[:, :PROOF_PREFIX] = ids[0, :PROOF_PREFIX]
+    return [row[:length] for row, length in zip(ids, (24, 9, 17), strict=True)]
+
+
+def apart(found: torch.Tensor, own: torch.Tensor) -> float:
+    """How far logits are from the model's ``own``, at most, as a share of the largest of these.
+
+    0 where its own are no numbers: a pass over questions says that better.
+    """
+    if not torch.isfinite(own).all():
+        return 0.0
+    off = (found.float() - own.float()).abs().max() / own.float().abs().max().clamp(min=1e-6)
+    return float("inf") if off.isnan() else float(off)
 
 
 def out_of_memory(device: Device, what: str, error: BaseException) -> DeviceMemory:

@@ -13,8 +13,10 @@ a stack's and a layer's argument for the cache:        to 5.23                 t
 a decoder stack takes a 4D mask as it is               4.57-5.24               the plain path
 ``AttentionInterface`` (``attention``)                 4.57-5.24               the plain path
 ``config._attn_implementation``                        4.57-5.24               an error
-``base_model``, ``get_output_embeddings``              4.57-5.24               an error
-layers in an ``nn.ModuleList`` of the stack            4.57-5.24               an error
+``_supports_sdpa`` of a model's class                  4.57-5.24               ``sdpa`` is asked
+``get_output_embeddings``                              4.57-5.24               an error
+layers in an ``nn.ModuleList``; ``get_decoder``        4.57-5.24               an error
+``cache_utils.DynamicCache(config)``, its ``layers``   4.57-5.24               the plain path
 ``distributed.DistributedConfig(tp_size)``             from 5.1                ``tp_plan="auto"``
 logger ``transformers.modeling_utils``                 4.57-5.24               lines on stderr
 ``torch._dynamo.utils.counters``                       torch 2.9-2.15          an error
@@ -44,6 +46,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import torch
+import transformers
 from torch import nn
 
 from perfline.engines.engine import CompileCounts
@@ -55,7 +58,6 @@ if TYPE_CHECKING:
 
 # As ``pkgutil.resolve_name`` takes them: what every forward needs, and what shared prefixes need.
 NEEDED = (
-    "transformers:PreTrainedModel.base_model",
     "transformers:PreTrainedModel.get_output_embeddings",
     "torch._dynamo.utils:counters",
     "torch._dynamo.config:fail_on_recompile_limit_hit",
@@ -69,7 +71,9 @@ NEEDED_FOR_PREFIXES = (
     "transformers.cache_utils:DynamicLayer.update",
     "transformers.cache_utils:DynamicLayer.get_seq_length",
 )
-CACHE_ARGUMENTS = ("cache", "past_key_values")  # the newest name first
+Window = tuple[str, int]  # how a layer attends, and how far back
+FULL: Window = ("full_attention", 0)
+CACHE_ARGUMENTS = ("cache", "past_key_values", "layer_past")  # the newest name first
 MASKED_ATTENTIONS = ("sdpa", "eager")  # that take an explicit mask
 
 try:
@@ -201,6 +205,14 @@ def attention_of(config: Any) -> str:
     return str(config._attn_implementation)
 
 
+def best_attention(config: Any, asked: str) -> str:
+    """``asked``; ``eager`` for an ``sdpa`` that the model's class does not declare."""
+    kind: Any = transformers.MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    kind = kind[0] if isinstance(kind, tuple) else kind
+    has_sdpa = getattr(kind, "_supports_sdpa", True)
+    return "eager" if asked == "sdpa" and not has_sdpa else asked
+
+
 @contextmanager
 def attending(config: Any, implementation: str) -> Iterator[None]:
     """Let the model of ``config`` use that attention meanwhile; for masks that are given whole."""
@@ -212,14 +224,76 @@ def attending(config: Any, implementation: str) -> Iterator[None]:
         config._attn_implementation = before
 
 
-def decoder_layers(stack: nn.Module) -> nn.ModuleList:
-    """The decoder layers: the longest ``nn.ModuleList`` directly in the stack."""
-    lists = [child for child in stack.children() if isinstance(child, nn.ModuleList)]
-    if not lists:
-        raise EngineError(
-            f"{type(stack).__name__} holds no list of decoder layers; expected a decoder-only LM"
-        )
-    return max(lists, key=len)
+def decoder(module: nn.Module) -> tuple[nn.Module, nn.ModuleList]:
+    """The decoder stack of a causal LM and its layers, wherever they stand.
+
+    The layers are the longest ``nn.ModuleList`` of the language part that stands in no other list;
+    the stack is the module that holds them. EngineError where there is none.
+    """
+    part: Any = module
+    with suppress(AttributeError, NotImplementedError):
+        part = part.get_decoder()  # of several towers, the one of the language
+    for root in (part, module):
+        if isinstance(root, nn.Module) and (found := list(_lists(root))):
+            return max(found, key=lambda pair: len(pair[1]))
+    raise EngineError(
+        f"{type(module).__name__} holds no list of decoder layers; expected a decoder-only LM"
+    )
+
+
+def _lists(root: nn.Module) -> Iterator[tuple[nn.Module, nn.ModuleList]]:
+    for child in root.children():
+        if isinstance(child, nn.ModuleList):
+            yield root, child
+        else:
+            yield from _lists(child)
+
+
+def cache_shapes(module: Any, ids: torch.Tensor) -> list[tuple[int, int, int]]:
+    """(heads, size of a key, size of a value) of every layer that caches, by a forward of ``ids``.
+
+    NoSharedPrefixes where a layer keeps anything but keys and values: a state, a convolution.
+    """
+    name = cache_argument(module)
+    cache = cache_utils.DynamicCache(config=module.config)
+    try:
+        module(input_ids=ids, use_cache=True, **{name: cache})
+    except Exception as why:  # a model's own code may raise anything
+        first = (str(why) or "no message").splitlines()[0]
+        raise NoSharedPrefixes(
+            f"{type(module).__name__} takes no cache: {type(why).__name__}: {first}"
+        ) from why
+    plain = (DynamicLayer, getattr(cache_utils, "DynamicSlidingWindowLayer", DynamicLayer))
+    shapes = []
+    for number, layer in enumerate(cache.layers):
+        kept: list[Any] = [getattr(layer, part, None) for part in ("keys", "values")]
+        if type(layer) not in plain or any(getattr(each, "ndim", 0) != 4 for each in kept):
+            raise NoSharedPrefixes(
+                f"layer {number} of {type(module).__name__} keeps a {type(layer).__name__}, not "
+                "keys and values alone"
+            )
+        shapes.append((kept[0].shape[1], kept[0].shape[3], kept[1].shape[3]))
+    return shapes
+
+
+def windows(config: Any, layers: int) -> list[Window]:
+    """What each layer's attention sees of the tokens before: its kind, and how many of them.
+
+    NoSharedPrefixes for a kind that is neither full, nor a sliding window, nor chunks.
+    """
+    reaches: dict[str, Any] = {
+        "full_attention": 0,
+        "sliding_attention": getattr(config, "sliding_window", None),
+        "chunked_attention": getattr(config, "attention_chunk_size", None),
+    }
+    kinds = getattr(config, "layer_types", None)
+    if kinds is None:
+        sliding = reaches["sliding_attention"] and getattr(config, "use_sliding_window", True)
+        kinds = ["sliding_attention" if sliding else "full_attention"] * layers
+    for kind in kinds:
+        if reaches.get(kind) is None:
+            raise NoSharedPrefixes(f"layers of '{kind}' are not known")
+    return [(kind, int(reaches[kind])) if reaches[kind] else FULL for kind in kinds[:layers]]
 
 
 def split_arguments(replica: Replica) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from perfline.cases.case import ROUNDING_FRACTION as ROUNDING_FRACTION
 from perfline.gates.statistics import detectable_drop_pp, drop_upper, mcnemar_p, zero_flip_bound
 from perfline.gates.verdict import Flip, Verdict, Word, signed
 from perfline.metrics import Metric
@@ -20,11 +21,6 @@ if TYPE_CHECKING:
 
     from perfline.cases.case import GatesSpec, Precision
     from perfline.tasks.answers import Answers
-
-# What two correct engines may differ by in a letter logit, as a share of the largest one: rounding
-# errors of some 30 layers, about 8 units in the last place of fp16 and bf16 (2^-11, 2^-8).
-ROUNDING_FRACTION: dict[Precision, float] = {"fp32": 1e-4, "fp16": 4e-3, "bf16": 3e-2}
-
 
 _BOUND_CONFIDENCE = 0.975  # to call something no worse
 

@@ -162,6 +162,8 @@ def open_case(
         if ours or any(directory.glob("*.safetensors")):
             facts = {"weights": data.weights_digest(directory), **facts}
 
+    if model is not None and model.attention != case.model.attention:
+        facts["attention"] = model.attention
     _check_ids(case, prompts, known.vocabulary)
     if model is not None and replica is not None:
         here = {"case": case.digest(weights), **facts}

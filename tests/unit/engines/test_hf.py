@@ -16,7 +16,7 @@ from perfline.engines import hf
 from perfline.engines.device import current_device
 from perfline.engines.engine import run_pass
 from perfline.engines.shared_prefix import SharedPrefixRunner
-from perfline.engines.upstream import decoder_layers
+from perfline.engines.torch_engine import TorchEngine
 from perfline.errors import CaseError, DeviceMemory, EngineError, NoSharedPrefixes
 from perfline.measure import throughput
 from perfline.tasks.mmlu import Prompt
@@ -38,7 +38,7 @@ def some_prompts(*lengths):
     ]
 
 
-def test_stack_and_head_give_the_model_s_own_logits(model):
+def test_forwards_give_the_model_s_own_logits(model):
     engine = model.engine("eager")
     batch = engine.prepare(some_prompts(40)[0])
     with torch.inference_mode():
@@ -121,7 +121,7 @@ def test_compiled_answers_are_the_eager_ones_and_engines_switch(scope):
     again = run_pass(eager, prompts, "all").answers
     assert (again.letter_logits == before.letter_logits).all()
     assert eager.compile_counts().graphs == 0
-    layers = decoder_layers(loaded.module.base_model)
+    layers = eager.layers
     assert all("forward" not in vars(layer) for layer in layers)  # eager runs the model's own code
     loaded.close()
 
@@ -147,10 +147,56 @@ def test_out_of_memory_says_how_much_and_what_to_lower(model, monkeypatch):
         engine.forward(engine.prepare(some_prompts(9)[0]), "all")
 
 
-def test_logits_that_are_more_than_a_product_are_refused():
-    config = {**CONFIG, "model_type": "cohere", "logit_scale": 0.25}
-    with pytest.raises(EngineError, match=r"config sets logit_scale"):
-        hf.load(case(config=config), current_device(), None)
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_type": "cohere", "logit_scale": 0.25},
+        {"model_type": "gemma2", "final_logit_softcapping": 0.05, "head_dim": 16},
+        {"model_type": "granite", "logits_scaling": 8.0},
+    ],
+    ids=lambda config: config["model_type"],
+)
+@pytest.mark.filterwarnings("ignore:transformers has no sdpa for gemma2")
+def test_logits_that_are_more_than_a_product_are_the_model_s_own(config):
+    loaded = hf.load(case(config={**CONFIG, **config}), current_device(), None)
+    engine, (prompt,) = loaded.engine("eager"), some_prompts(20)
+    own = engine.untouched(engine.prepare(prompt))
+    for head in ("all", "last"):
+        torch.testing.assert_close(engine.forward(engine.prepare(prompt), head)[0, -1], own)
+    runner = SharedPrefixRunner(engine)
+    found = runner.run([prompt], runner.plan([prompt])).answers
+    np.testing.assert_allclose(found.letter_logits[0], own[:4], atol=1e-5)
+    product = engine.head(engine.stack(engine.prepare(prompt))[0])[0, -1]
+    assert not torch.allclose(product, own)
+    loaded.close()
+
+
+def test_a_class_without_sdpa_runs_its_eager_attention_and_says_so():
+    config = {**CONFIG, "model_type": "gemma2", "head_dim": 16}
+    said = "transformers has no sdpa for gemma2: its eager attention runs"
+    with pytest.warns(UserWarning, match=said):
+        loaded = hf.load(case(config=config), current_device(), None)
+    assert loaded.attention == "eager"
+    loaded.close()
+
+
+def test_a_model_that_runs_otherwise_here_is_refused_with_both_numbers(monkeypatch):
+    logits = TorchEngine.logits
+    monkeypatch.setattr(TorchEngine, "logits", lambda *a, **k: logits(*a, **k) * 1.001)
+    said = r"LlamaForCausalLM are off by 0\.001 of the largest .* \(allowed 0\.0001\)"
+    with pytest.raises(EngineError, match=said):
+        hf.load(case(), current_device(), None)
+
+
+@pytest.mark.parametrize("name", ["eager", "inductor"])
+def test_a_damaged_fast_path_gives_way_to_the_plain_one(model, monkeypatch, name):
+    from perfline.engines.prefix_forward import PrefixForward
+
+    mask = PrefixForward._mask
+    monkeypatch.setattr(PrefixForward, "_mask", lambda *a: mask(*a) * 0)
+    runner = SharedPrefixRunner(model.engine(name))
+    with pytest.raises(NoSharedPrefixes, match=r"after a prefix are off by \d.* of the largest"):
+        runner.warm_up(runner.plan(some_prompts(20, 30)))
 
 
 def test_a_checkpoint_that_transformers_cannot_read_is_one_line(tmp_path):

@@ -106,11 +106,44 @@ def test_the_attention_is_the_config_s_and_can_be_changed_meanwhile(module):
     assert upstream.attention_of(config) == "sdpa"
 
 
-def test_layers_stand_in_a_list_and_logits_are_head_times_stack(module):
-    assert len(upstream.decoder_layers(module.base_model)) == 2
+@pytest.mark.parametrize(
+    ("kind", "config", "stack"),
+    [
+        ("llama", SMALL, "model"),
+        ("opt", {**SMALL, "ffn_dim": 24, "word_embed_proj_dim": 16}, "model.decoder"),
+        ("gpt2", {"n_embd": 16, "n_layer": 2, "n_head": 2, "vocab_size": 32}, "transformer"),
+    ],
+)
+def test_layers_are_found_wherever_they_stand(kind, config, stack):
+    config = transformers.AutoConfig.for_model(kind, **config)
+    made = transformers.AutoModelForCausalLM.from_config(config)
+    held, layers = upstream.decoder(made)
+    assert held is made.get_submodule(stack)
+    assert (len(layers), layers in held.children()) == (2, True)
+    with pytest.raises(EngineError, match="Linear holds no list of decoder layers"):
+        upstream.decoder(nn.Linear(1, 1))
+
+
+def test_only_what_reaches_the_output_embedding_has_logits(module):
     ids = torch.tensor([[1, 2, 3]])
-    hidden = module.base_model(input_ids=ids, use_cache=False)[0]
-    torch.testing.assert_close(module.get_output_embeddings()(hidden), module(ids).logits)
+    hook = module.get_output_embeddings().register_forward_pre_hook(lambda _, x: (x[0][:, -1:],))
+    last = module(ids).logits
+    hook.remove()
+    torch.testing.assert_close(last, module(ids).logits[:, -1:])
+
+
+def test_a_cache_tells_the_sizes_of_keys_and_values(module):
+    assert upstream.cache_shapes(module, torch.tensor([[1, 2, 3]])) == [(1, 8, 8), (1, 8, 8)]
+
+
+def test_layers_see_what_their_kind_says():
+    made = transformers.AutoConfig.for_model("llama", **SMALL)
+    assert upstream.windows(made, 2) == [upstream.FULL, upstream.FULL]
+    made = transformers.AutoConfig.for_model("mistral", **SMALL, sliding_window=7)
+    assert upstream.windows(made, 2) == [("sliding_attention", 7)] * 2
+    made.layer_types = ["full_attention", "linear_attention"]
+    with pytest.raises(NoSharedPrefixes, match="'linear_attention' are not known"):
+        upstream.windows(made, 2)
 
 
 def test_dynamo_counts_graphs_and_breaks():

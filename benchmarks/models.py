@@ -1,0 +1,283 @@
+"""Which of transformers' causal LMs does perfline run rightly, and by which of its four ways?
+
+Every decoder-only kind of the installed transformers, as a tiny random checkpoint, by the eager and
+the compiled engine, each prompt by itself and by shared prefixes, against the model's own forward::
+
+    python benchmarks/models.py docs/models.md                # all of them, an hour on two cores
+    python benchmarks/models.py out.md --kinds llama opt --engines eager
+
+A way is right where the letters' logits are within 1e-4 of the largest and every answer is the
+same. A kind that takes longer than ``--seconds`` for one of its ways is stopped, and says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import platform
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+VOCABULARY = 320
+SMALL = {
+    **dict.fromkeys(("vocab_size", "vocab_size_per_layer_input"), VOCABULARY),
+    **dict.fromkeys(("hidden_size", "d_model", "n_embd", "word_embed_proj_dim", "dim"), 64),
+    **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers"), 2),
+    **dict.fromkeys(("decoder_layers", "encoder_layers", "num_decoder_layers"), 2),
+    **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "attention_heads"), 4),
+    **dict.fromkeys(("decoder_attention_heads", "encoder_attention_heads"), 4),
+    **dict.fromkeys(("num_key_value_heads", "kv_n_heads"), 2),
+    **dict.fromkeys(("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size"), 96),
+    **dict.fromkeys(("decoder_ffn_dim", "encoder_ffn_dim", "intermediate_size_mlp"), 96),
+    **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size"), 32),
+    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), 4),
+    **dict.fromkeys(("num_experts_per_tok", "moe_topk", "moe_k"), 2),
+    **dict.fromkeys(("n_group", "topk_group", "first_k_dense_replace"), 1),
+    **dict.fromkeys(("kv_lora_rank", "q_lora_rank", "v_head_dim", "qk_nope_head_dim"), 16),
+    **dict.fromkeys(("head_dim", "linear_key_head_dim", "linear_value_head_dim", "rotary_dim"), 16),
+    **dict.fromkeys(("mamba_d_state", "state_size", "ssm_state_size"), 16),
+    **dict.fromkeys(("linear_num_key_heads", "mamba_n_groups", "n_groups"), 2),
+    **dict.fromkeys(("linear_num_value_heads", "mamba_n_heads", "mamba_num_heads"), 4),
+    **dict.fromkeys(("mamba_d_head", "mamba_head_dim"), 32),
+    **dict.fromkeys(("sliding_window", "attention_chunk_size"), 24),
+    "qk_rope_head_dim": 8,
+    "max_position_embeddings": 512,
+    "num_heads": 4,
+    "depth": 2,
+    "pad_token_id": 0,
+    "initializer_range": 0.1,  # larger than is usual: what is wrong shows
+}
+HYBRID = ("full_attention_interval", "attn_layer_period", "layer_group_size")
+# What a kind needs beside that, or instead.
+MORE: dict[str, dict[str, Any]] = {
+    "minimax": {"layer_types": ["linear_attention", "full_attention"]},
+    "dots1": {"head_dim": 16},
+    "bamba": {"attn_layer_indices": [1]},
+    "granitemoehybrid": {"layer_types": ["mamba", "attention"]},
+    "mamba2": {"num_heads": 4, "head_dim": 32, "n_groups": 1, "expand": 2},
+    "qwen2_moe": {"num_experts_per_tok": 2},
+    "opt": {"num_attention_heads": 4},
+    "bloom": {"hidden_size": 64},
+    "gpt_oss": {"num_experts_per_tok": 2},
+    "recurrent_gemma": {"lru_width": 64, "num_hidden_layers": 3},
+}
+# Encoders with an LM head, and halves of models that have an encoder: no decoder-only LMs.
+OTHERS = """
+bart bert bert-generation big_bird bigbird_pegasus blenderbot blenderbot-small camembert
+data2vec-text electra ernie git got_ocr2 marian mbart megatron-bert mllama moshi
+moss_transcribe_diarize musicgen musicgen_melody mvp pegasus plbart prophetnet reformer rembert
+roberta roberta-prelayernorm roc_bert roformer trocr whisper xlm xlm-roberta xlm-roberta-xl xlnet
+xmod
+"""
+WAYS = ("eager", "eager shared", "inductor", "inductor shared")
+
+
+def tiny(kind: str) -> dict[str, Any]:
+    """The config of a tiny model of that kind, as data."""
+    import transformers
+
+    def small(config: Any, more: dict[str, Any]) -> dict[str, Any]:
+        keys = config.to_dict()
+        given: dict[str, Any] = {key: SMALL[key] for key in SMALL if key in keys}
+        if "qk_rope_head_dim" in keys:
+            given.pop("head_dim", None)
+            given["num_key_value_heads"] = SMALL["num_attention_heads"]
+        if any(key.startswith("linear_") or key in HYBRID for key in keys):
+            given["num_hidden_layers"] = 4  # the last of them with full attention
+        for key, part in keys.items():
+            if key.endswith("_config") and isinstance(part, dict) and hasattr(config, key):
+                inner = getattr(config, key)
+                if hasattr(inner, "to_dict"):
+                    given[key] = small(inner, {})
+        return given | more
+
+    made = transformers.AutoConfig.for_model(kind)
+    return {"model_type": kind, **small(made, MORE.get(kind, {}))}
+
+
+def prompts() -> list[Any]:
+    """Two families that share their beginnings, of unequal length."""
+    import numpy as np
+
+    from perfline.tasks.mmlu import Prompt
+
+    rng = np.random.default_rng(0)
+
+    def run(n: int) -> Any:
+        return rng.integers(5, VOCABULARY, size=n, dtype=np.int64)
+
+    head, rows = run(20), []
+    for _ in range(2):
+        subject = np.concatenate([head, run(24)])
+        rows += [np.concatenate([subject, run(3 + 4 * i)]) for i in range(5)]
+    return [Prompt(f"s/{i}", "s", row, 0, "A") for i, row in enumerate(rows)]
+
+
+def measure(kind: str, engines: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield (way, what it gave), or ("all", why the kind is refused); ``right`` is right."""
+    import numpy as np
+    import torch
+
+    from perfline.cases.case import Case, EngineSpec, ModelSpec
+    from perfline.engines import hf
+    from perfline.engines.device import current_device
+    from perfline.engines.engine import run_pass
+    from perfline.engines.prefix_plan import Limits
+    from perfline.engines.shared_prefix import SharedPrefixRunner
+    from perfline.errors import PerflineError
+
+    try:
+        config = tiny(kind)
+    except Exception as error:  # of the sweep, not of perfline
+        yield "all", f"no tiny config: {_line(error)}"
+        return
+    spec = ModelSpec(
+        case_dir="x", weight_dir="y", precision="fp32", nominal_parameters=1e6, config=config
+    )
+    case = Case(id=kind, model=spec, engine=EngineSpec(cpu_threads=1), source=Path("models"))
+    try:
+        model = hf.load(case, current_device(), None)
+    except PerflineError as error:
+        yield "all", _line(error)
+        return
+    asked = prompts()
+    with torch.inference_mode():
+        own = [model.module(input_ids=torch.from_numpy(p.ids)[None]).logits[0, -1] for p in asked]
+    letters = np.stack([row[:4].float().numpy() for row in own])
+    best = [int(row.argmax()) for row in own]
+    for name in engines:
+        for shared in (False, True):
+            try:
+                engine = model.engine(name)
+                if shared:
+                    runner = SharedPrefixRunner(engine, Limits(256, forward_cost_tokens=1))
+                    plan = runner.plan(asked)
+                    runner.warm_up(plan)
+                    found = runner.run(asked, plan).answers
+                else:
+                    found = run_pass(engine, asked, "last").answers
+            except PerflineError as error:
+                said = _line(error)
+            else:
+                off = float(np.abs(found.letter_logits - letters).max() / np.abs(letters).max())
+                same = found.argmax.tolist() == best
+                said = "right" if off < 1e-4 and same else f"wrong: off by {off:.2g} of the largest"
+            yield f"{name} shared" if shared else name, said
+    model.close()
+
+
+def _line(error: Exception) -> str:
+    return (" ".join(str(error).split()) or type(error).__name__)[:300]
+
+
+def _worker(pipe: Any, engines: Sequence[str]) -> None:
+    warnings.simplefilter("ignore")
+    while (kind := pipe.recv()) is not None:
+        try:
+            for found in measure(kind, engines):
+                pipe.send(found)
+        except Exception as error:  # a traceback that a user would see
+            pipe.send(("all", f"TRACEBACK {type(error).__name__}: {_line(error)}"))
+        pipe.send(None)
+
+
+def sweep(
+    kinds: Sequence[str], engines: Sequence[str], seconds: float
+) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield every kind with what its ways gave; a process that hangs or dies is begun anew."""
+    spawn = multiprocessing.get_context("spawn")
+    worker: Any = None
+    for kind in kinds:
+        if worker is None:
+            ours, theirs = spawn.Pipe()
+            worker = spawn.Process(target=_worker, args=(theirs, engines), daemon=True)
+            worker.start()
+            theirs.close()
+        ours.send(kind)
+        found: dict[str, str] = {}
+        try:
+            while ours.poll(seconds):
+                if (got := ours.recv()) is None:
+                    break
+                found[got[0]] = got[1]
+            else:
+                found.setdefault("all", f"over {seconds:.0f} s for one way")
+                worker.kill()
+                worker = None
+        except EOFError:
+            found["all"], worker = "the process died", None
+        yield kind, found
+    if worker is not None:
+        ours.send(None)
+        worker.join()
+
+
+def table(found: dict[str, dict[str, str]], engines: Sequence[str]) -> str:
+    """The page: how many, each kind by each way, and the reasons."""
+    ways = [way for way in WAYS if way.split()[0] in engines]
+    versions = " and ".join(
+        f"{name} {metadata.version(name)}" for name in ("transformers", "torch")
+    )
+    right = Counter(
+        way for ways_ in found.values() for way, said in ways_.items() if said == "right"
+    )
+    lines = [
+        "# Models",
+        "",
+        f"Made with {versions} on a CPU ({platform.machine()}), fp32, by",
+        "",
+        "```console",
+        f"$ python benchmarks/models.py docs/models.md{_shown(engines)}",
+        "```",
+        "",
+        "A tiny random checkpoint of each kind runs by each way, against the model's own forward. "
+        "Right: letters within 1e-4 of the largest logit, and the same answers. A kind that shares "
+        "no prefixes is run by itself, question by question, with a notice.",
+        "",
+        f"Of {len(found)} kinds are right: "
+        + ", ".join(f"{right[way]} by {way}" for way in ways)
+        + ".",
+        "",
+        f"| kind | {' | '.join(ways)} | why not |",
+        f"| --- | {' | '.join('---' for _ in ways)} | --- |",
+    ]
+    for kind, said in sorted(found.items()):
+        cells = [{"right": "yes", "": ""}.get(said.get(way, ""), "no") for way in ways]
+        why = "; ".join(dict.fromkeys(t for t in said.values() if t != "right"))
+        why = why.replace("|", "/").replace("<", "&lt;")
+        lines.append(f"| {kind} | {' | '.join(cells)} | {why[:240]} |")
+    return "\n".join(lines) + "\n"
+
+
+def _shown(engines: Sequence[str]) -> str:
+    return "" if len(engines) == 2 else f" --engines {' '.join(engines)}"
+
+
+def main() -> None:
+    """Sweep, print a line a kind, write the page."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as KINDS
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=_Raw)
+    parser.add_argument("page", type=Path, help="the table to write, such as docs/models.md")
+    parser.add_argument("--kinds", nargs="+", default=sorted(set(KINDS) - {*OTHERS.split()}))
+    parser.add_argument("--engines", nargs="+", default=["eager", "inductor"])
+    parser.add_argument("--seconds", type=float, default=90, help="for one way of one kind")
+    args = parser.parse_args()
+    found = {}
+    for kind, said in sweep(args.kinds, args.engines, args.seconds):
+        found[kind] = said
+        print(kind, json.dumps(said), flush=True)
+        args.page.write_text(table(found, args.engines))
+
+
+class _Raw(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    pass
+
+
+if __name__ == "__main__":
+    main()
