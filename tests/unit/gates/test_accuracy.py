@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
+import scipy.stats
 
 from perfline.cases.case import GatesSpec
-from perfline.gates.accuracy import accuracy_baseline, verified
-from perfline.gates.statistics import mcnemar_p
-from perfline.tasks.answers import Answers, Scored
+from perfline.gates.accuracy import (
+    accuracy_baseline,
+    accuracy_published,
+    same_answers,
+    verified,
+)
+from perfline.gates.statistics import mcnemar_p, zero_flip_bound
+from perfline.gates.verdict import Flip
+from perfline.metrics import Metric
+from perfline.tasks.answers import Answers, Scored, subset
 
 GATES = GatesSpec()
 
@@ -68,6 +78,35 @@ def test_an_unchanged_model_is_accused_in_at_most_1_percent(looks):
     assert alarms <= 14
 
 
+@pytest.mark.parametrize("looks", [1, 5])
+def test_a_drop_of_the_margin_is_called_ok_in_at_most_2_5_percent(looks):
+    """2 % gained, and so many more lost that the drop is what ``ok`` rules out for 600."""
+    rng, passed, runs, whole = np.random.default_rng(20261126), 0, 600, 600
+    drop = 2 * zero_flip_bound(whole)
+    at = [whole * (look + 1) // looks for look in range(looks)]
+    for _ in range(runs):
+        flips = rng.choice((-1, 0, 1), p=(0.02, 0.96 - drop, 0.02 + drop), size=whole)
+        for n in at:
+            lost, gained = int((flips[:n] == 1).sum()), int((flips[:n] == -1).sum())
+            if (word := judged(lost, gained, n, looks, whole).word) != "unsure":
+                passed += word in ("ok", "improved")
+                break
+    # 99.9 % of runs of this test would count no more, were the rate 2.5 %.
+    assert passed <= 28
+
+
+def test_the_published_accuracy_is_missed_by_chance_in_less_than_1_percent():
+    """Exact: every number of right answers of 400 questions, by its probability."""
+    right = np.arange(401)
+    words = [
+        accuracy_published(Metric("acc_val", k / 400, "fraction", "higher"), 400, 0.652, GATES).word
+        for k in right
+    ]
+    chance = scipy.stats.binom.pmf(right, 400, 0.652)
+    for word in ("regressed", "improved"):
+        assert 0.001 < chance[[each == word for each in words]].sum() < 0.01
+
+
 def answers(rows):
     letters = np.array(rows, dtype=np.float32)
     n = len(rows)
@@ -85,3 +124,66 @@ def test_the_shared_path_is_held_to_the_rounding_of_its_dtype(off, word):
     found, reason = verified("shared path", plain, shared, "fp32")
     assert found == word
     assert "4 answers given again the plain way: 0 flips" in reason
+
+
+def test_what_is_exactly_the_rounding_is_let_pass():
+    """bf16 allows 3 in 100: in the shared path's logits, and between the two best of a tie."""
+    plain, shared = answers([[100.0, 1.0, 2.0, 3.0]]), answers([[100.0, 4.0, 2.0, 3.0]])
+    assert verified("shared path", plain, shared, "bf16")[0] == "ok"
+    one, other = answers([[100.0, 97.0, 2.0, 3.0]]), answers([[97.0, 100.0, 2.0, 3.0]])
+    assert same_answers(one, other, "bf16").word == "ok"
+
+
+def test_small_logits_are_held_to_a_share_of_themselves():
+    plain = answers([[0.01, 0.001, 0.002, 0.003]])
+    assert verified("shared path", plain, answers([[0.01, 0.001, 0.002, 0.0031]]), "fp32")[0] == (
+        "invalid"
+    )
+    nothing = answers([[0.0] * 4])
+    assert verified("shared path", nothing, nothing, "fp32")[0] == "ok"
+
+
+def test_the_shared_path_is_judged_on_the_questions_that_were_asked_again():
+    """Found by id, wherever they stand; a flip that is no tie is invalid by itself."""
+    shared = answers([[10.0, 1.0, 2.0, 3.0], [1.0, 2.0, 3.0, 10.0], [9.0, 9.0001, 1.0, 1.0]])
+    again = subset(shared, ["law/2", "law/1"])
+    assert verified("shared path", again, shared, "fp32")[0] == "ok"
+    flipped = answers([[10.0, 1.0, 2.0, 3.0], [1.0, 2.0, 10.0, 3.0]])
+    found, reason = verified("shared path", flipped, shared, "fp32")
+    assert found == "invalid"
+    assert reason == (
+        "shared path: 2 answers given again the plain way: 1 flips, letter logits within 0.7 of "
+        "the largest (allowed 0.0001)"
+    )
+
+
+def test_ties_are_counted_and_told():
+    eager = answers([[9.0, 9.0001, 1.0, 1.0]] * 2 + [[9.0, 1.0, 1.0, 1.0]])
+    compiled = answers([[9.0001, 9.0, 1.0, 1.0]] * 2 + [[9.0, 1.0, 1.0, 1.5]])
+    verdict = same_answers(eager, compiled, "fp32")
+    assert (verdict.word, verdict.metric, verdict.gate, verdict.unit) == (
+        "ok",
+        "flips",
+        "paired",
+        "count",
+    )
+    assert (verdict.baseline, verdict.measured, verdict.limit) == (0, 0, "+0")
+    assert verdict.reason == (
+        "0 of 3 timed answers differ from the eager engine's (2 more are ties); letter logits "
+        "differ by 0.5 at most"
+    )
+
+
+def test_an_engine_without_letter_logits_is_held_to_its_letters_ties_and_all():
+    eager = dataclasses.replace(answers([[9.0, 9.0001, 1.0, 1.0]] * 3), argmax_letter="AB-")
+    told = dataclasses.replace(
+        answers([[np.nan] * 4] * 2), ids=("law/2", "law/0"), argmax_letter="-A", labels=None
+    )
+    same = same_answers(eager, told, "fp32")
+    assert (same.word, same.measured, same.flips) == ("ok", 0, ())
+    verdict = same_answers(eager, dataclasses.replace(told, argmax_letter="BA"), "fp32")
+    assert (verdict.word, verdict.measured) == ("regressed", 1)
+    assert verdict.flips == (Flip("law/2", "-", "-", "B", None),)
+    assert verdict.reason.startswith(
+        "1 of 2 timed answers differ from the eager engine's (full voc"
+    )

@@ -11,6 +11,9 @@ from hypothesis import strategies as st
 from perfline.cases.case import GatesSpec
 from perfline.gates.accuracy import accuracy_baseline, accuracy_published, same_answers
 from perfline.gates.performance import (
+    Held,
+    Run,
+    against_sessions,
     compile_health,
     memory_baseline,
     throughput_baseline,
@@ -276,6 +279,34 @@ def test_an_unchanged_run_passes_as_often_as_promised(held: int, spread: float) 
     passed = words.count("ok") + (words.count("improved") if held > 1 else 0)
     assert passed >= 0.95 * draws
     assert words.count("regressed") <= 0.01 * draws
+
+
+@pytest.mark.parametrize("held", [1, 3, 8])
+def test_a_slowdown_that_ok_rules_out_is_called_ok_in_at_most_2_5_percent(held: int) -> None:
+    """A simulation with a fixed seed, at the declared spread, of what each verdict rules out."""
+    random = np.random.default_rng(8)
+    draws, passed = 4_000, 0
+    for *sessions, today in np.exp(random.normal(0, 0.01, (draws, held + 1))).tolist():
+        limit = throughput_baseline(rounds(1, 1, 1), sessions, GATES).limit
+        slow = today * (1 + float(limit.removesuffix(" %")) / 100)
+        passed += throughput_baseline(rounds(slow, slow, slow), sessions, GATES).word == "ok"
+    # 99.9 % of runs of this test would count no more, were the rate 2.5 %.
+    assert passed <= 131
+
+
+@pytest.mark.parametrize("anchored", [1, 3])
+def test_an_anchor_accuses_an_unchanged_run_in_at_most_2_percent(anchored: int) -> None:
+    """1 % for the latest sessions and 1 % for the anchor."""
+    random = np.random.default_rng(9)
+    draws = 4_000
+    words = [
+        against_sessions(
+            rounds(today, today, today), Held(latest, anchor, "2026-11-01"), GATES, Run()
+        ).word
+        for today, *values in np.exp(random.normal(0, 0.01, (draws, 4 + anchored))).tolist()
+        for latest, anchor in [(values[:3], values[3:])]
+    ]
+    assert words.count("regressed") <= 0.02 * draws
 
 
 def test_sessions_that_spread_far_beyond_the_declared_one_do_not_stretch_the_margin() -> None:
