@@ -53,11 +53,13 @@ def arguments(node: cst.Call) -> Iterator[cst.Call]:
 
 
 def skipped(self: MutationVisitor, node: cst.CSTNode) -> bool:
-    return matchers.matches(node, STRICT) or _skipped(self, node)
+    return bool(matchers.matches(node, STRICT) or _skipped(self, node))
 
 
 def quickest_first(self: PytestRunner, tests: Iterable[str]) -> list[str]:
-    return _args(self, sorted(tests, key=lambda test: state().duration_by_test.get(test, 0.0)))
+    return list(
+        _args(self, sorted(tests, key=lambda test: state().duration_by_test.get(test, 0.0)))
+    )
 
 
 def of_the_room(*args: Any, **kwargs: Any) -> None:
@@ -97,11 +99,11 @@ def main() -> None:
     parser.add_argument("--show", action="store_true")
     parser.add_argument("--survivors", action="store_true")
     chosen = parser.parse_args()
-    mutators.mutation_operators[:] = [  # type: ignore[index]
+    mutators.mutation_operators[:] = [
         (kind, OTHERWISE.get(each, each)) for kind, each in mutators.mutation_operators
     ]
-    MutationVisitor._skip_node_and_children = skipped  # type: ignore[method-assign]
-    PytestRunner._pytest_args_regular_run = quickest_first  # type: ignore[method-assign]
+    MutationVisitor._skip_node_and_children = skipped
+    PytestRunner._pytest_args_regular_run = quickest_first
     mutmut.collect_or_load_stats = of_the_room
     survived = ("survived", "no tests")
     again = [name for _, name, status in found() if status in survived]
