@@ -690,3 +690,9 @@ def test_the_unit_says_which_gate_and_the_run_how_it_was_timed() -> None:
     assert against_sessions(memory, Held([1.0, 2.0]), GATES, Run()).limit == "+3.1 %"
     graphs = Metric("graphs", 2.0, "count", "lower")
     assert against_sessions(graphs, Held([1.0, 2.0]), GATES, Run()).change == "+0"
+
+
+def test_sessions_to_add_are_never_fewer_than_one() -> None:
+    """Two sessions lean on the declared spread more than three: that is no way to settle it."""
+    said = throughput_baseline(rounds(965, 965, 965), [1000.0, 1010.0, 990.0], GATES).reason
+    assert int(said.split("add ")[1].split()[0]) >= 1
