@@ -660,7 +660,9 @@ def test_a_fifth_of_the_rounds_may_be_thrown_out(of: int, thrown_out: int, fine:
 def test_a_rank_slower_than_the_others_by_more_than_the_margin_is_told() -> None:
     assert straggler("rank 3", 0.02, GATES) == ""
     said = straggler("rank 3", 0.7, dataclasses.replace(GATES, throughput_margin_fraction=0.6))
-    assert said.startswith("rank 3 is 70.0 % slower than the median of the other ranks (margin 60.")
+    assert said.startswith(
+        "rank 3 is 70.0 % slower than the median of the other ranks (margin 60.0"
+    )
 
 
 def test_a_loss_against_the_anchor_is_regressed_though_the_latest_sessions_allow_it() -> None:
