@@ -11,7 +11,7 @@ UV := $(VENV)-uv/bin/uv
 comma := ,
 STAMP := $(VENV)/installed-$(subst $(comma),-,$(EXTRAS))
 
-.PHONY: test test-browser test-otava test-plugins perf quick setup lint lock matrix doctor report clean
+.PHONY: test test-browser test-otava test-plugins mutants perf quick setup lint lock matrix doctor report clean
 .PHONY: baseline-source baseline baseline-pull-request upgrade-compare upgrade-proposal
 setup: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
@@ -80,6 +80,14 @@ test-plugins: setup
 	$(VENV)-plugins/bin/pip install --quiet --disable-pip-version-check $(PLUGINS)
 	$(VENV)-plugins/bin/python -m pytest $(STRICT) tests/plugin/test_plugins.py $(ARGS)
 
+# Would the unit tests notice, were one of the decisions another one? An hour or two on one core.
+mutants: setup
+	$(PYTHON) -m venv $(VENV)-mutants
+	$(BIN)/python -c "import site; print(f'import site; site.addsitedir({site.getsitepackages()[0]!r})')" \
+	  > $$($(VENV)-mutants/bin/python -c "import site; print(site.getsitepackages()[0])")/below.pth
+	$(VENV)-mutants/bin/pip install --quiet --disable-pip-version-check 'mutmut>=3.8.1,<3.9'
+	$(VENV)-mutants/bin/python scripts/mutants.py $(ARGS)
+
 perf: setup
 	@mkdir -p results
 	$(BIN)/pytest tests/accuracy tests/perf -m "perf or accuracy" --benchmark-json=results/benchmark.json $${CASES:+"--cases=$$CASES"} $(ARGS)
@@ -97,7 +105,7 @@ report: setup
 	$(BIN)/perfline report results/run.json -o results/report.html $(ARGS)
 
 clean:
-	rm -rf -- $(VENV) $(VENV)-otava $(VENV)-plugins $(VENV)-uv $(VENV)-matrix results .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf -- $(VENV) $(VENV)-otava $(VENV)-mutants $(VENV)-plugins $(VENV)-uv $(VENV)-matrix mutants results .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 # Of .github/workflows/baseline.yml: which run was it; accept its record; propose that to people.
 baseline-source:

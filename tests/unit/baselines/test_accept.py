@@ -540,3 +540,24 @@ def test_what_is_accepted_survives_the_file(tmp_path: Path) -> None:
     baseline.save(path, new)
 
     assert baseline.load(path) == new
+
+
+def test_answers_that_improved_are_stored() -> None:
+    worse = {name: answers(wrong=range(60), reason="first") for name in ("eager", "inductor")}
+    chosen = candidate(case_record(), stored(accuracy=worse))
+    assert {v.word for v in accept.current(chosen) if v.metric == "acc_val"} == {"improved"}
+
+    assert accept.merged(chosen, PLAIN).accuracy["eager"] == answers(reason="torch 2.13")
+
+
+def test_a_name_that_is_half_the_same_is_offered_and_an_empty_record_says_so() -> None:
+    (line,) = accept.record_problems(RUN, record(), ["tidy-ab"], "why")
+    assert line.endswith("'tidy-ab' was not measured; did you mean 'tiny'? (measured: tiny)")
+    (line,) = accept.record_problems(RUN, record(cases={}), ["tiny"], "why")
+    assert line.endswith("case 'tiny' was not measured (measured: nothing)")
+
+
+def test_replacing_two_sessions_is_said_as_well() -> None:
+    assert "the spread between sessions is measured anew; --add keeps them" in accept.notes(
+        candidate(case_record(), held(1000.0, sessions=2)), PLAIN
+    )

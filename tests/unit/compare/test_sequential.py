@@ -176,6 +176,10 @@ def test_98_percent_take_7_pairs(count: int, covered: bool) -> None:
     assert (interval(spread(count, 0.0), 0.98) is not None) is covered
 
 
+def test_a_tail_that_is_exactly_what_may_miss_is_an_interval() -> None:
+    assert interval([1, 2, 3, 4, 5, 6, 7], 1 - 2**-6) == (1.0, 7.0)
+
+
 def test_the_interval_covers_as_often_as_it_says() -> None:
     rng = np.random.default_rng(4)
     samples = rng.standard_t(3, (2000, 14))
@@ -188,7 +192,7 @@ def test_the_interval_covers_as_often_as_it_says() -> None:
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_ratio_that_is_no_number_is_refused(bad: float) -> None:
-    with pytest.raises(ValueError, match="expected finite"):
+    with pytest.raises(ValueError, match=f"{bad} among the values; expected finite"):
         signed_rank_p([0.1, bad])
 
 
@@ -246,6 +250,24 @@ def test_noise_goes_on_and_ends_unsure_with_the_pairs_it_takes() -> None:
     assert capped.word == "unsure"
     # ((2.326 + 0.842) x 0.06 / (0.0198 - 0.01))^2 / 0.955 = 394; the quantiles' MAD is 1 % larger
     assert capped.to_settle == pytest.approx(394, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("value", "word"),
+    [(0.125, "ok"), (-0.125, "ok"), (0.126, "regressed"), (-0.126, "improved"), (-0.11, "ok")],
+)
+def test_a_word_takes_more_than_half_the_margin(value: float, word: str) -> None:
+    assert decide([value] * 10, 0.25).word == word
+
+
+@pytest.mark.parametrize(("value", "word"), [(0.2, "regressed"), (-0.2, "improved"), (0.1, "ok")])
+def test_a_p_value_that_is_exactly_alpha_is_enough(value: float, word: str) -> None:
+    assert decide([value] * 10, 0.25, alpha=2**-10, ok_alpha=2**-10).word == word
+
+
+def test_to_settle_is_never_fewer_than_a_p_value_takes_and_never_what_is_there() -> None:
+    """2^-10 is the first p-value below alpha; equal values have no spread to wait for."""
+    assert [decide([0.25] * n, 0.25).to_settle for n in (1, 2, 3, 11)] == [None, 10, 10, 12]
 
 
 def test_beyond_the_looks_it_is_unsure() -> None:
@@ -361,6 +383,22 @@ def test_a_case_spends_what_the_rejected_ones_hand_on() -> None:
     assert fallen([0.005, 0.006, 0.012], 0.012) == [False, False, False]
 
 
+def test_three_equal_cases_cry_wolf_in_less_than_1_percent_together() -> None:
+    """At each look Holm's shares; a case that fell takes its p of 0 along."""
+    rng, alarms, comparisons = np.random.default_rng(24), 0, 600
+    for cases in rng.standard_t(3, (comparisons, 3, LOOKS[-1])):
+        fallen_before = [False] * 3
+        for look in LOOKS:
+            p_values = [
+                0.0 if fell else signed_rank_p(d[:look].tolist())
+                for d, fell in zip(cases, fallen_before, strict=True)
+            ]
+            fallen_before = fallen(p_values, ALPHA)
+        alarms += any(fallen_before)
+    # 99.9 % of runs of this test would count no more, were the rate 1 %.
+    assert 0 < alarms <= 14
+
+
 # --- how many rounds
 
 
@@ -370,6 +408,7 @@ def test_rounds_follow_kalibera_and_jones() -> None:
     assert rounds_per_launch(90, 3, launch_sd=0.001, round_sd=0.015) == 20
     assert rounds_per_launch(90, 3, launch_sd=0.0, round_sd=0.015) == 20
     assert rounds_per_launch(90, 3, launch_sd=0.0, round_sd=0.0) == 3
+    assert rounds_per_launch(0.25, 0.01, launch_sd=0.01, round_sd=0.01) == 5
 
 
 @given(st.floats(1, 500), st.floats(0.1, 20), st.floats(1e-4, 0.1), st.floats(1e-4, 0.1))
@@ -407,6 +446,10 @@ def test_spreads_by_hand() -> None:
     assert round_sd == pytest.approx(math.sqrt(2))  # 1 + 1 + 1 + 1, over 2
     assert launch_sd == pytest.approx(math.sqrt((16 - 2) / 2))
     assert spreads([[0.0, 2.0], [2.0, 0.0]])[0] == 0.0
+    # Unequal: within 4/3, between 2 x 1.8^2 + 3 x 1.2^2, size 5 - 13/5.
+    assert spreads([[0.0, 2.0], [3.0, 4.0, 5.0]])[0] == pytest.approx(
+        math.sqrt((10.8 - 4 / 3) / 2.4)
+    )
 
 
 @pytest.mark.parametrize("pairs", [[], [[0.1, 0.2]], [[0.1], [0.2]]])

@@ -10,6 +10,7 @@ import pytest
 import fakes
 from perfline.gates import fidelity as gate
 from perfline.measure import fidelity
+from perfline.tasks.reference import PromptReference
 
 PROMPTS = fakes.prompts(16)
 VARIED = {"attention": 4e-12, "batch": 0.0, "rounding": 2e-12}
@@ -104,3 +105,146 @@ def test_a_smaller_vocabulary_is_incomparable_and_says_so():
     verdict = judged(before, dataclasses.replace(after, logits=few))
     assert (verdict.word, verdict.measured) == ("incomparable", None)
     assert "and the model has 12 tokens: another vocabulary" in verdict.reason
+
+
+# --- by hand: prompts of two tokens, and how far apart they are
+
+
+def prompt(*rows, layers="", tokens="t"):
+    """A prompt whose n-th position has this log-odds of its first of two tokens."""
+    at = {}
+    for position, odds in enumerate(rows):
+        first = -np.log1p(np.exp(-odds))
+        at[str(position)] = f"0:{first} 1:{first - odds}"
+    return PromptReference(tokens, at, layers)
+
+
+def against(stored, now, limit=1e-6, layers_off=(), changed=""):
+    """``stored`` and ``now`` by name: log-odds by position."""
+    logits = {
+        name: np.array([[odds, 0.0] for odds in rows], np.float64) for name, rows in now.items()
+    }
+    held = {name: each if hasattr(each, "at") else prompt(*each) for name, each in stored.items()}
+    references = {name: prompt(*rows) for name, rows in now.items()}
+    return gate.against_reference(held, references, logits, limit, layers_off, "x.json", changed)
+
+
+def test_what_lies_apart_is_shown_beside_what_is_let_pass():
+    same = against({"law/0": [0.0, 1.0]}, {"law/0": [0.0, 1.0]}, changed="weights too")
+    assert (same.word, same.metric, same.gate, same.unit) == ("ok", "fidelity", "baseline", "nats")
+    assert (same.baseline, same.limit) == (0.0, "1.0e-06 nats")
+    assert same.measured == pytest.approx(0, abs=1e-12)
+    assert same.reason.endswith("in the mean of 1 prompts; weights too")
+    # KL(1/2, 1/2 || p, 1 - p) = -log(4 p (1 - p)) / 2, with p = 1 / (1 + 1/e)
+    apart = against({"law/0": [0.0, 0.0]}, {"law/0": [1.0, 0.0]})
+    assert apart.word == "regressed"
+    assert apart.measured == pytest.approx(0.1201, abs=1e-4)
+    assert "KL 6.0e-02 in the mean of 1 prompts; in all prompts alike" in apart.reason
+    exactly = against({"law/0": [0.0]}, {"law/0": [1.0]}, limit=apart.measured)
+    assert exactly.word == "ok"
+    assert exactly.reason == (
+        "computes what it did: KL at most 1.2e-01, 1.2e-01 in the mean of 1 prompts"
+    )
+
+
+def test_prompts_that_are_not_stored_and_other_positions_are_told():
+    some = against({"law/0": [0.0]}, {"law/0": [0.0], "law/1": [0.0]})
+    assert (some.word, some.measured, some.baseline) == ("missing", None, None)
+    assert some.reason == "x.json holds the fp32 numbers of 1 of 2 prompts: accept a run"
+    assert against({}, {"law/0": [0.0]}).reason == "no stored fp32 numbers in x.json"
+    moved = against({"law/0": [0.0, 0.0]}, {"law/0": [0.0]})
+    assert (moved.word, moved.limit) == ("incomparable", "1.0e-06 nats")
+    assert moved.reason == "x.json holds other positions of law/0: accept a run anew"
+    beyond = {"law/0": PromptReference("t", {"0": "0:-0.6931 7:-0.6931"})}
+    gone = against(beyond, {"law/0": [0.0]})
+    assert (gone.word, gone.measured, gone.baseline) == ("incomparable", None, None)
+
+
+@pytest.mark.parametrize(
+    ("off", "said"),
+    [
+        ([1.0, 1.0, 1.0, 1.0], "in all prompts alike"),
+        ([0.0, 0.0, 1.0, 0.0], "nearly all of it in 1 of 4 prompts, first law/2"),
+        ([0.0, 0.0, 1.0], "in all prompts alike"),  # of three, one is no pattern
+        ([1.0, 1.0] + [0.0] * 6, "nearly all of it in 2 of 8 prompts, first law/1"),
+        ([1.0, 1.0, 1.0] + [0.0] * 5, "in all prompts alike"),
+    ],
+)
+def test_few_prompts_are_at_most_a_quarter_with_nine_tenths_of_it(off, said):
+    stored = {f"law/{i}": [0.0] for i in range(len(off))}
+    verdict = against(stored, {f"law/{i}": [each] for i, each in enumerate(off)})
+    assert said in verdict.reason
+
+
+@pytest.mark.parametrize(
+    ("off", "said"),
+    [
+        ([0.1, 0.1, 0.1], "it does not grow with the position"),
+        ([0.1, 0.1, 0.19], "it does not grow with the position"),  # 3.6 times the KL
+        ([0.1, 0.1, 0.21], "it grows with the position"),  # 4.4 times
+        ([0.1, 0.0, 0.0, 0.0, 0.0, 0.1], "it does not grow with the position"),
+        ([0.1, 0.1, 0.1, 0.3], "it grows with the position"),
+        ([0.1, 0.3], ""),  # of two positions none can tell
+    ],
+)
+def test_growth_is_the_last_third_against_the_first(off, said):
+    verdict = against({"law/0": [0.0] * len(off)}, {"law/0": off})
+    assert said in verdict.reason
+    assert ("with the position" in verdict.reason) is bool(said)
+    assert said or verdict.reason.endswith("in all prompts alike")
+
+
+def layered(before, after, layers_off):
+    stored, now = prompt(0.0, layers=before), prompt(1.0, layers=after)
+    logits = {"law/0": np.array([[1.0, 0.0]])}
+    return gate.against_reference(
+        {"law/0": stored}, {"law/0": now}, logits, 1e-6, layers_off, "x.json"
+    ).reason
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "off", "said"),
+    [
+        ("1 2 3", "1 2.1 3.1", [1e-3] * 3, "hidden states part first in layer 1 of 0 to 2"),
+        ("1 2 3", "1 2.02 3.04", [1e-3] * 3, "hidden states part first in layer 2 of 0 to 2"),
+        ("-1 2", "-1.02 2.02", [1e-3] * 2, "hidden states of all layers are the same: look at the"),
+        ("1 2", "1 2", [1e-3] * 3, "the model has another number of layers"),
+        ("1 2", "1 2 3", [1e-3] * 2, "the model has another number of layers"),
+        ("0", "1e-44", [0.0], "hidden states of all layers are the same"),
+        # Nothing moved: then some of what fp32 can tell, 30 x 2^-23 of 1, is let pass.
+        ("1", "1.000003", [0.0], "hidden states of all layers are the same"),
+        ("1", "1.000004", [0.0], "hidden states part first in layer 0 of 0 to 0"),
+    ],
+)
+def test_the_first_layer_that_parts_by_more_than_rounding_is_named(before, after, off, said):
+    assert said in layered(before, after, off)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "off"), [("", "1", [0.1]), ("1", "", [0.1]), ("1", "9", [])]
+)
+def test_without_layers_none_is_named(before, after, off):
+    assert layered(before, after, off).endswith("in all prompts alike")
+
+
+def test_ways_are_told_with_what_they_were_held_against():
+    ok = gate.between_ways({"eager shared": 1e-9}, VARIED, 1e-6, {})
+    assert (ok.measured, ok.limit, ok.unit, ok.baseline) == (1e-9, "4.0e-09 nats", "nats", 0.0)
+    assert ok.reason == (
+        "the same model by every way (eager shared 1.0e-09; re-ordered arithmetic: attention "
+        "4.0e-12, batch 0.0e+00, rounding 2.0e-12)"
+    )
+    lacking = gate.between_ways({}, VARIED, 1e-6, {"x": "no", "y": "neither"})
+    assert lacking.reason.endswith("; no x: no; no y: neither")
+    alone = gate.between_ways({}, VARIED, 1e-6, {})
+    assert (alone.measured, "(eager alone was run; re-ordered" in alone.reason) == (0.0, True)
+    both = gate.between_ways({"a": 1e-3, "b": 2e-3, "c": 0.0}, VARIED, 1e-6, {})
+    assert (both.word, both.measured) == ("regressed", 2e-3)
+    assert both.reason.startswith("a and b computes something else than the eager model (a 1.0e-03")
+    broken = gate.between_ways({"a": 1e-3}, {"batch": 2e-6, "rounding": 1e-6}, 1e-6, {})
+    assert (broken.measured, broken.limit) == (2e-6, "1.0e-06 nats")
+    assert broken.reason.startswith(
+        "another batch gives other numbers than rounding explains (batc"
+    )
+    exactly = gate.between_ways({"a": 1e-6}, {"batch": 1e-6}, 1e-6, {})
+    assert exactly.word == "ok"

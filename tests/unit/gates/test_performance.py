@@ -11,10 +11,16 @@ from hypothesis import strategies as st
 from perfline.cases.case import GatesSpec
 from perfline.gates.accuracy import accuracy_baseline, accuracy_published, same_answers
 from perfline.gates.performance import (
+    Held,
+    Run,
+    against_sessions,
     compile_health,
     memory_baseline,
+    straggler,
     throughput_baseline,
     throughput_published,
+    too_few_rounds,
+    too_many_thrown_out,
 )
 from perfline.gates.verdict import Verdict
 from perfline.metrics import Metric
@@ -278,6 +284,34 @@ def test_an_unchanged_run_passes_as_often_as_promised(held: int, spread: float) 
     assert words.count("regressed") <= 0.01 * draws
 
 
+@pytest.mark.parametrize("held", [1, 3, 8])
+def test_a_slowdown_that_ok_rules_out_is_called_ok_in_at_most_2_5_percent(held: int) -> None:
+    """A simulation with a fixed seed, at the declared spread, of what each verdict rules out."""
+    random = np.random.default_rng(8)
+    draws, passed = 4_000, 0
+    for *sessions, today in np.exp(random.normal(0, 0.01, (draws, held + 1))).tolist():
+        limit = throughput_baseline(rounds(1, 1, 1), sessions, GATES).limit
+        slow = today * (1 + float(limit.removesuffix(" %")) / 100)
+        passed += throughput_baseline(rounds(slow, slow, slow), sessions, GATES).word == "ok"
+    # 99.9 % of runs of this test would count no more, were the rate 2.5 %.
+    assert passed <= 131
+
+
+@pytest.mark.parametrize("anchored", [1, 3])
+def test_an_anchor_accuses_an_unchanged_run_in_at_most_2_percent(anchored: int) -> None:
+    """1 % for the latest sessions and 1 % for the anchor."""
+    random = np.random.default_rng(9)
+    draws = 4_000
+    words = [
+        against_sessions(
+            rounds(today, today, today), Held(latest, anchor, "2026-11-01"), GATES, Run()
+        ).word
+        for today, *values in np.exp(random.normal(0, 0.01, (draws, 4 + anchored))).tolist()
+        for latest, anchor in [(values[:3], values[3:])]
+    ]
+    assert words.count("regressed") <= 0.02 * draws
+
+
 def test_sessions_that_spread_far_beyond_the_declared_one_do_not_stretch_the_margin() -> None:
     sessions = [1000.0, 1100.0, 900.0]
     verdict = throughput_baseline(rounds(1000, 1000, 1000), sessions, GATES)
@@ -503,3 +537,164 @@ def test_what_has_no_ratio_is_unsure(value: float, held: float) -> None:
     found = throughput_baseline(own(value, "lower"), [held], GATES)
     assert (found.word, found.change) == ("unsure", "")
     assert "ratio" in found.reason
+
+
+# --- what stands beside the word
+
+
+@pytest.mark.parametrize(
+    ("measured", "said"),
+    [
+        (500.0, "slower than chance allows (+-26.1 % between sessions, spread declared in the"),
+        (2000.0, "faster than chance allows (+-26.1 % between sessions, spread declared in the"),
+    ],
+)
+def test_a_sure_change_is_said_with_the_spread_it_was_held_against(measured, said) -> None:
+    wide = dataclasses.replace(GATES, throughput_session_sd_fraction=0.08)
+    verdict = throughput_baseline(rounds(measured, measured, measured), [1000.0], wide)
+    assert (verdict.gate, verdict.unit) == ("baseline", "tok/s")
+    assert verdict.reason.startswith(said)
+
+
+def test_a_metric_of_ones_own_is_worse_or_better_not_slower() -> None:
+    for value, said in (
+        (800.0, "better than chance allows"),
+        (1200.0, "worse than chance allows"),
+        (1000.0, "a loss of the margin is ruled out"),
+    ):
+        held = [1000.0, 1000.1, 999.9] * 3
+        assert throughput_baseline(own(value, "lower"), held, GATES).reason.startswith(said)
+
+
+def test_a_margin_that_the_sessions_resolve_is_named_as_such() -> None:
+    assert speed(0.0, sessions=3, sd=0.0008).reason.startswith(
+        "a slowdown of the margin is ruled out (+-0.2 % between sessions, from 3 sessions)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("measured", "contention", "word"),
+    [
+        (920.0, 0.1, "regressed"),  # a tenth is let pass, and excuses nothing
+        (920.0, 0.11, "unsure"),
+        (500.0, 0.3, "regressed"),  # explains a third of the loss
+        (500.0, 0.9, "unsure"),
+        (500.0, 1.0, "unsure"),
+    ],
+)
+def test_contention_explains_no_more_than_itself(measured, contention, word) -> None:
+    slow = rounds(measured, measured, measured)
+    verdict = throughput_baseline(slow, [1000.0], GATES, contention)
+    assert verdict.word == word
+    if word == "unsure":
+        assert f"another process took {100 * contention:.0f} % of the CPU" in verdict.reason
+
+
+def test_zero_or_less_has_no_ratio_wherever_it_stands() -> None:
+    samples = Metric("ttft", 1.0, "ms", "lower", (1.0, 0.0, 1.0), own=True)
+    verdict = throughput_baseline(samples, [1.0], GATES)
+    assert (verdict.word, verdict.gate, verdict.unit) == ("unsure", "baseline", "ms")
+    assert (verdict.baseline, verdict.baseline_error, verdict.measured) == (None, None, 1.0)
+    assert throughput_baseline(own(0.5, "lower"), [0.5] * 3, GATES).word == "ok"
+
+
+def test_fewer_rounds_than_asked_for_are_unsure_but_for_a_full_pass() -> None:
+    few = rounds(*[1000.0] * 5)
+    verdict = throughput_baseline(few, [1000.0], GATES, rounds=7)
+    assert (verdict.word, verdict.reason) == (
+        "unsure",
+        "too few samples: 5 rounds, 7 were asked for",
+    )
+    assert throughput_baseline(rounds(1000.0), [1000.0], GATES, full_pass=True).word == "ok"
+    for other in (Metric("mem", 1.0, "GiB", "lower"), own(1.0, "lower", 1)):
+        assert too_few_rounds(other, Run()) == ""
+    assert too_few_rounds(Metric("x", 1.0, "tok/s", "higher", own=True), Run()) == ""
+
+
+def test_published_memory_and_counts_name_what_they_were_held_against() -> None:
+    more = memory_baseline(Metric("mem", 1.1, "GiB", "lower"), 1.0, GATES)
+    assert (more.gate, more.baseline, more.measured) == ("baseline", 1.0, 1.1)
+    assert more.reason == "worse than baseline by more than 6.2 %"
+    same = memory_baseline(Metric("mem", 1.0, "GiB", "lower"), 1.0, GATES)
+    assert same.reason == "within 6.2 % of baseline"
+    less = memory_baseline(Metric("mem", 0.5, "GiB", "lower"), 1.0, GATES)
+    assert less.reason == "better than baseline by more than 6.2 %"
+    count = compile_health(Metric("graphs", 3.0, "count", "lower"), 2.0)
+    assert count.gate == "baseline"
+    assert count.reason.startswith("3 where the baseline has 2")
+
+
+def test_exactly_the_margin_of_memory_is_within_it() -> None:
+    exact = dataclasses.replace(GATES, memory_fraction=0.25)
+    for value in (1.25, 0.75):
+        assert memory_baseline(Metric("mem", value, "GiB", "lower"), 1.0, exact).word == "ok"
+
+
+def test_as_many_sessions_as_are_said_settle_it_and_one_fewer_does_not() -> None:
+    sessions = [1000.0, 1001.0, 999.0]
+    edge = rounds(980.0, 980.0, 980.0)
+    added = int(throughput_baseline(edge, sessions, GATES).reason.split("add ")[1].split()[0])
+    for more, settled in ((added, True), (added - 1, False)):
+        # As many, with the variance of these three.
+        off = math.sqrt(1e-6 * (2 + more) / (2 * ((3 + more) // 2)))
+        grown = [1000 * (1 + off), 1000 * (1 - off)] * ((3 + more) // 2) + [1000.0] * (
+            (3 + more) % 2
+        )
+        assert (throughput_baseline(edge, grown, GATES).word != "unsure") is settled
+
+
+# --- what is no measurement; the slow rank; latest sessions and anchor
+
+
+@pytest.mark.parametrize(
+    ("of", "thrown_out", "fine"),
+    [(5, 0, True), (2, 0, True), (5, 1, True), (10, 2, True), (10, 3, False), (4, 1, False)],
+)
+def test_a_fifth_of_the_rounds_may_be_thrown_out(of: int, thrown_out: int, fine: bool) -> None:
+    said = too_many_thrown_out(of, [f"heat {number}" for number in range(thrown_out)])
+    assert said == "" if fine else said.endswith("the first with heat 0")
+    if not fine:
+        assert f"{thrown_out} of {of} rounds were thrown out (at most 20 %, and 3 must be" in said
+
+
+def test_a_rank_slower_than_the_others_by_more_than_the_margin_is_told() -> None:
+    assert straggler("rank 3", 0.02, GATES) == ""
+    said = straggler("rank 3", 0.7, dataclasses.replace(GATES, throughput_margin_fraction=0.6))
+    assert said.startswith(
+        "rank 3 is 70.0 % slower than the median of the other ranks (margin 60.0"
+    )
+
+
+def test_a_loss_against_the_anchor_is_regressed_though_the_latest_sessions_allow_it() -> None:
+    quiet = dataclasses.replace(GATES, throughput_session_sd_fraction=0.0008)
+    held = Held([970.0] * 3, [1000.0] * 3, "2026-11-01")
+    crept = against_sessions(rounds(965.0, 965.0, 965.0), held, quiet, Run())
+    assert (crept.word, crept.change) == ("regressed", "-3.5 %")
+    assert crept.reason.endswith("; against what was accepted on 2026-11-01: small steps add up")
+    fine = against_sessions(rounds(995.0, 995.0, 995.0), held, quiet, Run())
+    assert (fine.word, fine.change) == ("improved", "+2.6 %")
+    assert fine.reason.endswith("; -0.5 % since what was accepted on 2026-11-01")
+    slow = against_sessions(rounds(900.0, 900.0, 900.0), held, quiet, Run())
+    assert (slow.word, slow.change) == ("regressed", "-7.2 %")
+    assert slow.reason.endswith("; -10.0 % since what was accepted on 2026-11-01")
+    alone = against_sessions(rounds(965.0, 965.0, 965.0), Held([970.0] * 3), quiet, Run())
+    assert (alone.word, "since" in alone.reason) == ("ok", False)
+
+
+def test_the_unit_says_which_gate_and_the_run_how_it_was_timed() -> None:
+    slow, once = rounds(500.0, 500.0, 500.0), rounds(1000.0)
+    held = Held([1000.0])
+    assert against_sessions(slow, held, GATES, Run(0.9)).word == "unsure"
+    assert against_sessions(once, held, GATES, Run(full_pass=True)).word == "ok"
+    assert against_sessions(slow, held, GATES, Run(rounds=7)).reason.endswith("7 were asked for")
+    assert against_sessions(own(1000.0, "lower"), held, GATES, Run()).word == "ok"
+    memory = Metric("mem", 2.0, "GiB", "lower")
+    assert against_sessions(memory, Held([1.0, 2.0]), GATES, Run()).limit == "+3.1 %"
+    graphs = Metric("graphs", 2.0, "count", "lower")
+    assert against_sessions(graphs, Held([1.0, 2.0]), GATES, Run()).change == "+0"
+
+
+def test_sessions_to_add_are_never_fewer_than_one() -> None:
+    """Two sessions lean on the declared spread more than three: that is no way to settle it."""
+    said = throughput_baseline(rounds(965, 965, 965), [1000.0, 1010.0, 990.0], GATES).reason
+    assert int(said.split("add ")[1].split()[0]) >= 1

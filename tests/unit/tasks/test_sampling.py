@@ -67,3 +67,13 @@ def test_a_spread_sample_takes_every_subject_it_can():
     subjects = [f"s{i % 7}" for i in range(70)]
     chosen = spread_sample(subjects, list(range(70)), 7)
     assert {subjects[index] for index in chosen} == set(subjects)
+
+
+def test_a_spread_sample_takes_the_middle_of_each_stratum_and_the_longest():
+    assert spread_sample(["law"] * 27, list(range(27)), 3) == [4, 13, 26]
+
+
+def test_a_subject_is_all_that_stands_before_the_index():
+    names = [f"a/{subject}/{i}" for subject in "xyz" for i in range(10)]
+    order = [names[i].split("/")[1] for i in tier_order(names)]
+    assert all(set(order[k : k + 3]) == set("xyz") for k in range(0, 30, 3))
