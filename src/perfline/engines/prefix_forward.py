@@ -213,8 +213,8 @@ class PrefixForward:
         hooks = []
         for layer, part in zip(self._engine.layers, cache.layers, strict=True):
             if layer in self._engine.compiled_forwards:
-                see = _see(self._cache_of_layer, OneLayerCache(part))
-                hooks.append(layer.register_forward_pre_hook(see, with_kwargs=True))
+                seen = see(self._cache_of_layer, OneLayerCache(part))
+                hooks.append(layer.register_forward_pre_hook(seen, with_kwargs=True))
                 if not cache.keep:
                     hooks.append(layer.register_forward_hook(_drop(part)))
         try:
@@ -254,9 +254,11 @@ def _what(above: KeysValues, ids: Ints) -> str:
     return f"a forward of {ids.shape[0]} x {ids.shape[1]} tokens on a prefix of {_tokens(above)}"
 
 
-def _see(
+def see(
     name: str, cache: OneLayerCache
 ) -> Callable[[Any, Any, dict[str, Any]], tuple[Any, dict[str, Any]]]:
+    """The pre-hook that has a layer find ``cache`` under ``name``."""
+
     def hook(_: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         return args, {**kwargs, name: cache}
 

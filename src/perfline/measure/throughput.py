@@ -211,7 +211,7 @@ class TimedRegion:
             answers=self._last.answers,
             timed=self._engine.compile_counts() - self._counts,
             peak_memory_gib=self._engine.peak_memory_gib(),
-            waited_fraction=_waited_fraction(self._contention, cpu_contention()),
+            waited_fraction=waited_fraction(self._contention, cpu_contention()),
             flops=None if None in flops else sum(f for f in flops if f is not None),
             faults=((spoilt,) if spoilt else ()) + RoundHealth(foreign=foreign).faults,
             thrown_out=thrown_out,
@@ -295,9 +295,10 @@ def compile_metrics(ready: Ready) -> list[Metric]:
     ]
 
 
-def _waited_fraction(
+def waited_fraction(
     before: tuple[float, float] | None, after: tuple[float, float] | None
 ) -> float | None:
+    """Share of the CPU seconds wanted that were spent waiting, between two readings."""
     if before is None or after is None:
         return None
     ran, waited = after[0] - before[0], after[1] - before[1]
