@@ -93,7 +93,7 @@ class Metric:
         if not (isinstance(self.name, str) and _OWN_NAME.fullmatch(self.name)):
             raise MetricError(
                 f"a metric is called {self.name!r:.60}; expected small letters, digits and _, "
-                "at most 40, such as 'queue'"
+                "at most 40, such as 'wait'"
             )
         if _OURS.fullmatch(self.name):
             self._refuse(

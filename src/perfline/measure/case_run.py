@@ -36,7 +36,8 @@ from perfline.errors import (
     NoSharedPrefixes,
     RankError,
 )
-from perfline.measure import decode, fidelity, throughput
+from perfline.measure import decode as decoding
+from perfline.measure import fidelity, throughput
 from perfline.measure.accuracy import (
     AccuracyOptions,
     AccuracyPass,
@@ -268,7 +269,7 @@ class CaseRun:
     _runs: dict[EngineName, AccuracyRun] = field(default_factory=dict)
     _passes: dict[EngineName, AccuracyPass] = field(default_factory=dict)
     _timings: dict[EngineName, Timings] = field(default_factory=dict)
-    _decoded: dict[EngineName, decode.Decoded] = field(default_factory=dict)
+    _decoded: dict[EngineName, decoding.Decoded] = field(default_factory=dict)
     _of_all: dict[EngineName, AggregateTimings] = field(default_factory=dict)
     _reference: Answers | None = None
     _fidelity: fidelity.Fidelity | None = None
@@ -417,7 +418,7 @@ class CaseRun:
             self._timings[name] = region.finish()
         return self._timings[name]
 
-    def decode(self, name: EngineName, repeat: Repeat) -> decode.Decoded:
+    def decode(self, name: EngineName, repeat: Repeat) -> decoding.Decoded:
         """Generate token by token in timed rounds; done once. NoDecode where the engine cannot.
 
         Its tokens are held to those of the eager engine, which generates them where it was not
@@ -425,16 +426,10 @@ class CaseRun:
         """
         if name in self._decoded:
             return self._decoded[name]
-        decoder = self.loaded.decoder(name)
-        tokens = decode.tokens_of(self.case.decode, self.device)
-        forms, lines = decode.forms(self.case, self.loaded.prompts, tokens, decoder.positions)
-        if not decoder.static:
-            lines.append(f"{self.case.id}, {name}: decode has a cache that grows, not a static one")
-        self.notices.once(lines)
+        work = self.decode_work(name)
+        ready = work.make_ready(self.case.throughput.min_round_s)
         with watch(self.device) as health:
-            least_s, engine = self.case.throughput.min_round_s, self.loaded.engine(name)
-            of = decoder, forms, tokens, least_s, self.clock, health
-            region = decode.DecodeRegion(engine, *of)
+            region = decoding.DecodeRegion(work, ready, health)
 
             def timed_round() -> None:
                 region.round()
@@ -448,15 +443,25 @@ class CaseRun:
             else:
                 reference = {
                     form.name: tuple(
-                        eager.generate(ids, tokens, form.length).tokens for ids in form.prompts
+                        eager.generate(ids, work.tokens, form.length).tokens for ids in form.prompts
                     )
-                    for form in forms
+                    for form in work.forms
                 }
-            others, compared = decode.tokens_apart(found.given, reference, forms, eager)
+            others, compared = decoding.tokens_apart(found.given, reference, work.forms, eager)
             found = replace(found, others=tuple(others), compared=compared)
         self._compile_anew()
         self._decoded[name] = found
         return found
+
+    def decode_work(self, name: EngineName) -> decoding.Work:
+        """What that engine generates; NoDecode where it cannot."""
+        decoder = self.loaded.decoder(name)
+        tokens = decoding.tokens_of(self.case.decode, self.device)
+        forms, lines = decoding.forms(self.case, self.loaded.prompts, tokens, decoder.positions)
+        if not decoder.static:
+            lines.append(f"{self.case.id}, {name}: decode has a cache that grows, not a static one")
+        self.notices.once(lines)
+        return decoding.Work(self.loaded.engine(name), decoder, tuple(forms), tokens, self.clock)
 
     @cached_property
     def _memory_bandwidth(self) -> float | None:
@@ -621,7 +626,7 @@ class CaseRun:
         return self.progress(f"{self.case.id}: {what}") if self.progress else None
 
 
-def _timing_notes(timed: Timings | decode.Decoded, what: str) -> dict[str, str | int | float]:
+def _timing_notes(timed: Timings | decoding.Decoded, what: str) -> dict[str, str | int | float]:
     """What was seen while rounds were timed, by the names that ``accept.waited_note`` knows."""
     notes: dict[str, str | int | float] = {}
     if timed.waited_fraction is not None:

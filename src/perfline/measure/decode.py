@@ -154,6 +154,17 @@ class Decoded:
     compared: int = 0
 
     @property
+    def step_s(self) -> float:
+        """Seconds a step at batch 1, over all rounds."""
+        generated = [g for each in self.rounds for g in each.generated[""]]
+        return 1 / _tokens_per_s(generated)
+
+    @property
+    def first_s(self) -> float:
+        """Seconds to the first token at batch 1, the mean over all rounds."""
+        return statistics.fmean(g.first_s for each in self.rounds for g in each.generated[""])
+
+    @property
     def watched(self) -> bool:
         """Whether the device's own readings were to be had."""
         return any(done.health.readings for done in self.rounds)
@@ -230,56 +241,71 @@ def _median(name: str, samples: Sequence[float], unit: str, direction: Direction
     return Metric(name, statistics.median(samples), unit, direction, samples)
 
 
-class DecodeRegion:
-    """One engine's decoding: made ready on creation; ``round()`` as often as wanted; ``finish()``.
+@dataclass(frozen=True)
+class Work:
+    """What an engine generates.
 
-    The counterpart of ``throughput.TimedRegion``.
+    Attributes:
+        tokens: behind each prompt.
     """
 
-    def __init__(
-        self,
-        engine: MeasuredEngine,
-        decoder: MeasuredDecoder,
-        forms: Sequence[Form],
-        tokens: int,
-        min_round_s: float,
-        clock: Clock = time.perf_counter,
-        health: Watch | None = None,
-    ) -> None:
-        """Compile and warm up, then begin peak memory and counts anew."""
-        self._engine, self._decoder, self._forms = engine, decoder, tuple(forms)
-        self._tokens, self._clock, self._health = tokens, clock, health or Watch()
-        self.ready = self._make_ready(min_round_s)
-        self._rounds: list[DecodeRound] = []
-        engine.reset_peak_memory()
-        self._counts = engine.compile_counts()
-        self._contention = cpu_contention()
+    engine: MeasuredEngine
+    decoder: MeasuredDecoder
+    forms: tuple[Form, ...]
+    tokens: int
+    clock: Clock = time.perf_counter
 
-    def _make_ready(self, min_round_s: float) -> Ready:
-        engine = self._engine
-        engine.forget_compiled()
-        before, start = engine.compile_counts(), self._clock()
-        for form in self._forms:  # by a prompt of the middle length, as throughput's first forward
-            self._generate(form, sorted(form.prompts, key=np.size)[len(form.prompts) // 2])
-        compiled, first = self._clock(), engine.compile_counts()
-        self._pass()
-        end = self._clock()
-        later = engine.compile_counts() - first
+    def once(self) -> dict[str, list[Generated]]:
+        """One pass over all prompts of all forms."""
+        return {f.name: [self.generate(f, ids) for ids in f.prompts] for f in self.forms}
+
+    def generate(self, form: Form, ids: Ints) -> Generated:
+        """Generate behind one prompt, or one batch."""
+        return self.decoder.generate(ids, self.tokens, form.length)
+
+    def make_ready(self, min_round_s: float, *, anew: bool = True) -> Ready:
+        """Compile by the first generation of each form, then warm up over all prompts.
+
+        ``anew``: as if nothing had run before.
+        """
+        engine, clock = self.engine, self.clock
+        if anew:
+            engine.forget_compiled()
+        before, start = engine.compile_counts(), clock()
+        for form in self.forms:  # by a prompt of the middle length, as throughput's first forward
+            self.generate(form, sorted(form.prompts, key=np.size)[len(form.prompts) // 2])
+        compiled, first = clock(), engine.compile_counts()
+        self.once()
+        end, later = clock(), engine.compile_counts() - first
         pass_s = end - compiled
         if later.graphs:
-            self._pass()
-            pass_s = self._clock() - end
+            self.once()
+            pass_s = clock() - end
         repeats = max(1, math.ceil(min_round_s / pass_s)) if pass_s > 0 else 1
-        return Ready(compiled - start, end - compiled, first - before, later, repeats)
+        took = compiled - start, end - compiled
+        return Ready(*took, first - before, later, repeats, engine.not_compiled())
+
+
+class DecodeRegion:
+    """The timed region: call ``round()`` as often as wanted, then ``finish()``."""
+
+    def __init__(self, work: Work, ready: Ready, health: Watch | None = None) -> None:
+        """Start the region: peak memory and compile counts begin anew here."""
+        self._work, self._ready, self._health = work, ready, health or Watch()
+        self._rounds: list[DecodeRound] = []
+        work.engine.reset_peak_memory()
+        self._counts = work.engine.compile_counts()
+        self._contention = cpu_contention()
 
     def round(self) -> DecodeRound:
         """Time one round; the device is read before and after, and beside it by a thread."""
         self._health.begin()
-        start = self._clock()
+        work = self._work
+        start = work.clock()
         with notices.timed():
-            passes = [self._pass() for _ in range(self.ready.repeats)]
-        whole_s = self._clock() - start
-        generated = {f.name: tuple(g for p in passes for g in p[f.name]) for f in self._forms}
+            passes = [work.once() for _ in range(self._ready.repeats)]
+        whole_s = work.clock() - start
+        generated = {f.name: tuple(g for p in passes for g in p[f.name]) for f in work.forms}
         done = DecodeRound(generated, whole_s, self._health.end())
         self._rounds.append(done)
         return done
@@ -291,32 +317,26 @@ class DecodeRegion:
         thrown_out = tuple(d.health.throttled for d in self._rounds if d.health.throttled)
         spoilt = performance.too_many_thrown_out(len(self._rounds), thrown_out)
         foreign = tuple(sorted({pid for done in self._rounds for pid in done.health.foreign}))
-        streamed = self._decoder.streamed_bytes(1, self._forms[0].length)
+        work, engine = self._work, self._work.engine
+        streamed = work.decoder.streamed_bytes(1, work.forms[0].length)
         if uncached_bytes is None or (streamed is not None and streamed < uncached_bytes):
             streamed = None
         return Decoded(
-            engine=self._engine.name,
-            forms=self._forms,
-            tokens=self._tokens,
-            static=self._decoder.static,
-            ready=self.ready,
+            engine=engine.name,
+            forms=work.forms,
+            tokens=work.tokens,
+            static=work.decoder.static,
+            ready=self._ready,
             rounds=kept or tuple(self._rounds),
-            timed=self._engine.compile_counts() - self._counts,
-            peak_memory_gib=self._engine.peak_memory_gib(),
+            timed=engine.compile_counts() - self._counts,
+            peak_memory_gib=engine.peak_memory_gib(),
             waited_fraction=waited_fraction(self._contention, cpu_contention()),
             streamed=streamed,
             bandwidth=None if streamed is None else bandwidth(),
-            faults=tuple(filter(None, (self._engine.not_compiled(), spoilt)))
-            + RoundHealth(foreign=foreign).faults,
+            faults=tuple(filter(None, (spoilt,))) + RoundHealth(foreign=foreign).faults,
             thrown_out=thrown_out,
             timed_s=sum(done.whole_s for done in self._rounds),
         )
-
-    def _pass(self) -> dict[str, list[Generated]]:
-        return {f.name: [self._generate(f, ids) for ids in f.prompts] for f in self._forms}
-
-    def _generate(self, form: Form, ids: Ints) -> Generated:
-        return self._decoder.generate(ids, self._tokens, form.length)
 
 
 def tokens_apart(

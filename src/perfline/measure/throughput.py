@@ -63,6 +63,17 @@ class Ready:
     repeats: int
     uncompiled: str = ""
 
+    def joined(self, other: Ready) -> Ready:
+        """What both took."""
+        return replace(
+            self,
+            compile_s=self.compile_s + other.compile_s,
+            warmup_s=self.warmup_s + other.warmup_s,
+            first=self.first + other.first,
+            later=self.later + other.later,
+            uncompiled=self.uncompiled or other.uncompiled,
+        )
+
 
 @dataclass(frozen=True)
 class Round:
@@ -126,6 +137,11 @@ class Timings:
 def middle(prompts: Sequence[Prompt]) -> Prompt:
     """Return the prompt of middle length: not one that a compiler takes for a special case."""
     return sorted(prompts, key=lambda prompt: len(prompt.ids))[len(prompts) // 2]
+
+
+def no_work() -> Ready:
+    """Ready for nothing, at no cost."""
+    return Ready(0.0, 0.0, CompileCounts(), CompileCounts(), 1)
 
 
 def make_ready(

@@ -169,7 +169,7 @@ class _Offered(str):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave out the tests of fidelity, fingerprints, decode and engines that a case does not run."""
+    """Leave out the tests, and the engines, that a case does not run."""
     items[:] = [item for item in items if not _is_not_run(item)]
 
 

@@ -50,7 +50,15 @@ _BESIDE = {
     "scaling_efficiency_infer": "scaling efficiency infer",
 }
 # What decode measures, in order; behind each name the form (batch, context) and the engine.
-_DECODE = ("decode", "ttft", "itl_p50", "itl_p99", "mbu", "decode_bandwidth", "mem_decode")
+_DECODE: tuple[str, ...] = (
+    "decode",
+    "ttft",
+    "itl_p50",
+    "itl_p99",
+    "mbu",
+    "decode_bandwidth",
+    "mem_decode",
+)
 _DECODE += ("compile_time_decode", "graphs_decode", "graph_breaks_decode", "recompiles_decode")
 _OURS = {"val": "eager", "infer": "inductor"}  # the word in names of metrics and notes
 # Decimals of the units that have a usual size; all others are shown by four digits.

@@ -26,7 +26,9 @@ def region(name="inductor", min_round_s=0.0, **script):
     engine = FakeEngine(name, FakeClock())
     decoder = FakeDecoder(engine, **script)
     forms, _ = decode.forms(case(batch_sizes=(1, 2)), prompts(), 4, 4096)
-    return decode.DecodeRegion(engine, decoder, forms, 4, min_round_s, engine.clock), engine
+    work = decode.Work(engine, decoder, tuple(forms), 4, engine.clock)
+    ready = work.make_ready(min_round_s)
+    return decode.DecodeRegion(work, ready), engine, ready
 
 
 def test_forms_are_stratified_prompts_a_batch_of_one_length_and_contexts():
@@ -64,24 +66,24 @@ def test_tokens_are_as_many_as_the_device_takes_in_short_time():
 
 
 def test_the_first_generation_of_each_form_compiles_and_the_others_warm_up():
-    made, engine = region(graphs_at=(0, 1, 4))
-    assert made.ready.first == CompileCounts(graphs=2, cache_misses=2)
-    assert made.ready.later == CompileCounts(graphs=1, cache_misses=1)
-    assert made.ready.compile_s == pytest.approx(2 * 0.013)
-    assert made.ready.warmup_s == pytest.approx(5 * 0.013)
+    _, engine, ready = region(graphs_at=(0, 1, 4))
+    assert ready.first == CompileCounts(graphs=2, cache_misses=2)
+    assert ready.later == CompileCounts(graphs=1, cache_misses=1)
+    assert ready.compile_s == pytest.approx(2 * 0.013)
+    assert ready.warmup_s == pytest.approx(5 * 0.013)
     assert engine.log[0] == "forget"
 
 
 def test_a_round_repeats_its_pass_until_it_is_long_enough():
-    made, engine = region(min_round_s=0.1)
-    assert made.ready.repeats == 2  # of 5 generations of 13 ms
+    made, engine, ready = region(min_round_s=0.1)
+    assert ready.repeats == 2  # of 5 generations of 13 ms
     before = len(engine.log)
     assert made.round().whole_s == pytest.approx(0.13)
     assert len(engine.log) - before == 10
 
 
 def test_metrics_of_rounds():
-    made, _ = region(factors=(1.0,) * 7 + (2.0,) * 5 + (1.0,) * 100)
+    made, *_ = region(factors=(1.0,) * 7 + (2.0,) * 5 + (1.0,) * 100)
     for _ in range(3):
         made.round()
     found = {m.name: m for m in made.finish(lambda: 1.0, None).metrics()}
@@ -102,7 +104,7 @@ def test_metrics_of_rounds():
     [(1000, 1000, 0.5), (999, 1000, None), (None, 1000, None), (1000, None, None)],
 )
 def test_mbu_is_absent_where_a_cache_may_hold_the_weights(streamed, uncached, mbu):
-    made, _ = region("eager", streamed=streamed)
+    made, *_ = region("eager", streamed=streamed)
     made.round()
     found = {m.name: m.value for m in made.finish(lambda: 2e6, uncached).metrics()}
     assert found.get("mbu_val") == (None if mbu is None else pytest.approx(mbu))
@@ -110,13 +112,13 @@ def test_mbu_is_absent_where_a_cache_may_hold_the_weights(streamed, uncached, mb
 
 
 def test_token_times_are_by_position():
-    made, _ = region()
+    made, *_ = region()
     made.round()
     assert made.finish(lambda: 1.0, None).token_times_s == pytest.approx((0.01, *[0.001] * 3))
 
 
 def test_rounds_that_the_device_slowed_do_not_count():
-    made, _ = region()
+    made, *_ = region()
     for number in range(7):
         done = made.round()
         if number == 2:
