@@ -196,7 +196,7 @@ def open_case(
     def decoder(name: EngineName) -> MeasuredDecoder:
         from perfline.engines.decode import Decoder
 
-        if model is None or name in own:
+        if model is None or name not in ENGINE_NAMES:
             raise NoDecode(f"no engine of perfline's is '{name}'")
         return Decoder(model, name)
 
