@@ -1,13 +1,15 @@
 """What does measuring decode cost, and is the loop that is measured as fast as transformers' own?
 
-    python benchmarks/decode_speed.py [--model 100m] [--tokens N] [--rounds N] [--compile-generate]
+    python benchmarks/decode_speed.py [--model 100m] [--tokens N] [--rounds N] [--threads N]
+        [--compile-generate]
 
 In one process, in turns: perfline's eager and compiled loop (``engines.decode``), the bare forwards
 of each (the same calls, no clock between them), and ``model.generate`` with its own static cache,
 greedy and never ending early; compiled by itself only where asked for, which takes minutes on a
 CPU. All give the same tokens, or it says so. Prints tokens a second (prompt and tokens together) as
-the median of the rounds, the ratio to generate, what the clock costs (bare / measured), and the
-share of the measured loop that lies between its marks.
+the median of the rounds, the ratio to generate, what the clock costs (bare / measured, in CPU
+seconds: other processes do not weigh on them), and the share of the measured loop that lies between
+its marks.
 """
 
 from __future__ import annotations
@@ -47,6 +49,7 @@ def main() -> int:
     parser.add_argument("--model", choices=MODELS, default="tiny")
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--compile-generate", action="store_true")
     args = parser.parse_args()
     torch.manual_seed(0)
@@ -58,7 +61,8 @@ def main() -> int:
         nominal_parameters=1e6,
         config={**config, **MODELS[args.model], "initializer_range": 0.1},
     )
-    case = Case(id="speed", model=spec, engine=EngineSpec(), source=Path("speed.yaml"))
+    engine = EngineSpec(cpu_threads=args.threads)
+    case = Case(id="speed", model=spec, engine=engine, source=Path("speed.yaml"))
     model = hf.load(case, current_device(), None)
     made = np.random.default_rng(0)
     ids = made.integers(1, cast("int", MODELS[args.model]["vocab_size"]), (1, WIDTH))
@@ -112,13 +116,15 @@ def main() -> int:
     if args.compile_generate:
         ways["generate compiled"] = lambda: generate(True)
     times: dict[str, list[float]] = {name: [] for name in ways}
+    cpu: dict[str, list[float]] = {name: [] for name in ways}
     tokens: dict[str, Any] = {}
     for turn in range(args.rounds + 1):  # the first one compiles
         for name in list(ways) if turn % 2 else list(ways)[::-1]:
-            start = time.perf_counter()
+            start, start_cpu = time.perf_counter(), time.process_time()
             tokens[name] = ways[name]()
             if turn:
                 times[name].append(time.perf_counter() - start)
+                cpu[name].append(time.process_time() - start_cpu)
         if not turn:
             for kept in marked.values():
                 kept.clear()
@@ -129,7 +135,7 @@ def main() -> int:
         ratio = statistics.median(b / a for a, b in zip(each, times["generate"], strict=True))
         print(f"{name:18} {statistics.median(own):8.1f} tok/s  {ratio:.3f} x generate")
     for name, shares in marked.items():
-        pairs = zip(times[f"bare {name}"], times[f"perfline {name}"], strict=True)
+        pairs = zip(cpu[f"bare {name}"], cpu[f"perfline {name}"], strict=True)
         cost = statistics.median(bare_s / own_s for bare_s, own_s in pairs)
         share = statistics.median(shares)
         print(f"{name}: bare / measured {cost:.4f}; between the marks {share:.5f} of all")
