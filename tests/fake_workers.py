@@ -90,6 +90,7 @@ class Script:
         faults: of the same.
         fails: number of the launch -> the error that it raises when waited for.
         round_fails: the same, at its third round.
+        step_s, first_s: as ``token_s``, of decode; None where it is not timed.
     """
 
     ready: Ready = field(default_factory=ready)
@@ -100,6 +101,8 @@ class Script:
     memory_gib: float | None = 2.0
     joules: float | None = None
     answers: Answers = field(default_factory=answers)
+    step_s: Callable[[int, int], float] | None = None
+    first_s: Callable[[int, int], float] | None = None
 
 
 @dataclass
@@ -171,6 +174,8 @@ class FakeLaunch:
             joules=self.script.joules,
             faults=self.script.faults(self.launch, turn),
             health={"sm_clock_mhz": 1410},
+            step_s=None if self.script.step_s is None else self.script.step_s(self.launch, turn),
+            first_s=None if self.script.first_s is None else self.script.first_s(self.launch, turn),
         )
 
     def answers(self) -> Answers:

@@ -14,9 +14,16 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from perfline.engines.device import Device
-from perfline.engines.engine import CompileCounts, EngineName, Fingerprint, Head
+from perfline.engines.engine import (
+    CompileCounts,
+    EngineName,
+    Fingerprint,
+    Generated,
+    Head,
+    Ints,
+)
 from perfline.engines.environment import Environment
-from perfline.errors import NoFidelity
+from perfline.errors import NoDecode, NoFidelity
 from perfline.tasks.answers import LETTERS
 from perfline.tasks.mmlu import Prompt
 from perfline.tasks.reference import prompt_digest
@@ -155,6 +162,53 @@ class FakeEngine:
 
 
 @dataclass
+class FakeDecoder:
+    """``engine.MeasuredDecoder`` by script: token n behind a prompt is n, in ``step_s`` seconds.
+
+    Attributes:
+        first_s: seconds to the first token.
+        other: number of the token that is another one, 5 logits below the right one; None: none.
+        graphs_at: numbers of the generations (from 0) at which the engine compiles a graph.
+        factors: in the n-th generation all takes ``factors[n % len]`` times as long.
+        streamed: bytes that a step reads.
+    """
+
+    engine: FakeEngine
+    step_s: float = 1e-3
+    first_s: float = 1e-2
+    other: int | None = None
+    tie: bool = False
+    graphs_at: tuple[int, ...] = ()
+    factors: Sequence[float] = (1.0,)
+    streamed: int | None = None
+    static: bool = True
+    positions: int = 4096
+    _generations: int = 0
+
+    def generate(self, ids: Ints, tokens: int, length: int) -> Generated:
+        assert not self.static or ids.shape[1] + tokens <= length
+        self.engine.log.append(f"generate {tokens} behind {ids.shape} in {length}")
+        factor = self.factors[self._generations % len(self.factors)]
+        self.engine._graphs += self._generations in self.graphs_at
+        self._generations += 1
+        given = np.tile(np.arange(tokens), (len(ids), 1))
+        if self.other is not None:
+            given[:, self.other] = 99
+        steps = (self.step_s * factor,) * (tokens - 1)
+        first_s = self.first_s * factor
+        self.engine.clock.now += first_s + sum(steps)
+        return Generated(given, first_s, steps, first_s + sum(steps))
+
+    def logits_after(self, ids: Ints) -> np.ndarray:
+        logits = np.full(100, 5.0, dtype=np.float32)
+        logits[99] = 5.0 if self.tie else 0.0
+        return logits
+
+    def streamed_bytes(self, rows: int, length: int) -> int | None:
+        return self.streamed
+
+
+@dataclass
 class FakeLogits:
     """``fidelity.Logits`` by script: 30 tokens, 3 layers, the same logits for the same prompt.
 
@@ -202,6 +256,14 @@ class FakeLoadedCase:
     facts: dict[str, str] = field(default_factory=lambda: {"weights": "sha256:fake"})
     closed: int = 0
     numbers: FakeLogits = field(default_factory=FakeLogits)
+    decode: dict[str, dict[str, object]] = field(default_factory=dict)  # by engine, or "both"
+    no_decode: str = ""
+
+    def decoder(self, name: EngineName) -> FakeDecoder:
+        if self.no_decode:
+            raise NoDecode(self.no_decode)
+        script = {**self.decode.get("both", {}), **self.decode.get(name, {})}
+        return FakeDecoder(self.engines[name], **script)
 
     @contextmanager
     def full_precision(self) -> Iterator[FakeLogits]:

@@ -12,7 +12,8 @@ what was expected and what to do::
     ├── EngineError        the model could not be loaded, compiled or run
     │   ├── DeviceMemory   ... because the device's memory is full
     │   ├── NoSharedPrefixes  ... after a prefix; each prompt by itself it may run
-    │   └── NoFidelity        ... in fp32; in its own dtype it may run
+    │   ├── NoFidelity        ... in fp32; in its own dtype it may run
+    │   └── NoDecode          ... token by token; its prompts it may run
     ├── BaselineError      a baseline file is torn, hand-edited, or refused
     ├── RecordError        a results file is torn, partial, or of another schema
     ├── WorkerError        a process of one side of a comparison crashed, hung or refused
@@ -83,6 +84,10 @@ class NoSharedPrefixes(EngineError):  # noqa: N818 - reads as the state it repor
 
 class NoFidelity(EngineError):  # noqa: N818 - reads as the state it reports
     """The model cannot be held against itself in fp32 on this device; the message says why."""
+
+
+class NoDecode(EngineError):  # noqa: N818 - reads as the state it reports
+    """The engine cannot generate token by token with this model; the message says why."""
 
 
 class BaselineError(PerflineError):

@@ -33,8 +33,9 @@ def suffix(engine: str) -> str:
 
 # What perfline's own metrics are called: a metric of the user's own has another name.
 _OURS = re.compile(
-    r"p_.*|acc_.*|fidelity.*|fingerprint.*|flips.*|load_peak|e2e_time|compile_time|graphs"
-    r"|graph_breaks|recompiles|mfu(_\w+)?_computed"
+    r"p_.*|acc_.*|fidelity.*|fingerprint.*|flips.*|load_peak|e2e_time"
+    r"|(compile_time|graphs|graph_breaks|recompiles)(_decode)?|mfu(_\w+)?_computed"
+    r"|(decode(_flips|_bandwidth)?|ttft|itl_p50|itl_p99|mbu|mem_decode)((_[bc]\d+)?(_[a-z0-9]+)?)"
     r"|(load_time|warmup_time|timed_time|tokens|questions|mfu|mem|tokens_per_joule|sm_clock"
     r"|temperature|power|scaling_efficiency)(_[a-z0-9]+)?"
 )
@@ -92,7 +93,7 @@ class Metric:
         if not (isinstance(self.name, str) and _OWN_NAME.fullmatch(self.name)):
             raise MetricError(
                 f"a metric is called {self.name!r:.60}; expected small letters, digits and _, "
-                "at most 40, such as 'ttft'"
+                "at most 40, such as 'wait'"
             )
         if _OURS.fullmatch(self.name):
             self._refuse(

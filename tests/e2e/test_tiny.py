@@ -173,6 +173,45 @@ def test_a_forward_that_takes_twice_as_long_is_regressed(accepted: Path):
     assert words(accepted)["p_val_core.baseline"] == "regressed"
 
 
+SLEEP = """
+import functools
+import time
+
+from transformers.models.llama.modeling_llama import LlamaModel
+
+original = LlamaModel.forward
+
+
+@functools.wraps(original)
+def slower(self, *args, input_ids, **kwargs):
+    if {when}:
+        time.sleep({seconds})
+    return original(self, *args, input_ids=input_ids, **kwargs)
+
+
+LlamaModel.forward = slower
+"""
+
+
+@pytest.mark.parametrize(
+    ("when", "seconds", "slow", "others"),
+    [
+        ("input_ids.shape[1] == 1", 0.01, {"decode_val"}, {"p_val_core", "ttft_val"}),
+        ("input_ids.shape[1] > 1", 0.05, {"p_val_core", "ttft_val"}, {"decode_val"}),
+    ],
+    ids=["decode", "prefill"],
+)
+def test_what_is_slow_in_one_workload_is_regressed_there_alone(
+    accepted: Path, when, seconds, slow, others
+):
+    run(accepted, "-m", "perf", "-k", "eager", plugin=SLEEP.format(when=when, seconds=seconds))
+    if disturbed(accepted):
+        pytest.skip("other processes took the CPU: perfline says unsure, rightly")
+    found = words(accepted)
+    assert {found[f"{name}.baseline"] for name in slow} == {"regressed"}
+    assert {found[f"{name}.baseline"] for name in others} <= {"ok", "unsure", "improved"}
+
+
 WRONG_COMPILED = """
 from perfline.engines.torch_engine import TorchEngine
 

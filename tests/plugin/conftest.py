@@ -57,6 +57,8 @@ def opened(case, device, data_dir, weights):
         engines[name] = own.engine(name, None, device)
     made = FakeLoadedCase(engines, prompts(script.get("prompts", 40)))
     made.numbers = FakeLogits(**script.get("numbers", {}))
+    made.decode = script.get("decode", {})
+    made.no_decode = script.get("no_decode", "")
     note(f"open {case.id}")
     close = made.close
     made.close = lambda: (note(f"close {case.id}"), close())
@@ -149,4 +151,5 @@ def suite(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Suite:
     monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # it would refuse to measure there
     # Engine and clock are scripted: what else this machine does must not be seen.
     monkeypatch.setattr("perfline.measure.throughput.cpu_contention", lambda: None)
+    monkeypatch.setattr("perfline.measure.decode.cpu_contention", lambda: None)
     return Suite(pytester)

@@ -62,8 +62,12 @@ def test_collection_imports_neither_torch_nor_numpy(suite):
 def test_this_repository_s_pytest_collects_the_suite_alone_accuracy_first(monkeypatch):
     monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
     found = [name.partition("::")[0] for name in collected(REPOSITORY, "--cases=tiny")]
-    suite = "tests/accuracy/test_mmlu.py", "tests/perf/test_throughput.py"
-    assert found == [suite[0]] * 5 + [suite[1]] * 4
+    suite = (
+        "tests/accuracy/test_mmlu.py",
+        "tests/perf/test_decode.py",
+        "tests/perf/test_throughput.py",
+    )
+    assert found == [suite[0]] * 5 + [suite[1]] * 2 + [suite[2]] * 4
 
 
 def test_missing_weights_skip_with_the_command_and_fail_under_strict(suite):

@@ -24,7 +24,7 @@ MODULES = {
     if path.stem != "__init__" and path.parent.name != "suite"  # tests of users: no room's
 }
 HEAVY = {"torch", "transformers", "pandas", "scipy"}
-LARGEST = {"report": 14, "compare": 14, "engines": 14}  # files; twelve anywhere else
+LARGEST = {"report": 14, "compare": 14, "engines": 15}  # files; twelve anywhere else
 
 
 def imports(path: Path, top_level: bool = False) -> set[str]:
@@ -92,6 +92,7 @@ def test_torch_is_imported_at_the_top_of_engines_only():
         if {name.split(".")[0] for name in imports(path, top_level=True)} & HEAVY
     }
     real = (
+        "decode",
         "fingerprint",
         "full_precision",
         "hf",

@@ -91,11 +91,11 @@ def test_one_sample_has_no_error_and_none_has_no_summary() -> None:
 
 
 def test_a_metric_of_ones_own_survives_json_and_ours_has_no_key_more() -> None:
-    metric = Metric("ttft", 0.03, "ms", "lower", samples=[0.03, 1.0], own=True)
+    metric = Metric("wait", 0.03, "ms", "lower", samples=[0.03, 1.0], own=True)
     data = json.loads(json.dumps(as_json(metric)))
 
     assert data["own"] is True
-    assert Node("f.json", data, RecordError).build(Metric, name="ttft") == metric
+    assert Node("f.json", data, RecordError).build(Metric, name="wait") == metric
     assert "own" not in as_json(Metric("mem", 1.0, "GiB", "lower"))
 
 
@@ -108,19 +108,19 @@ def test_what_no_type_tells_of_a_stored_metric_names_the_file() -> None:
 
 
 def test_numbers_of_numpy_are_numbers() -> None:
-    metric = Metric("ttft", np.float32(0.5), "ms", "lower", samples=np.ones(2, np.float32))
+    metric = Metric("wait", np.float32(0.5), "ms", "lower", samples=np.ones(2, np.float32))
 
     assert (type(metric.value), metric.samples) == (float, (1.0, 1.0))
 
 
 @pytest.mark.parametrize("samples", [None, 5, np.array(1.0)], ids=["none", "number", "array"])
 def test_samples_that_are_none_say_so(samples) -> None:
-    with pytest.raises(MetricError, match=r"^ttft: samples are .*; expected numbers, one a round$"):
-        Metric("ttft", 1.0, "s", "lower", samples=samples)
+    with pytest.raises(MetricError, match=r"^wait: samples are .*; expected numbers, one a round$"):
+        Metric("wait", 1.0, "s", "lower", samples=samples)
 
 
 def test_samples_may_come_one_by_one() -> None:
-    assert Metric("ttft", 1.0, "s", "lower", samples=(x for x in (1, 2))).samples == (1, 2)
+    assert Metric("wait", 1.0, "s", "lower", samples=(x for x in (1, 2))).samples == (1, 2)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_a_name_of_ours_is_no_name_of_ones_own(name: str) -> None:
         Metric(name, 1.0, "x", "info", own=True)
 
 
-@pytest.mark.parametrize("name", ["ttft", "memory_bandwidth", "graphs_per_s", "my_mem", "itl_p99"])
+@pytest.mark.parametrize("name", ["wait", "memory_bandwidth", "graphs_per_s", "my_mem", "itl_p999"])
 def test_other_names_are_free(name: str) -> None:
     assert Metric(name, 1.0, "x", "info", own=True).own
 
@@ -145,13 +145,13 @@ def test_other_names_are_free(name: str) -> None:
 @pytest.mark.parametrize(
     ("value", "unit", "said"),
     [
-        (1e31, "s", r"^ttft: 1e\+31 s is no measurement$"),
-        (10**5000, "s", "^ttft: too long to be shown s is no measurement$"),
-        (1.0, "", "^ttft: has no unit; "),
-        (1.0, " ", "^ttft: has no unit; "),
+        (1e31, "s", r"^wait: 1e\+31 s is no measurement$"),
+        (10**5000, "s", "^wait: too long to be shown s is no measurement$"),
+        (1.0, "", "^wait: has no unit; "),
+        (1.0, " ", "^wait: has no unit; "),
     ],
     ids=["too large", "digits", "no unit", "blank unit"],
 )
 def test_what_no_record_could_be_read_with_is_refused_when_it_is_made(value, unit, said):
     with pytest.raises(MetricError, match=said):
-        Metric("ttft", value, unit, "lower")
+        Metric("wait", value, unit, "lower")

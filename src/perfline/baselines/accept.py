@@ -32,6 +32,10 @@ AGAIN = "run pytest again"
 # What perfline writes of a metric, by the start of its name: anything else was edited in.
 _EXPECTED = {
     "p_": ("tok/s", "higher"),
+    "decode_bandwidth": ("GB/s", "info"),
+    "decode": ("tok/s", "higher"),
+    "itl_": ("s", "info"),
+    "mbu": ("fraction", "info"),
     "mem": ("GiB", "lower"),
     "graph": ("count", "lower"),
     "recompiles": ("count", "lower"),
@@ -43,15 +47,17 @@ _BESIDE_THROUGHPUT = ("_core_per_device", "_whole_one_rank")  # of several ranks
 
 
 def waited_note(metric: str) -> str:
-    """Return the name of the note on the CPU while a tok/s metric was timed; empty: no such."""
+    """Return the name of the note on the CPU while a metric was timed; empty: no such."""
+    if re.fullmatch(r"(decode|ttft)(_[bc]\d+)?(_val)?", metric):
+        return f"cpu_waited_fraction_decode_{'val' if metric.endswith('_val') else 'infer'}"
     timed = re.fullmatch(r"p_([a-z0-9]+)_(core|whole)", metric)
     return f"cpu_waited_fraction_{timed[1]}" if timed else ""
 
 
 def rounds_asked(candidate: Candidate, metric: Metric) -> int:
     """Return the rounds that the case asks for, less those that the device spoilt."""
-    engine = waited_note(metric.name).rpartition("_")[2]
-    thrown_out = candidate.measured.notes.get(f"rounds_thrown_out_{engine}")
+    timed = waited_note(metric.name).removeprefix("cpu_waited_fraction_")
+    thrown_out = candidate.measured.notes.get(f"rounds_thrown_out_{timed}")
     return candidate.case.throughput.rounds - (thrown_out if isinstance(thrown_out, int) else 0)
 
 

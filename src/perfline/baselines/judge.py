@@ -19,6 +19,7 @@ from perfline.fields import Scalar
 from perfline.gates import accuracy, fidelity, fingerprint, performance, verdict
 from perfline.gates.verdict import Verdict
 from perfline.measure.accuracy import AccuracyPass
+from perfline.measure.decode import Decoded
 from perfline.measure.fidelity import Fidelity
 from perfline.measure.throughput import Timings
 from perfline.metrics import Metric, pass_name, suffix
@@ -165,7 +166,7 @@ def throughput(
     judged = [measured[metric] for metric in names if metric in measured]
     if name == "inductor":
         judged += [measured[metric] for metric in HEALTH]
-    fault = _fault(timings)
+    fault = _fault(timings, "raise throughput.sample so that warm-up meets every shape, or ")
     if fault:
         return [verdict.invalid(judged[0], fault)]
     verdicts = []
@@ -182,6 +183,29 @@ def throughput(
         case.throughput.rounds - len(timings.thrown_out),
     )
     return verdicts + [_against_stored(case, metric, run, workload, against) for metric in judged]
+
+
+def decode(
+    case: Case,
+    decoded: Decoded,
+    workload: Mapping[str, Scalar],
+    against: Against,
+) -> list[Verdict]:
+    """Does it generate slower, with more memory or more graphs than the baseline, or other tokens?
+
+    The tokens are held to the eager engine's of the same run.
+    """
+    judged = [metric for metric in decoded.metrics() if metric.direction != "info"]
+    fault = _fault(decoded, "") or performance.impossible_bandwidth(decoded.mbu)
+    if fault:
+        return [verdict.invalid(judged[0], fault)]
+    rounds = case.throughput.rounds - len(decoded.thrown_out)
+    run = performance.Run(decoded.waited_fraction, rounds=rounds)
+    verdicts = [_against_stored(case, metric, run, workload, against) for metric in judged]
+    if decoded.compared:
+        others = decoded.others, decoded.compared
+        verdicts.append(accuracy.same_tokens(decoded.engine, *others, case.model.precision))
+    return verdicts
 
 
 def model_numbers(found: Fidelity, facts: Mapping[str, Scalar], against: Against) -> list[Verdict]:
@@ -274,14 +298,14 @@ def _stored_answers(name: EngineName, against: Against) -> StoredAnswers | None:
     return against.stored.accuracy.get(name) if against.stored is not None else None
 
 
-def _fault(timings: Timings) -> str:
+def _fault(timed: Timings | Decoded, cure: str) -> str:
     """Why the run itself cannot be judged; empty where it can."""
-    if timings.timed.graphs:
+    if timed.timed.graphs:
         return (
-            f"{timings.timed.graphs} graph(s) were compiled inside the timed region: raise "
-            "throughput.sample so that warm-up meets every shape, or see TORCH_LOGS=recompiles"
+            f"{timed.timed.graphs} graph(s) were compiled inside the timed region: {cure}see "
+            "TORCH_LOGS=recompiles"
         )
-    return "; ".join(filter(None, (timings.ready.uncompiled, *timings.faults)))
+    return "; ".join(filter(None, (timed.ready.uncompiled, *timed.faults)))
 
 
 def _against_stored(

@@ -104,6 +104,15 @@ class ThroughputSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DecodeSpec:
+    """What the decode test times, in ``throughput.rounds`` rounds of ``throughput.min_round_s``."""
+
+    batch_sizes: tuple[int, ...] = field(default=(1,), metadata=_POSITIVE)
+    context: tuple[int, ...] = field(default=(), metadata=_POSITIVE)  # tokens, with those generated
+    tokens: int | None = field(default=None, metadata={"ge": 0})  # None: 128; 16 on a CPU; 0: none
+
+
+@dataclass(frozen=True, kw_only=True)
 class GatesSpec:
     """The limits of every verdict."""
 
@@ -144,6 +153,7 @@ class Case:
     engine: EngineSpec = field(default_factory=EngineSpec)
     parallel: ParallelSpec = field(default_factory=ParallelSpec, metadata=_WHERE_CHANGED)
     throughput: ThroughputSpec = field(default_factory=ThroughputSpec)
+    decode: DecodeSpec = field(default_factory=DecodeSpec, metadata=_WHERE_CHANGED)
     gates: GatesSpec = field(default_factory=GatesSpec, metadata=_NOT_IN_DIGEST)
     fidelity: FidelitySpec = field(default_factory=FidelitySpec, metadata=_NOT_IN_DIGEST)
     fingerprint: bool = field(default=True, metadata=_NOT_IN_DIGEST)  # of what runs in a forward
@@ -383,6 +393,16 @@ def _check(node: Node, case: Case, path: Path) -> None:
         )
     if problem := _engines_problem(case.engines):
         node.fail("engines", problem)
+    if case.decode.tokens == 1:
+        node.fail("decode.tokens", "is 1 (expected 2 or more, of which the first is no step; or 0)")
+    if 1 not in case.decode.batch_sizes:
+        node.fail("decode.batch_sizes", "lacks 1 (expected a list such as [1, 8, 32])")
+    for key, sizes in (
+        ("batch_sizes", case.decode.batch_sizes),
+        ("context", case.decode.context),
+    ):
+        if len(set(sizes)) < len(sizes):
+            node.fail(f"decode.{key}", f"names a number twice: {', '.join(map(str, sizes))}")
     if case.model.config is not None:
         _check_plain(node, "model.config", case.model.config)
         if "model_type" not in case.model.config:
@@ -392,7 +412,7 @@ def _check(node: Node, case: Case, path: Path) -> None:
 _ENGINE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 _LONGEST_CLASS = 30  # it stands in the names of metrics, in tables of 80 columns
 # Words that metrics' names hold already.
-_TAKEN = frozenset({*ENGINE_NAMES, "val", "infer", "computed", "timed", "one", "per"})
+_TAKEN = frozenset({*ENGINE_NAMES, "val", "infer", "computed", "timed", "one", "per", "decode"})
 
 
 def _engines_problem(engines: Sequence[str]) -> str:

@@ -61,6 +61,13 @@ def add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         help="eager, inductor, or one of your own as module:Class (default: inductor)",
     )
     add(
+        "--workload",
+        choices=("prefill", "decode", "all"),
+        default="prefill",
+        help="what is timed: prompts, tokens generated one by one behind some, or both in turn "
+        "(default: prefill)",
+    )
+    add(
         "--margin",
         metavar="PERCENT",
         type=_margin,
@@ -240,7 +247,12 @@ def command(args: argparse.Namespace) -> str:
         given |= {name: getattr(args, f"{side}_{name}") for name in ("set", "import")}
         for name, values in given.items():
             words += [word for value in values for word in (f"--{prefix}{name}", value)]
-    defaults: dict[str, object] = {"engine": "inductor", "margin": None, "max_pairs": 48}
+    defaults: dict[str, object] = {
+        "engine": "inductor",
+        "workload": "prefill",
+        "margin": None,
+        "max_pairs": 48,
+    }
     defaults |= {"rounds": None, "questions": None, "ranks": 1, "timeout": 3600}
     for name, default in defaults.items():
         if (value := getattr(args, name)) != default:
@@ -283,6 +295,7 @@ def _plans(args: argparse.Namespace) -> tuple[tuple[Side, Side], list[Plan]]:
                 engine=args.engine,
                 questions=(case.compare.questions if args.questions is None else args.questions),
                 ranks=args.ranks,
+                kind=args.workload,
             ),
             margin_fraction=(
                 case.compare.margin_fraction if args.margin is None else args.margin / 100

@@ -26,6 +26,7 @@ from perfline.jsonfile import write_text
 HERE = Path(__file__).parent
 SUITE = HERE.parent / "suite"
 COPIES = {
+    "tests/perf/test_decode.py": SUITE / "test_decode.py",
     "tests/perf/test_throughput.py": SUITE / "test_throughput.py",
     "tests/accuracy/test_mmlu.py": SUITE / "test_mmlu.py",
     "baselines/README.md": HERE / "templates" / "baselines.md",

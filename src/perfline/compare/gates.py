@@ -19,8 +19,8 @@ from dataclasses import replace
 import numpy as np
 
 from perfline.cases.case import Case, GatesSpec, Precision, engine_name
-from perfline.compare.model import SIDES, Ready, SideName
-from perfline.compare.record import AnswersRecord, CaseComparison, Seconds, per_token
+from perfline.compare.model import BESIDE, SIDES, Ready, SideName, Timed
+from perfline.compare.record import AnswersRecord, CaseComparison, per_token
 from perfline.compare.sequential import hodges_lehmann
 from perfline.gates import accuracy as accuracy_gates
 from perfline.gates import performance
@@ -31,6 +31,8 @@ from perfline.metrics import Metric, pass_name, suffix
 from perfline.tasks.answers import Answers, Scored, accuracy
 
 TIME = "core_time"
+DECODE, FIRST = "decode_time", "ttft"
+TIMES = (TIME, DECODE, FIRST)  # the names of judged seconds
 LOGITS = "letter_logits"
 _BOUND = 0.975
 
@@ -43,6 +45,7 @@ def other_work(a: Case, b: Case) -> str:
         "mmlu.max_prompt_tokens": (a.mmlu.max_prompt_tokens, b.mmlu.max_prompt_tokens),
         "mmlu.scoring": (a.mmlu.scoring, b.mmlu.scoring),
         "model.bos": (a.model.bos, b.model.bos),
+        "decode.tokens": (a.decode.tokens, b.decode.tokens),
         "throughput.sample": (a.throughput.sample, b.throughput.sample),
         "throughput.head": (a.throughput.head, b.throughput.head),
         "throughput.min_round_s": (a.throughput.min_round_s, b.throughput.min_round_s),
@@ -80,10 +83,12 @@ def judge(
     """
     if not found.counted:
         return (on_time(found, stopped), *answered)
-    return (on_time(found, stopped), *_memory(found, limits), *_health(found), *answered)
+    times = [on_time(found, stopped)]
+    times += [on_time(found, stopped, seconds) for seconds in BESIDE[found.workload]]
+    return (*times, *_memory(found, limits), *_health(found), *answered)
 
 
-def middle(found: CaseComparison, side: SideName, seconds: Seconds = "core_s") -> float:
+def middle(found: CaseComparison, side: SideName, seconds: Timed = "core_s") -> float:
     """Seconds a token of one side, in the middle of all counted launch pairs.
 
     A's is the median over its launches, B's is A's times the estimated ratio: on a machine whose
@@ -154,17 +159,25 @@ def _without_logits(
     return record, (_accuracy(case, engine, a, b),)
 
 
-def on_time(found: CaseComparison, stopped: Word | None = None) -> Verdict:
-    """What the launch pairs say of B's time."""
+def on_time(
+    found: CaseComparison, stopped: Word | None = None, seconds: Timed = "core_s"
+) -> Verdict:
+    """What the launch pairs say of B's time: in forwards, or of those beside them."""
     decision, margin = found.decision, found.margin_fraction
+    name, unit, scale = (DECODE if found.workload == "decode" else TIME), "us/tok", 1e6
+    if seconds != "core_s":
+        decision = found.beside.get(seconds)
+        name = DECODE
+    if seconds == "first_s":
+        name, unit, scale = FIRST, "s", 1.0
     word: Word = "unsure" if decision is None or decision.word is None else decision.word
     limit = signed(100 * bound(word, margin), "%")
-    verdict = Verdict(TIME, word, "paired", "us/tok", limit=limit)
+    verdict = Verdict(name, word, "paired", unit, limit=limit)
     if decision is not None and decision.estimate is not None:
         verdict = replace(
             verdict,
-            baseline=1e6 * middle(found, "baseline"),
-            measured=1e6 * middle(found, "candidate"),
+            baseline=scale * middle(found, "baseline", seconds),
+            measured=scale * middle(found, "candidate", seconds),
             change_fraction=math.expm1(decision.estimate),
         )
     if stopped is not None:

@@ -24,6 +24,14 @@ SideName = Literal["baseline", "candidate"]
 LEAST = 1e-12  # above 0, and what is divided by it stays finite
 _SECONDS = {"ge": LEAST, "le": 1e12}  # 30,000 years
 _JOULES = {"ge": LEAST, "or_zero": True}
+Kind = Literal["prefill", "decode", "all"]
+Timed = Literal["core_s", "whole_s", "step_s", "first_s"]  # the seconds of a round
+# What is judged beside the seconds a token of the forwards.
+BESIDE: Mapping[Kind, tuple[Timed, ...]] = {
+    "prefill": (),
+    "decode": ("first_s",),
+    "all": ("step_s", "first_s"),
+}
 SIDES: tuple[SideName, SideName] = ("baseline", "candidate")
 
 
@@ -59,6 +67,7 @@ class Workload:
         questions: how many of the fixed, stratified order are answered for the comparison of
             answers; 0 with dummy weights that have no labels still compares logits.
         ranks: processes of a launch; they share the model as the case's ``parallel`` says.
+        kind: what a round is: prompts, tokens generated one by one behind some, or both.
     """
 
     case: str
@@ -68,6 +77,7 @@ class Workload:
     engine: EngineName
     questions: int
     ranks: int = field(default=1, metadata=OPTIONAL)
+    kind: Kind = field(default="prefill", metadata=OPTIONAL)
 
 
 @dataclass(frozen=True)
@@ -116,7 +126,10 @@ class Round:
 
     Attributes:
         start_s: seconds since the epoch at its start.
-        core_s: inside the synchronised forwards; whole_s: of the whole round.
+        core_s: inside the synchronised forwards; whole_s: of the whole round. Of decode alone,
+            the seconds of its steps, and ``tokens`` are theirs.
+        step_s: seconds a token of decode, where both are timed.
+        first_s: seconds to the first token.
         waited_fraction: CPU seconds spent waiting for a core, of those wanted; None unknown.
         joules: energy the device took; None where it does not count.
         faults: what makes the round worthless (throttled clocks, a foreign process, a recompile).
@@ -131,6 +144,8 @@ class Round:
     joules: float | None = field(default=None, metadata=_JOULES)
     faults: tuple[str, ...] = ()
     health: Mapping[str, Scalar] = field(default_factory=dict)
+    step_s: float | None = field(default=None, metadata={**_SECONDS, **OPTIONAL})
+    first_s: float | None = field(default=None, metadata={**_SECONDS, **OPTIONAL})
 
 
 class Worker(Protocol):

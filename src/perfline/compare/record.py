@@ -17,11 +17,10 @@ import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from perfline import jsonfile
 from perfline.compare.installers import masked
-from perfline.compare.model import LEAST, Ready, Round, Side, SideName
+from perfline.compare.model import BESIDE, LEAST, Kind, Ready, Round, Side, SideName, Timed
 from perfline.compare.sequential import Decision
 from perfline.errors import RecordError, printable
 from perfline.fields import OPTIONAL, OUTSIDE, Node, as_json
@@ -81,6 +80,10 @@ def _check(node: Node, case: CaseComparison) -> None:
     for number, pair in enumerate(case.pairs):
         if len(pair.baseline.rounds) != len(pair.candidate.rounds):
             node.fail(f"pairs.{number}.candidate.rounds", "and baseline.rounds differ in length")
+        for side, launch in (("baseline", pair.baseline), ("candidate", pair.candidate)):
+            for n, done in enumerate(launch.rounds):
+                if lacking := untimed(done, case.workload):
+                    node.fail(f"pairs.{number}.{side}.rounds.{n}.{lacking}", "is missing")
         if not pair.void and not pair.kept:
             node.fail(f"pairs.{number}.void", "is empty, yet no round pair is without faults")
 
@@ -91,8 +94,6 @@ _SECRET = re.compile(
     re.IGNORECASE,
 )
 _LOGIN = re.compile(r"://[^/\s@]*:[^/\s@]*@")  # a password in an address
-
-Seconds = Literal["core_s", "whole_s"]
 
 
 @dataclass(frozen=True)
@@ -212,11 +213,11 @@ class PairRecord:
         rounds = (*self.baseline.rounds, *self.candidate.rounds)
         return tuple(dict.fromkeys(fault for r in rounds for fault in r.faults))
 
-    def round_log_ratios(self, seconds: Seconds = "core_s") -> list[float]:
+    def round_log_ratios(self, seconds: Timed = "core_s") -> list[float]:
         """log(B's seconds a token / A's) of every kept round pair."""
         return [math.log(per_token(b, seconds) / per_token(a, seconds)) for a, b in self.kept]
 
-    def log_ratio(self, seconds: Seconds = "core_s") -> float | None:
+    def log_ratio(self, seconds: Timed = "core_s") -> float | None:
         """The pair's one number: above 0, B is slower. None where the pair is void.
 
         The median over kept round pairs; of whole launches, where the n-th rounds share no moment,
@@ -265,6 +266,8 @@ class CaseComparison:
         repeats: passes a round; None until the first launch was ready.
         rounds: kept rounds a side and launch; ``rounds_reason`` says why so many.
         decision: of the last look or, between looks, what is known; None without a counted pair.
+        workload: what a round was.
+        beside: the decisions on the other seconds that are judged.
         notes: what was seen on the way, such as that both sides do not fit at once.
         problem: what ended the comparison before a decision; empty where nothing did.
         ranks: processes of a launch.
@@ -292,6 +295,13 @@ class CaseComparison:
     problem: str = ""
     ended: bool = False
     ranks: int = field(default=1, metadata={"ge": 1, **OPTIONAL})
+    workload: Kind = field(default="prefill", metadata=OPTIONAL)
+    beside: Mapping[str, Decision] = field(default_factory=dict, metadata=OPTIONAL)
+
+    @property
+    def alpha_each(self) -> float:
+        """What each of the judged seconds may spend of ``alpha``: they cry wolf for one."""
+        return self.alpha / (1 + len(BESIDE[self.workload]))
 
     @property
     def on_ranks(self) -> str:
@@ -308,7 +318,7 @@ class CaseComparison:
         """The launch pairs that are not void."""
         return [pair for pair in self.pairs if not pair.void]
 
-    def log_ratios(self, seconds: Seconds = "core_s") -> list[float]:
+    def log_ratios(self, seconds: Timed = "core_s") -> list[float]:
         """One log ratio for every counted launch pair."""
         return [d for pair in self.pairs if (d := pair.log_ratio(seconds)) is not None]
 
@@ -331,6 +341,13 @@ def shown_env(env: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def per_token(measured: Round, seconds: Seconds = "core_s") -> float:
-    """Seconds a token of one round."""
-    return (measured.core_s if seconds == "core_s" else measured.whole_s) / measured.tokens
+def per_token(measured: Round, seconds: Timed = "core_s") -> float:
+    """Seconds a token of one round; to its first token for ``first_s``."""
+    if seconds in ("core_s", "whole_s"):
+        return float(getattr(measured, seconds)) / measured.tokens
+    return float(getattr(measured, seconds))
+
+
+def untimed(measured: Round, workload: Kind) -> str:
+    """Which of the seconds that are judged a round does not tell; empty where it tells all."""
+    return next((name for name in BESIDE[workload] if getattr(measured, name) is None), "")

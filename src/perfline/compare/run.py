@@ -22,10 +22,28 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
-from perfline.cases.case import Case, with_settings
+from perfline.cases.case import ENGINE_NAMES, Case, with_settings
 from perfline.compare import gates, sequential
-from perfline.compare.model import SIDES, Launcher, Ready, Round, Side, SideName, Worker, Workload
-from perfline.compare.record import CaseComparison, LaunchRecord, PairRecord, SideRecord
+from perfline.compare.model import (
+    BESIDE,
+    SIDES,
+    Kind,
+    Launcher,
+    Ready,
+    Round,
+    Side,
+    SideName,
+    Worker,
+    Workload,
+)
+from perfline.compare.record import (
+    CaseComparison,
+    LaunchRecord,
+    PairRecord,
+    SideRecord,
+    untimed,
+)
+from perfline.compare.sequential import Decision
 from perfline.compare.sides import describe
 from perfline.errors import CaseError, DeviceMemory, EngineError, MissingRanks, WorkerError
 from perfline.gates.verdict import Verdict, Word
@@ -47,6 +65,7 @@ class Task:
         repeats: passes a round; None chooses, so that a round of the slower side lasts
             ``min_round_s``.
         answer: whether both sides also answer the questions, once the rounds are over.
+        workload: what a round is.
         check: is given what both launches told of themselves before anything is timed, and raises
             where they cannot be compared.
     """
@@ -57,6 +76,7 @@ class Task:
     min_round_s: float
     answer: bool
     check: Check
+    workload: Kind = "prefill"
 
     @property
     def order(self) -> tuple[SideName, SideName]:
@@ -80,6 +100,7 @@ class _Live:
 
     worker: Worker
     launch_s: float
+    workload: Kind
     kept: list[Round] = field(default_factory=list)
     dropped: list[Round] = field(default_factory=list)
 
@@ -93,6 +114,8 @@ class _Live:
                 f"worker {self.worker.ready.pid}: told of a round of {measured.tokens} tokens in "
                 f"{measured.core_s:g} s; expected both above 0"
             )
+        if lacking := untimed(measured, self.workload):
+            raise WorkerError(f"worker {self.worker.ready.pid}: told of a round without {lacking}")
         self.kept.append(measured)
 
     def record(self) -> LaunchRecord:
@@ -121,7 +144,7 @@ def interleaved(launcher: Launcher, sides: Mapping[SideName, Side], task: Task) 
         for name in task.order:
             worker = pending[name].wait_ready()
             ends.callback(worker.close)
-            live[name] = _Live(worker, time.monotonic() - begin)
+            live[name] = _Live(worker, time.monotonic() - begin, task.workload)
         ready = {name: live[name].worker.ready for name in SIDES}
         task.check(ready)
         repeats = task.repeats or repeats_for(task.min_round_s, *ready.values())
@@ -154,7 +177,7 @@ def whole_launches(launcher: Launcher, sides: Mapping[SideName, Side], task: Tas
             ends.callback(pending.close)
             worker = pending.wait_ready()
             ends.callback(worker.close)
-            live = _Live(worker, time.monotonic() - start)
+            live = _Live(worker, time.monotonic() - start, task.workload)
             ready[name] = worker.ready
             if len(ready) == 2:
                 task.check(ready)
@@ -269,6 +292,8 @@ def begin(plan: Plan) -> CaseComparison:
                     f"--set {key}: is no setting of a side; use --margin, --questions and --rounds "
                     "here, and the case's file for its gates"
                 )
+    if plan.workload.kind != "prefill":
+        _check_decodes(plan)
     found = CaseComparison(
         case=plan.case.id,
         title=plan.case.title,
@@ -284,10 +309,22 @@ def begin(plan: Plan) -> CaseComparison:
         difference=_difference(plan, ({}, {})),
         notes=plan.notes,
         ranks=plan.workload.ranks,
+        workload=plan.workload.kind,
     )
     if problem := gates.other_work(*cases):
         return _stopped(plan, found, (), "incomparable", problem)
     return replace(found, verdicts=gates.judge(found, plan.case.gates, (), None))
+
+
+def _check_decodes(plan: Plan) -> None:
+    """CaseError where the case, or how it is run, has no decode."""
+    for lacking, why in (
+        (plan.workload.ranks > 1, "it runs in one process, without --ranks"),
+        (plan.workload.engine not in ENGINE_NAMES, "the engines are eager and inductor"),
+        (plan.case.decode.tokens == 0, f"{plan.case.source} leaves it out (decode.tokens: 0)"),
+    ):
+        if lacking:
+            raise CaseError(f"--workload {plan.workload.kind}: {why}")
 
 
 def run(plan: Plan, launcher: Launcher, say: Say) -> Iterator[CaseComparison]:
@@ -348,6 +385,7 @@ def _task(plan: Plan, found: CaseComparison) -> Task:
         min_round_s=case.throughput.min_round_s,
         answer=found.answers is None,
         check=lambda ready: _check(found, ready),
+        workload=found.workload,
     )
 
 
@@ -440,8 +478,19 @@ def _judged(plan: Plan, found: CaseComparison, answered: tuple[Verdict, ...]) ->
     values, voids = found.log_ratios(), len(found.pairs) - len(found.counted)
     if values:
         margin = math.log1p(plan.margin_fraction)
-        decision = sequential.decide(values, margin, found.looks, found.alpha)
-        found = replace(found, decision=decision, ended=decision.word is not None)
+
+        def decided(before: Decision | None, some: Sequence[float]) -> Decision:
+            if before is not None and before.word is not None:
+                return before  # the look at which a word falls is its last
+            return sequential.decide(some, margin, found.looks, found.alpha_each)
+
+        decision = decided(found.decision, values)
+        beside: dict[str, Decision] = {
+            name: decided(found.beside.get(name), found.log_ratios(name))
+            for name in BESIDE[found.workload]
+        }
+        words = [each.word for each in (decision, *beside.values())]
+        found = replace(found, decision=decision, beside=beside, ended=None not in words)
     if voids > MAX_VOID or (found.ended and voids > MAX_VOID_FRACTION * len(found.pairs)):
         reasons = dict.fromkeys(pair.void for pair in found.pairs if pair.void)
         problem = (
@@ -472,8 +521,9 @@ def _settled(case: CaseComparison, alpha: float) -> CaseComparison:
     if case.verdicts[0].word != "unsure" or case.decision is None or alpha <= case.alpha:
         return case
     margin = math.log1p(case.margin_fraction)
-    decision = sequential.decide(case.log_ratios(), margin, case.looks, alpha)
+    found = replace(case, alpha=alpha)
+    decision = sequential.decide(case.log_ratios(), margin, case.looks, found.alpha_each)
     if decision.word != "regressed":
         return case
-    found = replace(case, decision=decision, alpha=alpha)
+    found = replace(found, decision=decision)
     return replace(found, verdicts=(gates.on_time(found), *case.verdicts[1:]))

@@ -27,10 +27,11 @@ from perfline.engines.telemetry import Watch, watch
 from perfline.errors import EngineError, WorkerError
 from perfline.fields import Node, as_json
 from perfline.measure.case_run import CaseRun, LoadedCase, open_case
+from perfline.measure.decode import Decoded, DecodeRegion, Work
 from perfline.measure.parallel_accuracy import RankCoordinator
 from perfline.measure.parallel_rounds import Rounds, combine, worst_ready
 from perfline.measure.rank_worker import RankWorker, obey_all
-from perfline.measure.throughput import Timings
+from perfline.measure.throughput import Timings, no_work
 from perfline.tasks.answers import Answers, no_answers
 from perfline.tasks.mmlu import Prompt
 from perfline.tasks.sampling import tier_order
@@ -50,6 +51,7 @@ class Launch:
     health: Watch = field(default_factory=Watch)
     coordinator: RankCoordinator | None = None
     _rounds: Rounds | None = None
+    _decode: Work | None = None
     _others: tuple[int, ...] = ()
     _peaks: list[float] = field(default_factory=list)
     _watching: ExitStack = field(default_factory=ExitStack)  # to the end of the process
@@ -99,11 +101,21 @@ class Launch:
         sample = case_run.sample
         if self.coordinator is not None:  # the others get ready meanwhile
             self._rounds = Rounds(self.coordinator, case_run.timed_run(name), self.health)
-        done = case_run.ready(name)
-        pass_s = done.warmup_s
-        if done.later.graphs:  # a pass that still compiled says nothing of how long a pass takes
-            engine = case_run.loaded.engine(name)
-            pass_s = run_pass(engine, sample, case.throughput.head, case_run.clock).whole_s
+        kind = self.workload.kind
+        done, pass_s = no_work(), 0.0
+        if kind != "decode":
+            done = case_run.ready(name)
+            pass_s = done.warmup_s
+            if done.later.graphs:  # a pass that still compiled tells not how long a pass takes
+                engine = case_run.loaded.engine(name)
+                pass_s = run_pass(engine, sample, case.throughput.head, case_run.clock).whole_s
+        if kind != "prefill":
+            whole = case_run.decode_work(name)
+            self._decode = replace(whole, forms=whole.forms[:1])  # batch 1, the case's own lengths
+            own = self._decode.make_ready(0.0, anew=kind == "decode")
+            start = case_run.clock()
+            self._decode.once()
+            done, pass_s = done.joined(own), pass_s + case_run.clock() - start
         if self.coordinator is not None and self._rounds is not None:
             done = worst_ready(self._rounds.ready())
         if done.uncompiled:
@@ -133,7 +145,17 @@ class Launch:
 
     def round(self, repeats: int, peers: Sequence[int] = ()) -> Round:
         """Time ``repeats`` passes; ``peers`` are processes that may be on the device as well."""
-        start_s = time.time()
+        start_s, kind = time.time(), self.workload.kind
+        decoded = None
+        if self._decode is not None:
+            self.health.friends = peers
+            region = DecodeRegion(self._decode, replace(no_work(), repeats=repeats), self.health)
+            region.round()
+            decoded = region.finish(lambda: None, None)
+            if decoded.peak_memory_gib is not None:
+                self._peaks.append(decoded.peak_memory_gib)
+            if kind == "decode":
+                return _decoded_round(start_s, decoded)
         timings = self._timings(repeats, peers)
         (done,) = timings.rounds
         if timings.peak_memory_gib is not None:
@@ -149,8 +171,14 @@ class Launch:
             whole_s=done.whole_s,
             waited_fraction=timings.waited_fraction,
             joules=done.health.joules,
-            faults=(*faults, *([recompiled] if timings.timed.graphs else [])),
+            faults=(
+                *faults,
+                *([recompiled] if timings.timed.graphs else []),
+                *(_decode_faults(decoded) if decoded is not None else ()),
+            ),
             health=done.health.numbers,
+            step_s=None if decoded is None else decoded.step_s,
+            first_s=None if decoded is None else decoded.first_s,
         )
 
     def _timings(self, repeats: int, peers: Sequence[int]) -> Timings:
@@ -226,6 +254,28 @@ def assist(group: Group) -> None:
     command = wire.node(group.command()[1], group.name(0))
     opening = _Opening(command.child("workload"), command.texts("settings"))
     obey_all(group, _Assistant({opening.case.id: opening.case}, opening.open, opening.case_run))
+
+
+def _decoded_round(start_s: float, decoded: Decoded) -> Round:
+    """A round of decode alone: its steps are what is timed."""
+    (done,) = decoded.rounds
+    steps = sum(len(each.steps_s) for each in done.generated[""])
+    return Round(
+        start_s=start_s,
+        tokens=steps,
+        core_s=steps * decoded.step_s,
+        whole_s=done.whole_s,
+        waited_fraction=decoded.waited_fraction,
+        faults=_decode_faults(decoded),
+        health=done.health.numbers,
+        first_s=decoded.first_s,
+    )
+
+
+def _decode_faults(decoded: Decoded) -> tuple[str, ...]:
+    (done,) = decoded.rounds
+    recompiled = f"{decoded.timed.graphs} graphs were compiled inside the round"
+    return (*done.health.faults, *([recompiled] if decoded.timed.graphs else []))
 
 
 def prompts_digest(prompts: Sequence[Prompt]) -> str:

@@ -7,6 +7,7 @@ makes somebody's own. ``device``, ``telemetry`` and ``environment`` are the mach
 from __future__ import annotations
 
 __all__ = [
+    "decode",
     "device",
     "engine",
     "environment",

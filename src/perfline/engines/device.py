@@ -1,4 +1,4 @@
-"""Which device runs the model, how is it synchronised, and how much memory did it take?
+"""Which device runs the model, how is it synchronised, and how much memory, how fast, has it?
 
 One object answers for CUDA, ROCm, XPU, MPS and CPU, through ``torch.accelerator``; no other module
 asks what kind of device there is. On a CPU, memory is the peak resident set of this process.
@@ -16,11 +16,11 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -67,6 +67,9 @@ def _look(language: str, caller: str, variable: str, names: tuple[str, ...]) -> 
 
 
 GIB = 1024**3
+_LEAST_COPIED = 256 * 1024**2
+_COPIES = 8
+_CPUS = Path("/sys/devices/system/cpu")
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 _TASKS = Path("/proc/self/task")
@@ -146,6 +149,53 @@ class Device:
         if self._counts_memory() and hasattr(torch.accelerator, "get_memory_info"):
             return int(torch.accelerator.get_memory_info()[0]) / GIB
         return None
+
+    def uncached_bytes(self) -> int | None:
+        """Bytes that cannot be read from caches: four times the last level of them; None unknown.
+
+        On Linux those of all cores that this process may use (sysfs-devices-system-cpu).
+        """
+        if self.kind == "cpu":
+            size = _last_level_cache()
+        else:
+            import torch
+
+            module: Any = torch.get_device_module(self.kind)
+            found = getattr(module, "get_device_properties", lambda _: None)(0)
+            size = getattr(found, "L2_cache_size", None) or getattr(
+                found, "last_level_cache_size", None
+            )
+        return 4 * size if size else None
+
+    def memory_bandwidth(self) -> float | None:
+        """Bytes a second of the best of a read and a copy of uncached memory; None unknown.
+
+        The data sheet's number is no ceiling that any kernel reaches. With torch's own number of
+        threads, which the case sets; a copy reads and writes.
+        """
+        uncached, free = self.uncached_bytes(), self.free_memory_gib()
+        if uncached is None:
+            return None
+        size = max(uncached, _LEAST_COPIED if self.kind == "cpu" else 4 * _LEAST_COPIED)
+        if free is not None and 3 * size > free * GIB:
+            return None
+        import torch
+
+        source = torch.ones(size // 4, device=self.torch)
+        target = torch.empty_like(source)
+        best = 0.0
+        runs: tuple[tuple[int, Callable[[], object]], ...] = (
+            (size, source.sum),
+            (2 * size, lambda: target.copy_(source)),
+        )
+        for moved, run in runs:
+            for _ in range(_COPIES):
+                self.synchronize()
+                start = time.perf_counter()
+                run()
+                self.synchronize()
+                best = max(best, moved / (time.perf_counter() - start))
+        return best
 
     def _counts_memory(self) -> bool:
         # MPS has no caching-allocator statistics behind torch.accelerator.
@@ -244,6 +294,23 @@ def _groups(controller: str) -> Iterator[Path]:
         top = _GROUPS / controllers
         own = top / path.lstrip("/")
         yield from (each for each in (own, *own.parents) if each == top or top in each.parents)
+
+
+def _last_level_cache() -> int | None:
+    """Bytes of the last-level caches of the cores that this process may use; None unknown."""
+    units, found = {"K": 1024, "M": 1024**2, "G": 1024**3}, {}
+    try:
+        for core in usable_cores():
+            last = max(
+                (_CPUS / f"cpu{core}" / "cache").glob("index*"),
+                key=lambda index: int((index / "level").read_text()),
+            )
+            size = (last / "size").read_text().strip()
+            shared = (last / "shared_cpu_list").read_text()
+            found[shared] = int(size[:-1]) * units[size[-1]]
+    except (OSError, ValueError, LookupError):
+        return None
+    return sum(found.values())
 
 
 def usable_cores() -> list[int]:

@@ -15,6 +15,7 @@ from dataclasses import astuple, dataclass, field
 from typing import Any, Literal, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from perfline.cases.case import EngineName as EngineName
 from perfline.errors import EngineError
@@ -23,6 +24,7 @@ from perfline.tasks.answers import Answers
 from perfline.tasks.mmlu import Prompt
 
 Head = Literal["all", "last"]
+Ints = npt.NDArray[np.int64]
 Clock = Callable[[], float]
 Progress = Callable[[int, int], None]  # (prompts done, prompts in all)
 
@@ -169,6 +171,42 @@ class MeasuredEngine(Protocol):
 
     def peak_memory_gib(self) -> float | None:
         """Peak device memory in GiB since the reset; None where the device does not count it."""
+
+
+@dataclass(frozen=True)
+class Generated:
+    """Tokens that were generated behind one prompt, or behind several of one length at once.
+
+    Attributes:
+        tokens: (rows, tokens).
+        first_s: seconds from the prompt on the device to its first token.
+        steps_s: seconds from each token to the next.
+        whole_s: seconds of all of it by the host's clock, until the device is idle.
+    """
+
+    tokens: Ints
+    first_s: float
+    steps_s: tuple[float, ...]
+    whole_s: float
+
+
+class MeasuredDecoder(Protocol):
+    """Greedy decoding by one engine of a loaded model; counts and memory are the engine's."""
+
+    static: bool
+    positions: int
+
+    def generate(self, ids: Ints, tokens: int, length: int) -> Generated:
+        """The ``tokens`` most likely tokens behind each row of ``ids``; (rows, width).
+
+        ``length`` is that of the cache, where it is static.
+        """
+
+    def logits_after(self, ids: Ints) -> npt.NDArray[np.float32]:
+        """Logits of the token behind ``ids`` (tokens), without any cache."""
+
+    def streamed_bytes(self, rows: int, length: int) -> int | None:
+        """Bytes that one step reads from memory; None where not known."""
 
 
 @dataclass(frozen=True)

@@ -275,7 +275,7 @@ class PrefixForward:
                 if not cache.keep:
                     hooks.append(layer.register_forward_hook(_drop(part)))
             if own:
-                hooks.append(layer.register_forward_pre_hook(_see(own, layer), with_kwargs=True))
+                hooks.append(layer.register_forward_pre_hook(see(own, layer), with_kwargs=True))
         try:
             yield
         finally:
@@ -318,7 +318,7 @@ def _what(above: KeysValues, ids: Ints) -> str:
     return f"a forward of {ids.shape[0]} x {ids.shape[1]} tokens on a prefix of {_tokens(above)}"
 
 
-def _see(
+def see(
     own: Mapping[str, Any], layer: torch.nn.Module
 ) -> Callable[[Any, Any, dict[str, Any]], tuple[Any, dict[str, Any]]]:
     """A hook that gives a layer its own arguments, by place where it is given them by place."""

@@ -10,6 +10,10 @@ what                                                   holds for               w
 attention calls as ``update(keys, values, layer_idx)``
 a stack's and a layer's argument for the cache:        to 5.23                 the plain path
 ``past_key_values``; ``cache``                         from 5.24
+``StaticCache``, whose layers write in place, and      4.57-5.24               decode runs eagerly
+``_can_compile_fullgraph`` of a stack
+a stack's argument ``cache_position``                  4.57-5.x                not passed
+``torch._dynamo.mark_static_address(guard)``           torch 2.9-2.15          CUDA graphs copy
 a decoder stack takes a 4D mask as it is               4.57-5.24               the plain path
 ``AttentionInterface`` (``attention``)                 4.57-5.24               the plain path
 ``config._attn_implementation``                        4.57-5.24               an error
@@ -145,15 +149,22 @@ class OneLayerCache(Cache):  # type: ignore[misc]
     It never looks at ``layer_idx``: torch.compile would make a graph for every number.
     """
 
-    def __init__(self, layer: PrefixLayer) -> None:
+    def __init__(self, layer: Any) -> None:
         """The part of the layer that it is handed to."""
         super().__init__(layers=[layer])
 
     def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
+        self,
+        key_states: torch.Tensor,
+        value_states: torch.Tensor,
+        layer_idx: int,
+        *more: Any,
+        **named: Any,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """``PrefixLayer.update`` of the one layer."""
-        whole: tuple[torch.Tensor, torch.Tensor] = self.layers[0].update(key_states, value_states)
+        """``update`` of the one layer."""
+        whole: tuple[torch.Tensor, torch.Tensor] = self.layers[0].update(
+            key_states, value_states, *more, **named
+        )
         return whole
 
 
@@ -198,6 +209,40 @@ def cache_argument(module: nn.Module) -> str:
         f"{type(module).__name__} of transformers {metadata.version('transformers')} takes no "
         f"{' or '.join(CACHE_ARGUMENTS)}"
     )
+
+
+def static_cache(stack: nn.Module, config: Any, length: int) -> Any | None:
+    """The static cache of transformers, of ``length`` tokens; None where ``stack`` supports none.
+
+    A model says so itself; in one whose layers differ (sliding windows, states of another kind) no
+    graph could serve all layers, and perfline lets it be.
+    """
+    made: Any = getattr(cache_utils, "StaticCache", None)
+    kind: Any = getattr(cache_utils, "StaticLayer", None)
+    if made is None or kind is None or not getattr(stack, "_can_compile_fullgraph", False):
+        return None
+    cache = made(config=config, max_cache_len=length)
+    return cache if all(type(layer) is kind for layer in cache.layers) else None
+
+
+def dynamic_cache(config: Any) -> Any:
+    """The cache of transformers that grows."""
+    return cache_utils.DynamicCache(config=config)
+
+
+def takes_cache_position(stack: nn.Module) -> bool:
+    """Whether ``stack`` must be told where its tokens go in the cache, as older versions must."""
+    return "cache_position" in inspect.signature(type(stack).forward).parameters
+
+
+def mark_static_address(layer: Any) -> None:
+    """Tell torch.compile that the tensors of a static cache's layer never move.
+
+    Without a guard on where they are, which is transformers' mark: a graph would serve one layer.
+    """
+    for tensor in vars(layer).values():
+        if isinstance(tensor, torch.Tensor):
+            torch._dynamo.mark_static_address(tensor, guard=False)
 
 
 def attention_of(config: Any) -> str:

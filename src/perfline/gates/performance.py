@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from perfline.cases.case import GatesSpec
 
 MIN_ROUNDS = 3
+TIMED = ("tok/s", "s")  # the units of what is timed in rounds, where it is judged at all
 MAX_CONTENTION_FRACTION = 0.1  # of the CPU taken by other processes during the timed rounds
+MAX_MBU = 1.1  # of the bandwidth measured: above, the one or the other is wrong
 MAX_THROWN_OUT_FRACTION = 0.2  # of the rounds, in which the device slowed itself
 
 _BOUND_CONFIDENCE = 0.975  # to call something no worse
@@ -184,9 +186,15 @@ def memory_baseline(metric: Metric, baseline_gib: float, gates: GatesSpec) -> Ve
 
 
 def too_few_rounds(metric: Metric, run: Run) -> str:
-    """Say how many rounds a metric in tok/s lacks; empty where it has all."""
+    """Say how many rounds a timed metric lacks; empty where it has all."""
     rounds, needed = len(metric.samples), max(MIN_ROUNDS, run.rounds)
-    if metric.own or metric.unit != "tok/s" or run.full_pass or rounds >= needed:
+    if (
+        metric.own
+        or metric.unit not in TIMED
+        or metric.direction == "info"
+        or run.full_pass
+        or rounds >= needed
+    ):
         return ""
     why = "were asked for" if run.rounds > MIN_ROUNDS else "are needed"
     return f"{rounds} rounds, {needed} {why}"
@@ -205,6 +213,17 @@ def too_many_thrown_out(rounds: int, thrown_out: Sequence[str]) -> str:
         f"{len(thrown_out)} of {rounds} rounds were thrown out (at most "
         f"{100 * MAX_THROWN_OUT_FRACTION:.0f} %, and {MIN_ROUNDS} must be left), the first with "
         f"{thrown_out[0]}"
+    )
+
+
+def impossible_bandwidth(mbu: Sequence[float]) -> str:
+    """Say that a step read more than memory can give; empty where it did not."""
+    if not mbu or (median := statistics.median(mbu)) <= MAX_MBU:
+        return ""
+    return (
+        f"a step would read {100 * median:.0f} % of the memory bandwidth measured here (at most "
+        f"{100 * MAX_MBU:.0f} % can be): tokens were not computed, a cache held the weights, or "
+        "another process slowed the measurement of the bandwidth"
     )
 
 
@@ -248,7 +267,7 @@ def _by_unit(metric: Metric, values: Sequence[float], gates: GatesSpec, run: Run
     A metric of the user's own goes where throughput goes, whatever its unit. Memory and counts have
     no spread to speak of: the largest accepted value is the baseline.
     """
-    if metric.own or metric.unit == "tok/s":
+    if metric.own or metric.unit in TIMED:
         contention = run.contention_fraction
         return throughput_baseline(metric, values, gates, contention, run.full_pass, run.rounds)
     if metric.unit == "GiB":

@@ -8,6 +8,7 @@ from __future__ import annotations
 __all__ = [
     "accuracy",
     "case_run",
+    "decode",
     "fidelity",
     "journal",
     "notices",

@@ -9,7 +9,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -20,6 +21,7 @@ from perfline.engines.engine import (
     Clock,
     EngineName,
     Fingerprint,
+    MeasuredDecoder,
     MeasuredEngine,
     Progress,
     run_pass,
@@ -29,10 +31,12 @@ from perfline.errors import (
     DataError,
     EngineError,
     MissingRanks,
+    NoDecode,
     NoFidelity,
     NoSharedPrefixes,
     RankError,
 )
+from perfline.measure import decode as decoding
 from perfline.measure import fidelity, throughput
 from perfline.measure.accuracy import (
     AccuracyOptions,
@@ -87,6 +91,9 @@ class LoadedCase(Protocol):
     def shared(self, name: EngineName, say: Callable[[str], None]) -> SharedRunner | None:
         """What answers by shared prefixes; None or NoSharedPrefixes where there is no such path."""
 
+    def decoder(self, name: EngineName) -> MeasuredDecoder:
+        """What generates token by token with that engine; NoDecode where it cannot."""
+
     def full_precision(self) -> AbstractContextManager[fidelity.Logits]:
         """The model in fp32, meanwhile; NoFidelity where it cannot be had."""
 
@@ -105,6 +112,7 @@ class OpenCase:
     facts: Mapping[str, str]
     engine: Callable[[EngineName], MeasuredEngine]
     shared: Callable[[EngineName, Callable[[str], None]], SharedRunner | None]
+    decoder: Callable[[EngineName], MeasuredDecoder]
     full_precision: Callable[[], AbstractContextManager[fidelity.Logits]]
     close: Callable[[], None]
 
@@ -187,6 +195,13 @@ def open_case(
 
         return SharedPrefixRunner(model.engine(name), say=say)
 
+    def decoder(name: EngineName) -> MeasuredDecoder:
+        from perfline.engines.decode import Decoder
+
+        if model is None or name not in ENGINE_NAMES:
+            raise NoDecode(f"no engine of perfline's is '{name}'")
+        return Decoder(model, name)
+
     def full_precision() -> AbstractContextManager[fidelity.Logits]:
         from perfline.engines import full_precision
 
@@ -202,7 +217,10 @@ def open_case(
                 model.close()
 
     load_s, peak = (None, None) if model is None else (model.load_s, model.load_peak_gib)
-    return OpenCase(prompts, load_s, peak, own.load_s, facts, engine, shared, full_precision, close)
+    return OpenCase(
+        *(prompts, load_s, peak, own.load_s, facts),
+        *(engine, shared, decoder, full_precision, close),
+    )
 
 
 def _check_ids(case: Case, prompts: Sequence[Prompt], rows: int) -> None:
@@ -253,6 +271,7 @@ class CaseRun:
     _runs: dict[EngineName, AccuracyRun] = field(default_factory=dict)
     _passes: dict[EngineName, AccuracyPass] = field(default_factory=dict)
     _timings: dict[EngineName, Timings] = field(default_factory=dict)
+    _decoded: dict[EngineName, decoding.Decoded] = field(default_factory=dict)
     _of_all: dict[EngineName, AggregateTimings] = field(default_factory=dict)
     _reference: Answers | None = None
     _fidelity: fidelity.Fidelity | None = None
@@ -332,7 +351,7 @@ class CaseRun:
             with self.loaded.full_precision() as model:
                 self._fidelity = fidelity.measure(model, ours, prompts, self.clock, shared)
             if self.case.model.precision != "fp32":  # engines for this dtype begin anew
-                self._ready = {n: r for n, r in self._ready.items() if n in self._timings}
+                self._compile_anew()
         return self._fidelity
 
     def helper(self, name: EngineName) -> AccuracyRun:
@@ -401,6 +420,64 @@ class CaseRun:
             self._timings[name] = region.finish()
         return self._timings[name]
 
+    def decode(self, name: EngineName, repeat: Repeat) -> decoding.Decoded:
+        """Generate token by token in timed rounds; done once. NoDecode where the engine cannot.
+
+        Its tokens are held to those of the eager engine, which generates them where it was not
+        timed.
+        """
+        if name in self._decoded:
+            return self._decoded[name]
+        work = self.decode_work(name)
+        ready = work.make_ready(self.case.throughput.min_round_s)
+        with watch(self.device) as health:
+            region = decoding.DecodeRegion(work, ready, health)
+
+            def timed_round() -> None:
+                region.round()
+
+            repeat(timed_round, self.case.throughput.rounds)
+            found = region.finish(lambda: self._memory_bandwidth, self.device.uncached_bytes())
+        if name != "eager":
+            eager = self.loaded.decoder("eager")
+            if "eager" in self._decoded:
+                reference = self._decoded["eager"].given
+            else:
+                reference = {
+                    form.name: tuple(
+                        eager.generate(ids, work.tokens, form.length).tokens for ids in form.prompts
+                    )
+                    for form in work.forms
+                }
+            others, compared = decoding.tokens_apart(found.given, reference, work.forms, eager)
+            found = replace(found, others=tuple(others), compared=compared)
+        self._compile_anew()
+        self._decoded[name] = found
+        return found
+
+    def decode_work(self, name: EngineName) -> decoding.Work:
+        """What that engine generates; NoDecode where it cannot."""
+        decoder = self.loaded.decoder(name)
+        tokens = decoding.tokens_of(self.case.decode, self.device)
+        forms, lines = decoding.forms(self.case, self.loaded.prompts, tokens, decoder.positions)
+        if not decoder.static:
+            lines.append(f"{self.case.id}, {name}: decode has a cache that grows, not a static one")
+        self.notices.once(lines)
+        return decoding.Work(self.loaded.engine(name), decoder, tuple(forms), tokens, self.clock)
+
+    @cached_property
+    def _memory_bandwidth(self) -> float | None:
+        return self.device.memory_bandwidth()
+
+    def _compile_anew(self) -> None:
+        """What was compiled is gone: who needs an engine ready from now on makes it so."""
+        self._ready.clear()
+
+    @property
+    def _readied(self) -> dict[EngineName, Ready]:
+        """What getting ready took, of each engine; of one that was timed, before it was."""
+        return self._ready | {name: timings.ready for name, timings in self._timings.items()}
+
     def reference(self, name: EngineName) -> Answers | None:
         """The eager engine's answers to the prompts that ``name`` was timed over.
 
@@ -432,11 +509,13 @@ class CaseRun:
             peak = None if self.peak is None else self.peak * replicas
             found += throughput.metrics(timings, self.case.model.nominal_parameters, peak)
             found += [] if of_all is None else of_all.metrics()
-        for name, ready in self._ready.items():
+        for name, ready in self._readied.items():
             if name == "inductor":
                 found += throughput.compile_metrics(ready)
         if self._fidelity is not None:
             found += self._fidelity.metrics()
+        for decoded in self._decoded.values():
+            found += decoded.metrics()
         for name, done in self._passes.items():
             found += accuracy_metrics(self.case, name, done, self.peak)
         found.append(Metric("e2e_time", self._e2e_s(), "s", "info"))
@@ -450,7 +529,7 @@ class CaseRun:
     @property
     def timed(self) -> bool:
         """Whether any engine was timed, or a metric of the user's own recorded."""
-        return bool(self._timings or self.recorded)
+        return bool(self._timings or self._decoded or self.recorded)
 
     def full_answers(self) -> dict[EngineName, Answers]:
         """The answers to all questions, by engine that was asked them."""
@@ -464,7 +543,7 @@ class CaseRun:
     def notes(self) -> dict[str, str | int | float | bool | None]:
         """Facts beside the metrics."""
         notes: dict[str, str | int | float | bool | None] = {}
-        ready = self._ready.get("inductor")
+        ready = self._readied.get("inductor")
         if ready is not None and ready.first.cache is not None:
             notes["compile_cache"] = ready.first.cache
         for name, done in self._passes.items():
@@ -481,15 +560,19 @@ class CaseRun:
             if done.halvings:
                 notes[f"accuracy_halvings_{pass_name(name)}"] = done.halvings
         for name, timings in self._timings.items():
-            if timings.waited_fraction is not None:
-                notes[f"cpu_waited_fraction_{pass_name(name)}"] = round(timings.waited_fraction, 4)
-            if timings.watched:
-                notes[f"rounds_thrown_out_{pass_name(name)}"] = len(timings.thrown_out)
-            if timings.thrown_out:
-                notes[f"thrown_out_{pass_name(name)}"] = timings.thrown_out[0]
+            notes |= _timing_notes(timings, pass_name(name))
             if timings.joules_error_fraction is not None:
                 error = round(timings.joules_error_fraction, 4)
                 notes[f"tokens_per_joule_error_fraction_{pass_name(name)}"] = error
+        for name, decoded in self._decoded.items():
+            notes |= _timing_notes(decoded, f"decode_{pass_name(name)}")
+            notes |= {
+                "decode_tokens": decoded.tokens,
+                "decode_prompt_lengths": ", ".join(
+                    str(ids.shape[1]) for form in decoded.forms for ids in form.prompts
+                ),
+                f"decode_cache_{pass_name(name)}": "static" if decoded.static else "growing",
+            }
         for of_all in self._of_all.values():
             notes |= of_all.notes(self.case.gates)
         return notes
@@ -532,15 +615,29 @@ class CaseRun:
     def _e2e_s(self) -> float:
         """Seconds of every phase that ran, from the start of the load on."""
         phases = [self.loaded.load_s or 0.0, *self.loaded.own_load_s.values()]
-        phases += [ready.compile_s + ready.warmup_s for ready in self._ready.values()]
+        phases += [ready.compile_s + ready.warmup_s for ready in self._readied.values()]
         phases += [timings.timed_s for timings in self._timings.values()]
         phases += [] if self._fidelity is None else [self._fidelity.seconds]
+        for decoded in self._decoded.values():
+            phases += [decoded.ready.compile_s, decoded.ready.warmup_s, decoded.timed_s]
         if not self.full_pass:
             phases += [done.warmup_s + done.whole_s for done in self._passes.values()]
         return sum(phases)
 
     def _progress_of(self, what: str) -> Progress | None:
         return self.progress(f"{self.case.id}: {what}") if self.progress else None
+
+
+def _timing_notes(timed: Timings | decoding.Decoded, what: str) -> dict[str, str | int | float]:
+    """What was seen while rounds were timed, by the names that ``accept.waited_note`` knows."""
+    notes: dict[str, str | int | float] = {}
+    if timed.waited_fraction is not None:
+        notes[f"cpu_waited_fraction_{what}"] = round(timed.waited_fraction, 4)
+    if timed.watched:
+        notes[f"rounds_thrown_out_{what}"] = len(timed.thrown_out)
+    if timed.thrown_out:
+        notes[f"thrown_out_{what}"] = timed.thrown_out[0]
+    return notes
 
 
 def in_turn(

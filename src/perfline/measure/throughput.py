@@ -63,6 +63,17 @@ class Ready:
     repeats: int
     uncompiled: str = ""
 
+    def joined(self, other: Ready) -> Ready:
+        """What both took."""
+        return replace(
+            self,
+            compile_s=self.compile_s + other.compile_s,
+            warmup_s=self.warmup_s + other.warmup_s,
+            first=self.first + other.first,
+            later=self.later + other.later,
+            uncompiled=self.uncompiled or other.uncompiled,
+        )
+
 
 @dataclass(frozen=True)
 class Round:
@@ -126,6 +137,11 @@ class Timings:
 def middle(prompts: Sequence[Prompt]) -> Prompt:
     """Return the prompt of middle length: not one that a compiler takes for a special case."""
     return sorted(prompts, key=lambda prompt: len(prompt.ids))[len(prompts) // 2]
+
+
+def no_work() -> Ready:
+    """Ready for nothing, at no cost."""
+    return Ready(0.0, 0.0, CompileCounts(), CompileCounts(), 1)
 
 
 def make_ready(
@@ -211,7 +227,7 @@ class TimedRegion:
             answers=self._last.answers,
             timed=self._engine.compile_counts() - self._counts,
             peak_memory_gib=self._engine.peak_memory_gib(),
-            waited_fraction=_waited_fraction(self._contention, cpu_contention()),
+            waited_fraction=waited_fraction(self._contention, cpu_contention()),
             flops=None if None in flops else sum(f for f in flops if f is not None),
             faults=((spoilt,) if spoilt else ()) + RoundHealth(foreign=foreign).faults,
             thrown_out=thrown_out,
@@ -295,9 +311,10 @@ def compile_metrics(ready: Ready) -> list[Metric]:
     ]
 
 
-def _waited_fraction(
+def waited_fraction(
     before: tuple[float, float] | None, after: tuple[float, float] | None
 ) -> float | None:
+    """Share of the CPU seconds wanted that were spent waiting, between two readings."""
     if before is None or after is None:
         return None
     ran, waited = after[0] - before[0], after[1] - before[1]

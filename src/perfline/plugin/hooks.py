@@ -135,6 +135,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "fidelity: measures what the model computes in fp32")
     config.addinivalue_line("markers", "fingerprint: counts what runs inside a forward")
     config.addinivalue_line("markers", "quick: fidelity and fingerprint, which no noise disturbs")
+    config.addinivalue_line("markers", "decode: measures tokens a second, one by one")
     config.stash[NOTICES] = Notices()
     config.pluginmanager.register(SessionEnd())
     _check_root(config)
@@ -168,7 +169,7 @@ class _Offered(str):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave out the tests of engines, of fidelity or of fingerprints that a case does not run."""
+    """Leave out the tests, and the engines, that a case does not run."""
     items[:] = [item for item in items if not _is_not_run(item)]
 
 
@@ -181,6 +182,10 @@ def _is_not_run(item: pytest.Item) -> bool:
     if case is not None and item.get_closest_marker("fidelity") is not None:
         ours = any(engine in cases.ENGINE_NAMES for engine in case.engine_names)
         return not (ours and case.fidelity.prompts and case.parallel.tensor == 1)
+    if case is not None and item.get_closest_marker("decode") is not None:
+        alone = case.parallel.tensor == 1 and not group.launched()
+        if not alone or case.decode.tokens == 0 or name not in (None, *cases.ENGINE_NAMES):
+            return True
     return case is not None and isinstance(name, _Offered) and name not in case.engine_names
 
 

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -32,6 +32,7 @@ from perfline.errors import (
     DataError,
     EngineError,
     MetricError,
+    NoDecode,
     NoFidelity,
     PerflineError,
     RecordError,
@@ -42,11 +43,13 @@ from perfline.gates.verdict import Verdict
 from perfline.measure import record
 from perfline.measure.accuracy import AccuracyOptions, AccuracyPass, Coordinator
 from perfline.measure.case_run import CaseRun, LoadedCase, ProgressOf, in_turn
+from perfline.measure.decode import Decoded
 from perfline.measure.fidelity import Fidelity
 from perfline.measure.notices import Notices
+from perfline.measure.parallel_rounds import Repeat
 from perfline.measure.record import CaseRecord, Record
 from perfline.measure.throughput import Timings
-from perfline.metrics import Metric, pass_name
+from perfline.metrics import Metric, pass_name, suffix
 from perfline.report import exports, table, text
 from perfline.tasks.answers import Answers, StoredAnswers
 from perfline.tasks.mmlu import Prompt
@@ -54,6 +57,7 @@ from perfline.tasks.reference import Reference
 
 Opener = Callable[..., LoadedCase]  # as case_run.open_case
 _BESIDE_OTHERS = "PYTEST_XDIST_WORKER"  # in the environment of a worker
+_Measured = TypeVar("_Measured")
 _NOT_LOOKED_AT = Environment("unknown", "unknown", "unknown")  # a session that died before it was
 
 
@@ -480,6 +484,28 @@ class CaseUnderTest:
 
         Under ``--benchmark-disable`` it would run one round only, and it need not run any.
         """
+        timings = self._in_rounds(lambda repeat: self.case_run.time(engine, repeat))
+        if timings.answers.labels is None and self.session.options.weights == "real":
+            raise DataError(f"case {self.case_run.case.id}: questions without labels")
+        return timings
+
+    def decode(self, engine: EngineName) -> Decoded:
+        """Generate token by token, in rounds as those of ``time``; ``missing`` where it cannot."""
+        try:
+            return self._in_rounds(lambda repeat: self.case_run.decode(engine, repeat))
+        except NoDecode as why:
+            problem = f"{why}; `decode: {{tokens: 0}}` in the case's YAML leaves it out"
+        name = f"decode{suffix(engine)}"
+        self.check([Verdict(name, "missing", "baseline", "tok/s", reason=problem)])
+        raise AssertionError("missing neither failed nor skipped")
+
+    def judge_decode(self, decoded: Decoded) -> list[Verdict]:
+        """Judge speed, first token, memory and compilation, and that the tokens are right."""
+        run = self.case_run
+        return judge.decode(run.case, decoded, run.workload, self._against)
+
+    def _in_rounds(self, measure: Callable[[Repeat], _Measured]) -> _Measured:
+        """What ``measure`` finds in pytest-benchmark's rounds."""
         used: list[Any] = []
 
         def repeat(
@@ -501,13 +527,11 @@ class CaseUnderTest:
             )
             used.append(benchmark)
 
-        timings = self.case_run.time(engine, repeat)
+        found = measure(repeat)
         for benchmark in used:
             measured = self.case_run.metrics().values()
             benchmark.extra_info.update({exports.key(m): m.value for m in measured})
-        if timings.answers.labels is None and self.session.options.weights == "real":
-            raise DataError(f"case {self.case_run.case.id}: questions without labels")
-        return timings
+        return found
 
     @property
     def prompts(self) -> Sequence[Prompt]:

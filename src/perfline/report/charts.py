@@ -281,11 +281,14 @@ def _step(axis: Axis) -> float:
 _LOWER, _UPPER = 0.975, 0.99
 _KEY_HISTORY = (
     *("p_infer_core", "p_infer_whole", "p_val_core", "p_val_whole"),
-    *("acc_infer", "acc_val", "mem", "mem_val", "compile_time"),
+    *("decode", "decode_val", "ttft", "ttft_val", "acc_infer", "acc_val"),
+    *("mem", "mem_val", "compile_time"),
 )
 _ROUNDS = (
     ("inductor", "p_infer_core", "p_infer_whole"),
     ("eager", "p_val_core", "p_val_whole"),
+    ("decode, inductor", "decode", ""),
+    ("decode, eager", "decode_val", ""),
     ("SM clock, inductor", "sm_clock", ""),
     ("SM clock, eager", "sm_clock_val", ""),
 )
@@ -299,7 +302,10 @@ _PHASES = (
     ("acc_val_time", "accuracy, eager"),
     ("acc_infer_time", "accuracy, inductor"),
 )
-_MEMORY = (("load_peak", "load"), ("mem_val", "eager"), ("mem", "inductor"))
+_MEMORY = (
+    *(("load_peak", "load"), ("mem_val", "eager"), ("mem", "inductor")),
+    *(("mem_decode_val", "decode, eager"), ("mem_decode", "decode, inductor")),
+)
 
 
 @dataclass(frozen=True)

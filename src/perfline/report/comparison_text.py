@@ -16,9 +16,9 @@ import textwrap
 from collections.abc import Sequence
 
 from perfline.cases.case import engine_name
-from perfline.compare.gates import TIME, bound, highest, middle
-from perfline.compare.model import SIDES
-from perfline.compare.record import CaseComparison, Comparison, PairRecord, Seconds, SideRecord
+from perfline.compare.gates import TIMES, bound, highest, middle
+from perfline.compare.model import SIDES, Timed
+from perfline.compare.record import CaseComparison, Comparison, PairRecord, SideRecord
 from perfline.compare.sequential import LOOKS, hodges_lehmann
 from perfline.gates.verdict import WORST_FIRST, Verdict, signed
 from perfline.metrics import pass_name
@@ -41,7 +41,8 @@ def table(found: CaseComparison, tablefmt: str = "plain") -> str:
     shown = [verdict for verdict in found.verdicts if verdict.measured is not None]
     rows = [row.cells for row in verdict_rows(shown)]
     if found.counted:
-        rows[1:1] = _speed_rows(found)
+        times = sum(v.metric in TIMES for v in shown)
+        rows[times:times] = _speed_rows(found)
         judged = {verdict.metric for verdict in found.verdicts}
         rows += [row for row in _launch_rows(found) if row[0] not in judged]
     return fitted(_HEADERS, rows) if tablefmt == "plain" else grid(_HEADERS, rows, tablefmt)
@@ -56,15 +57,18 @@ def _speed_rows(found: CaseComparison) -> list[list[str]]:
     """What is shown beside the judged seconds: whole rounds, tokens a second, energy."""
     rows: list[list[str]] = []
     prefix = f"p_{pass_name(engine_name(found.engine))}"
-    kinds: tuple[tuple[str, Seconds], ...] = (("core", "core_s"), ("whole", "whole_s"))
+    decode = found.workload == "decode"
+    kinds: tuple[tuple[str, Timed], ...] = (("core", "core_s"), ("whole", "whole_s"))
     for kind, seconds in kinds:
         change = hodges_lehmann(found.log_ratios(seconds))
         values = [middle(found, side, seconds) for side in SIDES]
-        if kind == "whole":
+        if kind == "whole" and not decode:
             whole = [four_digits(1e6 * value) for value in values]
             rows.insert(0, ["whole_time", "us/tok", *whole, _percent(change), "", ""])
         speeds = [four_digits(1 / value) for value in values]
-        rows.append([f"{prefix}_{kind}", "tok/s", *speeds, _percent(-change), "", ""])
+        name = "decode" if decode else f"{prefix}_{kind}"
+        if not decode or kind == "core":  # all of a round of decode is no speed of anything
+            rows.append([name, "tok/s", *speeds, _percent(-change), "", ""])
     joules = [_joules_per_token(found.counted, column) for column in (0, 1)]
     if joules[0] and joules[1]:
         change = math.log(joules[1] / joules[0])
@@ -117,12 +121,12 @@ def headline(found: CaseComparison) -> str:
     name, time = f"{found.case} {found.engine}{found.on_ranks}", found.verdicts[0]
     grave = min(found.verdicts, key=lambda v: WORST_FIRST.index(v.word))
     pairs = counted_pairs(len(found.counted), "launch pair")
-    if found.problem or grave.metric != TIME or not time.change:
+    if found.problem or grave.metric != time.metric or not time.change:
         why = f"{grave.metric} {grave.change} (limit {grave.limit})"
         story = (
             f"{name} {grave.word}: {why if grave.change and not found.problem else grave.reason}"
         )
-        also = f"; time {time.change}" if grave.metric != TIME and time.change else ""
+        also = f"; time {time.change}" if grave.metric != time.metric and time.change else ""
         return textwrap.shorten(story, WIDTH - len(also), placeholder=" ...") + also
     if not found.ended:
         return f"{name} not decided: {_change(found)} after {pairs} (limit {time.limit})"
@@ -230,7 +234,7 @@ def accept_command(comparison: Comparison) -> str:
         return ""
     found = _gravest_first(comparison)[0]
     red = {verdict.metric for verdict in found.verdicts if verdict.word == "regressed"}
-    return f"{_accepting(found)} --accept-regression" if red == {TIME} else ""
+    return f"{_accepting(found)} --accept-regression" if red and red <= {*TIMES} else ""
 
 
 def _accepting(found: CaseComparison) -> str:
@@ -260,7 +264,7 @@ def _body(found: CaseComparison) -> list[str]:
 
 
 def _notable(found: CaseComparison) -> list[Verdict]:
-    return [v for v in found.verdicts if v.word != "ok" or v.metric == TIME]
+    return [v for v in found.verdicts if v.word != "ok" or v.metric in TIMES]
 
 
 def _facts(found: CaseComparison) -> list[str]:

@@ -176,10 +176,17 @@ def _covers(invalid: str, name: str, own: Sequence[str]) -> bool:
     """Whether a disturbance of the one metric is one of the other, too."""
     if invalid.startswith("acc_"):
         return name.startswith(f"{invalid}_")
+    if _is_decode(invalid) or _is_decode(name):
+        return _is_decode(invalid) and _is_decode(name) and _pass(name, own) == _pass(invalid, own)
     if not invalid.startswith("p_"):
         return False
     timed = not name.startswith(_UNTIMED) or name.startswith("tokens_per")
     return timed and (name == "e2e_time" or _pass(name, own) == _pass(invalid, own))
+
+
+def _is_decode(name: str) -> bool:
+    """Whether a metric is one of decode, whose rounds are apart from those of throughput."""
+    return "decode" in name.split("_") or name.startswith(("ttft", "itl_", "mbu"))
 
 
 def _pass(name: str, own: Sequence[str]) -> str:

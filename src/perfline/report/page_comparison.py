@@ -106,7 +106,7 @@ def _story(case: CaseComparison) -> str:
 
 def _decided(case: CaseComparison, values: list[float]) -> sequential.Decision:
     margin = math.log1p(case.margin_fraction)
-    return sequential.decide(values, margin, case.looks, case.alpha)
+    return sequential.decide(values, margin, case.looks, case.alpha_each)
 
 
 def _per_cent(log_ratio: float) -> float:

@@ -49,6 +49,17 @@ _BESIDE = {
     "scaling_efficiency_val": "scaling efficiency val",
     "scaling_efficiency_infer": "scaling efficiency infer",
 }
+# What decode measures, in order; behind each name the form (batch, context) and the engine.
+_DECODE: tuple[str, ...] = (
+    "decode",
+    "ttft",
+    "itl_p50",
+    "itl_p99",
+    "mbu",
+    "decode_bandwidth",
+    "mem_decode",
+)
+_DECODE += ("compile_time_decode", "graphs_decode", "graph_breaks_decode", "recompiles_decode")
 _OURS = {"val": "eager", "infer": "inductor"}  # the word in names of metrics and notes
 # Decimals of the units that have a usual size; all others are shown by four digits.
 _DIGITS = {"fraction": 2, "GiB": 2, "tok/s": 1, "s": 1, "count": 0, "questions": 0, "tok": 0}
@@ -176,9 +187,14 @@ def shown_metrics(case: CaseRecord) -> dict[str, str]:
     kinds = ("p_{}_whole", "p_{}_core", "mfu_{}", "acc_{}", "mem_{}")
     own = [kind.format(engine) for engine in own_engines(case) for kind in kinds]
     recorded = {name: name for name, metric in case.metrics.items() if metric.own}
-    return (
-        PUBLISHED_TABLE | {name: name for name in own if name in case.metrics} | _BESIDE | recorded
-    )
+    decode = {
+        name: name
+        for base in _DECODE
+        for name, metric in case.metrics.items()
+        if re.fullmatch(rf"{base}(_[bc]\d+)?(_val)?", name) and not metric.own
+    }
+    engines = {name: name for name in own if name in case.metrics}
+    return PUBLISHED_TABLE | engines | decode | _BESIDE | recorded
 
 
 def metric_row(case: CaseRecord, published: Published | None, name: str, title: str) -> MetricRow:

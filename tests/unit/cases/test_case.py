@@ -138,7 +138,7 @@ def test_tiny_s_config_is_that_of_its_checkpoint() -> None:
             "case:",
             "xyzzy: 1\ncase:",
             "key 'xyzzy' is not known (known: case, title, model, mmlu, engine, parallel, "
-            "throughput, gates, fidelity, fingerprint, compare, engines)",
+            "throughput, decode, gates, fidelity, fingerprint, compare, engines)",
         ),
         ("case_dir: mine_mmlu", "hub_id: a/b", "key 'model.case_dir' is missing (expected text)"),
         (

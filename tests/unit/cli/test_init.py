@@ -21,7 +21,8 @@ from perfline.errors import CaseError, DataError
 
 TINY = PACKAGED_DATA / "tiny_mmlu" / "tiny_hf"
 FILES = {
-    *("tests/perf/test_throughput.py", "tests/accuracy/test_mmlu.py", "baselines/README.md"),
+    *("tests/perf/test_decode.py", "tests/perf/test_throughput.py"),
+    *("tests/accuracy/test_mmlu.py", "baselines/README.md"),
     *(".github/workflows/perf.yml", "cases/my-model.yaml"),
 }
 LLAMA = {"model_type": "llama", "torch_dtype": "bfloat16", "max_position_embeddings": 1024}

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from perfline.engines import device
 from perfline.engines.device import Device, core_quota, cpu_contention, current_device, slugify
 from perfline.engines.environment import (
     collect,
@@ -174,3 +175,31 @@ def test_a_changed_work_tree_says_so(tmp_path, monkeypatch):
         env={key: value for key, value in os.environ.items() if key != "GIT_DIR"},
     )
     assert git_commit(tmp_path / "shallow") == clean
+
+
+def test_what_no_cache_holds_is_four_times_the_last_level_of_all_cores(tmp_path, monkeypatch):
+    for core, shared in ((0, "0-1"), (1, "0-1"), (2, "2")):
+        for level, size in ((1, "32K"), (3, "8192K")):
+            index = tmp_path / f"cpu{core}" / "cache" / f"index{level}"
+            index.mkdir(parents=True)
+            (index / "level").write_text(f"{level}\n")
+            (index / "size").write_text(f"{size}\n")
+            (index / "shared_cpu_list").write_text(f"{shared}\n")
+    monkeypatch.setattr(device, "_CPUS", tmp_path)
+    here = device.Device("cpu", "x", "x")
+    monkeypatch.setattr(device, "usable_cores", lambda: [0, 1, 2])
+    assert here.uncached_bytes() == 4 * 2 * 8 * 1024**2
+    monkeypatch.setattr(device, "usable_cores", lambda: [3])
+    assert here.uncached_bytes() is None
+    assert here.memory_bandwidth() is None
+
+
+def test_bandwidth_is_bytes_moved_by_the_best_of_reads_and_copies(monkeypatch):
+    here = device.Device("cpu", "x", "x")
+    monkeypatch.setattr(device, "_LEAST_COPIED", 1024)
+    monkeypatch.setattr(device.Device, "uncached_bytes", lambda self: 2048)
+    ticks = iter([0.0, 2.0] * 8 + [0.0, 2.0] * 7 + [0.0, 1.0])
+    monkeypatch.setattr(device.time, "perf_counter", lambda: next(ticks))
+    assert here.memory_bandwidth() == 2 * 2048  # one copy, of which a second
+    monkeypatch.setattr(device.Device, "free_memory_gib", lambda self: 1e-6)
+    assert here.memory_bandwidth() is None

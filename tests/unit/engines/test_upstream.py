@@ -200,3 +200,33 @@ def test_what_is_lacking_is_told_with_the_tested_versions(monkeypatch):
     monkeypatch.setattr(upstream, "NEEDED", ("torch._dynamo:gone",))
     with pytest.raises(EngineError, match=r"torch .* lacks torch\._dynamo\.gone; perfline .* 2\.9"):
         upstream.check()
+
+
+def test_a_static_cache_is_written_in_place_and_read_at_its_whole_length(module):
+    stack, length = module.base_model, 7
+    cache = upstream.static_cache(stack, module.config, length)
+    named = {upstream.cache_argument(stack): cache, "use_cache": True}
+    if upstream.takes_cache_position(stack):
+        named["cache_position"] = torch.arange(3)
+    with torch.inference_mode():
+        stack(input_ids=torch.tensor([[1, 2, 3]]), position_ids=torch.arange(3)[None], **named)
+        where = [part.keys.data_ptr() for part in cache.layers]
+        assert cache.layers[0].keys.shape == cache.layers[0].values.shape == (1, 1, length, 8)
+        one = {**named, "position_ids": torch.tensor([[3]])}
+        if "cache_position" in named:
+            one["cache_position"] = torch.tensor([3])
+        found = stack(input_ids=torch.tensor([[4]]), **one)[0]
+        assert [part.keys.data_ptr() for part in cache.layers] == where
+        whole = stack(input_ids=torch.tensor([[1, 2, 3, 4]]), use_cache=False)[0]
+        torch.testing.assert_close(found[:, -1], whole[:, -1])
+        cache.reset()
+        assert not cache.layers[0].keys.any()
+
+
+def test_addresses_are_marked_without_a_guard(module):
+    cache = upstream.static_cache(module.base_model, module.config, 7)
+    part = upstream.OneLayerCache(cache.layers[0]).layers[0]
+    part.lazy_initialization(torch.zeros(1, 1, 0, 8), torch.zeros(1, 1, 0, 8))
+    upstream.mark_static_address(part)
+    assert part.keys._dynamo_static_input_type == "unguarded"
+    assert part.values._dynamo_static_input_type == "unguarded"

@@ -510,7 +510,7 @@ def test_a_tie_that_became_clear_cut_is_a_flip() -> None:
 
 
 def own(value: float, direction: str, samples: int = 3) -> Metric:
-    return Metric("ttft", value, "ms", direction, [value] * samples, own=True)
+    return Metric("wait", value, "ms", direction, [value] * samples, own=True)
 
 
 @pytest.mark.parametrize("change", [-0.2, -0.05, -0.01, 0.0, 0.01, 0.05, 0.2])

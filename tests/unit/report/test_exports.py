@@ -267,7 +267,7 @@ def test_bounds_of_a_fraction_stay_fractions():
         ("mem", "GiB", "mem_gib"),
         ("mfu", "fraction", "mfu_fraction"),
         ("tokens", "tok", "tokens"),
-        ("ttft", "ms/tok", "ttft_ms_per_tok"),
+        ("wait", "ms/tok", "wait_ms_per_tok"),
     ],
 )
 def test_the_unit_is_in_the_key(name, unit, shown):

@@ -362,14 +362,14 @@ def test_an_interval_of_another_baseline_is_not_drawn(tmp_path):
 
 
 def test_a_metric_of_one_s_own_is_drawn_beside_ours_and_right_is_better():
-    ttft = Metric("ttft", 0.040, "s", "lower", (0.04,) * 7, own=True)
+    wait = Metric("wait", 0.040, "s", "lower", (0.04,) * 7, own=True)
     slower = Verdict(
-        *("ttft", "regressed", "baseline", "s"), baseline=0.032, measured=0.040,
+        *("wait", "regressed", "baseline", "s"), baseline=0.032, measured=0.040,
         change_fraction=0.25, limit="+5.0 %",
     )  # fmt: skip
-    case = samples.case_record(metrics={"ttft": ttft}, verdicts=(slower,))
+    case = samples.case_record(metrics={"wait": wait}, verdicts=(slower,))
     figures, _ = charts.figures(page_inputs.CaseInputs(case, case=samples.packaged()), "2026", True)
-    assert "ttft (turned): -20.00 %, regressed" in figures["speed"][0].svg
+    assert "wait (turned): -20.00 %, regressed" in figures["speed"][0].svg
     assert "margin -4.8 %" in figures["speed"][0].svg
 
 

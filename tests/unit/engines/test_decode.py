@@ -1,0 +1,154 @@
+"""Generating token by token on random Llamas: the right tokens, and one graph for all layers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+import random_llama
+from perfline.engines import decode, hf, upstream
+from perfline.engines.device import current_device
+from perfline.errors import NoDecode
+
+WIDTHS = (37, 20, 61)
+TOKENS = 12
+LENGTH = 128
+
+
+def loaded(layers=3, **engine):
+    torch.manual_seed(0)
+    config = {**random_llama.CONFIG, "num_hidden_layers": layers}
+    if layers > 3:
+        config |= {"hidden_size": 16, "intermediate_size": 24}
+    return hf.load(random_llama.case(config=config, **engine), current_device(), None)
+
+
+def prompts():
+    made = np.random.default_rng(0)
+    return [made.integers(0, 320, (1, width)) for width in WIDTHS]
+
+
+def tokens(decoder):
+    return [decoder.generate(ids, TOKENS, LENGTH).tokens for ids in prompts()]
+
+
+@pytest.fixture
+def model():
+    made = loaded()
+    yield made
+    made.close()
+
+
+def test_eager_tokens_are_those_of_generate(model):
+    neutral = transformers.GenerationConfig(
+        max_new_tokens=TOKENS, do_sample=False, eos_token_id=None, pad_token_id=0
+    )
+    model.module.generation_config = neutral
+    given = tokens(decode.Decoder(model, "eager"))
+    for ids, found in zip(prompts(), given, strict=True):
+        batch = torch.from_numpy(ids)
+        seen = torch.ones_like(batch)  # else token 0 is taken for padding
+        whole = model.module.generate(batch, attention_mask=seen, generation_config=neutral)
+        assert found.tolist() == whole[:, ids.shape[1] :].tolist()
+
+
+def test_tokens_of_a_batch_are_those_of_its_rows(model):
+    decoder = decode.Decoder(model, "eager")
+    batch = np.random.default_rng(1).integers(0, 320, (3, 25))
+    rows = [decoder.generate(row[None], TOKENS, LENGTH).tokens[0].tolist() for row in batch]
+    assert decoder.generate(batch, TOKENS, LENGTH).tokens.tolist() == rows
+
+
+def test_a_cache_that_was_used_is_empty_again(model):
+    decoder = decode.Decoder(model, "eager")
+    assert [t.tolist() for t in tokens(decoder)] == [t.tolist() for t in tokens(decoder)]
+
+
+def test_every_token_has_its_time(model):
+    found = decode.Decoder(model, "eager").generate(prompts()[0], TOKENS, LENGTH)
+    assert len(found.steps_s) == TOKENS - 1
+    assert 0 < found.first_s + sum(found.steps_s) <= found.whole_s
+
+
+def test_logits_after_are_of_the_next_token(model):
+    decoder, ids = decode.Decoder(model, "eager"), prompts()[0]
+    given = decoder.generate(ids, 2, LENGTH).tokens[0]
+    assert decoder.logits_after(ids[0]).argmax() == given[0]
+    assert decoder.logits_after(np.append(ids[0], given[0])).argmax() == given[1]
+
+
+def test_streamed_bytes_are_weights_and_the_whole_cache(model):
+    config, rows = random_llama.CONFIG, 2
+    weights = sum(p.nbytes for p in model.module.parameters())
+    unread = (config["vocab_size"] - rows) * config["hidden_size"] * 4
+    cache = 2 * 3 * rows * 2 * LENGTH * 16 * 4  # keys and values, layers, rows, heads, size, fp32
+    decoder = decode.Decoder(model, "eager")
+    assert decoder.streamed_bytes(rows, LENGTH) == weights - unread + cache
+
+
+def traced_only(monkeypatch):
+    """Dynamo decides how many graphs there are; what inductor makes of them costs minutes."""
+    compiled = torch.compile
+    monkeypatch.setattr(
+        torch, "compile", lambda f, dynamic, mode: compiled(f, dynamic=dynamic, backend="eager")
+    )
+
+
+@pytest.mark.parametrize("scope", ["layer", "model"])
+def test_the_compiled_engine_gives_the_eager_tokens_and_compiles_a_form_once(scope, monkeypatch):
+    if scope == "model":
+        traced_only(monkeypatch)
+    model = loaded(scope=scope)
+    eager = tokens(decode.Decoder(model, "eager"))
+    decoder, engine = decode.Decoder(model, "inductor"), model.engine("inductor")
+    first = decoder.generate(prompts()[0], TOKENS, LENGTH)
+    counts = engine.compile_counts()
+    assert (counts.graphs, counts.graph_breaks) == (2, 0)  # of a prompt, and of a token
+    assert [t.tolist() for t in tokens(decoder)] == [t.tolist() for t in eager]
+    assert first.tokens.tolist() == eager[0].tolist()
+    assert engine.compile_counts() == counts
+    model.close()
+
+
+@pytest.mark.parametrize("layers", [12, 32])
+def test_one_graph_serves_all_layers(layers, monkeypatch):
+    traced_only(monkeypatch)
+    model = loaded(layers)
+    eager = tokens(decode.Decoder(model, "eager"))
+    decoder, engine = decode.Decoder(model, "inductor"), model.engine("inductor")
+    decoder.generate(prompts()[0], 2, 256)
+    counts = engine.compile_counts()
+    assert counts.graphs == 2
+    long = decoder.generate(prompts()[0], 129, 256)  # 128 steps
+    assert [t.tolist() for t in tokens(decoder)] == [t.tolist() for t in eager]
+    assert len(long.steps_s) == 128
+    assert engine.compile_counts() == counts
+    model.close()
+
+
+def test_a_model_without_a_static_cache_decodes_eagerly_with_a_growing_one(model, monkeypatch):
+    static = tokens(decode.Decoder(model, "eager"))
+    monkeypatch.setattr(type(model.module.base_model), "_can_compile_fullgraph", False)
+    decoder = decode.Decoder(model, "eager")
+    assert not decoder.static
+    assert decoder.streamed_bytes(1, LENGTH) is None
+    assert [t.tolist() for t in tokens(decoder)] == [t.tolist() for t in static]
+    with pytest.raises(NoDecode, match="LlamaModel of transformers supports no static cache"):
+        decode.Decoder(model, "inductor")
+
+
+def test_a_model_that_takes_no_cache_cannot_decode(model, monkeypatch):
+    monkeypatch.setattr(upstream, "CACHE_ARGUMENTS", ("nothing",))
+    with pytest.raises(NoDecode, match="takes no nothing"):
+        decode.Decoder(model, "eager")
+
+
+def test_layers_of_several_kinds_have_no_static_cache(model):
+    shape = {k: v for k, v in random_llama.CONFIG.items() if k != "model_type"}
+    config = transformers.AutoConfig.for_model("qwen2", **shape)
+    assert upstream.static_cache(model.module.base_model, config, 16) is not None
+    config.layer_types = ["full_attention", "sliding_attention", "full_attention"]
+    config.sliding_window = 8
+    assert upstream.static_cache(model.module.base_model, config, 16) is None
