@@ -188,7 +188,7 @@ def engine_name(engine: str) -> EngineName:
 def load_case(path: Path | str) -> Case:
     """Read one case file; raise CaseError with file, key, what was found and what is valid."""
     path = Path(path)
-    return _checked(_read(path), path, str(path))
+    return _checked(read_yaml(path), path, str(path))
 
 
 def with_settings(case: Case, settings: Sequence[tuple[str, str]]) -> Case:
@@ -198,7 +198,7 @@ def with_settings(case: Case, settings: Sequence[tuple[str, str]]) -> Case:
     """
     if not settings:
         return case
-    data = _read(case.source)
+    data = read_yaml(case.source)
     for key, text in settings:
         shown = f"--set {clip(f'{key}={text}', 60)}"
         *sections, last = key.split(".")
@@ -217,12 +217,13 @@ def with_settings(case: Case, settings: Sequence[tuple[str, str]]) -> Case:
     return _checked(data, case.source, f"{case.source} with {given}")
 
 
-def _read(path: Path) -> Any:
-    """The YAML of a case file, unchecked."""
+def read_yaml(path: Path, lines: bool = False) -> Any:
+    """The YAML of a file, unchecked; CaseError where it is none. ``lines``: texts may hold some."""
     if is_special(path):  # a FIFO would wait for its writer for ever
         raise CaseError(f"{path}: is no regular file; expected a case's YAML")
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        loader = _LinesLoader if lines else _Loader
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
     except OSError as error:
         raise CaseError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -309,6 +310,8 @@ class _Loader(yaml.SafeLoader):
     themselves), text that cannot be printed, whole numbers of more than 64 bits.
     """
 
+    printed_too = ""  # beside what can be printed
+
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             event = cast("Any", self).peek_event()
@@ -328,7 +331,7 @@ class _Loader(yaml.SafeLoader):
             problem = (
                 f"{clip(repr(node.value), 60)} cannot be read as {kind}; quote it if it is text"
             )
-        if not node.value.isprintable():
+        if not all(sign.isprintable() or sign in self.printed_too for sign in node.value):
             problem = f"{clip(repr(node.value), 60)} holds what cannot be printed"
         elif isinstance(value, int) and not -(2**63) <= value < 2**63:
             problem = f"{clip(node.value, 60)} is too large; expected a number of at most 64 bits"
@@ -346,6 +349,10 @@ class _Loader(yaml.SafeLoader):
                     )
                 seen.add(key.value)
         return cast("dict[Any, Any]", super().construct_mapping(node, deep))
+
+
+class _LinesLoader(_Loader):
+    printed_too = "\n"
 
 
 _Loader.add_implicit_resolver(

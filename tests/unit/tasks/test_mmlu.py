@@ -135,7 +135,7 @@ def test_any_text_survives_the_csv(
         ),
         (
             "q,1,2,3,4,5,A\n",
-            r"easy_sums_test\.csv:1: has 7 columns; expected 6: question, four choices, letter",
+            r"easy_sums_test\.csv:1: has 7 columns; expected 6: question, A, B, C, D, answer",
         ),
         (
             "q,1,2,3,4,A\n\nq,1,2,3,4,E\n",
