@@ -323,11 +323,7 @@ def stored_answers(
     """Answers in the form that records and baselines keep; None where there are no labels."""
     if answers.labels is None:
         return None
-    ordered = answers.letter_logits.copy()
-    ordered.sort(axis=1)
-    margins: list[float | None] = (ordered[:, -1] - ordered[:, -2]).tolist()
-    if not answers.has_logits:
-        margins = [None] * len(answers.ids)
+    margins = answers.margins() or (None,) * len(answers.ids)
     rows = list(
         zip(
             *(answers.ids, answers.letters(), answers.argmax_letter, answers.labels, margins),

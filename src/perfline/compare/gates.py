@@ -118,8 +118,8 @@ def answers(
         return AnswersRecord(0, None, None, 0.0, 0.0, tolerance), (none,)
     if not (a.has_logits and b.has_logits):
         return _without_logits(case, engine, a, b, tolerance)
-    differences = np.abs(a.letter_logits - b.letter_logits).max(axis=1)
-    largest = np.maximum(np.abs(a.letter_logits), np.abs(b.letter_logits)).max(axis=1)
+    differences = np.nanmax(np.abs(a.letter_logits - b.letter_logits), axis=1)
+    largest = np.nanmax(np.maximum(np.abs(a.letter_logits), np.abs(b.letter_logits)), axis=1)
     labelled = a.labels is not None and b.labels is not None
     record = AnswersRecord(
         questions=len(a.ids),
@@ -285,6 +285,4 @@ def _resolving(limits: GatesSpec) -> int:
 
 def _scored(case: Case, given: Answers) -> Scored:
     letters = given.letters() if case.mmlu.scoring == "letters" else given.argmax_letter
-    ordered = np.sort(given.letter_logits, axis=1)
-    margins = tuple(map(float, ordered[:, -1] - ordered[:, -2])) if given.has_logits else None
-    return Scored(given.ids, letters, given.labels or "", margins)
+    return Scored(given.ids, letters, given.labels or "", given.margins())

@@ -20,12 +20,12 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from perfline.cases.case import MmluSpec
+from perfline.cases.case import Case, MmluSpec
 from perfline.errors import DataError, clip
 from perfline.tasks import rows
 from perfline.tasks.answers import LETTERS
 from perfline.tasks.rows import Place
-from perfline.tasks.task import SUBJECT, Task, fill, load_task
+from perfline.tasks.task import SUBJECT, Task, fill, load_task, tasks_of
 
 Encode = Callable[[Sequence[str]], list[list[int]]]  # texts -> token ids, special tokens included
 _BATCH = 512  # texts tokenised at a time: bounds the memory that the ids take as Python ints
@@ -66,6 +66,7 @@ class Prompt:
     ids: npt.NDArray[np.int64]  # 1-D
     shots: int  # kept
     label: str | None  # None under --dummy-weights
+    choices: int = 4
 
 
 def load_subjects(
@@ -327,7 +328,8 @@ def _subject_prompts(
             if len(ids) + 1 > max_tokens:
                 too_long.append((question, len(ids)))
             else:
-                done[question.index] = Prompt(question.id, subject.name, ids, shots, question.label)
+                asked = question.id, subject.name, ids, shots, question.label
+                done[question.index] = Prompt(*asked, len(question.choices))
         waiting = [question for question, _ in too_long]
         if not waiting:
             break
@@ -377,23 +379,39 @@ def hf_encode(tokenizer: Any, bos: bool | Literal["tokenizer"]) -> Encode:
     return encode
 
 
-def letter_tokens(encode: Encode) -> tuple[int, int, int, int]:
-    """Return the tokens that answer A, B, C, D: each the one that follows "Answer:".
+def letter_tokens(encode: Encode, asked: str = "Answer:", choices: int = 4) -> tuple[int, ...]:
+    """Return the tokens that answer A, B ...: each the one that follows ``asked``.
 
     Found by tokenising "Answer: A", never by a fixed id or position. DataError where a letter is
     not exactly one more token, or two letters share theirs.
     """
-    stem, *answers = encode(["Answer:", *(f"Answer: {letter}" for letter in LETTERS)])
-    for letter, ids in zip(LETTERS, answers, strict=True):
+    letters = LETTERS[:choices]
+    stem, *answers = encode([asked, *(f"{asked} {letter}" for letter in letters)])
+    for letter, ids in zip(letters, answers, strict=True):
         if len(ids) != len(stem) + 1 or ids[:-1] != stem:
             raise DataError(
-                f"no letter token for '{letter}': 'Answer:' is {stem}, 'Answer: {letter}' is "
+                f"no letter token for '{letter}': '{asked}' is {stem}, '{asked} {letter}' is "
                 f"{ids}; expected one more token (does the tokenizer append an EOS? try model.bos)"
             )
-    a, b, c, d = (ids[-1] for ids in answers)
-    if len({a, b, c, d}) != 4:
-        raise DataError(f"no letter token of its own: A, B, C, D are {a}, {b}, {c}, {d}")
-    return a, b, c, d
+    found = tuple(ids[-1] for ids in answers)
+    if len(set(found)) != choices:
+        told = f"{', '.join(letters)} are {', '.join(map(str, found))}"
+        raise DataError(f"no letter token of its own: {told}")
+    return found
+
+
+def case_letters(case: Case, encode: Encode) -> tuple[int, ...]:
+    """Return the tokens that answer any of the case's tasks; DataError where two have others."""
+    first: tuple[int, ...] = ()
+    for task in tasks_of(case):
+        found = letter_tokens(encode, task.stem, task.most)
+        if any(a != b for a, b in zip(first, found, strict=False)):
+            raise DataError(
+                f"{case.source}: task '{task.name}' is answered by the tokens {found}, and "
+                f"'{tasks_of(case)[0].name}' by {first}: name it in a case of its own"
+            )
+        first = max(first, found, key=len)
+    return first
 
 
 def question_set_digest(subjects: Iterable[Subject]) -> str:

@@ -44,8 +44,8 @@ def cached_prompts(
         if len(ends) == len(shots) == len(questions) and int(ends[-1]) == len(ids):
             rows = np.split(ids.astype(np.int64), ends[:-1])
             return [
-                Prompt(question.id, question.subject, row, int(kept), question.label)
-                for question, row, kept in zip(questions, rows, shots, strict=True)
+                Prompt(q.id, q.subject, row, int(kept), q.label, len(q.choices))
+                for q, row, kept in zip(questions, rows, shots, strict=True)
             ]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         pass  # not there, or broken: it is made anew

@@ -93,6 +93,8 @@ class Task:
         for name in ("question", "choices"):
             if name not in _names("prompt", self.prompt):
                 raise CaseError(f"'prompt' has no {{{name}}}")
+        if _names("prompt", self.prompt.rpartition("\n")[2]):
+            raise CaseError("'prompt' ends in no line of words alone, such as 'Answer:'")
         _names("question", self.question)
         if isinstance(self.choices, tuple) and not 2 <= len(self.choices) <= len(LETTERS):
             raise CaseError(
@@ -159,7 +161,7 @@ class Task:
     @property
     def stem(self) -> str:
         """The prompt's last line, which the answer follows: ``Answer:``."""
-        return self.prompt.rpartition("\n")[2]
+        return fill(self.prompt.rpartition("\n")[2], {})
 
     def ask(self, question: str, choices: Iterable[str]) -> str:
         """One question as it is asked, without its answer."""
