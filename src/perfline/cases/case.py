@@ -146,6 +146,8 @@ class Case:
     fingerprint: bool = field(default=True, metadata=_NOT_IN_DIGEST)  # of what runs in a forward
     compare: CompareSpec = field(default_factory=CompareSpec, metadata=_NOT_IN_DIGEST)
     engines: tuple[str, ...] = field(default=ENGINE_NAMES, metadata=_NOT_IN_DIGEST)
+    # Names of packaged ones, and files below the case's directory; throughput is that of the first.
+    tasks: tuple[str, ...] = field(default=("mmlu",), metadata=_NOT_IN_DIGEST)
     source: Path = field(metadata={**OUTSIDE, **_NOT_IN_DIGEST})
     named_in: str = field(default="", metadata={**OUTSIDE, **_NOT_IN_DIGEST})
 
@@ -153,6 +155,11 @@ class Case:
     def engine_names(self) -> tuple[EngineName, ...]:
         """The engines by the names that metrics, records and tests give them."""
         return tuple(map(engine_name, self.engines))
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        """The tasks by the names that metrics and tests give them."""
+        return tuple(Path(task).stem for task in self.tasks)
 
     @property
     def engines_named_in(self) -> str:
@@ -171,9 +178,10 @@ class Case:
         Names, places (hub id, directories), limits and the number and length of the rounds are
         left out; ``weights`` says whether the checkpoint or random weights are measured.
         """
-        canonical = json.dumps(
-            {"case": _digested(self), "weights": weights}, sort_keys=True, separators=(",", ":")
-        )
+        said: dict[str, object] = {"case": _digested(self), "weights": weights}
+        if self.task_names[0] != "mmlu":  # its prompts are those that throughput is timed over
+            said["task"] = self.task_names[0]
+        canonical = json.dumps(said, sort_keys=True, separators=(",", ":"))
         return f"sha256:{hashlib.sha256(canonical.encode()).hexdigest()[:16]}"
 
 
@@ -387,6 +395,8 @@ def _check(node: Node, case: Case, path: Path) -> None:
         )
     if problem := _engines_problem(case.engines):
         node.fail("engines", problem)
+    if problem := _tasks_problem(case):
+        node.fail("tasks", problem)
     if case.model.config is not None:
         _check_plain(node, "model.config", case.model.config)
         if "model_type" not in case.model.config:
@@ -422,6 +432,24 @@ def _engines_problem(engines: Sequence[str]) -> str:
                 f"of '{name}'; rename one of the classes, or name it once"
             )
         seen[name] = engine
+    return ""
+
+
+_TASK = re.compile(r"[a-z][a-z0-9_]{0,29}|([\w-]+/)*[a-z][a-z0-9_]{0,29}\.yaml", re.ASCII)
+
+
+def _tasks_problem(case: Case) -> str:
+    """Say what is wrong with the tasks' names; empty where nothing is."""
+    one = "a task's name, such as mmlu, or a file below the case's, such as tasks/mine.yaml"
+    if not case.tasks:
+        return f"names no task (expected {one})"
+    for task in case.tasks:
+        if not _TASK.fullmatch(task):
+            return f"names {clip(repr(task), 60)} (expected {one})"
+    if len(set(case.task_names)) != len(case.tasks):
+        return f"is {', '.join(case.tasks)} (expected each name once)"
+    if case.parallel.tensor > 1 and len(case.tasks) > 1:
+        return f"names {len(case.tasks)} (expected one where parallel.tensor splits the model)"
     return ""
 
 

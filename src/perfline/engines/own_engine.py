@@ -24,8 +24,10 @@ from perfline.engines.device import Device
 from perfline.engines.engine import CompileCounts, Engine, Head
 from perfline.errors import EngineError
 from perfline.fields import MOST
+from perfline.metrics import answered
 from perfline.tasks.answers import LETTERS
 from perfline.tasks.mmlu import Prompt
+from perfline.tasks.task import scoring
 
 _NEEDED = ("forward", "answer")
 _OPTIONAL = (
@@ -226,9 +228,10 @@ def find(named: str, case: Case) -> type:
         ) from error
     except ValueError:  # a class of C has no signature to look at
         pass
-    if case.mmlu.scoring == "letters" and not hasattr(found, "letter_logits"):
+    scorings = {scoring(case, answered(engine_name(named), task)) for task in case.task_names}
+    if "letters" in scorings and not hasattr(found, "letter_logits"):
         raise EngineError(
-            f"{who}, and the case scores the four letters' logits (mmlu.scoring): the class has no "
+            f"{who}, and the case scores the letters' logits (mmlu.scoring): the class has no "
             "method 'letter_logits'; add it, or score full-vocab"
         )
     if case.parallel.tensor > 1:

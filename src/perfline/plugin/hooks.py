@@ -147,7 +147,8 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """One test per case, grouped by case so that one model is resident at a time.
 
-    A test whose own ``case`` or ``engine_name`` comes from somebody else's parameters keeps it.
+    A test whose own ``case``, ``engine_name`` or ``task_name`` comes from somebody else's
+    parameters keeps it.
     """
     given = {name for call in getattr(metafunc, "_calls", ()) for name in call.params}
     if "perfline_case_run" not in metafunc.fixturenames or "case" in given:
@@ -158,30 +159,37 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "engine_name" in metafunc.fixturenames and "engine_name" not in given:
         names = dict.fromkeys(name for case in found for name in case.engine_names)
         metafunc.parametrize("engine_name", list(map(_Offered, names)), ids=list(names))
+    if "task_name" in metafunc.fixturenames and "task_name" not in given:
+        names = dict.fromkeys(name for case in found for name in case.task_names)
+        metafunc.parametrize("task_name", list(map(_Offered, names)), ids=list(names))
 
 
 class _Offered(str):
-    """An engine's name that some case runs, and that not every case need run."""
+    """An engine's or a task's name that some case has, and that not every case need have."""
 
     __slots__ = ()
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave out the tests of engines, of fidelity or of fingerprints that a case does not run."""
+    """Leave out the tests of engines, tasks, fidelity or fingerprints that a case does not run."""
     items[:] = [item for item in items if not _is_not_run(item)]
 
 
 def _is_not_run(item: pytest.Item) -> bool:
     case, callspec = _case_of(item), getattr(item, "callspec", None)
-    name = None if callspec is None else callspec.params.get("engine_name")
+    params = {} if callspec is None else callspec.params
+    name, task = params.get("engine_name"), params.get("task_name")
     if case is not None and item.get_closest_marker("fingerprint") is not None:
         runs = case.fingerprint and case.parallel.tensor == 1
         return not (runs and name in cases.ENGINE_NAMES and name in case.engine_names)
     if case is not None and item.get_closest_marker("fidelity") is not None:
         ours = any(engine in cases.ENGINE_NAMES for engine in case.engine_names)
         return not (ours and case.fidelity.prompts and case.parallel.tensor == 1)
-    return case is not None and isinstance(name, _Offered) and name not in case.engine_names
+    return case is not None and (
+        (isinstance(name, _Offered) and name not in case.engine_names)
+        or (isinstance(task, _Offered) and task not in case.task_names)
+    )
 
 
 @pytest.hookimpl(tryfirst=True)

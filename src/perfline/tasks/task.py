@@ -7,7 +7,11 @@ format. The dataclasses below are the whole schema, by the rules of ``fields``.
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import json
 import re
+import shlex
 import string
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -15,8 +19,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+from perfline.cases import data
 from perfline.cases.case import Case, Scoring, read_yaml
-from perfline.errors import CaseError, clip
+from perfline.errors import CaseError, MissingData, clip
 from perfline.fields import OUTSIDE, Node, did_you_mean
 from perfline.tasks.answers import LETTERS
 
@@ -159,6 +164,13 @@ class Task:
         return self.subjects.get(subject, subject.replace("_", " "))
 
     @property
+    def said(self) -> str:
+        """The task's version, and a digest of all that its file says."""
+        everything = {**dataclasses.asdict(self), "file": ""}
+        digest = hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
+        return f"version {self.version}, sha256:{digest[:16]}"
+
+    @property
     def stem(self) -> str:
         """The prompt's last line, which the answer follows: ``Answer:``."""
         return fill(self.prompt.rpartition("\n")[2], {})
@@ -218,8 +230,8 @@ def load_task(name: str) -> Task:
 
 def read_task(path: Path) -> Task:
     """Read one task's file; CaseError names file, key, what was found and what is valid."""
-    data = _included(path, ())
-    task = Node(path, data, CaseError, by_hand=True).build(Task, file=path)
+    node = Node(path, _included(path, ()), CaseError, by_hand=True)
+    task = node.build(Task, file=path)
     if task.name != path.stem:
         raise CaseError(f"{path}: key 'name' is '{task.name}' (expected '{path.stem}', its file's)")
     return task
@@ -229,18 +241,62 @@ def _included(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     """The keys of a file, those of the file that it includes among them where it has no others."""
     if path in above:
         raise CaseError(f"{path}: key 'include' leads back to this file")
-    data = read_yaml(path, lines=True)
-    if not isinstance(data, dict):
+    found = read_yaml(path, lines=True)
+    if not isinstance(found, dict):
         raise CaseError(f"{path}: holds no mapping of keys to values")
-    name = data.pop("include", None)
+    name = found.pop("include", None)
     if name is None:
-        return data
+        return found
     if not isinstance(name, str) or not name.endswith(".yaml") or Path(name).name != name:
         raise CaseError(f"{path}: key 'include' is {name!r:.60} (expected a file beside this one)")
     below = _included(path.with_name(name), (*above, path))
-    return below | data
+    return below | found
 
 
 def tasks_of(case: Case) -> tuple[Task, ...]:
     """The tasks that a case asks, the first of them the one that throughput is timed over."""
-    return (load_task("mmlu"),)
+    folder = case.source.parent
+    return tuple(
+        read_task(folder / name) if name.endswith(".yaml") else load_task(name)
+        for name in case.tasks
+    )
+
+
+def scoring(case: Case, word: str) -> Scoring:
+    """How the answers ``word`` (``metrics.answered``) are scored; those of MMLU as the case says.
+
+    A task that the case names no more is scored by letters.
+    """
+    _, _, name = word.partition("_")
+    if name in ("", "mmlu"):
+        return case.mmlu.scoring
+    return next((task.score for task in tasks_of(case) if task.name == name), "letters")
+
+
+def shots(case: Case, task: Task) -> int:
+    """How many shots a case asks of a task."""
+    return case.mmlu.few_shots if task.name == "mmlu" else task.shots
+
+
+def find_rows(case: Case, task: Task, data_dir: Path | None) -> Path:
+    """Return the directory of a task's rows; MissingData, with the command that gets them.
+
+    MMLU's is where the case says. Another's ``data.path`` is looked for below the case's directory,
+    --data-dir, the task's own file, and last in the local Hugging Face cache.
+    """
+    if task.data.path == load_task("mmlu").data.path:
+        return data.find_mmlu(case, data_dir)
+    homes = [] if data_dir is None else [data_dir / case.model.case_dir, data_dir]
+    for home in (*homes, task.file.parent):
+        if (home / task.data.path).is_dir():
+            return home / task.data.path
+    cached = data.cached_dataset(task.data.hub) if task.data.hub else None
+    if cached is not None:
+        return cached
+    target = (data_dir or Path("DATA_DIR")) / task.data.path
+    command = (
+        f"hf download --repo-type dataset {task.data.hub} --local-dir {shlex.quote(str(target))}"
+        if task.data.hub
+        else f"cp -r YOUR_QUESTIONS {shlex.quote(str(target))}"
+    )
+    raise MissingData(f"case {case.id}: no questions of task '{task.name}' at {target}", command)
