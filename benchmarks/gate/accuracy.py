@@ -52,7 +52,7 @@ def record(case: Case) -> dict[str, Any]:
     rows, labels = [], ""
     for arm in _damage.arms():
         found = subset(arm.run(lab), ids)
-        answers = scored(case, found)
+        answers = scored(case, "eager", found)
         if arm.family == "reference":
             references[arm.name] = found, answers
         reference, judged = references[arm.against]

@@ -66,7 +66,7 @@ def measure(opened: OpenCase, case: Case) -> fidelity.Fidelity:
 
 def answers(opened: OpenCase, case: Case) -> Scored:
     """The answers to all questions."""
-    return scored(case, run_pass(opened.engine("eager"), opened.prompts, "last").answers)
+    return scored(case, "eager", run_pass(opened.engine("eager"), opened.prompts, "last").answers)
 
 
 def judged(lab: Lab, found: fidelity.Fidelity) -> list[Verdict]:

@@ -4,8 +4,8 @@ Every error a user can cause is one line that names the file, the key or line, w
 what was expected and what to do::
 
     PerflineError
-    ├── CaseError          a case's YAML is wrong
-    ├── DataError          weights, MMLU CSVs or data.tar are absent, broken or unsafe
+    ├── CaseError          a case's or a task's YAML is wrong
+    ├── DataError          weights, questions or data.tar are absent, broken or unsafe
     │   └── MissingData    ... absent, with the command that gets them
     ├── MissingRanks       a case's model is split over more ranks than there are
     ├── MetricError        a number that is no measurement (NaN, infinite)
@@ -43,7 +43,7 @@ class PerflineError(Exception):
 
 
 class CaseError(PerflineError):
-    """A case's YAML is wrong: the message names file, key, value and what is valid."""
+    """A case's or a task's YAML is wrong: the message names file, key, value and what is valid."""
 
 
 class DataError(PerflineError):

@@ -10,6 +10,7 @@ process that is compared imports this, so it needs the standard library only. Fi
 - ``gt``, ``ge``, ``lt``, ``le``: limits of a number, or of each number of a list; ``or_zero``: 0 is
   fine, too. A whole number is a count, and so at least 0, unless they say otherwise.
 - ``relative``: a path that stays below its parent.
+- ``blank``: a text of blanks alone is fine.
 """
 
 from __future__ import annotations
@@ -84,7 +85,8 @@ class Node:
             value = self._found(key, hint)
             limits = {"ge": 0, **spec.metadata} if int in _options(hint) else spec.metadata
             given[spec.name] = self._as(key, value, hint, limits)
-            if isinstance(value, str) and not value.strip() and default != "":
+            blank = default == "" or spec.metadata.get("blank")
+            if isinstance(value, str) and not value.strip() and not blank:
                 self._mistyped(key, value, "text")
             if spec.metadata.get("relative"):
                 self._check_relative(key, str(value))

@@ -22,8 +22,16 @@ _PASSES = {"eager": "val", "inductor": "infer"}  # the published names of the tw
 
 
 def pass_name(engine: str) -> str:
-    """Return the word for an engine in ``p_<word>_core`` and ``acc_<word>``, such as ``val``."""
+    """Return the word for an engine, or its answers, in the names of metrics, such as ``val``."""
     return _PASSES.get(engine, engine)
+
+
+def answered(engine: str, task: str) -> str:
+    """Return the word for an engine's answers to a task, in ``acc_<word>`` and in stored files.
+
+    ``eager`` for MMLU's, and ``val_ceval`` for those of another task.
+    """
+    return engine if task == "mmlu" else f"{pass_name(engine)}_{task}"
 
 
 def suffix(engine: str) -> str:

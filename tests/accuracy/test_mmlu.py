@@ -1,4 +1,4 @@
-"""Does each engine still answer MMLU as well as published, and does the model compute what it did?
+"""Does each engine still answer as well as published, and does the model compute what it did?
 
 pytest -m accuracy --cases tiny
 """
@@ -17,11 +17,11 @@ def test_fidelity(case):
     case.check(case.judge_fidelity(found))
 
 
-def test_accuracy_is_the_published_one(case, engine_name):
-    done = case.answer_all(engine_name)
+def test_accuracy_is_the_published_one(case, engine_name, task_name):
+    done = case.answer_all(engine_name, task_name)
     case.check(case.against_published(engine_name, done))
 
 
-def test_answers_are_the_stored_ones(case, engine_name):
-    done = case.answer_all(engine_name)
+def test_answers_are_the_stored_ones(case, engine_name, task_name):
+    done = case.answer_all(engine_name, task_name)
     case.check(case.against_baseline(engine_name, done))

@@ -27,6 +27,7 @@ from perfline.gates import fidelity, performance
 from perfline.gates.verdict import Verdict, signed, worst
 from perfline.measure.record import Record
 from perfline.metrics import Metric, pass_name
+from perfline.tasks.task import scoring
 
 AGAIN = "run pytest again"
 # What perfline writes of a metric, by the start of its name: anything else was edited in.
@@ -246,12 +247,12 @@ def current(candidate: Candidate) -> list[Verdict]:
     runs that both found it missing, the second is compared with the first here.
     """
     old, new, limits = candidate.old, candidate.new, candidate.case.gates
-    scoring, stored = candidate.case.mmlu.scoring, candidate.stored_answers
+    case, stored = candidate.case, candidate.stored_answers
     verdicts = [
         accuracy_gates.accuracy_baseline(
             f"acc_{pass_name(engine)}",
-            stored[engine].scored(scoring),
-            answers.scored(scoring),
+            stored[engine].scored(scoring(case, engine)),
+            answers.scored(scoring(case, engine)),
             limits,
         )
         for engine, answers in new.accuracy.items()
@@ -357,7 +358,7 @@ def _against_published(candidate: Candidate) -> list[Verdict]:
     for engine, answers in candidate.new.accuracy.items():
         name, n = f"acc_{pass_name(engine)}", len(answers.ids)
         if name in figures:
-            fraction = answers.scored(candidate.case.mmlu.scoring).correct / n
+            fraction = answers.scored(scoring(candidate.case, engine)).correct / n
             metric = Metric(name, fraction, "fraction", "higher")
             verdicts.append(
                 accuracy_gates.accuracy_published(

@@ -22,8 +22,9 @@ from perfline.measure.accuracy import AccuracyPass
 from perfline.measure.decode import Decoded
 from perfline.measure.fidelity import Fidelity
 from perfline.measure.throughput import Timings
-from perfline.metrics import Metric, pass_name, suffix
+from perfline.metrics import Metric, answered, pass_name, suffix
 from perfline.tasks.answers import Answers, Scored, StoredAnswers
+from perfline.tasks.task import scoring
 
 HEALTH = ("graphs", "graph_breaks", "recompiles")
 
@@ -48,8 +49,8 @@ class Against:
     shown: str = ""
     one_rank: Against | None = None
 
-    def of_answers(self, name: EngineName) -> Against:
-        """Where the stored answers of an engine are looked for.
+    def of_answers(self, name: str) -> Against:
+        """Where the stored answers of that name (``metrics.answered``) are looked for.
 
         They depend on no number of ranks: where none are stored for several, those of one do.
         """
@@ -110,9 +111,9 @@ def accuracy_against_published(
 
 
 def accuracy_against_baseline(
-    case: Case, name: EngineName, metric: Metric, done: AccuracyPass, against: Against
+    case: Case, name: str, metric: Metric, done: AccuracyPass, against: Against
 ) -> list[Verdict]:
-    """Did answers get worse? Paired, question by question, against the stored ones."""
+    """Did the answers ``name`` get worse? Paired, question by question, against the stored ones."""
     if fault := _path_fault(case, metric, done):
         return [verdict.invalid(metric, fault)]
     holder = against.of_answers(name)
@@ -125,8 +126,8 @@ def accuracy_against_baseline(
     asked_of = min(done.asked_of, len(stored.ids)) if done.looks > 1 else None
     judged = accuracy.accuracy_baseline(
         metric.name,
-        stored.scored(case.mmlu.scoring),
-        scored(case, done.answers),
+        stored.scored(scoring(case, name)),
+        scored(case, name, done.answers),
         case.gates,
         done.looks,
         asked_of,
@@ -267,14 +268,15 @@ def same_answers(
     if timings.engine != "eager" and reference is not None:
         found = accuracy.same_answers(reference, timings.answers, case.model.precision)
         verdicts.append(replace(found, metric=f"{found.metric}{suffix(timings.engine)}"))
-    holder = against.of_answers(timings.engine)
-    stored = _stored_answers(timings.engine, holder)
+    name = answered(timings.engine, case.task_names[0])
+    holder = against.of_answers(name)
+    stored = _stored_answers(name, holder)
     comparable = not (against.mismatch or holder.mismatch)
     if stored is not None and comparable and timings.answers.labels is not None:
         judged = accuracy.accuracy_baseline(
-            f"acc_{pass_name(timings.engine)}_timed",
-            stored.scored(case.mmlu.scoring),
-            scored(case, timings.answers),
+            f"acc_{pass_name(name)}_timed",
+            stored.scored(scoring(case, name)),
+            scored(case, name, timings.answers),
             case.gates,
         )
         verdicts.append(_from(judged, against, holder))
@@ -288,13 +290,13 @@ def _from(judged: Verdict, against: Against, holder: Against) -> Verdict:
     return replace(judged, reason=f"{judged.reason}; stored answers of {holder.shown}")
 
 
-def scored(case: Case, answers: Answers) -> Scored:
-    """Answers as the case's scoring sees them."""
-    given = answers.letters() if case.mmlu.scoring == "letters" else answers.argmax_letter
+def scored(case: Case, name: str, answers: Answers) -> Scored:
+    """Answers as their task's scoring sees them."""
+    given = answers.letters() if scoring(case, name) == "letters" else answers.argmax_letter
     return Scored(answers.ids, given, answers.labels or "")
 
 
-def _stored_answers(name: EngineName, against: Against) -> StoredAnswers | None:
+def _stored_answers(name: str, against: Against) -> StoredAnswers | None:
     return against.stored.accuracy.get(name) if against.stored is not None else None
 
 
@@ -347,11 +349,7 @@ def stored_answers(
     """Answers in the form that records and baselines keep; None where there are no labels."""
     if answers.labels is None:
         return None
-    ordered = answers.letter_logits.copy()
-    ordered.sort(axis=1)
-    margins: list[float | None] = (ordered[:, -1] - ordered[:, -2]).tolist()
-    if not answers.has_logits:
-        margins = [None] * len(answers.ids)
+    margins = answers.margins() or (None,) * len(answers.ids)
     rows = list(
         zip(
             *(answers.ids, answers.letters(), answers.argmax_letter, answers.labels, margins),

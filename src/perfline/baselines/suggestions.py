@@ -229,7 +229,7 @@ def next_steps(
     steps = [f"to settle it: {settle}"] if settle else []
     red = [v for v in verdicts if v.word == "regressed"]
     if any(map(accept.final, red)):
-        asked = f"`perfline prompt {case} SUBJECT INDEX` shows what was asked"
+        asked = f"`perfline prompt {case} TASK/SUBJECT/INDEX` shows what was asked"
         return [*steps, f"find out why the answers are wrong; {asked}"]
     if red and not settle:
         steps.append(f"to look: perfline baselines diff {case} {flags}".strip())

@@ -159,6 +159,8 @@ class Case:
     fingerprint: bool = field(default=True, metadata=_NOT_IN_DIGEST)  # of what runs in a forward
     compare: CompareSpec = field(default_factory=CompareSpec, metadata=_NOT_IN_DIGEST)
     engines: tuple[str, ...] = field(default=ENGINE_NAMES, metadata=_NOT_IN_DIGEST)
+    # Names of packaged ones, and files below the case's directory; throughput is that of the first.
+    tasks: tuple[str, ...] = field(default=("mmlu",), metadata=_NOT_IN_DIGEST)
     source: Path = field(metadata={**OUTSIDE, **_NOT_IN_DIGEST})
     named_in: str = field(default="", metadata={**OUTSIDE, **_NOT_IN_DIGEST})
 
@@ -166,6 +168,11 @@ class Case:
     def engine_names(self) -> tuple[EngineName, ...]:
         """The engines by the names that metrics, records and tests give them."""
         return tuple(map(engine_name, self.engines))
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        """The tasks by the names that metrics and tests give them."""
+        return tuple(Path(task).stem for task in self.tasks)
 
     @property
     def engines_named_in(self) -> str:
@@ -184,9 +191,10 @@ class Case:
         Names, places (hub id, directories), limits and the number and length of the rounds are
         left out; ``weights`` says whether the checkpoint or random weights are measured.
         """
-        canonical = json.dumps(
-            {"case": _digested(self), "weights": weights}, sort_keys=True, separators=(",", ":")
-        )
+        said: dict[str, object] = {"case": _digested(self), "weights": weights}
+        if self.task_names[0] != "mmlu":  # its prompts are those that throughput is timed over
+            said["task"] = self.task_names[0]
+        canonical = json.dumps(said, sort_keys=True, separators=(",", ":"))
         return f"sha256:{hashlib.sha256(canonical.encode()).hexdigest()[:16]}"
 
 
@@ -201,7 +209,7 @@ def engine_name(engine: str) -> EngineName:
 def load_case(path: Path | str) -> Case:
     """Read one case file; raise CaseError with file, key, what was found and what is valid."""
     path = Path(path)
-    return _checked(_read(path), path, str(path))
+    return _checked(read_yaml(path), path, str(path))
 
 
 def with_settings(case: Case, settings: Sequence[tuple[str, str]]) -> Case:
@@ -211,7 +219,7 @@ def with_settings(case: Case, settings: Sequence[tuple[str, str]]) -> Case:
     """
     if not settings:
         return case
-    data = _read(case.source)
+    data = read_yaml(case.source)
     for key, text in settings:
         shown = f"--set {clip(f'{key}={text}', 60)}"
         *sections, last = key.split(".")
@@ -230,12 +238,13 @@ def with_settings(case: Case, settings: Sequence[tuple[str, str]]) -> Case:
     return _checked(data, case.source, f"{case.source} with {given}")
 
 
-def _read(path: Path) -> Any:
-    """The YAML of a case file, unchecked."""
+def read_yaml(path: Path, lines: bool = False) -> Any:
+    """The YAML of a file, unchecked; CaseError where it is none. ``lines``: texts may hold some."""
     if is_special(path):  # a FIFO would wait for its writer for ever
         raise CaseError(f"{path}: is no regular file; expected a case's YAML")
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        loader = _LinesLoader if lines else _Loader
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
     except OSError as error:
         raise CaseError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -322,6 +331,8 @@ class _Loader(yaml.SafeLoader):
     themselves), text that cannot be printed, whole numbers of more than 64 bits.
     """
 
+    printed_too = ""  # beside what can be printed
+
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             event = cast("Any", self).peek_event()
@@ -341,7 +352,7 @@ class _Loader(yaml.SafeLoader):
             problem = (
                 f"{clip(repr(node.value), 60)} cannot be read as {kind}; quote it if it is text"
             )
-        if not node.value.isprintable():
+        if not all(sign.isprintable() or sign in self.printed_too for sign in node.value):
             problem = f"{clip(repr(node.value), 60)} holds what cannot be printed"
         elif isinstance(value, int) and not -(2**63) <= value < 2**63:
             problem = f"{clip(node.value, 60)} is too large; expected a number of at most 64 bits"
@@ -359,6 +370,10 @@ class _Loader(yaml.SafeLoader):
                     )
                 seen.add(key.value)
         return cast("dict[Any, Any]", super().construct_mapping(node, deep))
+
+
+class _LinesLoader(_Loader):
+    printed_too = "\n"
 
 
 _Loader.add_implicit_resolver(
@@ -403,6 +418,8 @@ def _check(node: Node, case: Case, path: Path) -> None:
     ):
         if len(set(sizes)) < len(sizes):
             node.fail(f"decode.{key}", f"names a number twice: {', '.join(map(str, sizes))}")
+    if problem := _tasks_problem(case):
+        node.fail("tasks", problem)
     if case.model.config is not None:
         _check_plain(node, "model.config", case.model.config)
         if "model_type" not in case.model.config:
@@ -438,6 +455,24 @@ def _engines_problem(engines: Sequence[str]) -> str:
                 f"of '{name}'; rename one of the classes, or name it once"
             )
         seen[name] = engine
+    return ""
+
+
+_TASK = re.compile(r"[a-z][a-z0-9_]{0,29}|([\w-]+/)*[a-z][a-z0-9_]{0,29}\.yaml", re.ASCII)
+
+
+def _tasks_problem(case: Case) -> str:
+    """Say what is wrong with the tasks' names; empty where nothing is."""
+    one = "a task's name, such as mmlu, or a file below the case's, such as tasks/mine.yaml"
+    if not case.tasks:
+        return f"names no task (expected {one})"
+    for task in case.tasks:
+        if not _TASK.fullmatch(task):
+            return f"names {clip(repr(task), 60)} (expected {one})"
+    if len(set(case.task_names)) != len(case.tasks):
+        return f"is {', '.join(case.tasks)} (expected each name once)"
+    if case.parallel.tensor > 1 and len(case.tasks) > 1:
+        return f"names {len(case.tasks)} (expected one where parallel.tensor splits the model)"
     return ""
 
 

@@ -175,6 +175,17 @@ def _lacking(snapshot: Path) -> list[str]:
     return [path.name for path in wanted if not path.is_file()]
 
 
+def cached_dataset(hub_id: str) -> Path | None:
+    """Return a dataset's snapshot in the local Hugging Face cache; None where there is none."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(hub_id, repo_type="dataset", local_files_only=True))
+    except (HFValidationError, LocalEntryNotFoundError):
+        return None
+
+
 def _unpack(tar: Path, target: Path, names: Sequence[str]) -> None:
     """Make ``target`` the tar's directory that holds ``names``: whole or, if killed, not at all.
 

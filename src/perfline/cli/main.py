@@ -130,11 +130,17 @@ def _add_prompt(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "prompt",
         _prompt,
         "print the exact prompt of one question; its shots, tokens and label go to stderr",
-        "example:\n  perfline prompt llama3-8b abstract_algebra 0 --data-dir /data > prompt.txt",
+        "example:\n  perfline prompt llama3-8b mmlu/anatomy/0 --data-dir /data > prompt.txt",
     )
     parser.add_argument("case", metavar="CASE", type=str.strip)
-    parser.add_argument("subject", metavar="SUBJECT", help="such as abstract_algebra")
-    parser.add_argument("index", metavar="INDEX", type=int, help="row of the test CSV, from 0")
+    parser.add_argument("asked", metavar="TASK/SUBJECT/INDEX", help="such as mmlu/anatomy/0")
+    parser.add_argument(
+        "index",
+        metavar="INDEX",
+        type=int,
+        nargs="?",
+        help="the question's number, from 0, where only its subject is named before it",
+    )
     add_data_dir(parser)
     parser.add_argument(
         "--mmlu", metavar="DIR", type=Path, help="questions from here: holds dev/ and test/"
@@ -248,7 +254,7 @@ def _prompt(args: argparse.Namespace) -> int:
     from perfline.cli.prompt import prompt
 
     (case,) = load_cases([args.case], args.case_dir)
-    return prompt(case, args.subject, args.index, args.data_dir, args.mmlu, args.ids)
+    return prompt(case, args.asked, args.index, args.data_dir, args.mmlu, args.ids)
 
 
 def _update(args: argparse.Namespace) -> int:

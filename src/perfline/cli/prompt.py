@@ -1,4 +1,4 @@
-"""What exactly is a model asked? ``perfline prompt CASE SUBJECT INDEX``.
+"""What exactly is a model asked? ``perfline prompt CASE TASK/SUBJECT/INDEX``.
 
 The prompt's text goes to stdout byte for byte, what is known of it to stderr. Only the tokenizer is
 loaded, never the model.
@@ -7,30 +7,42 @@ loaded, never the model.
 from __future__ import annotations
 
 import difflib
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
 from perfline.cases import data
 from perfline.cases.case import Case
-from perfline.errors import DataError
+from perfline.errors import DataError, clip
 from perfline.tasks import mmlu
+from perfline.tasks import task as tasks
 from perfline.tasks.mmlu import Question, Subject
+from perfline.tasks.task import Task
 
 
 def prompt(
     case: Case,
-    subject: str,
-    index: int,
+    asked: str,
+    index: int | None,
     data_dir: Path | None,
     mmlu_dir: Path | None,
     as_ids: bool,
 ) -> int:
-    """Print one prompt's text, or with ``as_ids`` its token ids, as the suite would ask it."""
-    located = data.locate(case, data_dir, mmlu_dir)
-    chosen, question = _find(located.mmlu, case, subject, index)
-    encode = mmlu.hf_encode(load_tokenizer(located.weights), case.model.bos)
-    alone = Subject(chosen.name, chosen.dev, (question,))
+    """Print one prompt's text, or with ``as_ids`` its token ids, as the suite would ask it.
+
+    ``asked`` is the question's TASK/SUBJECT/INDEX, without a task of the case's first; or, with an
+    ``index``, the subject alone.
+    """
+    task, subject, index = _named(case, asked, index)
+    weights = data.find_weights(case, data_dir)
+    if mmlu_dir is not None:
+        rows = data.find_mmlu(case, data_dir, mmlu_dir)
+    else:
+        rows = tasks.find_rows(case, task, data_dir)
+    chosen, question = _find(rows, case, task, subject, index)
+    encode = mmlu.hf_encode(load_tokenizer(weights), case.model.bos)
+    alone = Subject(chosen.name, chosen.dev, (question,), task)
     (built,) = mmlu.build_prompts([alone], encode, case.mmlu)
     if as_ids:
         sys.stdout.write(" ".join(map(str, built.ids)) + "\n")
@@ -47,8 +59,28 @@ def prompt(
     return 0
 
 
-def _find(directory: Path, case: Case, name: str, index: int) -> tuple[Subject, Question]:
-    subjects = {s.name: s for s in mmlu.load_subjects(directory, case.mmlu.few_shots)}
+def _named(case: Case, asked: str, index: int | None) -> tuple[Task, str, int]:
+    """The task, subject and index that the command line names."""
+    known = {task.name: task for task in tasks.tasks_of(case)}
+    task = next(iter(known.values()))
+    if index is not None:
+        return task, asked, index
+    *named, subject, number = ["", *asked.split("/")]
+    if len(named) > 2 or not subject or not re.fullmatch("[0-9]{1,9}", number):
+        raise DataError(
+            f"{clip(asked, 60)}: names no question; expected TASK/SUBJECT/INDEX, such as "
+            f"{task.name}/anatomy/0"
+        )
+    if len(named) == 2:
+        task = known[named[1]] if named[1] in known else tasks.load_task(named[1])
+    return task, subject, int(number)
+
+
+def _find(
+    directory: Path, case: Case, task: Task, name: str, index: int
+) -> tuple[Subject, Question]:
+    shots = tasks.shots(case, task)
+    subjects = {s.name: s for s in mmlu.load_subjects(directory, shots, task)}
     if name not in subjects:
         near = difflib.get_close_matches(name, list(subjects), n=1, cutoff=0.0)
         raise DataError(

@@ -18,7 +18,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from perfline.cases.case import Case, GatesSpec, Precision, engine_name
+from perfline.cases.case import Case, GatesSpec, Precision, Scoring, engine_name
 from perfline.compare.model import BESIDE, SIDES, Ready, SideName, Timed
 from perfline.compare.record import AnswersRecord, CaseComparison, per_token
 from perfline.compare.sequential import hodges_lehmann
@@ -27,8 +27,9 @@ from perfline.gates import performance
 from perfline.gates.accuracy import ROUNDING_FRACTION
 from perfline.gates.statistics import zero_flip_bound
 from perfline.gates.verdict import Flip, Verdict, Word, signed
-from perfline.metrics import Metric, pass_name, suffix
+from perfline.metrics import Metric, answered, pass_name, suffix
 from perfline.tasks.answers import Answers, Scored, accuracy
+from perfline.tasks.task import scoring
 
 TIME = "core_time"
 DECODE, FIRST = "decode_time", "ttft"
@@ -123,13 +124,13 @@ def answers(
         return AnswersRecord(0, None, None, 0.0, 0.0, tolerance), (none,)
     if not (a.has_logits and b.has_logits):
         return _without_logits(case, engine, a, b, tolerance)
-    differences = np.abs(a.letter_logits - b.letter_logits).max(axis=1)
-    largest = np.maximum(np.abs(a.letter_logits), np.abs(b.letter_logits)).max(axis=1)
+    differences = np.nanmax(np.abs(a.letter_logits - b.letter_logits), axis=1)
+    largest = np.nanmax(np.maximum(np.abs(a.letter_logits), np.abs(b.letter_logits)), axis=1)
     labelled = a.labels is not None and b.labels is not None
     record = AnswersRecord(
         questions=len(a.ids),
-        baseline_correct=accuracy(a, case.mmlu.scoring)[0] if labelled else None,
-        candidate_correct=accuracy(b, case.mmlu.scoring)[0] if labelled else None,
+        baseline_correct=accuracy(a, _scoring(case))[0] if labelled else None,
+        candidate_correct=accuracy(b, _scoring(case))[0] if labelled else None,
         largest_difference=float(differences.max()),
         share=float((differences / np.maximum(largest, 1e-6)).max()),
         tolerance=tolerance,
@@ -142,7 +143,7 @@ def answers(
 
 
 def _accuracy(case: Case, engine: str, a: Answers, b: Answers) -> Verdict:
-    name = f"acc_{pass_name(engine_name(engine))}"
+    name = f"acc_{pass_name(answered(engine_name(engine), case.task_names[0]))}"
     return accuracy_gates.accuracy_baseline(name, _scored(case, a), _scored(case, b), case.gates)
 
 
@@ -154,7 +155,7 @@ def _without_logits(
         reason = "the engine tells no letter logits, and dummy weights have no accuracy"
         none = Verdict(LOGITS, "missing", "paired", "logits", reason=reason)
         return AnswersRecord(len(a.ids), None, None, 0.0, 0.0, tolerance), (none,)
-    right_a, right_b = (accuracy(side, case.mmlu.scoring)[0] for side in (a, b))
+    right_a, right_b = (accuracy(side, _scoring(case))[0] for side in (a, b))
     record = AnswersRecord(len(a.ids), right_a, right_b, 0.0, 0.0, tolerance)
     return record, (_accuracy(case, engine, a, b),)
 
@@ -296,8 +297,11 @@ def _resolving(limits: GatesSpec) -> int:
     return math.ceil(math.log(1 - _BOUND) / math.log1p(-per_cent))
 
 
+def _scoring(case: Case) -> Scoring:
+    """How the case's first task is scored: its questions are asked."""
+    return scoring(case, answered("eager", case.task_names[0]))
+
+
 def _scored(case: Case, given: Answers) -> Scored:
-    letters = given.letters() if case.mmlu.scoring == "letters" else given.argmax_letter
-    ordered = np.sort(given.letter_logits, axis=1)
-    margins = tuple(map(float, ordered[:, -1] - ordered[:, -2])) if given.has_logits else None
-    return Scored(given.ids, letters, given.labels or "", margins)
+    letters = given.letters() if _scoring(case) == "letters" else given.argmax_letter
+    return Scored(given.ids, letters, given.labels or "", given.margins())

@@ -62,9 +62,11 @@ def answers(found: Node) -> Answers:
         found.fail("argmax_letter", "or 'labels' is no text")
     ids = found.texts("ids")
     try:
+        logits = cast("list[list[float | None]]", found.data["letter_logits"])
+        width = len(logits[0]) if logits else 4
         return Answers(
             ids=ids,
-            letter_logits=np.asarray(found.data["letter_logits"], np.float32).reshape(len(ids), 4),
+            letter_logits=np.asarray(logits, np.float32).reshape(len(ids), width),
             argmax=np.asarray(found.data["argmax"], dtype=np.int64),
             argmax_letter=letters,
             labels=labels,

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from perfline.cases.case import EngineName as EngineName
 from perfline.errors import EngineError
 from perfline.fields import OPTIONAL
-from perfline.tasks.answers import Answers
+from perfline.tasks.answers import Answers, full_vocab_letter, letter_table
 from perfline.tasks.mmlu import Prompt
 
 Head = Literal["all", "last"]
@@ -104,7 +104,8 @@ class Engine(Protocol):
         prepare(prompt) -> batch  before the clock starts, such as a copy to the device; without it
                                   ``forward`` is given the :class:`~perfline.Prompt` itself
         synchronize()             wait for queued work; torch's device is waited for without it
-        letter_logits(output)     logits of the tokens A, B, C, D at the last position, 4 numbers
+        letter_logits(output)     logits of the tokens A, B, C, D at the last position, 4 numbers;
+                                  more where the case's tasks have more choices
         compiled_graphs() -> int  compiled so far; more in a timed round make the run invalid
         flops(tokens, head)       FLOPs of one forward of ``tokens``, or None; gives mfu_computed
         reset_peak_memory(), peak_memory_gib()   peak in GiB since the reset, or None
@@ -140,7 +141,7 @@ class MeasuredEngine(Protocol):
         """Wait for the device."""
 
     def read(self, logits: Any) -> tuple[Sequence[float] | None, int, str]:
-        """Last position: logits of the tokens A-D, full-vocabulary arg-max, its letter or ``-``.
+        """Last position: logits of the letters' tokens, full-vocabulary arg-max, and its text.
 
         None and -1 where an engine does not tell logits or token.
         """
@@ -237,7 +238,7 @@ def run_pass(
 
     EngineError where logits are not finite: that is no wrong answer but no measurement.
     """
-    letters = np.empty((len(prompts), 4), dtype=np.float32)
+    letters = letter_table(prompts)
     argmax = np.empty(len(prompts), dtype=np.int64)
     told = np.ones(len(prompts), dtype=bool)
     argmax_letters: list[str] = []
@@ -251,14 +252,16 @@ def run_pass(
         logits = engine.forward(batch, head)
         engine.synchronize()
         core_s += clock() - start
-        given, argmax[row], letter = engine.read(logits)
-        letters[row] = np.nan if given is None else given
+        given, argmax[row], text = engine.read(logits)
+        if given is not None:
+            letters[row, : prompt.choices] = _of_choices(engine, prompt, given)
         told[row] = given is not None
-        argmax_letters.append(letter)
+        argmax_letters.append(full_vocab_letter(text, prompt.choices))
         if progress is not None:
             progress(row + 1, len(prompts))
     whole_s = clock() - begin
-    broken = np.flatnonzero(told & ~np.isfinite(letters).all(axis=1))
+    choices = np.array([prompt.choices for prompt in prompts])
+    broken = np.flatnonzero(told & (np.isfinite(letters).sum(axis=1) < choices))
     if broken.size:
         raise EngineError(
             f"{engine.name}: logits of {broken.size} of {len(prompts)} prompts are not finite "
@@ -274,3 +277,13 @@ def run_pass(
         shots=tuple(prompt.shots for prompt in prompts),
     )
     return Pass(answers, sum(len(prompt.ids) for prompt in prompts), core_s, whole_s)
+
+
+def _of_choices(engine: MeasuredEngine, prompt: Prompt, given: Sequence[float]) -> Sequence[float]:
+    """The logits of the letters that the question has."""
+    if len(given) < prompt.choices:
+        raise EngineError(
+            f"{engine.name}: tells logits of {len(given)} letters, and question {prompt.id} has "
+            f"{prompt.choices} choices"
+        )
+    return given[: prompt.choices]

@@ -40,7 +40,7 @@ class Model:
     """A loaded model; ``engine()`` gives the two ways of running it. ``close()`` frees it.
 
     Attributes:
-        letters: tokens that answer A, B, C, D; None under ``--dummy-weights`` (no tokenizer).
+        letters: tokens that answer A, B ...; None under ``--dummy-weights`` (no tokenizer).
         positions: the longest prompt that the model takes, in tokens.
         load_s: seconds from disk (or random initialisation) to the device.
         load_peak_gib: peak device memory of the load; None where the device does not count it.
@@ -53,7 +53,7 @@ class Model:
     device: Device
     module: nn.Module
     tokenizer: Any | None
-    letters: tuple[int, int, int, int] | None
+    letters: tuple[int, ...] | None
     positions: int
     vocabulary: int
     load_s: float
@@ -186,7 +186,7 @@ def _load(case: Case, device: Device, weights: Path | None, replica: Replica | N
         tensor_parallel.check_split(case, module, replica.size)
     letters = None
     if tokenizer is not None:
-        letters = mmlu.letter_tokens(mmlu.hf_encode(tokenizer, case.model.bos))
+        letters = mmlu.case_letters(case, mmlu.hf_encode(tokenizer, case.model.bos))
     model = Model(
         case=case,
         device=device,

@@ -24,8 +24,10 @@ from perfline.engines.device import Device
 from perfline.engines.engine import CompileCounts, Engine, Head
 from perfline.errors import EngineError
 from perfline.fields import MOST
-from perfline.tasks.answers import full_vocab_letter
+from perfline.metrics import answered
+from perfline.tasks.answers import LETTERS
 from perfline.tasks.mmlu import Prompt
+from perfline.tasks.task import scoring
 
 _NEEDED = ("forward", "answer")
 _OPTIONAL = (
@@ -76,7 +78,7 @@ class OwnEngine:
             self._device.synchronize()
 
     def read(self, logits: Any) -> tuple[Sequence[float] | None, int, str]:
-        """Its answer as a letter, by the one rule that scores them all."""
+        """Its answer, and what it tells of the letters."""
         if isinstance(logits, Coroutine):
             logits.close()  # or Python warns that nobody has awaited it
         if isinstance(logits, Awaitable | Generator | AsyncGenerator):
@@ -84,7 +86,7 @@ class OwnEngine:
         text = self._ask("answer", logits)
         if not isinstance(text, str):
             self._wrong("answer", text, "text such as ' B'")
-        return self._letter_logits(logits), -1, full_vocab_letter(text)
+        return self._letter_logits(logits), -1, text
 
     def forget_compiled(self) -> None:
         """What it compiles is its own affair."""
@@ -144,7 +146,7 @@ class OwnEngine:
             numbers = [] if isinstance(found, str | bytes) else [float(logit) for logit in found]
         except Exception:  # whatever it holds: torch has errors of its own for a row too many
             numbers = []
-        if len(numbers) != 4:
+        if not 4 <= len(numbers) <= len(LETTERS):
             self._wrong("letter_logits", found, "4 numbers, of A, B, C and D")
         return numbers
 
@@ -226,9 +228,10 @@ def find(named: str, case: Case) -> type:
         ) from error
     except ValueError:  # a class of C has no signature to look at
         pass
-    if case.mmlu.scoring == "letters" and not hasattr(found, "letter_logits"):
+    scorings = {scoring(case, answered(engine_name(named), task)) for task in case.task_names}
+    if "letters" in scorings and not hasattr(found, "letter_logits"):
         raise EngineError(
-            f"{who}, and the case scores the four letters' logits (mmlu.scoring): the class has no "
+            f"{who}, and the case scores the letters' logits (mmlu.scoring): the class has no "
             "method 'letter_logits'; add it, or score full-vocab"
         )
     if case.parallel.tensor > 1:

@@ -25,7 +25,7 @@ from perfline.engines.prefix_forward import Ints, KeysValues, PrefixForward
 from perfline.engines.prefix_plan import Batch, Limits, Plan
 from perfline.engines.torch_engine import TorchEngine
 from perfline.errors import DeviceMemory, EngineError
-from perfline.tasks.answers import Answers
+from perfline.tasks.answers import Answers, full_vocab_letter, letter_table
 from perfline.tasks.mmlu import Prompt
 
 OnBatch = Callable[[Answers], None]
@@ -74,7 +74,7 @@ class _Gathered:
     def __init__(self, prompts: Sequence[Prompt]) -> None:
         n = len(prompts)
         self.prompts = prompts
-        self.letters = np.zeros((n, 4), dtype=np.float32)
+        self.letters = letter_table(prompts)
         self.argmax = np.zeros(n, dtype=np.int64)
         self.argmax_letter = [""] * n
         self.done = np.zeros(n, dtype=np.bool_)
@@ -187,10 +187,12 @@ class _Pass:
                 f"(first: question {gathered.prompts[flight.rows[broken[0]]].id}); an overflow in "
                 "fp16, or a broken kernel?"
             )
-        gathered.letters[flight.rows] = table[:, :4]
-        gathered.argmax[flight.rows] = table[:, 4].astype(np.int64)
-        for row in flight.rows:
-            gathered.argmax_letter[row] = engine.letter(int(gathered.argmax[row]))
+        gathered.argmax[flight.rows] = table[:, -1].astype(np.int64)
+        for row, logits in zip(flight.rows, table, strict=True):
+            choices = gathered.prompts[row].choices
+            gathered.letters[row, :choices] = logits[:choices]
+            text = engine.text(int(gathered.argmax[row]))
+            gathered.argmax_letter[row] = full_vocab_letter(text, choices)
         gathered.done[flight.rows] = True
         self.landed(flight.rows)
 

@@ -31,7 +31,6 @@ from perfline.engines.upstream import (
     why_not_compiled,
 )
 from perfline.errors import DeviceMemory, EngineError, NoSharedPrefixes, PerflineError
-from perfline.tasks.answers import full_vocab_letter
 from perfline.tasks.mmlu import Prompt
 
 if TYPE_CHECKING:
@@ -55,7 +54,7 @@ class TorchEngine:
         self.module: Any = model.module
         self.head: nn.Module | None = cast("Any", model.module).get_output_embeddings()
         self._letters = torch.tensor(model.letters or (0, 1, 2, 3), device=self._torch_device)
-        self._letter_of: dict[int, str] = {}
+        self._texts: dict[int, str] = {}
         self._start = self._forgotten = dynamo_counts()
         self.stack, self.layers = decoder(model.module)
         spec = model.case.engine
@@ -128,14 +127,15 @@ class TorchEngine:
         self.device.synchronize()
 
     def read(self, logits: torch.Tensor) -> tuple[list[float], int, str]:
-        """Letter logits, arg-max and its letter at the last position."""
+        """Letter logits, arg-max and its text at the last position."""
         *letters, best = self.read_rows(logits[:, -1])[0].tolist()
-        return letters, int(best), self.letter(int(best))
+        return letters, int(best), self.text(int(best))
 
     def read_rows(self, logits: torch.Tensor) -> torch.Tensor:
-        """Letter logits and arg-max of every row, on the device; (rows, vocabulary) -> (rows, 5).
+        """Letter logits and arg-max of every row, on the device.
 
-        One tensor is one copy to the host; float32 holds every token id below 2**24.
+        (rows, vocabulary) -> (rows, letters + 1): one tensor is one copy to the host, and float32
+        holds every token id below 2**24.
         """
         rows = logits.float()
         return torch.cat([rows[:, self._letters], rows.argmax(dim=-1, keepdim=True).float()], dim=1)
@@ -233,13 +233,12 @@ class TorchEngine:
         """Peak memory since the reset, GiB."""
         return self.device.peak_memory_gib()
 
-    def letter(self, token: int) -> str:
-        """The letter that a token counts as (``answers.full_vocab_letter``)."""
-        if token not in self._letter_of:
+    def text(self, token: int) -> str:
+        """The text of a token; empty without a tokenizer."""
+        if token not in self._texts:
             tokenizer = self._model.tokenizer
-            text = tokenizer.decode([token]) if tokenizer is not None else ""
-            self._letter_of[token] = full_vocab_letter(text)
-        return self._letter_of[token]
+            self._texts[token] = tokenizer.decode([token]) if tokenizer is not None else ""
+        return self._texts[token]
 
     def _cache_arguments(self) -> dict[str, Any]:
         if self._empty_cache is None:

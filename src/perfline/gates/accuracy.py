@@ -147,7 +147,7 @@ def same_answers(reference: Answers, answers: Answers, precision: Precision) -> 
     for name, logits, letter in zip(
         answers.ids, answers.letter_logits, answers.letters(), strict=True
     ):
-        old = before[name]
+        old, logits = _told(before[name]), _told(logits)
         largest = max(largest, float(abs(logits - old).max()))
         if letter == old_letters[name]:
             continue
@@ -241,8 +241,9 @@ def verified(
     after = dict(zip(answers.ids, answers.letter_logits, strict=True))
     share = 0.0
     for question, plain in zip(reference.ids, reference.letter_logits, strict=True):
-        largest = max(float(abs(plain).max()), 1e-6)
-        share = max(share, float(abs(after[question] - plain).max()) / largest)
+        told, now = _told(plain), _told(after[question])
+        largest = max(float(abs(told).max()), 1e-6)
+        share = max(share, float(abs(now - told).max()) / largest)
     tolerance = ROUNDING_FRACTION[precision]
     found = same_answers(reference, subset(answers, reference.ids), precision)
     reason = (
@@ -251,6 +252,12 @@ def verified(
         f"letter logits within {share:.1g} of the largest (allowed {tolerance:g})"
     )
     return ("invalid" if share > tolerance or found.flips else "ok"), reason
+
+
+def _told(letter_logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """The logits of the choices that the question has: behind them stands NaN."""
+    told: npt.NDArray[np.float32] = letter_logits[letter_logits == letter_logits]
+    return told
 
 
 def _margin(letter_logits: npt.NDArray[np.float32]) -> float:

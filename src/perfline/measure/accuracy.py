@@ -34,6 +34,7 @@ from perfline.metrics import Metric, pass_name
 from perfline.tasks.answers import Answers, accuracy, no_answers, subset, union
 from perfline.tasks.mmlu import Prompt
 from perfline.tasks.sampling import tier_order
+from perfline.tasks.task import scoring
 
 KEEP_EVERY = 16  # plain answers that an interrupt may cost
 Keep = Callable[[Answers], None]
@@ -171,9 +172,7 @@ def _tokens(prompts: Sequence[Prompt]) -> int:
     return sum(len(prompt.ids) for prompt in prompts)
 
 
-def accuracy_metrics(
-    case: Case, name: EngineName, done: AccuracyPass, peak: float | None
-) -> list[Metric]:
+def accuracy_metrics(case: Case, name: str, done: AccuracyPass, peak: float | None) -> list[Metric]:
     """Micro accuracy (correct / asked) as the case scores it and by both scorings, and its cost.
 
     The cost is of the forwards of this session: served tokens are the prompts', computed ones those
@@ -186,13 +185,11 @@ def accuracy_metrics(
     prefix = f"acc_{pass_name(name)}"
     scorings: tuple[Scoring, ...] = ("full-vocab", "letters")
     by_scoring = {
-        scoring: correct / asked
-        for scoring in scorings
-        for correct, asked in [accuracy(answers, scoring)]
+        each: correct / asked for each in scorings for correct, asked in [accuracy(answers, each)]
     }
     by_letters = Metric(f"{prefix}_letters", by_scoring["letters"], "fraction", "info")
     return [
-        Metric(prefix, by_scoring[case.mmlu.scoring], "fraction", "higher"),
+        Metric(prefix, by_scoring[scoring(case, name)], "fraction", "higher"),
         Metric(f"{prefix}_full_vocab", by_scoring["full-vocab"], "fraction", "info"),
         *([by_letters] if answers.has_logits else []),
         Metric(f"{prefix}_questions", len(answers.ids), "questions", "info"),
@@ -291,6 +288,7 @@ class AccuracyPass:
         by_replica: how many questions each of them answered.
         reference: the plain answers to the verified questions; None where nothing was verified.
         uncompiled: why an engine that compiles ran eagerly; empty where it did not.
+        task: whose questions they are.
     """
 
     answers: Answers
@@ -311,6 +309,7 @@ class AccuracyPass:
     by_replica: Mapping[int, int] = field(default_factory=dict)
     reference: Answers | None = None
     uncompiled: str = ""
+    task: str = "mmlu"
 
 
 @dataclass

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -50,7 +50,7 @@ from perfline.measure.accuracy import (
 from perfline.measure.notices import Notices
 from perfline.measure.parallel_rounds import AggregateTimings, Repeat, TimedRun
 from perfline.measure.throughput import Ready, TimedRegion, Timings
-from perfline.metrics import Metric, pass_name
+from perfline.metrics import Metric, answered, pass_name
 from perfline.tasks.answers import Answers
 from perfline.tasks.mmlu import Prompt, stratified_sample
 from perfline.tasks.reference import PromptReference
@@ -67,7 +67,11 @@ class LoadedCase(Protocol):
 
     @property
     def prompts(self) -> Sequence[Prompt]:
-        """Every question's prompt."""
+        """Every question's prompt, of the case's first task."""
+
+    @property
+    def more(self) -> Mapping[str, Sequence[Prompt]]:
+        """Those of its other tasks, by name."""
 
     @property
     def load_s(self) -> float | None:
@@ -115,6 +119,7 @@ class OpenCase:
     decoder: Callable[[EngineName], MeasuredDecoder]
     full_precision: Callable[[], AbstractContextManager[fidelity.Logits]]
     close: Callable[[], None]
+    more: Mapping[str, Sequence[Prompt]] = field(default_factory=dict)
 
 
 def open_case(
@@ -133,7 +138,7 @@ def open_case(
     """
     from perfline.cases import data
     from perfline.engines import hf, own_engine, upstream
-    from perfline.tasks import mmlu, prompt_cache, prompt_lengths
+    from perfline.tasks import mmlu, prompt_cache, prompt_lengths, task
 
     if replica is None and case.parallel.tensor > 1:
         raise MissingRanks(
@@ -148,31 +153,43 @@ def open_case(
     facts: dict[str, str] = {}
     if weights == "real":
         with replica.agreeing() if replica is not None else nullcontext():
-            located = data.locate(case, data_dir)
-            directory = located.weights
+            directory = data.find_weights(case, data_dir)
+            tasks = task.tasks_of(case)
+            rows = {each.name: task.find_rows(case, each, data_dir) for each in tasks}
             if ours:
                 data.check_weights(directory)
-            subjects = mmlu.load_subjects(located.mmlu, case.mmlu.few_shots)
+            asked = {
+                each.name: mmlu.load_subjects(rows[each.name], task.shots(case, each), each)
+                for each in tasks
+            }
     if ours:
         model = hf.load(case, device, directory, replica)
     known: hf.Model | hf.Vocabulary = model or hf.vocabulary(case, device, directory)
     if directory is None:
         limit = min(case.mmlu.max_prompt_tokens, known.positions)
-        prompts = prompt_lengths.dummy_prompts(known.vocabulary, limit)
+        made = {case.task_names[0]: prompt_lengths.dummy_prompts(known.vocabulary, limit)}
     else:
-        prompts = prompt_cache.cached_prompts(
-            case,
-            directory,
-            subjects,
-            lambda: mmlu.build_prompts(subjects, known.encode, case.mmlu, known.positions),
-        )
-        facts = {"mmlu": mmlu.question_set_digest(subjects)}
+        made = {
+            name: prompt_cache.cached_prompts(
+                case,
+                directory,
+                subjects,
+                partial(mmlu.build_prompts, subjects, known.encode, case.mmlu, known.positions),
+            )
+            for name, subjects in asked.items()
+        }
+        for each in tasks:
+            facts[each.name] = mmlu.question_set_digest(asked[each.name])
+            if each.name != "mmlu":
+                facts[f"{each.name}_task"] = each.said
+                facts[f"{each.name}_data"] = mmlu.data_digest(rows[each.name], each)
         if ours or any(directory.glob("*.safetensors")):
             facts = {"weights": data.weights_digest(directory), **facts}
 
     if model is not None and model.attention != case.model.attention:
         facts["attention"] = model.attention
-    _check_ids(case, prompts, known.vocabulary)
+    for prompts in made.values():
+        _check_ids(case, prompts, known.vocabulary)
     if model is not None and replica is not None:
         here = {"case": case.digest(weights), **facts}
         try:
@@ -217,9 +234,19 @@ def open_case(
                 model.close()
 
     load_s, peak = (None, None) if model is None else (model.load_s, model.load_peak_gib)
+    first = made.pop(case.task_names[0])
     return OpenCase(
-        *(prompts, load_s, peak, own.load_s, facts),
-        *(engine, shared, decoder, full_precision, close),
+        prompts=first,
+        more=made,
+        load_s=load_s,
+        load_peak_gib=peak,
+        own_load_s=own.load_s,
+        facts=facts,
+        engine=engine,
+        shared=shared,
+        decoder=decoder,
+        full_precision=full_precision,
+        close=close,
     )
 
 
@@ -268,8 +295,8 @@ class CaseRun:
     coordinator: Coordinator | None = None
     recorded: dict[str, Metric] = field(default_factory=dict)
     _ready: dict[EngineName, Ready] = field(default_factory=dict)
-    _runs: dict[EngineName, AccuracyRun] = field(default_factory=dict)
-    _passes: dict[EngineName, AccuracyPass] = field(default_factory=dict)
+    _runs: dict[str, AccuracyRun] = field(default_factory=dict)  # by ``metrics.answered``
+    _passes: dict[str, AccuracyPass] = field(default_factory=dict)
     _timings: dict[EngineName, Timings] = field(default_factory=dict)
     _decoded: dict[EngineName, decoding.Decoded] = field(default_factory=dict)
     _of_all: dict[EngineName, AggregateTimings] = field(default_factory=dict)
@@ -323,24 +350,43 @@ class CaseRun:
         return self._fingerprints
 
     def answer_all(
-        self, name: EngineName, certain: Callable[[Answers, int, int], bool] | None = None
+        self,
+        name: EngineName,
+        certain: Callable[[Answers, int, int], bool] | None = None,
+        task: str | None = None,
     ) -> AccuracyPass:
-        """Answer the questions that the options ask for; done once.
+        """Answer the questions of a task that the options ask for; done once.
 
-        ``certain`` says when a sequential run may stop. Under ``--full-pass`` the answers are those
-        of the timed pass: every prompt by itself, the head at all positions.
+        Without a task it is the case's first. ``certain`` says when a sequential run may stop.
+        Under ``--full-pass`` the first task's answers are those of the timed pass: every prompt by
+        itself, the head at all positions.
         """
-        if name not in self._passes:
-            if self.full_pass:
+        task = self.case.task_names[0] if task is None else task
+        word = answered(name, task)
+        if word not in self._passes:
+            if self.full_pass and task == self.case.task_names[0]:
                 timings = self.time(name, in_turn)
                 answers = timings.answers
-                self._passes[name] = AccuracyPass(answers, len(answers.ids), "plain")
+                done = AccuracyPass(answers, len(answers.ids), "plain")
             else:
-                run = self._runs[name] = self._accuracy_run(name)
+                run = self._runs[word] = self._accuracy_run(word)
                 if self.coordinator is not None:
-                    self.coordinator.prepare(self.case.id, name)
-                self._passes[name] = run.answer(self.loaded.prompts, certain)
-        return self._passes[name]
+                    self.coordinator.prepare(self.case.id, word)
+                done = run.answer(self.prompts_of(word), certain)
+            self._passes[word] = replace(done, task=task)
+        return self._passes[word]
+
+    def prompts_of(self, word: str) -> Sequence[Prompt]:
+        """The prompts that the answers ``word`` (``metrics.answered``) are given to."""
+        _, task = self._answered[word]
+        first = task == self.case.task_names[0]
+        return self.loaded.prompts if first else self.loaded.more[task]
+
+    @property
+    def _answered(self) -> dict[str, tuple[EngineName, str]]:
+        """{word: (engine, task)} of all that the case may be asked."""
+        names = dict.fromkeys((*ENGINE_NAMES, *self.case.engine_names))
+        return {answered(n, task): (n, task) for n in names for task in self.case.task_names}
 
     def fidelity(self) -> fidelity.Fidelity:
         """What the model computes in fp32, every way; done once. NoFidelity."""
@@ -354,15 +400,15 @@ class CaseRun:
                 self._compile_anew()
         return self._fidelity
 
-    def helper(self, name: EngineName) -> AccuracyRun:
-        """What answers another rank's questions, compiled and warm; done once."""
-        if name not in self._runs:
-            run = self._accuracy_run(name)
-            run.warm_up(choose(self.loaded.prompts, self.options.questions))
+    def helper(self, word: str) -> AccuracyRun:
+        """What gives the answers ``word`` for another rank, compiled and warm; done once."""
+        if word not in self._runs:
+            run = self._accuracy_run(word)
+            run.warm_up(choose(self.prompts_of(word), self.options.questions))
             if why := run.engine.not_compiled():
                 raise EngineError(f"case '{self.case.id}': {why}")
-            self._runs[name] = run
-        return self._runs[name]
+            self._runs[word] = run
+        return self._runs[word]
 
     def forget_journals(self) -> None:
         """The answers are in a record: their journals have done their work."""
@@ -531,8 +577,8 @@ class CaseRun:
         """Whether any engine was timed, or a metric of the user's own recorded."""
         return bool(self._timings or self._decoded or self.recorded)
 
-    def full_answers(self) -> dict[EngineName, Answers]:
-        """The answers to all questions, by engine that was asked them."""
+    def full_answers(self) -> dict[str, Answers]:
+        """The answers to all questions, by ``metrics.answered``."""
         return {name: done.answers for name, done in self._passes.items()}
 
     @property
@@ -577,7 +623,9 @@ class CaseRun:
             notes |= of_all.notes(self.case.gates)
         return notes
 
-    def _accuracy_run(self, name: EngineName) -> AccuracyRun:
+    def _accuracy_run(self, word: str) -> AccuracyRun:
+        name, _ = self._answered[word]
+
         def without(why: NoSharedPrefixes) -> None:
             line = f"{self.case.id}, {name}: each question by itself, as --plain does, since {why}"
             self.notices.once([line])
@@ -594,15 +642,15 @@ class CaseRun:
             oracle=self.loaded.engine("eager" if name in ENGINE_NAMES else name),
             runner=runner,
             options=self.options,
-            identity=self._identity(name),
+            identity=self._identity(word),
             ready=lambda: self.ready(name),
             without=without,
             clock=self.clock,
-            progress=self._progress_of(f"{name} accuracy"),
+            progress=self._progress_of(f"{word} accuracy"),
             coordinator=self.coordinator,
         )
 
-    def _identity(self, name: EngineName) -> dict[str, str]:
+    def _identity(self, name: str) -> dict[str, str]:
         """What a journal's answers belong to, and what every rank has to have alike."""
         return {
             **self.software,

@@ -14,6 +14,7 @@ import os
 from collections.abc import Mapping
 from math import isnan
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
@@ -114,9 +115,11 @@ def from_row(row: Mapping[str, object]) -> Answers:
     ids, labels, shots = row["ids"], row["labels"], row["shots"]
     if not isinstance(ids, list) or not isinstance(shots, list):
         raise TypeError("ids and shots are lists")
+    logits = cast("list[list[float | None]]", row["letter_logits"])
+    width = len(logits[0]) if logits else 4
     return Answers(
         ids=tuple(map(str, ids)),
-        letter_logits=np.array(row["letter_logits"], dtype=np.float32).reshape(len(ids), 4),
+        letter_logits=np.array(logits, dtype=np.float32).reshape(len(ids), width),
         argmax=np.array(row["argmax"], dtype=np.int64),
         argmax_letter=str(row["argmax_letter"]),
         labels=None if labels is None else str(labels),

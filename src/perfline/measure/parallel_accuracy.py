@@ -100,7 +100,7 @@ class RankCoordinator:
         number = self.ask(
             "answer",
             run.identity["case"],
-            engine=run.engine.name,
+            engine=run.identity["engine"],
             identity=dict(run.identity),
             units=[unit.ids for unit in units],
         )

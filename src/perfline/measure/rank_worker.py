@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from perfline.cases.case import Case
@@ -20,7 +20,6 @@ from perfline.measure.accuracy import AccuracyRun, SharedRunner
 from perfline.measure.case_run import CaseRun, LoadedCase
 from perfline.measure.parallel_accuracy import help_with
 from perfline.measure.parallel_rounds import STEPS, serve
-from perfline.tasks.mmlu import Prompt
 
 
 @dataclass
@@ -37,7 +36,6 @@ class RankWorker:
     case_run: Callable[[Case, LoadedCase], CaseRun]
     _case_run: CaseRun | None = None
     _opened: int = 0  # the last case that was opened, by rank 0's count
-    _prompts: dict[str, Prompt] = field(default_factory=dict)
 
     def obey(self, group: Group, number: int, command: Mapping[str, Any]) -> None:
         """Do what rank 0 asks; a rank that follows another does what that one tells meanwhile."""
@@ -61,7 +59,10 @@ class RankWorker:
             run = self._prepare(group, case, engine, command["opened"])
             assert run is not None
             check_alike(command["identity"], run.identity)
-            help_with(group, number, command["units"], run, self._prompts)
+            assert self._case_run is not None
+            assert engine is not None
+            asked = {prompt.id: prompt for prompt in self._case_run.prompts_of(engine)}
+            help_with(group, number, command["units"], run, asked)
 
     def close(self) -> None:
         """Free what is open."""
@@ -84,7 +85,6 @@ class RankWorker:
         tensor = case.parallel.tensor
         found = self.open(case, None if tensor == 1 else Replica(group, tensor, opened))
         self._case_run = self.case_run(case, found)
-        self._prompts = {prompt.id: prompt for prompt in found.prompts}
 
     def _follow(self, group: Group, case: Case, opened: int) -> None:
         """Hold a share of the model, and run what the replica's first rank runs, to its close."""

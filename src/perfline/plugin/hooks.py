@@ -148,7 +148,8 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """One test per case, grouped by case so that one model is resident at a time.
 
-    A test whose own ``case`` or ``engine_name`` comes from somebody else's parameters keeps it.
+    A test whose own ``case``, ``engine_name`` or ``task_name`` comes from somebody else's
+    parameters keeps it.
     """
     given = {name for call in getattr(metafunc, "_calls", ()) for name in call.params}
     if "perfline_case_run" not in metafunc.fixturenames or "case" in given:
@@ -159,10 +160,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "engine_name" in metafunc.fixturenames and "engine_name" not in given:
         names = dict.fromkeys(name for case in found for name in case.engine_names)
         metafunc.parametrize("engine_name", list(map(_Offered, names)), ids=list(names))
+    if "task_name" in metafunc.fixturenames and "task_name" not in given:
+        names = dict.fromkeys(name for case in found for name in case.task_names)
+        metafunc.parametrize("task_name", list(map(_Offered, names)), ids=list(names))
 
 
 class _Offered(str):
-    """An engine's name that some case runs, and that not every case need run."""
+    """An engine's or a task's name that some case has, and that not every case need have."""
 
     __slots__ = ()
 
@@ -175,7 +179,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def _is_not_run(item: pytest.Item) -> bool:
     case, callspec = _case_of(item), getattr(item, "callspec", None)
-    name = None if callspec is None else callspec.params.get("engine_name")
+    params = {} if callspec is None else callspec.params
+    name, task = params.get("engine_name"), params.get("task_name")
     if case is not None and item.get_closest_marker("fingerprint") is not None:
         runs = case.fingerprint and case.parallel.tensor == 1
         return not (runs and name in cases.ENGINE_NAMES and name in case.engine_names)
@@ -186,7 +191,10 @@ def _is_not_run(item: pytest.Item) -> bool:
         alone = case.parallel.tensor == 1 and not group.launched()
         if not alone or case.decode.tokens == 0 or name not in (None, *cases.ENGINE_NAMES):
             return True
-    return case is not None and isinstance(name, _Offered) and name not in case.engine_names
+    return case is not None and (
+        (isinstance(name, _Offered) and name not in case.engine_names)
+        or (isinstance(task, _Offered) and task not in case.task_names)
+    )
 
 
 @pytest.hookimpl(tryfirst=True)

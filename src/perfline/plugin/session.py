@@ -49,7 +49,7 @@ from perfline.measure.notices import Notices
 from perfline.measure.parallel_rounds import Repeat
 from perfline.measure.record import CaseRecord, Record
 from perfline.measure.throughput import Timings
-from perfline.metrics import Metric, pass_name, suffix
+from perfline.metrics import Metric, answered, pass_name, suffix
 from perfline.report import exports, table, text
 from perfline.tasks.answers import Answers, StoredAnswers
 from perfline.tasks.mmlu import Prompt
@@ -448,11 +448,15 @@ class CaseUnderTest:
     test: str  # its id
     _recorded: set[str] = field(default_factory=set)
 
-    def answer_all(self, engine: EngineName) -> AccuracyPass:
-        """Answer every question with ``engine``; skipped under ``--dummy-weights``."""
+    def answer_all(self, engine: EngineName, task: str | None = None) -> AccuracyPass:
+        """Answer every question of a task with ``engine``; skipped under ``--dummy-weights``.
+
+        Without a task it is the case's first.
+        """
         if self.session.options.weights == "dummy":
             pytest.skip("accuracy is not judged under --dummy-weights")
-        return self.case_run.answer_all(engine, lambda *so_far: self._certain(engine, *so_far))
+        word = answered(engine, self.case_run.case.task_names[0] if task is None else task)
+        return self.case_run.answer_all(engine, lambda *so_far: self._certain(word, *so_far), task)
 
     def fidelity(self) -> Fidelity:
         """Run a few prompts in fp32, by every way; ``missing`` where there can be no such run."""
@@ -580,7 +584,7 @@ class CaseUnderTest:
 
     def against_published(self, engine: EngineName, done: AccuracyPass) -> list[Verdict]:
         """Judge the accuracy against the published figure."""
-        metric = self.case_run.metrics()[f"acc_{pass_name(engine)}"]
+        metric = self.case_run.metrics()[f"acc_{pass_name(answered(engine, done.task))}"]
         published = self._against.published
         if published is None or metric.name not in published.metrics:
             pytest.skip(f"no accuracy of case {self.case_run.case.id} is published")
@@ -588,9 +592,10 @@ class CaseUnderTest:
 
     def against_baseline(self, engine: EngineName, done: AccuracyPass) -> list[Verdict]:
         """Judge the answers, paired, against the stored ones."""
-        metric = self.case_run.metrics()[f"acc_{pass_name(engine)}"]
+        word = answered(engine, done.task)
+        metric = self.case_run.metrics()[f"acc_{pass_name(word)}"]
         return judge.accuracy_against_baseline(
-            self.case_run.case, engine, metric, done, self._against
+            self.case_run.case, word, metric, done, self._against
         )
 
     def judge_timings(self, timings: Timings) -> list[Verdict]:
@@ -621,12 +626,12 @@ class CaseUnderTest:
         if verdict.skips(word, strict):
             pytest.skip(_skip_reason(verdicts))
 
-    def _certain(self, engine: EngineName, answers: Answers, looks: int, asked_of: int) -> bool:
+    def _certain(self, word: str, answers: Answers, looks: int, asked_of: int) -> bool:
         """Whether a sequential run may stop: its paired verdict is out."""
         so_far = AccuracyPass(answers, asked_of, "", looks=looks)
-        metric = Metric(f"acc_{pass_name(engine)}", 0.0, "fraction", "higher")
+        metric = Metric(f"acc_{pass_name(word)}", 0.0, "fraction", "higher")
         (found,) = judge.accuracy_against_baseline(
-            self.case_run.case, engine, metric, so_far, self._against
+            self.case_run.case, word, metric, so_far, self._against
         )
         return found.word in ("ok", "improved", "regressed")
 

@@ -14,10 +14,11 @@ from perfline import fields
 from perfline.baselines import accept, baseline
 from perfline.baselines.baseline import Baseline
 from perfline.baselines.proposal import Candidate
-from perfline.cases.case import Scoring, WeightsKind
+from perfline.cases.case import Case, Scoring, WeightsKind
 from perfline.metrics import Metric, pass_name
 from perfline.report.table import change_shown, fitted, flip_counts, number, unit_shown
 from perfline.report.text import context_change
+from perfline.tasks.task import scoring
 
 _UNIT_ORDER = ("tok/s", "fraction", "GiB", "count", "s")
 _SCORINGS: tuple[Scoring, ...] = ("full-vocab", "letters")
@@ -50,12 +51,12 @@ def comparison(candidate: Candidate, result: Baseline) -> str:
     What stays in the ``result`` as it was has no row: it is named below the table as kept.
     """
     measured = candidate.measured
-    scoring = candidate.case.mmlu.scoring
-    old = {} if candidate.old is None else _numbers(candidate.old, scoring)
-    new = _numbers(candidate.new, scoring)
+    case = candidate.case
+    old = {} if candidate.old is None else _numbers(candidate.old, case)
+    new = _numbers(candidate.new, case)
     some = _asked_some(candidate)
     old |= {name: (fraction, "fraction") for name, (fraction, _) in some.items()}
-    kept = (old.keys() - new.keys()) & _numbers(result, scoring).keys()
+    kept = (old.keys() - new.keys()) & _numbers(result, case).keys()
     names = (old.keys() | new.keys()) - kept
     rows = []
     for name in sorted(names, key=lambda key: _order(key, (new.get(key) or old[key])[1])):
@@ -129,7 +130,7 @@ def _label(name: str, candidate: Candidate) -> str:
     return f"{name} (new: {cache} cache)" if name == "compile_time" and cache else name
 
 
-def _numbers(stored: Baseline, scoring: Scoring) -> dict[str, tuple[float, str]]:
+def _numbers(stored: Baseline, case: Case) -> dict[str, tuple[float, str]]:
     """Return {metric: (value, unit)} of all that a baseline holds, accuracy included."""
     numbers = {
         name: (value, metric.unit)
@@ -137,7 +138,7 @@ def _numbers(stored: Baseline, scoring: Scoring) -> dict[str, tuple[float, str]]
         if (value := stored_value(stored, name)) is not None
     }
     for engine, answers in stored.accuracy.items():
-        fraction = answers.scored(scoring).correct / len(answers.ids)
+        fraction = answers.scored(scoring(case, engine)).correct / len(answers.ids)
         numbers[f"acc_{pass_name(engine)}"] = (fraction, "fraction")
     return numbers
 

@@ -27,11 +27,10 @@ from perfline.jsonfile import write_text
 from perfline.metrics import pass_name
 from perfline.report.exports import Export
 from perfline.report.table import engine_kinds
-from perfline.tasks.answers import StoredAnswers, question_key
+from perfline.tasks.answers import LETTERS, StoredAnswers, question_key
 from perfline.tasks.prompt_lengths import recorded_lengths
 
 _ACC, _EXACT = "acc,none", "exact_match,full-vocab"
-_LETTERS = "ABCD"
 
 
 @dataclass(frozen=True)
@@ -253,7 +252,7 @@ def _samples(task: Task) -> Iterator[dict[str, object]]:
             sample: dict[str, object] = {
                 "doc_id": index,
                 "doc": {"id": f"{task.subject}/{index}", "subject": task.subject},
-                "target": str(_LETTERS.index(task.labels[i])),
+                "target": str(LETTERS.index(task.labels[i])),
                 "filtered_resps": [given[i].strip("-")],
                 "filter": filtered,
                 "metrics": [name],

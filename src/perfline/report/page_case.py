@@ -32,10 +32,9 @@ from perfline.report.table import (
     own_engines,
 )
 from perfline.report.text import rank_lines, stragglers
-from perfline.tasks.answers import StoredAnswers
+from perfline.tasks.answers import LETTERS, StoredAnswers
 from perfline.tasks.mmlu import Question
 
-_LETTERS = "ABCD"
 _LONGEST = 6_000  # characters of a question: the longest of MMLU has 4,737
 
 
@@ -225,7 +224,7 @@ def _flip_row(
         roles = (("gold", gold), ("before", flip.before), ("after", flip.after))
         choices = tuple(
             Choice(letter, _clipped(text), tuple(mark for mark, of in roles if of == letter))
-            for letter, text in zip(_LETTERS, question.choices, strict=True)
+            for letter, text in zip(LETTERS, question.choices, strict=False)
         )
     return FlipRow(
         id=flip.id,

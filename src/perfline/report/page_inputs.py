@@ -30,6 +30,7 @@ from perfline.measure.record import CaseRecord, Record
 from perfline.metrics import Metric
 from perfline.tasks import mmlu
 from perfline.tasks.mmlu import Question
+from perfline.tasks.task import scoring
 
 _MOST_PAST = 400  # records in one history: more than a year of nights
 _FIX = "run pytest again"
@@ -106,15 +107,15 @@ class Places:
 def scoring_of(inputs: CaseInputs, metric: str) -> Scoring | None:
     """The case's scoring; without its YAML, the one that gives the measured accuracy."""
     if inputs.case is not None:
-        return inputs.case.mmlu.scoring
-    values = {name: found.value for name, found in inputs.measured.metrics.items()}
+        return scoring(inputs.case, metric.removeprefix("acc_"))
+    values = {name: each.value for name, each in inputs.measured.metrics.items()}
     options: tuple[tuple[Scoring, str], ...] = (
         ("full-vocab", f"{metric}_full_vocab"),
         ("letters", f"{metric}_letters"),
     )
-    for scoring, name in options:
+    for found, name in options:
         if metric in values and values.get(name) == values[metric]:
-            return scoring
+            return found
     return None
 
 

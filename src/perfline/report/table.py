@@ -169,12 +169,13 @@ def verdict_table(verdicts: Iterable[Verdict], tablefmt: str = "plain") -> str:
 
 
 def own_engines(case: CaseRecord) -> list[str]:
-    """Return the engines of the user's own that a case was measured with."""
+    """Return the engines of the user's own, and the answers to other tasks (``val_ceval``)."""
     timed = (re.fullmatch(r"p_(.+)_core", name) for name in case.metrics)
     found = [*case.accuracy, *(each[1] for each in timed if each)]
     ours = {*_OURS, *_OURS.values()}
     names = (name for name in dict.fromkeys(found) if name not in ours)
-    return [name for name in names if re.fullmatch(r"[a-z0-9]{1,30}", name)]  # else edited
+    one = r"[a-z0-9]{1,30}(_[a-z][a-z0-9_]{0,29})?"  # a task other than MMLU is named behind it
+    return [name for name in names if re.fullmatch(one, name)]  # else edited
 
 
 def engine_kinds(case: CaseRecord) -> dict[str, str]:

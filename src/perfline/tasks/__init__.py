@@ -8,5 +8,7 @@ __all__ = [
     "prompt_cache",
     "prompt_lengths",
     "reference",
+    "rows",
     "sampling",
+    "task",
 ]

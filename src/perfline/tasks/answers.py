@@ -1,7 +1,7 @@
 """What did an engine answer, and how many answers are right?
 
 Both scorings come out of one pass: the arg-max over the full vocabulary (as published), and the
-arg-max of the four letters (as lm-evaluation-harness scores).
+arg-max of the letters of its choices (as lm-evaluation-harness scores).
 
 In a baseline's file, answers are one row per question, in the order of subject and index, one short
 line per subject and column: 14,042 questions take about 0.1 MB per engine, and a changed answer
@@ -15,7 +15,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, cast
+from typing import Literal, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +25,7 @@ from perfline.errors import BaselineError, DataError
 from perfline.fields import OPTIONAL, Node, Scalar, as_json
 from perfline.jsonfile import digest
 
-LETTERS = "ABCD"
+LETTERS = "ABCDEFGHIJ"  # of the choices; the most that a task has is ten
 NO_LETTER = "-"
 _INDEX = re.compile(r"0|[1-9][0-9]{0,8}")
 
@@ -35,8 +35,8 @@ class Scored:
     """Answers as one scoring sees them: a row per question, in any order of unique ids."""
 
     ids: tuple[str, ...]  # "subject/index"
-    answers: str  # "A" to "D", or "-" for no letter
-    labels: str  # "A" to "D"
+    answers: str  # "A" to "J", or "-" for no letter
+    labels: str  # "A" to "J"
     margins: tuple[float, ...] | None = None  # best minus second-best letter logit
 
     def __post_init__(self) -> None:
@@ -77,7 +77,7 @@ class StoredAnswers:
     """One engine's answers, where they came from, and why they were accepted."""
 
     ids: tuple[str, ...]  # "subject/index", sorted by subject and index
-    letters: str  # arg-max of the four letters' logits; all "-" where an engine tells none
+    letters: str  # arg-max of the letters' logits; all "-" where an engine tells none
     argmax: str  # arg-max of the whole vocabulary, "-" where it is no letter
     labels: str
     margins: tuple[float, ...] | None  # best minus second-best letter logit, three digits
@@ -96,10 +96,10 @@ class StoredAnswers:
             margins=self.margins,
         )
         told = self.labels if self.margins is None else self.labels + self.letters
-        if not set(told) <= set("ABCD"):
-            raise BaselineError("answers to store: a letter or label is not one of A, B, C, D")
-        if not set(self.argmax) <= set("ABCD" + NO_LETTER):
-            raise BaselineError("answers to store: a full-vocabulary answer is not A, B, C, D or -")
+        if not set(told) <= set(LETTERS):
+            raise BaselineError("answers to store: a letter or label is not one of A to J")
+        if not set(self.argmax) <= set(LETTERS + NO_LETTER):
+            raise BaselineError("answers to store: a full-vocabulary answer is not A to J or -")
         if not all(0 <= margin < float("inf") for margin in self.margins or ()):
             raise BaselineError("answers to store: a margin is negative or no number")
 
@@ -225,6 +225,14 @@ def _check_rows(ids: Sequence[str], **columns: Sequence[object] | None) -> None:
         raise BaselineError(f"answers: question {twice} stands twice")
 
 
+class Asked(Protocol):
+    """What has a number of choices (``mmlu.Prompt``)."""
+
+    @property
+    def choices(self) -> int:
+        """How many."""
+
+
 @dataclass(frozen=True, eq=False)
 class Answers:
     """What an engine answered: one row per question, in prompt order.
@@ -234,7 +242,8 @@ class Answers:
     """
 
     ids: tuple[str, ...]
-    letter_logits: npt.NDArray[np.float32]  # (n, 4); NaN where an engine tells none
+    # (n, 4 to 10); NaN where an engine tells none, and behind a question's last choice.
+    letter_logits: npt.NDArray[np.float32]
     argmax: npt.NDArray[np.int64]  # (n,), over the full vocabulary; -1 where it is not told
     argmax_letter: str
     labels: str | None
@@ -246,25 +255,37 @@ class Answers:
         lengths = {len(self.argmax), len(self.argmax_letter), len(self.shots)}
         if self.labels is not None:
             lengths.add(len(self.labels))
-        if lengths != {n} or self.letter_logits.shape != (n, 4):
+        shape = self.letter_logits.shape
+        if lengths != {n} or shape[:1] != (n,) or not 4 <= shape[-1] <= len(LETTERS):
             raise DataError(
                 f"answers do not match: {n} ids, {len(self.argmax)} arg-maxes, letter logits of "
-                f"shape {self.letter_logits.shape}; expected one row of 4 logits per id"
+                f"shape {shape}; expected one row of 4 to {len(LETTERS)} logits per id"
             )
         if len(set(self.ids)) != n:
             twice = Counter(self.ids).most_common(1)[0][0]
             raise DataError(f"question {twice} is answered twice; expected each id once")
 
     def letters(self) -> str:
-        """Return the arg-max of the four letters per question: ties to the first, NaN to '-'."""
-        best = self.letter_logits.argmax(axis=1).tolist()
-        nan = cast("list[bool]", np.isnan(self.letter_logits).any(axis=1).tolist())
-        return "".join(NO_LETTER if bad else LETTERS[i] for i, bad in zip(best, nan, strict=True))
+        """Return the arg-max of the letters per question: ties to the first, none told to '-'."""
+        best = self._comparable.argmax(axis=1).tolist()
+        none = cast("list[bool]", np.isnan(self.letter_logits).all(axis=1).tolist())
+        return "".join(NO_LETTER if no else LETTERS[i] for i, no in zip(best, none, strict=True))
 
     @property
     def has_logits(self) -> bool:
         """Whether the engine told letter logits."""
-        return not np.isnan(self.letter_logits).any()
+        return not np.isnan(self.letter_logits).all(axis=1).any()
+
+    def margins(self) -> tuple[float, ...] | None:
+        """Return the best minus the second-best letter logit; None where an engine tells none."""
+        if not self.has_logits:
+            return None
+        ordered = np.sort(self._comparable, axis=1)
+        return tuple(map(float, ordered[:, -1] - ordered[:, -2]))
+
+    @property
+    def _comparable(self) -> npt.NDArray[np.float32]:
+        return np.where(np.isnan(self.letter_logits), np.float32("-inf"), self.letter_logits)
 
     def merge(self, other: Answers) -> Answers:
         """Return both sets of answers; DataError where they share a question."""
@@ -276,12 +297,13 @@ def union(parts: Sequence[Answers]) -> Answers:
     some = [part for part in parts if part.ids]
     if not some:
         return no_answers()
+    most = max(part.letter_logits.shape[1] for part in some)
     labels = [part.labels for part in some]
     if None in labels and any(label is not None for label in labels):
         raise DataError("answers with labels do not merge with answers without")
     return Answers(
         ids=tuple(name for part in some for name in part.ids),
-        letter_logits=np.concatenate([part.letter_logits for part in some]),
+        letter_logits=np.concatenate([_wide(part.letter_logits, most) for part in some]),
         argmax=np.concatenate([part.argmax for part in some]),
         argmax_letter="".join(part.argmax_letter for part in some),
         labels=None if None in labels else "".join(label for label in labels if label),
@@ -289,13 +311,24 @@ def union(parts: Sequence[Answers]) -> Answers:
     )
 
 
-def full_vocab_letter(decoded: str) -> str:
+def letter_table(prompts: Sequence[Asked]) -> npt.NDArray[np.float32]:
+    """Return letter logits of no engine yet, as wide as the most choices of ``prompts``."""
+    most = max((4, *(prompt.choices for prompt in prompts)))
+    return np.full((len(prompts), most), np.nan, np.float32)
+
+
+def _wide(logits: npt.NDArray[np.float32], most: int) -> npt.NDArray[np.float32]:
+    more = ((0, 0), (0, most - logits.shape[1]))
+    return np.pad(logits, more, constant_values=np.nan)
+
+
+def full_vocab_letter(decoded: str, choices: int = 4) -> str:
     """Return the letter that a decoded arg-max token counts as, '-' for none.
 
-    As published: keep the characters A-D and compare with the label. So " A" is A, but " Because"
-    is B too, and "CD" is no letter.
+    As published for MMLU: keep the letters of the choices and compare with the label. So " A" is A,
+    but " Because" is B too, and "CD" is no letter.
     """
-    kept = "".join(character for character in decoded if character in LETTERS)
+    kept = "".join(character for character in decoded if character in LETTERS[:choices])
     return kept if len(kept) == 1 else NO_LETTER
 
 

@@ -1,29 +1,31 @@
 """What is asked, in which words and in which tokens?
 
-CSVs -> ``Question`` -> ``Prompt`` -> (an engine) -> ``answers.Answers``. The prompt is that of
-Hendrycks et al. (https://github.com/hendrycks/test, ``evaluate.py``), bit for bit, two spaces after
-"about" included. A prompt that is too long drops whole shots from the front, one question at a
-time. (The published code cut its text at blank lines; 61 questions hold one, and it would cut
-inside them.)
+Rows -> ``Question`` -> ``Prompt`` -> (an engine) -> ``answers.Answers``, as a ``task.Task`` states
+it. A prompt that is too long drops whole shots from the front, one question at a time. (MMLU's
+published code cut its text at blank lines; 61 questions hold one, and it would cut inside them.)
 """
 
 from __future__ import annotations
 
-import csv
+import glob
 import hashlib
-import io
 import json
+import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from perfline.cases.case import MmluSpec
-from perfline.errors import DataError
+from perfline.cases.case import Case, MmluSpec
+from perfline.errors import DataError, clip
+from perfline.tasks import rows
 from perfline.tasks.answers import LETTERS
+from perfline.tasks.rows import Place
+from perfline.tasks.task import SUBJECT, Task, fill, load_task, tasks_of
 
 Encode = Callable[[Sequence[str]], list[list[int]]]  # texts -> token ids, special tokens included
 _BATCH = 512  # texts tokenised at a time: bounds the memory that the ids take as Python ints
@@ -31,13 +33,13 @@ _BATCH = 512  # texts tokenised at a time: bounds the memory that the ids take a
 
 @dataclass(frozen=True)
 class Question:
-    """One row of a subject's CSV, exactly as written: nothing is stripped."""
+    """One row, as its task reads it: of MMLU's nothing is stripped."""
 
     subject: str
-    index: int  # row in the CSV, from 0
+    index: int  # among the subject's rows, from 0
     text: str
-    choices: tuple[str, str, str, str]
-    label: str  # in "ABCD"
+    choices: tuple[str, ...]  # 2 to 10
+    label: str  # "A" for the first choice, to "J"
 
     @property
     def id(self) -> str:
@@ -47,11 +49,12 @@ class Question:
 
 @dataclass(frozen=True)
 class Subject:
-    """A subject: ``dev`` holds the shots (the dev CSV's first ``few_shots`` rows)."""
+    """A subject of a task: ``dev`` holds the shots (the first ``few_shots`` rows of their file)."""
 
     name: str
     dev: tuple[Question, ...]
     test: tuple[Question, ...]
+    task: Task = field(default_factory=lambda: load_task("mmlu"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,92 +66,238 @@ class Prompt:
     ids: npt.NDArray[np.int64]  # 1-D
     shots: int  # kept
     label: str | None  # None under --dummy-weights
+    choices: int = 4
 
 
-def load_subjects(directory: Path, few_shots: int) -> tuple[Subject, ...]:
-    """Read ``dev/*_dev.csv`` and ``test/*_test.csv`` below ``directory``, sorted by subject.
+def load_subjects(
+    directory: Path, few_shots: int | None = None, task: Task | None = None
+) -> tuple[Subject, ...]:
+    """Read a task's rows below ``directory``, sorted by subject; without a task, those of MMLU.
 
-    Raise DataError, with file and line, on anything but rows of question, four choices, letter.
+    ``few_shots`` are the task's own where none are given. Raise DataError, with file and row, on
+    anything but rows as the task states them.
     """
-    tests = sorted(
-        (path.name.removesuffix("_test.csv"), path)
-        for path in directory.glob("test/*_test.csv")
+    task = load_task("mmlu") if task is None else task
+    shots = task.shots if few_shots is None else few_shots
+    reader = _Reader(directory, task)
+    files = _files(directory, task)
+    if SUBJECT in task.data.test:
+        return tuple(
+            Subject(name, reader.shots(name, shots, path), reader.test(path, name), task)
+            for name, (path,) in files.items()
+        )
+    by_subject: dict[str, list[Question]] = {}
+    for path in files[task.name]:
+        for question in reader.test(path, None):
+            by_subject.setdefault(question.subject, []).append(question)
+    return tuple(
+        Subject(name, reader.shots(name, shots, files[task.name][0]), tuple(questions), task)
+        for name, questions in sorted(by_subject.items())
+    )
+
+
+def data_digest(directory: Path, task: Task) -> str:
+    """Return the sha256 of a task's file; of several, that of their sums (``rows.sums_digest``)."""
+    found = [path for paths in _files(directory, task).values() for path in paths]
+    if task.data.shots is not None and task.shots:
+        shots = task.data.shots
+        found += sorted(directory.glob(shots.replace(SUBJECT, "*")))
+    if len(found) == 1:
+        return rows.file_digest(found[0])
+    return rows.sums_digest({path.relative_to(directory).as_posix(): path for path in found})
+
+
+def _files(directory: Path, task: Task) -> dict[str, list[Path]]:
+    """The files of test rows by subject, sorted; all by the task's name where none is a subject's.
+
+    A subject is what stands for ``{subject}`` in a file's path.
+    """
+    pattern = task.data.test
+    places = sorted(
+        path
+        for path in directory.glob(pattern.replace(SUBJECT, "*"))
         if not path.name.startswith(".")  # macOS' ._ files in tars
     )
-    if not tests:
-        raise DataError(f"{directory / 'test'}: holds no *_test.csv; expected one per subject")
-    return tuple(_load_subject(directory, name, path, few_shots) for name, path in tests)
+    if not places:
+        parent, _, name = pattern.replace(SUBJECT, "*").rpartition("/")
+        per = " per subject" if SUBJECT in pattern else ""
+        raise DataError(f"{directory / parent}: holds no {name}; expected one{per}")
+    if SUBJECT not in pattern:
+        return {task.name: places}
+    front, back = (re.escape(part).replace(r"\*", "[^/]*") for part in pattern.split(SUBJECT))
+    named = re.compile(f"{front}([^/]+){back}")
+    found = {}
+    for path in places:
+        match = named.fullmatch(path.relative_to(directory).as_posix())
+        if match is None:
+            continue
+        if task.subjects and match[1] not in task.subjects:
+            raise DataError(f"{path}: '{match[1]}' is none of the subjects of {task.file.name}")
+        found[match[1]] = [path]
+    return dict(sorted(found.items()))
 
 
-def _load_subject(directory: Path, name: str, test_path: Path, few_shots: int) -> Subject:
-    dev_path = directory / "dev" / f"{name}_dev.csv"
-    if not dev_path.is_file():
-        raise DataError(f"{dev_path}: is missing; subject '{name}' has {test_path} but no dev file")
-    test = _read_csv(test_path, name)
-    if not test:
-        raise DataError(f"{test_path}: is empty; expected at least one question")
-    dev = _read_csv(dev_path, name)
-    if len(dev) < few_shots:
-        raise DataError(f"{dev_path}: has {len(dev)} rows; expected at least {few_shots} shots")
-    return Subject(name, dev[:few_shots], test)
+class _Reader:
+    """Rows -> questions, for one task; what no row by itself tells is checked, too."""
 
+    def __init__(self, directory: Path, task: Task) -> None:
+        self._directory, self._task = directory, task
+        self._ids: dict[object, str] = {}  # the rows' own, and where they stand
+        self._first: tuple[int, str] | None = None  # number of choices, and where
 
-def _read_csv(path: Path, subject: str) -> tuple[Question, ...]:
-    """Read a headerless CSV as text: the choice "None" stays "None", "007" stays "007"."""
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        why = error.strerror
-        raise DataError(f"{path}: cannot be read: {why}; expected a CSV file") from error
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise DataError(f"{path}:{line}: is not UTF-8 (byte 0x{raw[error.start]:02x})") from error
-    questions: list[Question] = []
-    for line, row in _rows(path, text):
-        if len(row) != 6:
+    def test(self, path: Path, subject: str | None) -> tuple[Question, ...]:
+        """The questions of one file; ``subject`` is None where rows say theirs."""
+        found: list[Question] = []
+        counts: Counter[str] = Counter()
+        for place in self._rows(path):
+            name = self._subject(place) if subject is None else subject
+            self._check_id(place)
+            found.append(self._question(place, name, counts[name]))
+            counts[name] += 1
+        if not found:
+            raise DataError(f"{path}: is empty; expected at least one question")
+        return tuple(found)
+
+    def shots(self, subject: str, few_shots: int, test_path: Path) -> tuple[Question, ...]:
+        """The first rows of the file of shots."""
+        pattern = self._task.data.shots
+        if pattern is None:
+            if few_shots:
+                raise DataError(
+                    f"{self._task.file}: {few_shots} shots are asked, and data.shots names no file"
+                )
+            return ()
+        found = sorted(self._directory.glob(pattern.replace(SUBJECT, glob.escape(subject))))
+        if not found:
+            path = self._directory / pattern.replace(SUBJECT, subject)
             raise DataError(
-                f"{path}:{line}: has {len(row)} columns; expected 6: question, four choices, letter"
+                f"{path}: is missing; subject '{subject}' has {test_path} but no {path.parent.name}"
+                " file"
             )
-        if row[5] not in tuple(LETTERS):
-            raise DataError(f"{path}:{line}: answer is '{row[5]}'; expected A, B, C or D")
-        choices = (row[1], row[2], row[3], row[4])
-        questions.append(Question(subject, len(questions), row[0], choices, row[5]))
-    return tuple(questions)
+        places = [place for path in found for place in self._rows(path)]
+        if len(places) < few_shots:
+            raise DataError(
+                f"{found[-1]}: has {len(places)} rows; expected at least {few_shots} shots"
+            )
+        return tuple(
+            self._question(place, subject, index) for index, place in enumerate(places[:few_shots])
+        )
 
+    def _rows(self, path: Path) -> Iterator[Place]:
+        return rows.read_rows(path, path.relative_to(self._directory), self._task.data)
 
-def _rows(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield (physical line that the row starts on, cells); blank lines are skipped."""
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    line = 1
-    try:
-        for row in reader:
-            if row:
-                yield line, row
-            line = reader.line_num + 1
-    except csv.Error as error:
-        raise DataError(f"{path}:{line}: is not valid CSV: {error}") from error
+    def _question(self, place: Place, subject: str, index: int) -> Question:
+        task, where = self._task, place.where
+        names = dict.fromkeys(name for key, name in task.columns() if key == "question")
+        values = {n: task.cleaned(n, self._text(place, "question", n)) for n in names}
+        text = task.cleaned("question", fill(task.question, values))
+        if isinstance(task.choices, str):
+            held = self._texts(place, "choices", task.choices)
+        else:
+            held = tuple(self._text(place, "choices", name) for name in task.choices)
+        choices = tuple(task.cleaned("choices", choice) for choice in held)
+        self._check_choices(where, choices)
+        if not task.lenient and not text.strip():
+            raise DataError(f"{where}: the question is empty")
+        return Question(subject, index, text, choices, self._label(place, len(choices)))
+
+    def _check_choices(self, where: str, choices: Sequence[str]) -> None:
+        task, n = self._task, len(choices)
+        if not task.least <= n <= task.most:
+            raise DataError(f"{where}: has {n} choices; expected {task.least} to {task.most}")
+        self._first = self._first or (n, where)
+        if task.choice_count is None and self._first[0] != n:
+            raise DataError(
+                f"{where}: has {n} choices where {self._first[1]} has {self._first[0]}; where "
+                f"their number varies, {task.file.name} says so: choice_count: [least, most]"
+            )
+        if task.lenient:
+            return
+        for i, choice in enumerate(choices):
+            if not choice.strip():
+                raise DataError(f"{where}: choice {LETTERS[i]} is missing: it is empty")
+            if choice in choices[:i]:
+                first = LETTERS[choices.index(choice)]
+                raise DataError(
+                    f"{where}: choices {first} and {LETTERS[i]} are both {clip(repr(choice), 60)}"
+                )
+
+    def _label(self, place: Place, n: int) -> str:
+        """The letter of the right choice."""
+        task = self._task
+        answer = self._value(place, "answer", task.answer)
+        letters: Sequence[object] = tuple(LETTERS[:n])
+        if task.answer_is == "index":
+            letters = range(n)
+            if isinstance(answer, str) and re.fullmatch(r"[0-9]{1,9}", answer):
+                answer = int(answer)
+        elif task.answer_is == "label":
+            assert task.labels is not None
+            letters = self._texts(place, "labels", task.labels)
+            if len(letters) != n or len(set(letters)) != n:
+                told = clip(", ".join(map(str, letters)), 60)
+                raise DataError(f"{place.where}: {n} choices have the labels {told}")
+        if isinstance(answer, bool) or answer not in letters:
+            *most, last = map(str, letters)
+            raise DataError(
+                f"{place.where}: answer is {clip(repr(answer), 60)}; "
+                f"expected {', '.join(most)} or {last}"
+            )
+        return LETTERS[letters.index(answer)]
+
+    def _subject(self, place: Place) -> str:
+        if self._task.subject is None:
+            return self._task.name
+        text = self._text(place, "subject", self._task.subject)
+        name = re.sub(r"\W+", "_", text.strip().lower()).strip("_")
+        if not name:
+            raise DataError(f"{place.where}: the subject is empty")
+        return name
+
+    def _check_id(self, place: Place) -> None:
+        if self._task.id is None:
+            return
+        found = self._value(place, "id", self._task.id)
+        if not isinstance(found, str | int):
+            raise DataError(f"{place.where}: id is {clip(repr(found), 60)}; expected text")
+        if (other := self._ids.setdefault(found, place.where)) != place.where:
+            raise DataError(f"{place.where}: id {clip(repr(found), 60)} stands at {other}, too")
+
+    def _text(self, place: Place, key: str, column: str) -> str:
+        found = self._value(place, key, column)
+        if not isinstance(found, str):
+            told = clip(repr(found), 60)
+            raise DataError(f"{place.where}: column '{column}' holds {told}; expected text")
+        return found
+
+    def _texts(self, place: Place, key: str, column: str) -> tuple[str, ...]:
+        found = self._value(place, key, column)
+        if not isinstance(found, list) or not all(isinstance(each, str) for each in found):
+            told = clip(repr(found), 60)
+            raise DataError(f"{place.where}: column '{column}' holds {told}; expected texts")
+        return tuple(found)
+
+    def _value(self, place: Place, key: str, column: str) -> object:
+        if column not in place.row:
+            known = clip(", ".join(map(str, place.row)))
+            raise DataError(
+                f"{place.where}: has no column '{clip(column, 60)}', which {self._task.file.name} "
+                f"names under '{key}' (columns: {known})"
+            )
+        return place.row[column]
 
 
 def render_prompt(subject: Subject, question: Question, shots: int) -> str:
     """Return the prompt's text with the last ``shots`` of the subject's shots."""
-    words = "".join(f" {word}" for word in subject.name.split("_"))
+    task = subject.task
     kept = subject.dev[len(subject.dev) - shots :]
     return "".join(
         [
-            f"The following are multiple choice questions (with answers) about {words}.\n\n",
-            *(f"{_ask(shot)} {shot.label}\n\n" for shot in kept),
-            _ask(question),
+            fill(task.description, {"subject": task.subject_words(subject.name)}),
+            *(f"{task.ask(s.text, s.choices)} {s.label}{task.separator}" for s in kept),
+            task.ask(question.text, question.choices),
         ]
     )
-
-
-def _ask(question: Question) -> str:
-    choices = "".join(
-        f"\n{letter}. {choice}" for letter, choice in zip(LETTERS, question.choices, strict=True)
-    )
-    return f"{question.text}{choices}\nAnswer:"
 
 
 def build_prompts(
@@ -179,7 +328,8 @@ def _subject_prompts(
             if len(ids) + 1 > max_tokens:
                 too_long.append((question, len(ids)))
             else:
-                done[question.index] = Prompt(question.id, subject.name, ids, shots, question.label)
+                asked = question.id, subject.name, ids, shots, question.label
+                done[question.index] = Prompt(*asked, len(question.choices))
         waiting = [question for question, _ in too_long]
         if not waiting:
             break
@@ -229,23 +379,39 @@ def hf_encode(tokenizer: Any, bos: bool | Literal["tokenizer"]) -> Encode:
     return encode
 
 
-def letter_tokens(encode: Encode) -> tuple[int, int, int, int]:
-    """Return the tokens that answer A, B, C, D: each the one that follows "Answer:".
+def letter_tokens(encode: Encode, asked: str = "Answer:", choices: int = 4) -> tuple[int, ...]:
+    """Return the tokens that answer A, B ...: each the one that follows ``asked``.
 
     Found by tokenising "Answer: A", never by a fixed id or position. DataError where a letter is
     not exactly one more token, or two letters share theirs.
     """
-    stem, *answers = encode(["Answer:", *(f"Answer: {letter}" for letter in LETTERS)])
-    for letter, ids in zip(LETTERS, answers, strict=True):
+    letters = LETTERS[:choices]
+    stem, *answers = encode([asked, *(f"{asked} {letter}" for letter in letters)])
+    for letter, ids in zip(letters, answers, strict=True):
         if len(ids) != len(stem) + 1 or ids[:-1] != stem:
             raise DataError(
-                f"no letter token for '{letter}': 'Answer:' is {stem}, 'Answer: {letter}' is "
+                f"no letter token for '{letter}': '{asked}' is {stem}, '{asked} {letter}' is "
                 f"{ids}; expected one more token (does the tokenizer append an EOS? try model.bos)"
             )
-    a, b, c, d = (ids[-1] for ids in answers)
-    if len({a, b, c, d}) != 4:
-        raise DataError(f"no letter token of its own: A, B, C, D are {a}, {b}, {c}, {d}")
-    return a, b, c, d
+    found = tuple(ids[-1] for ids in answers)
+    if len(set(found)) != choices:
+        told = f"{', '.join(letters)} are {', '.join(map(str, found))}"
+        raise DataError(f"no letter token of its own: {told}")
+    return found
+
+
+def case_letters(case: Case, encode: Encode) -> tuple[int, ...]:
+    """Return the tokens that answer any of the case's tasks; DataError where two have others."""
+    first: tuple[int, ...] = ()
+    for task in tasks_of(case):
+        found = letter_tokens(encode, task.stem, task.most)
+        if any(a != b for a, b in zip(first, found, strict=False)):
+            raise DataError(
+                f"{case.source}: task '{task.name}' is answered by the tokens {found}, and "
+                f"'{tasks_of(case)[0].name}' by {first}: name it in a case of its own"
+            )
+        first = max(first, found, key=len)
+    return first
 
 
 def question_set_digest(subjects: Iterable[Subject]) -> str:

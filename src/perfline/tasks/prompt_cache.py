@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from perfline.cases.case import Case
-from perfline.tasks import mmlu
+from perfline.tasks import mmlu, task
 from perfline.tasks.mmlu import Prompt, Subject, question_set_digest
 
 _FORMAT = 1
@@ -44,8 +44,8 @@ def cached_prompts(
         if len(ends) == len(shots) == len(questions) and int(ends[-1]) == len(ids):
             rows = np.split(ids.astype(np.int64), ends[:-1])
             return [
-                Prompt(question.id, question.subject, row, int(kept), question.label)
-                for question, row, kept in zip(questions, rows, shots, strict=True)
+                Prompt(q.id, q.subject, row, int(kept), q.label, len(q.choices))
+                for q, row, kept in zip(questions, rows, shots, strict=True)
             ]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         pass  # not there, or broken: it is made anew
@@ -82,7 +82,7 @@ def _digest(case: Case, weights: Path, subjects: Sequence[Subject]) -> str:
     digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
     # What a change of perfline's own code does to the prompts must be seen, not cached away: the
     # code goes in, and every text as it is rendered now.
-    digest.update(Path(mmlu.__file__).read_bytes())
+    digest.update(Path(mmlu.__file__).read_bytes() + Path(task.__file__).read_bytes())
     for subject in subjects:
         for question in subject.test:
             digest.update(mmlu.render_prompt(subject, question, len(subject.dev)).encode())

@@ -138,7 +138,7 @@ def test_tiny_s_config_is_that_of_its_checkpoint() -> None:
             "case:",
             "xyzzy: 1\ncase:",
             "key 'xyzzy' is not known (known: case, title, model, mmlu, engine, parallel, "
-            "throughput, decode, gates, fidelity, fingerprint, compare, engines)",
+            "throughput, decode, gates, fidelity, fingerprint, compare, engines, tasks)",
         ),
         ("case_dir: mine_mmlu", "hub_id: a/b", "key 'model.case_dir' is missing (expected text)"),
         (
@@ -221,6 +221,28 @@ def test_tiny_s_config_is_that_of_its_checkpoint() -> None:
             "case: mine",
             "case: mine\ncase: mine",
             "is not valid YAML: line 2, column 1: key 'case' stands twice",
+        ),
+        (
+            "case: mine",
+            "case: mine\ntasks: []",
+            "key 'tasks' names no task (expected a task's name, such as mmlu, or a file below the "
+            "case's, such as tasks/mine.yaml)",
+        ),
+        (
+            "case: mine",
+            "case: mine\ntasks: [../own.yaml]",
+            "key 'tasks' names '../own.yaml' (expected a task's name, such as mmlu, or a file "
+            "below the case's, such as tasks/mine.yaml)",
+        ),
+        (
+            "case: mine",
+            "case: mine\ntasks: [mmlu, a/mmlu.yaml]",
+            "key 'tasks' is mmlu, a/mmlu.yaml (expected each name once)",
+        ),
+        (
+            "case: mine",
+            "case: mine\ntasks: [mmlu, ceval]\nparallel: {tensor: 2}",
+            "key 'tasks' names 2 (expected one where parallel.tensor splits the model)",
         ),
         ("case: mine", "case: yours", "key 'case' is 'yours' (expected 'mine', the file's name)"),
         (
@@ -320,6 +342,15 @@ def test_the_digest_ignores_places_rounds_and_limits(
 ) -> None:
     (case,) = load_cases(["llama3-8b"])
     assert replaced(case, section, **changes).digest() == case.digest()
+
+
+def test_the_digest_tells_which_task_is_timed() -> None:
+    case = load_cases(["tiny"])[0]
+    more = dataclasses.replace(case, tasks=("mmlu", "tasks/own.yaml"))
+    other = dataclasses.replace(case, tasks=("tasks/own.yaml", "mmlu"))
+    assert more.task_names == ("mmlu", "own")
+    assert more.digest() == case.digest()
+    assert other.digest() != case.digest()
 
 
 def test_the_digest_tells_real_from_dummy_weights() -> None:

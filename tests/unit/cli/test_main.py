@@ -916,6 +916,33 @@ def test_prompt_of_what_is_not_there(
     assert capsys.readouterr().err == f"perfline: error: {questions}: {message}\n"
 
 
+@pytest.mark.parametrize("asked", ["mmlu/tall_towers/2", "tall_towers/2"])
+def test_prompt_takes_a_question_s_task_and_id(
+    checkpoint: Path, asked: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("prompt", "tiny", asked, "--data-dir", str(checkpoint)) == 0
+    assert "about  tall towers." in capsys.readouterr().out
+    assert run("prompt", "tiny", "mmlu_lm_eval/tall_towers/2", f"--data-dir={checkpoint}") == 0
+    assert "about tall towers." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ("mmul/tall_towers/2", "task 'mmul' is not known; did you mean 'mmlu'? (known: "),
+        ("tall_towers", "tall_towers: names no question; expected TASK/SUBJECT/INDEX, such as mm"),
+        ("mmlu/tall_towers/x", "mmlu/tall_towers/x: names no question; expected TASK/SUBJECT/IN"),
+        ("a/mmlu/tall_towers/2", "a/mmlu/tall_towers/2: names no question; expected TASK/SUBJECT"),
+        ("ceval/law/0", "case tiny: no questions of task 'ceval' at "),
+    ],
+)
+def test_prompt_of_what_no_task_asks(
+    checkpoint: Path, asked: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("prompt", "tiny", asked, "--data-dir", str(checkpoint)) == 2
+    assert capsys.readouterr().err.startswith(f"perfline: error: {message}")
+
+
 def test_prompt_without_weights_says_how_to_get_them(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -44,6 +46,21 @@ def test_logits_that_are_not_finite_are_an_error_and_not_a_wrong_answer():
     engine = FakeEngine("inductor", clock, nan=frozenset({"even/1", "odd/1"}))
     with pytest.raises(EngineError, match=r"inductor: logits of 2 of 4 .*question even/1"):
         run_pass(engine, prompts(4), "last", clock)
+
+
+def test_a_question_has_the_letters_of_its_choices_alone():
+    engine = FakeEngine(
+        "eager", FakeClock(), wrong=frozenset({"even/1"})
+    )  # gives D where C is right
+    few = [dataclasses.replace(prompt, choices=3) for prompt in prompts(3)]
+    done = run_pass(engine, [*few, *prompts(4)[3:]], "last", engine.clock)
+    assert np.isnan(done.answers.letter_logits[:, 3]).tolist() == [True, True, True, False]
+    assert done.answers.letters() == "ABCD"
+    assert done.answers.argmax_letter == "AB-D"
+    assert done.answers.has_logits
+    many = dataclasses.replace(prompts(1)[0], choices=5)
+    with pytest.raises(EngineError, match=r"eager: tells logits of 4 letters, and .* 5 choices"):
+        run_pass(engine, [many], "last", engine.clock)
 
 
 def test_progress_counts_every_prompt():

@@ -145,6 +145,15 @@ def answers(rows):
     return Answers(ids, letters, letters.argmax(axis=1), "A" * n, "A" * n, (5,) * n)
 
 
+def test_questions_with_other_numbers_of_choices_are_compared_on_those_that_they_have():
+    nan = float("nan")
+    plain = answers([[0.0, 10.0, 5.0, nan, nan], [1.0, 2.0, 3.0, 4.0, 5.0]])
+    shared = answers([[0.0, 10.0, 5.0, nan, nan], [1.0, 2.0, 3.0, 6.0, 5.0]])
+    assert verified("shared path", plain, plain, "fp32")[0] == "ok"
+    word, reason = verified("shared path", plain, shared, "fp32")
+    assert (word, "1 flips" in reason, "within 0.4 of" in reason) == ("invalid", True, True)
+
+
 @pytest.mark.parametrize(
     ("off", "word"), [(0.0, "ok"), (0.9e-3, "ok"), (1.1e-3, "invalid"), (1.0, "invalid")]
 )

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from perfline.cases.case import MmluSpec
 from perfline.errors import DataError
-from perfline.tasks.answers import Answers, accuracy, full_vocab_letter
+from perfline.tasks.answers import LETTERS, Answers, accuracy, full_vocab_letter
 from perfline.tasks.mmlu import (
     Question,
     Subject,
@@ -59,10 +59,16 @@ def subject(*test_texts: str, dev: Sequence[str] = ("p", "q\n\nq", "r")) -> Subj
 
 
 def answers(
-    given: str, labels: str | None, *, first: int = 0, name: str = "s", vocabulary: str = ""
+    given: str,
+    labels: str | None,
+    *,
+    first: int = 0,
+    name: str = "s",
+    vocabulary: str = "",
+    most: int = 4,
 ) -> Answers:
-    logits = np.zeros((len(given), 4), dtype=np.float32)
-    logits[range(len(given)), ["ABCD".index(letter) for letter in given]] = 1.0
+    logits = np.zeros((len(given), most), dtype=np.float32)
+    logits[range(len(given)), [LETTERS.index(letter) for letter in given]] = 1.0
     return Answers(
         ids=tuple(f"{name}/{first + i}" for i in range(len(given))),
         letter_logits=logits,
@@ -135,7 +141,7 @@ def test_any_text_survives_the_csv(
         ),
         (
             "q,1,2,3,4,5,A\n",
-            r"easy_sums_test\.csv:1: has 7 columns; expected 6: question, four choices, letter",
+            r"easy_sums_test\.csv:1: has 7 columns; expected 6: question, A, B, C, D, answer",
         ),
         (
             "q,1,2,3,4,A\n\nq,1,2,3,4,E\n",
@@ -271,6 +277,21 @@ def test_a_tokenizer_without_letter_tokens_is_refused() -> None:
 # --- answers --------------------------------------------------------------------------------------
 
 
+def test_a_question_has_as_many_letters_as_choices() -> None:
+    few, many = answers("AB", "AB"), answers("J", "J", name="t", most=10)
+    few.letter_logits[0, 2:] = np.nan
+    few.letter_logits[0, :2] = [-3.0, -2.0]
+
+    both = few.merge(many)
+
+    assert both.letter_logits.shape == (3, 10)
+    assert both.has_logits
+    assert both.letters() == "BBJ"
+    assert both.margins() == (1.0, 1.0, 1.0)
+    assert full_vocab_letter(" J", 10) == "J"
+    assert full_vocab_letter(" J", 9) == "-"
+
+
 @pytest.mark.parametrize(
     ("decoded", "letter"),
     [
@@ -300,8 +321,10 @@ def test_a_tie_goes_to_the_first_letter_and_nan_to_none() -> None:
     rows = answers("AAA", "AAA")
     rows.letter_logits[0] = 2.0
     rows.letter_logits[1] = [0.0, 3.0, 3.0, 1.0]
-    rows.letter_logits[2, 3] = np.nan
+    rows.letter_logits[2] = np.nan
     assert rows.letters() == "AB-"
+    assert not rows.has_logits
+    assert rows.margins() is None
 
 
 def test_answers_without_labels_have_no_accuracy() -> None:

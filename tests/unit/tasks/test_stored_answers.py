@@ -100,8 +100,8 @@ def test_the_digest_tells_which_questions_not_which_answers() -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        (("law/2", "E", "A", "A", 0.1), "a letter or label is not one of A, B, C, D"),
-        (("law/2", "A", "x", "A", 0.1), "a full-vocabulary answer is not A, B, C, D or -"),
+        (("law/2", "K", "A", "A", 0.1), "a letter or label is not one of A to J"),
+        (("law/2", "A", "x", "A", 0.1), "a full-vocabulary answer is not A to J or -"),
         (("law/2", "A", "A", "A", float("nan")), "a margin is negative or no number"),
         (("law/2", "A", "A", "A", -0.1), "a margin is negative or no number"),
         (("law/1", "A", "A", "A", 0.1), "question law/1 stands twice"),

@@ -1,0 +1,169 @@
+"""Prompts, choices and right answers are lm-evaluation-harness's, byte for byte (extra 'bench')."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from perfline.tasks.answers import LETTERS
+from perfline.tasks.mmlu import load_subjects, render_prompt
+from perfline.tasks.task import load_task
+
+lm_eval = pytest.importorskip("lm_eval", reason="needs the extra 'bench' (lm-eval)")
+Rows = list[dict[str, Any]]
+
+
+def question(i: int, split: str) -> str:
+    odd, even = f"  {split} {i} of {{x}}?\t\n", f'{split} {i}\n\nline "two", 甲'
+    return odd if i % 2 else even
+
+
+def mmlu_row(i: int, split: str) -> dict[str, Any]:
+    choices = [f" a{i}", f"b{i} ", "None", "d"]
+    return {"question": question(i, split), "choices": choices, "answer": i % 4}
+
+
+def chinese_row(
+    i: int, split: str, ask: str = "question", answer: str = "answer"
+) -> dict[str, Any]:
+    choices = {letter: f"{letter}乙{i} " for letter in "ABCD"}
+    return {ask: question(i, split), **choices, answer: "ABCD"[i % 4]}
+
+
+def pro_row(i: int, split: str) -> dict[str, Any]:
+    n = 3 + i % 8
+    options = [f"{split} option {k}" for k in range(n)]
+    right = {"answer": LETTERS[i % n], "answer_index": i % n}
+    return {"question_id": i, "question": question(i, split), "options": options} | right
+
+
+def write_csv(path: Path, rows: Sequence[Sequence[object]]) -> None:
+    path.parent.mkdir(parents=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(rows)
+
+
+def write_mmlu(folder: Path, split: str, rows: Rows) -> None:
+    cells = [[row["question"], *row["choices"], "ABCD"[row["answer"]]] for row in rows]
+    write_csv(folder / split / f"anatomy_{split}.csv", cells)
+
+
+def write_headed(path: Path, rows: Rows) -> None:
+    write_csv(path, [["", *rows[0]], *([i, *row.values()] for i, row in enumerate(rows))])
+
+
+def write_ceval(folder: Path, split: str, rows: Rows) -> None:
+    write_headed(folder / split / f"law_{split}.csv", rows)
+
+
+def write_cmmlu(folder: Path, split: str, rows: Rows) -> None:
+    write_headed(folder / split / "anatomy.csv", rows)
+
+
+def write_pro(folder: Path, split: str, rows: Rows) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as parquet
+
+    (folder / "data").mkdir(exist_ok=True)
+    table = pyarrow.Table.from_pylist([row | {"category": "law"} for row in rows])
+    parquet.write_table(table, folder / "data" / f"{split}-00000-of-00001.parquet")
+
+
+def theirs(files: Sequence[str], splits: dict[str, Rows], folder: Path) -> tuple[Any, Any]:
+    """Their task, of their own files, on our rows; by question, its (prompt, answer) pairs."""
+    from lm_eval.api.task import ConfigurableTask
+
+    said: dict[str, Any] = {}
+    for name in files:
+        path = Path(lm_eval.__file__).parent / "tasks" / name
+        said |= yaml.safe_load(path.read_text(encoding="utf-8").replace("!function ", ""))
+        for key in ("doc_to_text", "doc_to_choice"):
+            if str(said.get(key)).startswith("utils."):
+                spec = importlib.util.spec_from_file_location("utils", path.with_name("utils.py"))
+                assert spec is not None
+                assert spec.loader is not None
+                spec.loader.exec_module(utils := importlib.util.module_from_spec(spec))
+                said[key] = getattr(utils, key)
+    paths = {}
+    for split, rows in splits.items():
+        paths[split] = str(folder / f"{split}.json")
+        Path(paths[split]).write_text("\n".join(map(json.dumps, rows)))
+    dropped = ("include", "tag", "task_alias", "dataset_name")
+    said = {key: value for key, value in said.items() if key not in dropped}
+    said |= {"dataset_path": "json", "dataset_kwargs": {"data_files": paths}, "num_fewshot": 5}
+    task = ConfigurableTask(config=said)
+    task.build_all_requests(rank=0, world_size=1)
+    asked: dict[int, list[tuple[str, str]]] = {}
+    for instance in task.instances:
+        asked.setdefault(instance.doc_id, []).append(instance.args)
+    return task, asked
+
+
+@pytest.mark.filterwarnings("default")  # theirs
+@pytest.mark.parametrize(
+    ("name", "files", "splits", "row", "write"),
+    [
+        (
+            "mmlu_lm_eval",
+            ["mmlu/default/_default_template_yaml", "mmlu/default/mmlu_anatomy.yaml"],
+            ("dev", "test"),
+            mmlu_row,
+            write_mmlu,
+        ),
+        (
+            "ceval",
+            ["ceval/_default_ceval_yaml", "ceval/ceval-valid_law.yaml"],
+            ("dev", "val"),
+            chinese_row,
+            write_ceval,
+        ),
+        (
+            "cmmlu",
+            ["cmmlu/_default_template_yaml", "cmmlu/cmmlu_anatomy.yaml"],
+            ("dev", "test"),
+            lambda i, split: chinese_row(i, split, "Question", "Answer"),
+            write_cmmlu,
+        ),
+        (
+            "mmlu_pro",
+            ["leaderboard/mmlu_pro/mmlu_pro.yaml"],
+            ("validation", "test"),
+            pro_row,
+            write_pro,
+        ),
+    ],
+    ids=["mmlu_lm_eval", "ceval", "cmmlu", "mmlu_pro"],
+)
+def test_every_prompt_is_theirs(
+    name: str,
+    files: Sequence[str],
+    splits: tuple[str, str],
+    row: Callable[[int, str], dict[str, Any]],
+    write: Callable[[Path, str, Rows], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    rows = {
+        split: [row(i, split) for i in range(n)] for split, n in zip(splits, (5, 9), strict=True)
+    }
+    for split in splits:
+        write(tmp_path, split, rows[split])
+    (subject,) = load_subjects(tmp_path, 5, load_task(name))
+
+    task, asked = theirs(files, rows, tmp_path)
+
+    assert len(subject.test) == len(asked) == 9
+    for ours in subject.test:
+        letters = LETTERS[: len(ours.choices)]
+        prompt = render_prompt(subject, ours, 5)
+        assert asked[ours.index] == [(prompt, f" {letter}") for letter in letters]
+        gold = task.doc_to_target(rows[splits[1]][ours.index])
+        assert (LETTERS[gold] if isinstance(gold, int) else gold) == ours.label
