@@ -88,7 +88,7 @@ def test_the_suite_runs_from_the_package(pytester: pytest.Pytester):
         "--pyargs", "perfline.suite", "--cases=tiny", "--collect-only", "-q"
     )
     assert result.ret == 0
-    result.stdout.fnmatch_lines(["*test_answers_are_the_stored_ones?tiny-inductor?"])
+    result.stdout.fnmatch_lines(["*test_answers_are_the_stored_ones?tiny-inductor-mmlu?"])
     assert collected(result) == {"tiny"}
 
 

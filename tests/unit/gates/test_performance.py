@@ -591,7 +591,7 @@ def test_contention_explains_no_more_than_itself(measured, contention, word) -> 
 
 
 def test_zero_or_less_has_no_ratio_wherever_it_stands() -> None:
-    samples = Metric("ttft", 1.0, "ms", "lower", (1.0, 0.0, 1.0), own=True)
+    samples = Metric("wait", 1.0, "ms", "lower", (1.0, 0.0, 1.0), own=True)
     verdict = throughput_baseline(samples, [1.0], GATES)
     assert (verdict.word, verdict.gate, verdict.unit) == ("unsure", "baseline", "ms")
     assert (verdict.baseline, verdict.baseline_error, verdict.measured) == (None, None, 1.0)
