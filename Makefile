@@ -92,11 +92,11 @@ perf: setup
 	@mkdir -p results
 	$(BIN)/pytest tests/accuracy tests/perf -m "perf or accuracy" --benchmark-json=results/benchmark.json $${CASES:+"--cases=$$CASES"} $(ARGS)
 
+SLIM := llama3-8b-slim,deepseek-7b-slim
 # What a pull request can know without a clock, a GPU or a checkpoint.
 quick: setup
 	$(BIN)/pytest tests/accuracy tests/perf -m quick --cases tiny --results results/quick.json $(ARGS)
-	$(BIN)/pytest tests/accuracy tests/perf -m quick --cases llama3-8b-slim,deepseek-7b-slim \
-	  --dummy-weights --results results/quick-slim.json $(ARGS)
+	$(BIN)/pytest tests/accuracy tests/perf -m quick --cases $(SLIM) --dummy-weights --results results/quick-slim.json $(ARGS)
 
 doctor: setup
 	$(BIN)/perfline doctor $${CASES:+--cases "$$CASES"} $(ARGS)

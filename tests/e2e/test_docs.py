@@ -361,10 +361,12 @@ def another_session(folder: Path, factor: float) -> None:
 
 # Known on a GPU, or on a device whose peak is known, only.
 NOT_ON_A_CPU = {"mfu", "sm_clock", "temperature", "power", "tokens_per_joule"}
+# Known where the weights fit into no cache only; of batches and contexts, which a case may ask for.
+NOT_OF_TINY = {"mbu", "decode_bandwidth", "decode_bN", "decode_cN", "ttft_bN", "ttft_cN"}
 # Of a comparison, or verdicts without a metric.
-IN_NO_RECORD = {"core_time", "whole_time", "energy", "letter_logits"}
+IN_NO_RECORD = {"core_time", "whole_time", "decode_time", "energy", "letter_logits"}
 VERDICTS_ONLY = {"fidelity", "flips", "acc_val_timed", "acc_infer_timed"}
-VERDICTS_ONLY |= {"fingerprint", "fingerprint_val"}
+VERDICTS_ONLY |= {"fingerprint", "fingerprint_val", "decode_flips"}
 # Of several ranks only; tests/e2e/test_torchrun.py has their units from a run.
 OF_RANKS = {
     name: unit
@@ -390,5 +392,7 @@ def test_every_metric_of_a_run_is_documented_with_its_unit(measured: Path):
     more = set(units) - set(metrics) - IN_NO_RECORD - VERDICTS_ONLY
     assert {name: units.get(name) for name in OF_RANKS} == OF_RANKS
     more -= set(OF_RANKS)
+    assert more >= NOT_OF_TINY
+    more -= NOT_OF_TINY | {f"{name}_val" for name in NOT_OF_TINY}
     assert {name for name in more if not any(part in name for part in NOT_ON_A_CPU)} == set()
     assert more >= NOT_ON_A_CPU
