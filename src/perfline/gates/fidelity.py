@@ -62,9 +62,7 @@ def between_ways(
             f"re-ordered arithmetic: {why})"
         )
     measured = max([*(broken or apart or ways).values(), 0.0])
-    return replace(
-        _verdict(word, measured, most if broken else limit, reason), metric=WAYS, gate="paired"
-    )
+    return replace(_verdict(word, measured, limit, reason), metric=WAYS, gate="paired")
 
 
 def against_reference(
