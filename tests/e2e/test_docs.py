@@ -249,6 +249,7 @@ def test_pytest_commands_for_other_machines_find_their_tests(clone: Path):
                     assert done.returncode == 0, told
                     only_answers = words[1:3] == ["-m", "accuracy"]
                     wanted = "mmlu.py::test_answers" if only_answers else "::test_throughput"
+                    wanted = "::test_fingerprint" if "quick" in words else wanted
                     assert wanted in done.stdout, told
                     tried += 1
     assert tried >= 2
