@@ -246,3 +246,8 @@ def test_a_slowdown_that_waiting_does_not_explain_is_regressed_all_the_same():
     assert judged(60.0, None) == "regressed"
     assert judged(60.0, 0.45) == "unsure"  # 55 % of the time for the work would be 55 tok/s
     assert judged(30.0, 0.5) == "regressed"  # waiting explains half, not two thirds
+
+
+def test_benchmark_skip_loads_nothing(suite):
+    suite.run("-m", "perf", "--benchmark-skip").assert_outcomes(skipped=2, deselected=4)
+    assert not (suite.root / "opened.log").exists()

@@ -318,6 +318,8 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
     """Errors made for users are shown as their one line; absent weights skip."""
     if (case := _case_of(item)) is not None:
+        if item.get_closest_marker("benchmark") and item.config.getoption("benchmark_skip", False):
+            pytest.skip("--benchmark-skip: nothing is loaded, compiled or timed")
         _session(item.config).start(case, _test_id(item))
     return (yield from _one_line_errors(item))
 
