@@ -30,10 +30,9 @@ from perfline.engines.engine import (
     MeasuredEngine,
 )
 from perfline.engines.telemetry import RoundHealth, Watch
-from perfline.gates import performance
 from perfline.gates.accuracy import OtherToken
 from perfline.measure import notices
-from perfline.measure.throughput import Ready, compile_metrics, waited_fraction
+from perfline.measure.throughput import Ready, compile_metrics, counted, waited_fraction
 from perfline.metrics import Direction, Metric, suffix
 from perfline.tasks.mmlu import Prompt, stratified_sample
 
@@ -313,10 +312,7 @@ class DecodeRegion:
     def finish(self, bandwidth: Callable[[], float | None], uncached_bytes: int | None) -> Decoded:
         """End the region; both are of the device: see there."""
         assert self._rounds, "finish() before any round()"
-        kept = tuple(done for done in self._rounds if not done.health.throttled)
-        thrown_out = tuple(d.health.throttled for d in self._rounds if d.health.throttled)
-        spoilt = performance.too_many_thrown_out(len(self._rounds), thrown_out)
-        foreign = tuple(sorted({pid for done in self._rounds for pid in done.health.foreign}))
+        kept, thrown_out, faults = counted(self._rounds)
         work, engine = self._work, self._work.engine
         streamed = work.decoder.streamed_bytes(1, work.forms[0].length)
         if uncached_bytes is None or (streamed is not None and streamed < uncached_bytes):
@@ -327,13 +323,13 @@ class DecodeRegion:
             tokens=work.tokens,
             static=work.decoder.static,
             ready=self._ready,
-            rounds=kept or tuple(self._rounds),
+            rounds=kept,
             timed=engine.compile_counts() - self._counts,
             peak_memory_gib=engine.peak_memory_gib(),
             waited_fraction=waited_fraction(self._contention, cpu_contention()),
             streamed=streamed,
             bandwidth=None if streamed is None else bandwidth(),
-            faults=tuple(filter(None, (spoilt,))) + RoundHealth(foreign=foreign).faults,
+            faults=faults,
             thrown_out=thrown_out,
             timed_s=sum(done.whole_s for done in self._rounds),
         )

@@ -19,6 +19,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Protocol, TypeVar
 
 from perfline.cases.case import ThroughputSpec
 from perfline.engines.device import cpu_contention
@@ -172,6 +173,30 @@ def once(ready: Ready) -> Ready:
     return replace(ready, repeats=1)
 
 
+class _Timed(Protocol):
+    """A round, of prompts or of tokens one by one."""
+
+    @property
+    def health(self) -> RoundHealth:
+        """What the device's own readings said meanwhile."""
+
+
+_R = TypeVar("_R", bound=_Timed)
+
+
+def counted(rounds: Sequence[_R]) -> tuple[tuple[_R, ...], tuple[str, ...], tuple[str, ...]]:
+    """Return the rounds that count, how the device slowed itself in the others, and the faults.
+
+    All of them where none would be left; that is a fault.
+    """
+    kept = tuple(done for done in rounds if not done.health.throttled)
+    thrown_out = tuple(done.health.throttled for done in rounds if done.health.throttled)
+    spoilt = performance.too_many_thrown_out(len(rounds), thrown_out)
+    foreign = tuple(sorted({pid for done in rounds for pid in done.health.foreign}))
+    faults = ((spoilt,) if spoilt else ()) + RoundHealth(foreign=foreign).faults
+    return kept or tuple(rounds), thrown_out, faults
+
+
 class TimedRegion:
     """The timed region: call ``round()`` as often as wanted, then ``finish()``."""
 
@@ -215,21 +240,18 @@ class TimedRegion:
     def finish(self) -> Timings:
         """End the region: rounds in which the device slowed itself do not count."""
         assert self._last is not None, "finish() before any round()"
-        kept = tuple(done for done in self._rounds if not done.health.throttled)
-        thrown_out = tuple(d.health.throttled for d in self._rounds if d.health.throttled)
-        spoilt = performance.too_many_thrown_out(len(self._rounds), thrown_out)
-        foreign = tuple(sorted({pid for done in self._rounds for pid in done.health.foreign}))
+        kept, thrown_out, faults = counted(self._rounds)
         flops = [self._engine.flops(len(prompt.ids), self._head) for prompt in self._prompts]
         return Timings(
             engine=self._engine.name,
             ready=self._ready,
-            rounds=kept or tuple(self._rounds),
+            rounds=kept,
             answers=self._last.answers,
             timed=self._engine.compile_counts() - self._counts,
             peak_memory_gib=self._engine.peak_memory_gib(),
             waited_fraction=waited_fraction(self._contention, cpu_contention()),
             flops=None if None in flops else sum(f for f in flops if f is not None),
-            faults=((spoilt,) if spoilt else ()) + RoundHealth(foreign=foreign).faults,
+            faults=faults,
             thrown_out=thrown_out,
             timed_s=sum(done.whole_s for done in self._rounds),
         )
