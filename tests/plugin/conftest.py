@@ -114,6 +114,19 @@ class Suite:
         (self.root / "cases").mkdir(exist_ok=True)
         (self.root / "cases" / f"{name}.yaml").write_text(CASE.format(id=name) + extra)
 
+    def default(self, line: str, name: str = "fake") -> Suite:
+        """Leave a line of the case out, so that it asks what a case does by default."""
+        path = self.root / "cases" / f"{name}.yaml"
+        text = path.read_text()
+        assert f"{line}\n" in text
+        path.write_text(text.replace(f"{line}\n", ""))
+        return self
+
+    def baseline(self, name: str = "fake") -> dict[str, object]:
+        """What is stored of a case."""
+        (path,) = self.root.glob(f"baselines/*/{name}.json")
+        return json.loads(path.read_text())
+
     def script(self, **script: object) -> None:
         """Say what the engines do from now on."""
         (self.root / "script.json").write_text(json.dumps(script))

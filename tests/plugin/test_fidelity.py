@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
 
 @pytest.fixture
 def asked(suite):
     """The suite, whose case asks for fidelity as a case does by default."""
-    path = suite.root / "cases" / "fake.yaml"
-    path.write_text(path.read_text().replace("fidelity: {prompts: 0}\n", ""))
-    return suite
+    return suite.default("fidelity: {prompts: 0}")
 
 
 def stored(suite):
-    (path,) = suite.root.glob("baselines/*/fake.json")
-    return json.loads(path.read_text())["reference"]
+    return suite.baseline()["reference"]
 
 
 def test_accepted_then_the_same_then_a_damage_that_no_answer_shows(asked):

@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
 
 @pytest.fixture
 def asked(suite):
     """The suite, whose case asks for the fingerprint as a case does by default."""
-    path = suite.root / "cases" / "fake.yaml"
-    path.write_text(path.read_text().replace("fingerprint: false\n", ""))
-    return suite
-
-
-def stored(suite):
-    (path,) = suite.root.glob("baselines/*/fake.json")
-    return json.loads(path.read_text())
+    return suite.default("fingerprint: false")
 
 
 def test_accepted_the_same_told_and_regressed(asked, capsys):
@@ -25,7 +16,7 @@ def test_accepted_the_same_told_and_regressed(asked, capsys):
     assert asked.words()["fingerprint.baseline"] == "missing"
     assert asked.update() == 0
     assert "fingerprint of inductor: new" in capsys.readouterr().out
-    assert stored(asked)["fingerprints"]["inductor"]["counts"]["eager_ops"] == 40
+    assert asked.baseline()["fingerprints"]["inductor"]["counts"]["eager_ops"] == 40
 
     asked.run("-m", "perf").assert_outcomes(passed=4, deselected=4)
     assert asked.words()["fingerprint_val.baseline"] == "ok"
@@ -50,7 +41,7 @@ def test_alone_it_is_a_baseline_too_and_judges_what_was_compiled(asked):
     asked.script(inductor={"graphs_at": [0]})
     asked.run("-m", "fingerprint").assert_outcomes(skipped=2, deselected=6)
     assert asked.update() == 0
-    assert "sessions" not in stored(asked)
+    assert "sessions" not in asked.baseline()
     asked.run("-m", "fingerprint").assert_outcomes(passed=2, deselected=6)
     asked.script(inductor={"graphs_at": [0], "breaks": 2})
     result = asked.run("-m", "fingerprint")
