@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
-from perfline.compare.installers import Uv, pip_settings
+from perfline.environments.installers import Uv, pip_settings
 
 PINS = ("-c", "constraints.txt")
 BACKEND = ("hatchling", "editables")  # builds perfline, pinned like all else

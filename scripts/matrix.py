@@ -33,8 +33,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
-from perfline.compare import installers
-from perfline.compare.installers import Uv
+from perfline.environments import installers
+from perfline.environments.installers import Uv
 
 PAGE = Path("docs/versions.md")
 KEPT = Path("results/matrix")  # ROW.json: all that a row found

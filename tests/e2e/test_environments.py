@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from perfline.compare import environments
-from perfline.compare.environments import make
-from perfline.compare.installers import Pip, Uv, find_installer
+from perfline.environments import making
+from perfline.environments.installers import Pip, Uv, find_installer
+from perfline.environments.making import make
 from perfline.errors import InstallError
 from wheels import interpreter, site, told, wheel
 
@@ -53,7 +53,7 @@ def installer(
     monkeypatch.delenv("PYTHONPATH", raising=False)
     if request.param == "pip":
         pip = Pip((str(base), "-m", "pip"))
-        monkeypatch.setattr(environments, "find_installer", lambda base: pip)
+        monkeypatch.setattr(making, "find_installer", lambda base: pip)
     for version in ("1.0", "1.5", "2.0", "3.0rc1"):
         wheel(tmp_path / "wheels", "local-pkg", version, scripts=["local-pkg"])
     return str(request.param)

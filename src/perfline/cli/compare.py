@@ -231,8 +231,8 @@ def launchers(sides: Sequence[Side], timeout_s: float) -> Iterator[LauncherOf]:
 
 def command(args: argparse.Namespace) -> str:
     """The command line that does the same again; values that look secret are left out."""
-    from perfline.compare.installers import masked
     from perfline.compare.record import shown_env
+    from perfline.environments.installers import masked
 
     words = ["perfline", "compare", *args.cases]
     for name in ("baseline_python", "candidate_python", "baseline_ref", "candidate_ref"):

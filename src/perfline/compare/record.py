@@ -19,9 +19,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from perfline import jsonfile
-from perfline.compare.installers import masked
 from perfline.compare.model import BESIDE, LEAST, Kind, Ready, Round, Side, SideName, Timed
 from perfline.compare.sequential import Decision
+from perfline.environments.installers import masked
 from perfline.errors import RecordError, printable
 from perfline.fields import OPTIONAL, OUTSIDE, Node, as_json
 from perfline.gates.verdict import Verdict, Word, worst

@@ -21,10 +21,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from perfline.cases.case import Case
-from perfline.compare.environments import make, runs
-from perfline.compare.installers import masked
 from perfline.compare.model import Side, SideName
 from perfline.engines.environment import GIT_PLACES, git_commit
+from perfline.environments.installers import masked
+from perfline.environments.making import make, runs
 from perfline.errors import WorkerError
 
 # Set inside git hooks: they would point git at another repository than the one asked for.

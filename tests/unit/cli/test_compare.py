@@ -16,7 +16,7 @@ from fake_workers import FakeLauncher, answers, pair, ready
 from perfline.cli import compare as compare_cli
 from perfline.cli import main as cli
 from perfline.compare import record, sides
-from perfline.compare.environments import Made
+from perfline.environments.making import Made
 from perfline.errors import InstallError, RecordError, WorkerError
 
 

@@ -36,7 +36,7 @@ from pathlib import Path
 
 from packaging.utils import canonicalize_name
 
-from perfline.compare.installers import Installer, Pin, Request, find_installer, masked
+from perfline.environments.installers import Installer, Pin, Request, find_installer, masked
 from perfline.errors import InstallError
 
 _SCHEMA = 1

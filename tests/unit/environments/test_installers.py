@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from perfline.compare import installers
-from perfline.compare.installers import Pin, Pip, Request, Uv, find_installer, masked
+from perfline.environments import installers
+from perfline.environments.installers import Pin, Pip, Request, Uv, find_installer, masked
 from perfline.errors import InstallError
 
 OPTION = "--candidate-install"
@@ -335,7 +335,7 @@ def test_the_quotes_of_a_marker_are_its_own():
 def test_looking_for_pip_leaves_torch_s_compiler_its_distutils(tmp_path: Path):
     """setuptools stands in for distutils, and steps back once anything looks for the module pip."""
     code = (
-        "import pathlib, sys; from perfline.compare import installers;"
+        "import pathlib, sys; from perfline.environments import installers;"
         "installers.pip_settings(pathlib.Path(sys.argv[1])); import setuptools"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "none")]

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from perfline.compare import environments
-from perfline.compare.environments import Made, make
-from perfline.compare.installers import Pin, Request
+from perfline.environments import making
+from perfline.environments.installers import Pin, Request
+from perfline.environments.making import Made, make
 from perfline.errors import InstallError
 from wheels import interpreter, site, told, unpack, wheel
 
@@ -105,12 +105,12 @@ def installer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeInstaller:
     }
     wheel(tmp_path, "local-pkg", "2.0", new)
     found = FakeInstaller(tmp_path, [Pin("local-pkg", "2.0")])
-    monkeypatch.setattr(environments, "find_installer", lambda base: found)
+    monkeypatch.setattr(making, "find_installer", lambda base: found)
     return found
 
 
 def kept() -> list[str]:
-    return sorted(os.listdir(environments._cache()))  # noqa: PTH208
+    return sorted(os.listdir(making._cache()))  # noqa: PTH208
 
 
 def test_only_what_changes_is_installed_anew(base: Path, installer: FakeInstaller):
@@ -275,8 +275,8 @@ def test_what_a_killed_builder_left_is_removed(
 ):
     code = (
         "import sys, time; from pathlib import Path\n"
-        "from perfline.compare import environments as e\n"
-        "from perfline.compare.installers import Pin\n"
+        "from perfline.environments import making as e\n"
+        "from perfline.environments.installers import Pin\n"
         "class Slow:\n"
         "    name, places = 'slow', {}\n"
         "    def resolve(self, *a): return [Pin('local-pkg', '2.0')]\n"
@@ -343,4 +343,4 @@ def test_without_a_home_and_an_account_it_is_said_what_to_set(monkeypatch: pytes
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(Path, "home", unknown)
     with pytest.raises(InstallError, match=r"no home directory is known .*: set XDG_CACHE_HOME"):
-        environments._cache()
+        making._cache()
