@@ -43,7 +43,7 @@ from perfline.measure.case_run import CaseRun, LoadedCase, open_case
 from perfline.measure.journal import Journal
 from perfline.metrics import pass_name
 from perfline.tasks.answers import Answers, union
-from perfline.tasks.mmlu import Prompt
+from perfline.tasks.prompts import Prompt
 
 ROOT = Path(__file__).parents[1]
 SIZES = (8, 16, 4, 64, 32)  # questions of the timed units, in turn

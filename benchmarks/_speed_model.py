@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from perfline.cases.case import Case, load_case
-from perfline.tasks import mmlu
+from perfline.tasks import prompts
 
 if TYPE_CHECKING:
-    from perfline.tasks.mmlu import Prompt, Subject
+    from perfline.tasks.prompts import Prompt, Subject
 
 VOCABULARY = 8000
 _CASE = """case: mmlu-speed
@@ -96,8 +96,8 @@ def train_tokenizer(directory: Path, target: Path) -> int:
         show_progress=False,
     )
     texts = (
-        f"{mmlu.render_prompt(subject, question, 0)} {question.label}\n\n"
-        for subject in mmlu.load_subjects(directory, few_shots=5)
+        f"{prompts.render_prompt(subject, question, 0)} {question.label}\n\n"
+        for subject in prompts.load_subjects(directory, few_shots=5)
         for question in (*subject.dev, *subject.test)
     )
     tokenizer.train_from_iterator(texts, trainer)
@@ -111,7 +111,7 @@ def train_tokenizer(directory: Path, target: Path) -> int:
 
 def choose(directory: Path, counts: dict[str, int]) -> list[Subject]:
     """The first questions of each subject named in ``counts``."""
-    subjects = {subject.name: subject for subject in mmlu.load_subjects(directory, few_shots=5)}
+    subjects = {subject.name: subject for subject in prompts.load_subjects(directory, few_shots=5)}
     if unknown := sorted(set(counts) - set(subjects)):
         raise SystemExit(f"{directory}: holds no subject '{unknown[0]}'; see its test/")
     return [replace(subjects[name], test=subjects[name].test[:n]) for name, n in counts.items()]

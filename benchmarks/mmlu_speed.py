@@ -50,13 +50,13 @@ import yaml
 from perfline.engines import environment
 from perfline.engines.device import cpu_contention, current_device
 from perfline.gates.accuracy import same_answers
-from perfline.tasks import mmlu
+from perfline.tasks import prompts
 
 if TYPE_CHECKING:
     from perfline.engines.hf import Model
     from perfline.engines.shared_prefix import SharedPrefixRunner
     from perfline.tasks.answers import Answers
-    from perfline.tasks.mmlu import Prompt, Subject
+    from perfline.tasks.prompts import Prompt, Subject
 
 ROOT = Path(__file__).parents[1]
 QUESTIONS = "high_school_us_history:8,elementary_mathematics:60,moral_scenarios:60"
@@ -102,7 +102,7 @@ class CaseRun:
 
     def build(self) -> list[Prompt]:
         """The prompts, from the questions' texts."""
-        return mmlu.build_prompts(self.subjects, self.model.encode, self.model.case.mmlu)
+        return prompts.build_prompts(self.subjects, self.model.encode, self.model.case.mmlu)
 
 
 def main() -> int:
@@ -372,13 +372,13 @@ class Harness:
         folder.mkdir(parents=True, exist_ok=True)
         subjects = {subject.name: subject for subject in self._bench.subjects}
         questions = {q.id: q for subject in subjects.values() for q in subject.test}
-        prompts = sorted(self._bench.prompts, key=lambda p: (p.subject, p.shots))
+        by_shots = sorted(self._bench.prompts, key=lambda p: (p.subject, p.shots))
         names = []
-        for (subject_name, shots), group in groupby(prompts, lambda p: (p.subject, p.shots)):
+        for (subject_name, shots), group in groupby(by_shots, lambda p: (p.subject, p.shots)):
             subject, name = subjects[subject_name], f"perfline_{subject_name}_{shots}"
             asked = [questions[prompt.id] for prompt in group]
             for question in asked:
-                self._texts[question.id] = mmlu.render_prompt(subject, question, shots)
+                self._texts[question.id] = prompts.render_prompt(subject, question, shots)
             files = {}
             for split, rows in (
                 ("test", asked),
@@ -387,7 +387,7 @@ class Harness:
                 path = folder / f"{name}_{split}.json"
                 path.write_text("".join(json.dumps(_document(q)) + "\n" for q in rows))
                 files[split] = str(path.resolve())
-            head, blank, _ = mmlu.render_prompt(subject, asked[0], 0).partition("\n\n")
+            head, blank, _ = prompts.render_prompt(subject, asked[0], 0).partition("\n\n")
             task = _task(name, head + blank, shots, files)
             (folder / f"{name}.yaml").write_text(yaml.safe_dump(task), encoding="utf-8")
             names.append(name)
@@ -446,7 +446,7 @@ class _Counted:
         return found
 
 
-def _document(question: mmlu.Question) -> dict[str, object]:
+def _document(question: prompts.Question) -> dict[str, object]:
     return {
         "id": question.id,
         "question": question.text,

@@ -104,7 +104,7 @@ def prompts() -> list[Any]:
     """Two families that share their beginnings, of unequal length."""
     import numpy as np
 
-    from perfline.tasks.mmlu import Prompt
+    from perfline.tasks.prompts import Prompt
 
     rng = np.random.default_rng(0)
 

@@ -34,7 +34,7 @@ from perfline.engines.prefix_plan import Limits
 from perfline.measure import record
 from perfline.metrics import pass_name
 from perfline.tasks import prompt_lengths
-from perfline.tasks.mmlu import Prompt
+from perfline.tasks.prompts import Prompt
 
 VOCABULARY, MAX_PROMPT = 128_256, 2048  # Llama-3's
 RANKS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)

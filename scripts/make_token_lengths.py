@@ -19,7 +19,7 @@ from pathlib import Path
 import tiktoken
 import tiktoken.load
 
-from perfline.tasks.mmlu import Encode, Subject, load_subjects, render_prompt
+from perfline.tasks.prompts import Encode, Subject, load_subjects, render_prompt
 
 SHOTS = 5
 MAX_PROMPT_TOKENS = 2048

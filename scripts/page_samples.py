@@ -43,7 +43,7 @@ from perfline.measure import record
 from perfline.measure.record import CaseRecord, Record
 from perfline.metrics import Metric, mfu
 from perfline.tasks.answers import StoredAnswers
-from perfline.tasks.mmlu import load_subjects, question_set_digest
+from perfline.tasks.prompts import load_subjects, question_set_digest
 
 MACHINE = "nvidia-h100-80gb-hbm3"
 CONTEXT = {

@@ -16,6 +16,7 @@ from perfline.compare import run as compare
 from perfline.compare.model import Ready, Round, Side, SideName, Workload
 from perfline.compare.record import CaseComparison
 from perfline.compare.run import Plan
+from perfline.engines.engine import Fingerprint
 from perfline.errors import DeviceMemory
 from perfline.tasks.answers import LETTERS, Answers
 from samples import packaged
@@ -103,6 +104,7 @@ class Script:
     answers: Answers = field(default_factory=answers)
     step_s: Callable[[int, int], float] | None = None
     first_s: Callable[[int, int], float] | None = None
+    fingerprint: Fingerprint | None = None
 
 
 @dataclass
@@ -184,6 +186,10 @@ class FakeLaunch:
 
     def peak_memory_gib(self) -> float | None:
         return self.script.memory_gib
+
+    def fingerprint(self) -> Fingerprint | None:
+        self.launcher.log.append(f"fingerprint {self.name}")
+        return self.script.fingerprint
 
     def close(self) -> None:
         if self.name in self.launcher.live:

@@ -25,7 +25,7 @@ from perfline.engines.engine import (
 from perfline.engines.environment import Environment
 from perfline.errors import NoDecode, NoFidelity
 from perfline.tasks.answers import LETTERS
-from perfline.tasks.mmlu import Prompt
+from perfline.tasks.prompts import Prompt
 from perfline.tasks.reference import prompt_digest
 
 DEVICE = Device("cpu", "Fake CPU", "fake-cpu")

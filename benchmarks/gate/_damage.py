@@ -26,9 +26,9 @@ from perfline.engines.device import current_device
 from perfline.engines.engine import run_pass
 from perfline.engines.hf import Model
 from perfline.engines.shared_prefix import SharedPrefixRunner
-from perfline.tasks import mmlu
+from perfline.tasks import prompts
 from perfline.tasks.answers import Answers
-from perfline.tasks.mmlu import Prompt
+from perfline.tasks.prompts import Prompt
 
 UNDAMAGED = "undamaged, fp32"
 BF16 = "undamaged, bf16"
@@ -67,8 +67,8 @@ class Lab:
 
     case: Case
     _located: data.Located = field(init=False)
-    _encode: mmlu.Encode = field(init=False)
-    _subjects: dict[int, tuple[mmlu.Subject, ...]] = field(default_factory=dict)
+    _encode: prompts.Encode = field(init=False)
+    _subjects: dict[int, tuple[prompts.Subject, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Find the packaged data."""
@@ -94,24 +94,24 @@ class Lab:
             change(model.module)
         return model
 
-    def subjects(self, shots: int = 5) -> tuple[mmlu.Subject, ...]:
+    def subjects(self, shots: int = 5) -> tuple[prompts.Subject, ...]:
         """The questions, with the first ``shots`` shots."""
         if shots not in self._subjects:
-            self._subjects[shots] = mmlu.load_subjects(self._located.mmlu, shots)
+            self._subjects[shots] = prompts.load_subjects(self._located.mmlu, shots)
         return self._subjects[shots]
 
     def prompts(
-        self, limit: int = 2048, subjects: Sequence[mmlu.Subject] | None = None
+        self, limit: int = 2048, subjects: Sequence[prompts.Subject] | None = None
     ) -> list[Prompt]:
         """The prompts, whole shots dropped where tokens + 1 exceed ``limit``."""
         spec = replace(self.case.mmlu, max_prompt_tokens=limit)
-        return mmlu.build_prompts(subjects or self.subjects(), self._encode, spec)
+        return prompts.build_prompts(subjects or self.subjects(), self._encode, spec)
 
     def question_start(self, prompt: Prompt) -> int:
         """Where the test question's own tokens begin."""
         subject = next(s for s in self.subjects() if s.name == prompt.subject)
         question = next(q for q in subject.test if q.id == prompt.id)
-        asked = mmlu.render_prompt(subject, question, 0).partition("\n\n")[2]
+        asked = prompts.render_prompt(subject, question, 0).partition("\n\n")[2]
         own = self._encode([asked])[0][1:]  # behind the BOS
         if prompt.ids[-len(own) :].tolist() != own:
             raise SystemExit(f"question {prompt.id}: its tokens are not the end of its prompt")

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from perfline.engines.hf import Model
 from perfline.engines.prefix_forward import PrefixForward
 from perfline.engines.torch_engine import TorchEngine
-from perfline.tasks import mmlu
+from perfline.tasks import prompts
 
 Damage = Callable[[ExitStack, Model], None]  # undone as the stack closes
 LETTERS_MOVED = {"A": "B", "B": "C", "C": "D", "D": "A", "-": "-"}
@@ -123,9 +123,9 @@ def swapped_letters(stack: ExitStack, _: Model) -> None:
 
 
 def dropped_shot(stack: ExitStack, _: Model) -> None:
-    render = mmlu.render_prompt
+    render = prompts.render_prompt
     changed = lambda subject, question, shots: render(subject, question, shots - 1)  # noqa: E731
-    stack.enter_context(patch.object(mmlu, "render_prompt", changed))
+    stack.enter_context(patch.object(prompts, "render_prompt", changed))
 
 
 def config(**settings: Any) -> Callable[[Path], None]:

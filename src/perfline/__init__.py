@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from perfline.measure.record import load as load_record
     from perfline.metrics import Metric
     from perfline.tasks.answers import Answers
-    from perfline.tasks.mmlu import Prompt, Question
+    from perfline.tasks.prompts import Prompt, Question
 
 __version__ = "0.1.0"
 
@@ -81,8 +81,8 @@ _PLACES = {
     "Case": "cases.case",
     "Engine": "engines.engine",
     "Metric": "metrics",
-    "Prompt": "tasks.mmlu",
-    "Question": "tasks.mmlu",
+    "Prompt": "tasks.prompts",
+    "Question": "tasks.prompts",
     "Record": "measure.record",
     "Verdict": "gates.verdict",
     "load_baseline": "baselines.baseline:load",

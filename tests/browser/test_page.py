@@ -20,7 +20,7 @@ from perfline.gates.verdict import Flip, Verdict
 from perfline.measure import record
 from perfline.report import page
 from perfline.report.page_inputs import Places, gather
-from perfline.tasks.mmlu import load_subjects, question_set_digest
+from perfline.tasks.prompts import load_subjects, question_set_digest
 
 REPOSITORY = Path(__file__).parents[2]
 CHROMIUM = next(

@@ -139,10 +139,10 @@ def test_a_damaged_model_is_regressed_and_its_flips_are_named(accepted: Path, tm
 
 
 DROP_A_SHOT = """
-from perfline.tasks import mmlu
+from perfline.tasks import prompts
 
-original = mmlu.render_prompt
-mmlu.render_prompt = lambda subject, question, shots: original(subject, question, shots - 1)
+original = prompts.render_prompt
+prompts.render_prompt = lambda subject, question, shots: original(subject, question, shots - 1)
 """
 
 

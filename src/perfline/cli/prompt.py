@@ -15,9 +15,9 @@ from typing import Any
 from perfline.cases import data
 from perfline.cases.case import Case
 from perfline.errors import DataError, clip
-from perfline.tasks import mmlu
+from perfline.tasks import prompts
 from perfline.tasks import task as tasks
-from perfline.tasks.mmlu import Question, Subject
+from perfline.tasks.prompts import Question, Subject
 from perfline.tasks.task import Task
 
 
@@ -41,14 +41,14 @@ def prompt(
     else:
         rows = tasks.find_rows(case, task, data_dir)
     chosen, question = _find(rows, case, task, subject, index)
-    encode = mmlu.hf_encode(load_tokenizer(weights), case.model.bos)
+    encode = prompts.hf_encode(load_tokenizer(weights), case.model.bos)
     alone = Subject(chosen.name, chosen.dev, (question,), task)
-    (built,) = mmlu.build_prompts([alone], encode, case.mmlu)
+    (built,) = prompts.build_prompts([alone], encode, case.mmlu)
     if as_ids:
         sys.stdout.write(" ".join(map(str, built.ids)) + "\n")
     else:
         sys.stdout.flush()
-        text = mmlu.render_prompt(chosen, question, built.shots)
+        text = prompts.render_prompt(chosen, question, built.shots)
         sys.stdout.buffer.write(text.encode("utf-8"))  # no newline or encoding of its own
         sys.stdout.buffer.flush()
     print(
@@ -80,7 +80,7 @@ def _find(
     directory: Path, case: Case, task: Task, name: str, index: int
 ) -> tuple[Subject, Question]:
     shots = tasks.shots(case, task)
-    subjects = {s.name: s for s in mmlu.load_subjects(directory, shots, task)}
+    subjects = {s.name: s for s in prompts.load_subjects(directory, shots, task)}
     if name not in subjects:
         near = difflib.get_close_matches(name, list(subjects), n=1, cutoff=0.0)
         raise DataError(

@@ -17,6 +17,7 @@ from perfline.compare.model import Ready, Round, Side, SideName, Workload
 from perfline.compare.process import Process, RankedProcess
 from perfline.compare.sides import Place
 from perfline.compare.worker import DIE_WITH_PARENT
+from perfline.engines.engine import Fingerprint
 from perfline.errors import WorkerError
 from perfline.fields import Node
 from perfline.tasks.answers import Answers
@@ -161,6 +162,19 @@ class LaunchedWorker:
         self._process.send("for its peak memory", ask="peak")
         return self._process.receive(self._limit_s(0), _gib)
 
+    def fingerprint(self) -> Fingerprint | None:
+        """What runs inside a forward; None where that is not known.
+
+        The perfline of an older ref does not know the question: its process ends with it.
+        """
+        self._process.send("for its fingerprint", ask="fingerprint")
+        try:
+            return self._process.receive(self._limit_s(10), _fingerprint)
+        except WorkerError as error:
+            if "was asked for 'fingerprint'" in str(error):
+                return None
+            raise
+
     def close(self) -> None:
         """End the process; safe to call twice, and after a crash."""
         self._process.end()
@@ -168,6 +182,12 @@ class LaunchedWorker:
     def _limit_s(self, passes: float) -> float:
         limits = self._launcher.limits
         return limits.request_s + limits.slack * passes * self.ready.pass_s
+
+
+def _fingerprint(found: Node) -> Fingerprint | None:
+    if found.data.get("fingerprint") is None:
+        return None
+    return found.child("fingerprint").build(Fingerprint)
 
 
 def _gib(found: Node) -> float | None:

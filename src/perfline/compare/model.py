@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from perfline.cases.case import WeightsKind
-from perfline.engines.engine import EngineName
+from perfline.engines.engine import EngineName, Fingerprint
 from perfline.fields import OPTIONAL, Scalar
 from perfline.measure.notices import Notice
 from perfline.tasks.answers import Answers
@@ -167,6 +167,9 @@ class Worker(Protocol):
 
     def peak_memory_gib(self) -> float | None:
         """Peak device memory since the first round."""
+
+    def fingerprint(self) -> Fingerprint | None:
+        """What runs inside a forward; None where that is not known (an engine of one's own)."""
 
     def close(self) -> None:
         """End the process; safe to call twice, and after a crash."""

@@ -21,7 +21,7 @@ from perfline.compare.model import Ready, Round, Workload
 from perfline.distributed.group import Group
 from perfline.distributed.replica import Replica
 from perfline.engines.device import Device, current_device
-from perfline.engines.engine import run_pass
+from perfline.engines.engine import Fingerprint, run_pass
 from perfline.engines.environment import Environment, collect, packages
 from perfline.engines.telemetry import Watch, watch
 from perfline.errors import EngineError, WorkerError
@@ -33,7 +33,7 @@ from perfline.measure.parallel_rounds import Rounds, combine, worst_ready
 from perfline.measure.rank_worker import RankWorker, obey_all
 from perfline.measure.throughput import Timings, no_work
 from perfline.tasks.answers import Answers, no_answers
-from perfline.tasks.mmlu import Prompt
+from perfline.tasks.prompts import Prompt
 from perfline.tasks.sampling import tier_order
 
 
@@ -89,6 +89,7 @@ class Launch:
             "round": lambda: as_json(self.round(int(request.number("repeats")), _pids(request))),
             "answers": lambda: messages.answers_json(self.answers()),
             "peak": lambda: {"gib": self.peak_memory_gib()},
+            "fingerprint": lambda: {"fingerprint": as_json(self.fingerprint())},
         }
         if word not in words:
             raise WorkerError(f"was asked for '{word}'; expected {', '.join(words)}")
@@ -212,6 +213,16 @@ class Launch:
     def peak_memory_gib(self) -> float | None:
         """The highest peak of any round so far; None before one, or where it is not counted."""
         return max(self._peaks, default=None)
+
+    def fingerprint(self) -> Fingerprint | None:
+        """What runs inside a forward of the sample's middle prompt.
+
+        None of a model that is split over ranks, since one of them cannot run it alone.
+        """
+        case_run = self.case_run
+        if case_run.case.parallel.tensor > 1:
+            return None
+        return case_run.fingerprint(self.engine)
 
 
 class _Opening:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from perfline.tasks.mmlu import Prompt
+from perfline.tasks.prompts import Prompt
 
 # Of a piece: below, the subject's shots, which every piece runs again, are most of its work. Finer
 # units than shares would end more evenly, and cost more than that: benchmarks/scaling.py.

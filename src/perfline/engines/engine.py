@@ -21,7 +21,7 @@ from perfline.cases.case import EngineName as EngineName
 from perfline.errors import EngineError
 from perfline.fields import OPTIONAL
 from perfline.tasks.answers import Answers, full_vocab_letter, letter_table
-from perfline.tasks.mmlu import Prompt
+from perfline.tasks.prompts import Prompt
 
 Head = Literal["all", "last"]
 Ints = npt.NDArray[np.int64]

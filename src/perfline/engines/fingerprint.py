@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from perfline.engines.engine import CompileCounts, EngineName, Fingerprint
 from perfline.engines.upstream import is_compiled_region
-from perfline.tasks.mmlu import Prompt
+from perfline.tasks.prompts import Prompt
 from perfline.tasks.reference import prompt_digest
 
 _profiler: Any = profiler

@@ -29,7 +29,7 @@ from perfline.engines.upstream import (
 )
 from perfline.errors import NoFidelity
 from perfline.tasks.answers import Answers
-from perfline.tasks.mmlu import Prompt
+from perfline.tasks.prompts import Prompt
 
 Floats = npt.NDArray[np.float32]
 _HEADROOM = 1.1  # of the memory that the weights take: keys, values and logits come on top

@@ -30,7 +30,7 @@ from perfline.engines.device import Device
 from perfline.engines.engine import EngineName
 from perfline.engines.torch_engine import TorchEngine, apart, out_of_memory, proof_ids
 from perfline.errors import CaseError, EngineError, NoSharedPrefixes, PerflineError
-from perfline.tasks import mmlu
+from perfline.tasks import prompts
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -71,9 +71,9 @@ class Model:
         return upstream.attention_of(cast("Any", self.module).config.get_text_config())
 
     @property
-    def encode(self) -> mmlu.Encode:
+    def encode(self) -> prompts.Encode:
         """The case's batch tokeniser."""
-        return mmlu.hf_encode(self.tokenizer, self.case.model.bos)
+        return prompts.hf_encode(self.tokenizer, self.case.model.bos)
 
     def engine(self, name: EngineName) -> TorchEngine:
         """The engine of that name; made at first use, compiled at its first forward."""
@@ -114,7 +114,7 @@ class Model:
 class Vocabulary:
     """What prompts are made with where no engine of ours runs the model: nothing is loaded."""
 
-    encode: mmlu.Encode
+    encode: prompts.Encode
     positions: int
     vocabulary: int
 
@@ -130,7 +130,7 @@ def vocabulary(case: Case, device: Device, weights: Path | None) -> Vocabulary:
             tokenizer = _tokenizer(weights)
     text = config.get_text_config()
     return Vocabulary(
-        encode=mmlu.hf_encode(tokenizer, case.model.bos),
+        encode=prompts.hf_encode(tokenizer, case.model.bos),
         positions=_positions(text),
         vocabulary=int(text.vocab_size),
     )
@@ -186,7 +186,7 @@ def _load(case: Case, device: Device, weights: Path | None, replica: Replica | N
         tensor_parallel.check_split(case, module, replica.size)
     letters = None
     if tokenizer is not None:
-        letters = mmlu.case_letters(case, mmlu.hf_encode(tokenizer, case.model.bos))
+        letters = prompts.case_letters(case, prompts.hf_encode(tokenizer, case.model.bos))
     model = Model(
         case=case,
         device=device,

@@ -26,7 +26,7 @@ from perfline.errors import EngineError
 from perfline.fields import MOST
 from perfline.metrics import answered
 from perfline.tasks.answers import LETTERS
-from perfline.tasks.mmlu import Prompt
+from perfline.tasks.prompts import Prompt
 from perfline.tasks.task import scoring
 
 _NEEDED = ("forward", "answer")

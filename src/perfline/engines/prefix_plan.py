@@ -15,7 +15,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from perfline.tasks.mmlu import Prompt
+from perfline.tasks.prompts import Prompt
 
 Ints = npt.NDArray[np.int64]
 # torch.compile makes a size of 1 a graph of its own: a lone last token is padded to two, and a node

@@ -26,7 +26,7 @@ from perfline.engines.prefix_plan import Batch, Limits, Plan
 from perfline.engines.torch_engine import TorchEngine
 from perfline.errors import DeviceMemory, EngineError
 from perfline.tasks.answers import Answers, full_vocab_letter, letter_table
-from perfline.tasks.mmlu import Prompt
+from perfline.tasks.prompts import Prompt
 
 OnBatch = Callable[[Answers], None]
 

@@ -31,7 +31,7 @@ from perfline.engines.upstream import (
     why_not_compiled,
 )
 from perfline.errors import DeviceMemory, EngineError, NoSharedPrefixes, PerflineError
-from perfline.tasks.mmlu import Prompt
+from perfline.tasks.prompts import Prompt
 
 if TYPE_CHECKING:
     from perfline.engines.hf import Model

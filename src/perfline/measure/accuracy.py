@@ -32,7 +32,7 @@ from perfline.measure.journal import Journal
 from perfline.measure.parallel_rounds import AggregateTimings, Repeat, TimedRun
 from perfline.metrics import Metric, pass_name
 from perfline.tasks.answers import Answers, accuracy, no_answers, subset, union
-from perfline.tasks.mmlu import Prompt
+from perfline.tasks.prompts import Prompt
 from perfline.tasks.sampling import tier_order
 from perfline.tasks.task import scoring
 

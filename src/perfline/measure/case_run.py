@@ -52,7 +52,7 @@ from perfline.measure.parallel_rounds import AggregateTimings, Repeat, TimedRun
 from perfline.measure.throughput import Ready, TimedRegion, Timings
 from perfline.metrics import Metric, answered, pass_name
 from perfline.tasks.answers import Answers
-from perfline.tasks.mmlu import Prompt, stratified_sample
+from perfline.tasks.prompts import Prompt, stratified_sample
 from perfline.tasks.reference import PromptReference
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def open_case(
     """
     from perfline.cases import data
     from perfline.engines import hf, own_engine, upstream
-    from perfline.tasks import mmlu, prompt_cache, prompt_lengths, task
+    from perfline.tasks import prompt_cache, prompt_lengths, prompts, task
 
     if replica is None and case.parallel.tensor > 1:
         raise MissingRanks(
@@ -159,7 +159,7 @@ def open_case(
             if ours:
                 data.check_weights(directory)
             asked = {
-                each.name: mmlu.load_subjects(rows[each.name], task.shots(case, each), each)
+                each.name: prompts.load_subjects(rows[each.name], task.shots(case, each), each)
                 for each in tasks
             }
     if ours:
@@ -174,22 +174,22 @@ def open_case(
                 case,
                 directory,
                 subjects,
-                partial(mmlu.build_prompts, subjects, known.encode, case.mmlu, known.positions),
+                partial(prompts.build_prompts, subjects, known.encode, case.mmlu, known.positions),
             )
             for name, subjects in asked.items()
         }
         for each in tasks:
-            facts[each.name] = mmlu.question_set_digest(asked[each.name])
+            facts[each.name] = prompts.question_set_digest(asked[each.name])
             if each.name != "mmlu":
                 facts[f"{each.name}_task"] = each.said
-                facts[f"{each.name}_data"] = mmlu.data_digest(rows[each.name], each)
+                facts[f"{each.name}_data"] = prompts.data_digest(rows[each.name], each)
         if ours or any(directory.glob("*.safetensors")):
             facts = {"weights": data.weights_digest(directory), **facts}
 
     if model is not None and model.attention != case.model.attention:
         facts["attention"] = model.attention
-    for prompts in made.values():
-        _check_ids(case, prompts, known.vocabulary)
+    for built in made.values():
+        _check_ids(case, built, known.vocabulary)
     if model is not None and replica is not None:
         here = {"case": case.digest(weights), **facts}
         try:

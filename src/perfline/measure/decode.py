@@ -34,7 +34,7 @@ from perfline.gates.accuracy import OtherToken
 from perfline.measure import notices
 from perfline.measure.throughput import Ready, compile_metrics, counted, waited_fraction
 from perfline.metrics import Direction, Metric, suffix
-from perfline.tasks.mmlu import Prompt, stratified_sample
+from perfline.tasks.prompts import Prompt, stratified_sample
 
 PROMPTS = 4  # of a round, one by one, stratified by length
 _TOKENS_CPU, _TOKENS = 16, 128  # behind each prompt, where the case does not say

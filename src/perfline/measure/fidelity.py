@@ -22,7 +22,7 @@ from perfline.engines.engine import Clock
 from perfline.errors import EngineError, NoFidelity, NoSharedPrefixes
 from perfline.gates.accuracy import ROUNDING_FRACTION
 from perfline.metrics import Metric
-from perfline.tasks.mmlu import Prompt
+from perfline.tasks.prompts import Prompt
 from perfline.tasks.reference import PromptReference, kl, prompt_reference
 from perfline.tasks.sampling import spread_sample
 

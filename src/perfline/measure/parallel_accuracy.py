@@ -21,7 +21,7 @@ from perfline.measure.accuracy import AccuracyRun, Keep, Part
 from perfline.measure.journal import from_row, to_row
 from perfline.measure.parallel_rounds import AggregateTimings, Repeat, TimedRun, conduct
 from perfline.tasks.answers import Answers, union
-from perfline.tasks.mmlu import Prompt
+from perfline.tasks.prompts import Prompt
 
 Prompts = Mapping[str, Prompt]  # by id
 

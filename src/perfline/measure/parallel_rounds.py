@@ -44,7 +44,7 @@ from perfline.measure.journal import from_row, to_row
 from perfline.measure.throughput import Ready, Round, TimedRegion, Timings
 from perfline.metrics import Metric, pass_name
 from perfline.tasks.answers import Answers
-from perfline.tasks.mmlu import Prompt
+from perfline.tasks.prompts import Prompt
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ from perfline.gates import performance
 from perfline.measure import notices
 from perfline.metrics import Metric, mfu, pass_name, suffix
 from perfline.tasks.answers import Answers
-from perfline.tasks.mmlu import Prompt
+from perfline.tasks.prompts import Prompt
 
 _COARSE_ROUND_S = 0.5  # below, a single round's joules are known to 20 % or worse
 _COARSE_TOTAL_S = 1.0

@@ -52,7 +52,7 @@ from perfline.measure.throughput import Timings
 from perfline.metrics import Metric, answered, pass_name, suffix
 from perfline.report import exports, table, text
 from perfline.tasks.answers import Answers, StoredAnswers
-from perfline.tasks.mmlu import Prompt
+from perfline.tasks.prompts import Prompt
 from perfline.tasks.reference import Reference
 
 Opener = Callable[..., LoadedCase]  # as case_run.open_case

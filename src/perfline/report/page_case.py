@@ -33,7 +33,7 @@ from perfline.report.table import (
 )
 from perfline.report.text import rank_lines, stragglers
 from perfline.tasks.answers import LETTERS, StoredAnswers
-from perfline.tasks.mmlu import Question
+from perfline.tasks.prompts import Question
 
 _LONGEST = 6_000  # characters of a question: the longest of MMLU has 4,737
 

@@ -28,8 +28,8 @@ from perfline.gates.verdict import WORST_FIRST, Verdict, Word
 from perfline.measure import record
 from perfline.measure.record import CaseRecord, Record
 from perfline.metrics import Metric
-from perfline.tasks import mmlu
-from perfline.tasks.mmlu import Question
+from perfline.tasks import prompts
+from perfline.tasks.prompts import Question
 from perfline.tasks.task import scoring
 
 _MOST_PAST = 400  # records in one history: more than a year of nights
@@ -274,11 +274,11 @@ def _questions(
         return {}
     try:
         place = data.find_mmlu(case, places.data_dir)
-        subjects = mmlu.load_subjects(place, case.mmlu.few_shots)
+        subjects = prompts.load_subjects(place, case.mmlu.few_shots)
     except PerflineError as problem:
         absent.append(f"{hidden}: {problem}.")
         return {}
-    if (found := mmlu.question_set_digest(subjects)) != asked:
+    if (found := prompts.question_set_digest(subjects)) != asked:
         absent.append(f"{hidden}: {place} holds others ({found}) than the run asked ({asked}).")
         return {}
     return {q.id: q for subject in subjects for q in subject.test if q.id in wanted}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 __all__ = [
     "answers",
-    "mmlu",
     "prompt_cache",
     "prompt_lengths",
+    "prompts",
     "reference",
     "rows",
     "sampling",

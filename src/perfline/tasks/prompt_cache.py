@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 
 from perfline.cases.case import Case
-from perfline.tasks import mmlu, task
-from perfline.tasks.mmlu import Prompt, Subject, question_set_digest
+from perfline.tasks import prompts, task
+from perfline.tasks.prompts import Prompt, Subject, question_set_digest
 
 _FORMAT = 1
 # config.json for the number of positions, which the prompts were checked against.
@@ -82,10 +82,10 @@ def _digest(case: Case, weights: Path, subjects: Sequence[Subject]) -> str:
     digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
     # What a change of perfline's own code does to the prompts must be seen, not cached away: the
     # code goes in, and every text as it is rendered now.
-    digest.update(Path(mmlu.__file__).read_bytes() + Path(task.__file__).read_bytes())
+    digest.update(Path(prompts.__file__).read_bytes() + Path(task.__file__).read_bytes())
     for subject in subjects:
         for question in subject.test:
-            digest.update(mmlu.render_prompt(subject, question, len(subject.dev)).encode())
+            digest.update(prompts.render_prompt(subject, question, len(subject.dev)).encode())
     for name in _FILES:
         if (weights / name).is_file():
             digest.update(name.encode() + (weights / name).read_bytes())

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from perfline.errors import DataError
-from perfline.tasks.mmlu import Prompt
+from perfline.tasks.prompts import Prompt
 
 _FILE = Path(__file__).parent / "mmlu_token_lengths.json"
 _SEED = 20240607

@@ -27,7 +27,7 @@ import numpy.typing as npt
 
 from perfline.errors import BaselineError
 from perfline.fields import OPTIONAL, Scalar
-from perfline.tasks.mmlu import Prompt
+from perfline.tasks.prompts import Prompt
 
 Floats = npt.NDArray[np.floating]
 REST = "*"

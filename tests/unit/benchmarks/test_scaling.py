@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from perfline.engines import prefix_plan
-from perfline.tasks.mmlu import Prompt
+from perfline.tasks.prompts import Prompt
 
 BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
 sys.path.append(str(BENCHMARKS))

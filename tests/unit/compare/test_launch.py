@@ -154,6 +154,16 @@ def test_a_signal_is_named(place: Place):
         worker.close()
 
 
+def test_an_older_perfline_has_no_fingerprint(place: Place):
+    script = """
+def old(request):
+    reply(error=dict(kind="WorkerError", message="was asked for 'fingerprint'; expected ready"))
+serve(fingerprint=old)
+"""
+    with launcher(place, script) as launching:
+        assert ready(launching).fingerprint() is None
+
+
 def test_only_the_end_of_a_long_stderr_is_shown(place: Place):
     script = r"""
 sys.stderr.write("x" * 1_000_000 + "\n")

@@ -106,6 +106,13 @@ def test_peak_memory_is_the_highest_of_all_rounds():
     assert measuring.peak_memory_gib() == 3.0
 
 
+def test_the_fingerprint_is_the_suites_own():
+    asked = launch().answer("fingerprint", request())
+    fingerprint = launch().case_run.fingerprint("eager")
+    assert fingerprint is not None
+    assert asked == {"fingerprint": as_json(fingerprint)}
+
+
 def test_answers_are_the_first_of_the_fixed_order_head_last():
     measuring = launch()
     found = measuring.answers()
@@ -155,7 +162,9 @@ def test_any_other_error_ends_the_worker(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_an_unknown_word_is_refused():
-    with pytest.raises(WorkerError, match=r"'sing'; expected ready, round, answers, peak$"):
+    with pytest.raises(
+        WorkerError, match=r"'sing'; expected ready, round, answers, peak, fingerprint$"
+    ):
         launch().answer("sing", request())
 
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from perfline.distributed.work_units import LEAST_QUESTIONS, cut
-from perfline.tasks.mmlu import Prompt
+from perfline.tasks.prompts import Prompt
 
 
 def prompts_of(sizes: list[int], length: int = 50) -> list[Prompt]:

@@ -13,7 +13,7 @@ from perfline.engines import fingerprint, hf
 from perfline.engines.device import current_device
 from perfline.gates.fingerprint import against_stored
 from perfline.measure import throughput
-from perfline.tasks.mmlu import Prompt
+from perfline.tasks.prompts import Prompt
 from random_llama import case
 
 

@@ -17,7 +17,7 @@ from perfline.engines.upstream import attention_of
 from perfline.errors import DeviceMemory, NoFidelity
 from perfline.gates import fidelity as gate
 from perfline.measure import fidelity
-from perfline.tasks.mmlu import Prompt
+from perfline.tasks.prompts import Prompt
 from random_llama import case
 
 

@@ -19,7 +19,7 @@ from perfline.engines.shared_prefix import SharedPrefixRunner
 from perfline.engines.torch_engine import TorchEngine
 from perfline.errors import CaseError, DeviceMemory, EngineError, NoSharedPrefixes
 from perfline.measure import throughput
-from perfline.tasks.mmlu import Prompt
+from perfline.tasks.prompts import Prompt
 from random_llama import CONFIG, case
 
 

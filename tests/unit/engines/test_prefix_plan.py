@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from perfline.engines.prefix_plan import LEAST_WIDTH, Batch, Limits, Node, Plan, plan
-from perfline.tasks.mmlu import Prompt
 from perfline.tasks.prompt_lengths import dummy_prompts
+from perfline.tasks.prompts import Prompt
 
 TOKENS = st.lists(st.integers(0, 2), min_size=1, max_size=24)  # few letters: much is shared
 LIMITS = st.builds(

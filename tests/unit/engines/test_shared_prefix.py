@@ -20,7 +20,7 @@ from perfline.engines.shared_prefix import SharedPrefixRunner, default_limits
 from perfline.engines.upstream import cache_argument
 from perfline.errors import DeviceMemory, EngineError, NoSharedPrefixes
 from perfline.tasks.answers import LETTERS
-from perfline.tasks.mmlu import Prompt
+from perfline.tasks.prompts import Prompt
 from random_llama import CONFIG, case
 
 ROOMY = Limits(forward_tokens=512, forward_cost_tokens=4)

@@ -280,7 +280,7 @@ def test_the_change_per_subject_is_that_of_the_verdict_s_flips():
 
 def test_flips_come_with_question_choices_and_who_took_which(tmp_path):
     from perfline.cases.data import find_mmlu
-    from perfline.tasks.mmlu import load_subjects, question_set_digest
+    from perfline.tasks.prompts import load_subjects, question_set_digest
 
     case = samples.packaged()
     subjects = load_subjects(find_mmlu(case, None), case.mmlu.few_shots)

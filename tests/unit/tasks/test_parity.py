@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from perfline.tasks.answers import LETTERS
-from perfline.tasks.mmlu import load_subjects, render_prompt
+from perfline.tasks.prompts import load_subjects, render_prompt
 from perfline.tasks.task import load_task
 
 lm_eval = pytest.importorskip("lm_eval", reason="needs the extra 'bench' (lm-eval)")

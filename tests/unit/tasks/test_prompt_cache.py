@@ -8,8 +8,8 @@ import pytest
 
 from perfline.cases.case import load_cases
 from perfline.cases.data import locate
-from perfline.tasks.mmlu import Prompt, load_subjects
 from perfline.tasks.prompt_cache import cached_prompts
+from perfline.tasks.prompts import Prompt, load_subjects
 
 
 @pytest.fixture
@@ -62,13 +62,13 @@ def test_another_setting_tokenizer_or_question_set_is_another_file(tiny, tmp_pat
 
 
 def test_a_changed_prompt_is_never_served_from_the_cache(tiny, tmp_path, monkeypatch):
-    from perfline.tasks import mmlu
+    from perfline.tasks import prompts
 
     case, weights, subjects = tiny
     log: list[str] = []
     cached_prompts(case, weights, subjects, build(subjects, log), tmp_path)
-    original = mmlu.render_prompt
-    monkeypatch.setattr(mmlu, "render_prompt", lambda s, q, shots: original(s, q, shots - 1))
+    original = prompts.render_prompt
+    monkeypatch.setattr(prompts, "render_prompt", lambda s, q, shots: original(s, q, shots - 1))
     cached_prompts(case, weights, subjects, build(subjects, log), tmp_path)
     assert log == ["built", "built"]
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from perfline.errors import DataError
-from perfline.tasks.mmlu import Prompt
 from perfline.tasks.prompt_lengths import SubjectLengths, dummy_prompts, recorded_lengths
+from perfline.tasks.prompts import Prompt
 
 
 @pytest.fixture(scope="module")

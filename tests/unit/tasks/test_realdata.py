@@ -11,7 +11,8 @@ import pytest
 
 from perfline.cases.case import MmluSpec
 from perfline.engines.prefix_plan import Limits, plan
-from perfline.tasks.mmlu import (
+from perfline.tasks.prompt_lengths import recorded_lengths
+from perfline.tasks.prompts import (
     Encode,
     Question,
     Subject,
@@ -19,7 +20,6 @@ from perfline.tasks.mmlu import (
     load_subjects,
     render_prompt,
 )
-from perfline.tasks.prompt_lengths import recorded_lengths
 
 pytestmark = pytest.mark.realdata
 

@@ -12,7 +12,7 @@ import pytest
 from perfline.cases.case import load_cases
 from perfline.cases.data import find_mmlu
 from perfline.errors import CaseError, DataError
-from perfline.tasks.mmlu import data_digest, load_subjects, question_set_digest, render_prompt
+from perfline.tasks.prompts import data_digest, load_subjects, question_set_digest, render_prompt
 from perfline.tasks.task import Task, load_task, packaged_tasks, read_task
 
 OWN = """\

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from perfline.cases.case import MmluSpec
 from perfline.errors import DataError
 from perfline.tasks.answers import LETTERS, Answers, accuracy, full_vocab_letter
-from perfline.tasks.mmlu import (
+from perfline.tasks.prompts import (
     Question,
     Subject,
     build_prompts,
