@@ -16,7 +16,7 @@ import perfline
 SOURCE = Path(perfline.__file__).parent
 ROOMS = (
     *("cases", "tasks", "distributed", "engines", "gates", "measure", "baselines", "environments"),
-    *("compare", "report", "plugin", "cli"),
+    *("compare", "search", "report", "plugin", "cli"),
 )
 MODULES = {
     path.relative_to(SOURCE).with_suffix("").as_posix().replace("/", "."): path
