@@ -36,6 +36,7 @@ _SIGNED = re.compile(
 )
 _NAME = re.compile(r"[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9])?")
 _PLANNED = re.compile(r"^ \+ ([\w.-]+)(?:==(\S+))?(?: @ (.+)| \(from (.+)\))?$", re.MULTILINE)
+_REMOVED = re.compile(r"^ - ([\w.-]+)==(\S+)$", re.MULTILINE)
 _GLUE = "<>=!~@;,["  # what a requirement goes on with, behind a blank
 _ARCHIVES = (".whl", ".tar.gz", ".zip")
 _SHORT = {"-r": "--requirement", "-c": "--constraint", "-i": "--index-url", "-f": "--find-links"}
@@ -424,15 +425,19 @@ class Uv:
 
     def resolve(self, python: Path, request: Request, file: Path) -> list[Pin]:
         """As ``Installer`` says."""
-        upgrade = [word for name in request.named for word in ("--upgrade-package", name)]
-        # A dry run changes nothing, not even of what the operating system manages.
+        # What is installed and newer than it may be is kept by an upgrade, and not by this.
+        option = "--reinstall-package" if request.newest else "--upgrade-package"
+        upgrade = [word for name in request.named for word in (option, name)]
         newest = ("--exclude-newer", request.newest) if request.newest else ()
+        # A dry run changes nothing, not even of what the operating system manages.
         words = ("--dry-run", "--break-system-packages", *upgrade, *newest)
         said = self._run("install", python, *words, *self._words(request.options), "-r", str(file))
-        found = _PLANNED.findall(said)
-        return [
-            Pin(canonicalize_name(n), version, masked(at or of)) for n, version, at, of in found
+        pins = [
+            Pin(canonicalize_name(n), version, masked(at or of))
+            for n, version, at, of in _PLANNED.findall(said)
         ]
+        gone = {(canonicalize_name(n), version) for n, version in _REMOVED.findall(said)}
+        return [pin for pin in pins if pin.source or (pin.name, pin.version) not in gone]
 
     def install(self, python: Path, pins: Sequence[Pin], file: Path) -> None:
         """As ``Installer`` says."""
