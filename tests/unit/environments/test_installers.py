@@ -306,7 +306,12 @@ def test_the_newest_day_is_a_word_of_the_command_and_no_line_of_a_file(
 
 def test_versions_are_sorted_as_versions(script: Script):
     script("pip", "echo 'local-pkg (2.0)'; echo 'Available versions: 2.0, 1.10, 1.2rc1, 1.2'")
-    assert installers.versions(Path("/p"), "local-pkg", pre=True) == ["1.2rc1", "1.2", "1.10", "2.0"]
+    assert installers.versions(Path("/p"), "local-pkg", pre=True) == [
+        "1.2rc1",
+        "1.2",
+        "1.10",
+        "2.0",
+    ]
 
 
 def test_a_pip_that_tells_no_versions_is_one_line(script: Script):
