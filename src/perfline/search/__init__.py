@@ -6,4 +6,4 @@ what it was told in ``record``; what a person reads of it is ``report``'s.
 
 from __future__ import annotations
 
-__all__ = ["probe", "record"]
+__all__ = ["bisect", "candidates", "probe", "record"]

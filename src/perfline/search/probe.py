@@ -266,7 +266,7 @@ class Live:
         )
         compared = run.begin(plan)
         for compared in run.run(plan, launcher, self.say):
-            if line := self.progress(compared):
+            if noisy and (line := self.progress(compared)):
                 self.say(line)
         found = _of_comparison(self.metric, compared, of_b)
         return replace(found, pairs=len(compared.pairs), comparisons={compared.case: compared})
