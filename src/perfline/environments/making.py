@@ -135,24 +135,22 @@ def from_index(base: Path) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Installed:
+class Contents:
     """What an environment holds.
 
     Attributes:
         python: version of its interpreter, such as ``3.12.3``.
-        abi: what modules in C are built for; those of another one do not load.
         packages: normalised name -> what an import finds first.
     """
 
     python: str
-    abi: str
     packages: Mapping[str, metadata.Distribution]
 
 
-def installed(python: Path) -> Installed:
-    """What the environment of an interpreter holds; InstallError where it does not tell."""
-    found = _Base.of(python)
-    return Installed(found.version.partition(" ")[0], found.abi, found.distributions)
+def contents(base: Path) -> Contents:
+    """What the environment of ``base`` holds; InstallError where it does not tell."""
+    found = _Base.of(base)
+    return Contents(found.version.partition(" ")[0], found.distributions)
 
 
 def swap(

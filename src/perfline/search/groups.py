@@ -25,7 +25,7 @@ from packaging.version import InvalidVersion, Version
 from perfline.compare.model import Side, SideName
 from perfline.compare.record import shown_env
 from perfline.environments.installers import masked
-from perfline.environments.making import Installed
+from perfline.environments.making import Contents
 from perfline.errors import SearchError
 
 REST = "rest"
@@ -54,7 +54,9 @@ class Package:
     @classmethod
     def of(cls, name: str, found: metadata.Distribution) -> Package:
         """What the metadata say."""
-        return cls(name, found.version, _source(found), _content(found), tuple(found.requires or ()))
+        return cls(
+            name, found.version, _source(found), _content(found), tuple(found.requires or ())
+        )
 
     def __str__(self) -> str:
         """The version, with the source where that is no index."""
@@ -64,7 +66,7 @@ class Package:
 Packages = Mapping[str, Package]
 
 
-def packages(found: Installed) -> dict[str, Package]:
+def packages(found: Contents) -> dict[str, Package]:
     """What an environment holds and a side may use."""
     return {
         name: Package.of(name, each)
@@ -135,7 +137,7 @@ def mixed(a: Side, b: Side, groups: Sequence[Group], name: SideName, swap: Swap)
     )
 
 
-def differences(a: Side, b: Side, ours: Installed, theirs: Installed) -> list[Group]:
+def differences(a: Side, b: Side, ours: Contents, theirs: Contents) -> list[Group]:
     """Everything in which B differs from A, cut into groups; the packages' first.
 
     SearchError where nothing that can be swapped differs.
@@ -164,7 +166,7 @@ def differences(a: Side, b: Side, ours: Installed, theirs: Installed) -> list[Gr
     return found
 
 
-def unswapped(ours: Installed, theirs: Installed) -> str:
+def unswapped(ours: Contents, theirs: Contents) -> str:
     """What differs and cannot be swapped by itself; empty where there is none."""
     if ours.python == theirs.python:
         return ""

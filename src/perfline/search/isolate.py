@@ -10,7 +10,8 @@ The plan, over :mod:`groups` and ``probe``, and always against A at the same tim
 4. Where the groups' shares do not add up to the whole, or none has one: B without each group. What
    is needed for B to be worse did it, together with others.
 
-The margin of 3 and 4 is the least that B was shown to be worse by, so that what did it is ``bad``.
+The margin of 4 is the least that B was shown to be worse by, that of 3 half of it: what has no more
+than a quarter of the whole is not what did it.
 Of 1 + 2 k comparisons each has an equal share of the 1 % in which the answer may name an innocent
 group (``probe.terms``).
 """
@@ -93,16 +94,14 @@ class _Isolation:
             return self._end((), self._no_worse(ends))
         if self.asked.metric.noisy:
             self._tell_what_runs()
-        least = self.asked.margin_fraction
-        if ends.low is not None and ends.low > 0:
-            least = min(math.expm1(ends.low), 1.0)
-        then = replace(self.first, margin_fraction=least)
-        alone = self._each(ALONE, None, then, ends)
+        least = _least(ends, self.asked.margin_fraction)
+        part = max(least, self.asked.margin_fraction) / 2
+        alone = self._each(ALONE, None, replace(self.first, margin_fraction=part), ends)
         named = [group for group in self.groups if alone[group.name].word == "bad"]
         together: list[Group] = []
         left = _left_over(ends, list(alone.values()))
         if not named or (left is not None and left.low > 0 and left.estimate > _half(least)):
-            without = self._without(then, alone)
+            without = self._without(replace(self.first, margin_fraction=least), alone)
             together = [
                 group
                 for group in self.groups
@@ -166,9 +165,7 @@ class _Isolation:
 
     def _merge(self, group: Group, why: str) -> None:
         others = [each for each in self.groups if each != group]
-        near = [
-            each for each in others if group.near & each.packages or each.near & group.packages
-        ]
+        near = [each for each in others if group.near & each.packages or each.near & group.packages]
         neighbour = (near or others)[0]
         both = group.with_(neighbour)
         rest = [each for each in self.groups if each != neighbour]
@@ -257,6 +254,16 @@ def _left_over(ends: Finding, alone: Sequence[Finding]) -> LeftOver | None:
         squares += ((each.high - each.low) / 2) ** 2
     half = math.sqrt(squares)
     return LeftOver(estimate, estimate - half, estimate + half)
+
+
+def _least(ends: Finding, margin_fraction: float) -> float:
+    """What B is worse by at least, as a margin: the proven part, or half of the estimate if more.
+
+    A lower bound near 0, which few launch pairs leave, would ask for more than any search can pay.
+    """
+    if ends.estimate is None or ends.low is None:
+        return margin_fraction  # of a metric without noise
+    return min(math.expm1(max(ends.low, ends.estimate / 2)), 1.0)
 
 
 def _half(margin_fraction: float) -> float:

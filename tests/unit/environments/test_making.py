@@ -16,7 +16,7 @@ import pytest
 
 from perfline.environments import making
 from perfline.environments.installers import Pin, Request
-from perfline.environments.making import Made, installed, make, swap
+from perfline.environments.making import Made, contents, installed, make, swap
 from perfline.errors import InstallError
 from wheels import interpreter, site, told, unpack, wheel
 
@@ -375,7 +375,9 @@ def test_packages_of_another_environment_are_taken_as_they_are_installed(
     lines: list[str] = []
     made = swap(base, other, {"local-pkg", "linked"}, lines.append)
     assert made.changes == ("linked none -> 7", "local-pkg 1.0 -> 2.0")
-    code = "import local_pkg, linked, other; print(local_pkg.version, linked.version, other.version)"
+    code = (
+        "import local_pkg, linked, other; print(local_pkg.version, linked.version, other.version)"
+    )
     assert told(made.python, code) == "2.0 as edited other"
     code = "import shared.local, shared.other; print(shared.local.version, len(shared.__path__))"
     assert told(made.python, code) == "2.0 1"
@@ -399,7 +401,7 @@ def test_what_the_other_environment_lacks_is_left_out(
     assert made.changes == ("other 3 -> none",)
     assert told(made.python, "import local_pkg; print(local_pkg.version)") == "1.0"
     assert not (site(made.python) / "other.py").exists()
-    assert sorted(installed(made.python).packages) == ["local-pkg"]
+    assert installed(made.python) == {"local-pkg": "1.0"}
 
 
 def test_a_swap_that_breaks_a_requirement_is_refused_each_time(
@@ -412,9 +414,7 @@ def test_a_swap_that_breaks_a_requirement_is_refused_each_time(
             swap(base, other, {"local-pkg"})
 
 
-def test_a_swap_needs_no_installer(
-    base: Path, other: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_swap_needs_no_installer(base: Path, other: Path, monkeypatch: pytest.MonkeyPatch):
     def none(base: Path) -> FakeInstaller:
         raise InstallError("neither uv nor pip is there")
 
@@ -434,4 +434,4 @@ def test_packages_of_another_python_are_not_taken(
     monkeypatch.setattr(making, "_ask", older)
     with pytest.raises(InstallError, match=r"is 3\.9\.1 \(\.39\.so\), .*make both environments"):
         swap(base, other, {"local-pkg"})
-    assert installed(base).python == "3.9.1"
+    assert contents(base).python == "3.9.1"

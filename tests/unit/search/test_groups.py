@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from perfline.compare.model import Side
-from perfline.environments.making import Installed
+from perfline.environments.making import Contents
 from perfline.errors import SearchError
 from perfline.search.groups import (
     REST,
@@ -22,7 +22,7 @@ from perfline.search.groups import (
 )
 
 PYTHON = "3.12.3"
-NONE = Installed(PYTHON, ".so", {})
+NONE = Contents(PYTHON, {})
 
 
 def environment(*lines: str) -> dict[str, Package]:
@@ -98,9 +98,13 @@ def test_a_package_that_went_moves_with_what_required_it():
 
 def test_extras_that_are_asked_for_tie_and_others_do_not():
     ties = "cublas==13.0; extra == 'cublas'"
-    a = environment("torch 1: cuda-toolkit[cublas]==13.0", f"cuda-toolkit 13.0: {ties}", "cublas 13.0")
+    a = environment(
+        "torch 1: cuda-toolkit[cublas]==13.0", f"cuda-toolkit 13.0: {ties}", "cublas 13.0"
+    )
     ties = "cublas==13.2; extra == 'cublas'"
-    b = environment("torch 2: cuda-toolkit[cublas]==13.2", f"cuda-toolkit 13.2: {ties}", "cublas 13.2")
+    b = environment(
+        "torch 2: cuda-toolkit[cublas]==13.2", f"cuda-toolkit 13.2: {ties}", "cublas 13.2"
+    )
     assert cut(a, b) == {"torch": {"torch", "cuda-toolkit", "cublas"}}
     a["torch"], b["torch"] = environment("torch 1")["torch"], environment("torch 2")["torch"]
     assert cut(a, b) == {"torch": {"torch"}, REST: {"cuda-toolkit", "cublas"}}
@@ -159,7 +163,9 @@ def test_any_groups_can_be_swapped_without_breaking_what_held(pins):
             for text in package.requires:
                 name, sign, version = text[:2], text[2:4], int(text[4:])
                 there = int(held[name].version)
-                assert {"==": there == version, ">=": there >= version, "<=": there <= version}[sign]
+                assert {"==": there == version, ">=": there >= version, "<=": there <= version}[
+                    sign
+                ]
 
 
 def side(**changes: object) -> Side:
@@ -188,7 +194,7 @@ def test_nothing_that_differs_is_an_error():
 
 def test_another_patch_of_python_is_said():
     assert unswapped(NONE, NONE) == ""
-    assert unswapped(NONE, Installed("3.12.9", ".so", {})) == (
+    assert unswapped(NONE, Contents("3.12.9", {})) == (
         "Python 3.12.3 -> 3.12.9 is not swapped: all run on A's"
     )
 
