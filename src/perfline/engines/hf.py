@@ -402,7 +402,8 @@ def _loading(what: str, device: Device | None = None) -> Iterator[None]:
     except Exception as error:  # a broken file may raise anything, from Rust code too
         if device is not None and upstream.is_full(error):
             raise out_of_memory(device, what, error) from error
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        lines = (str(error).strip() or type(error).__name__).splitlines()
+        first = " ".join(map(str.strip, lines[: 2 if lines[0].endswith(":") else 1]))
         if "trust_remote_code" in str(error):
             first = (
                 "config.json or tokenizer_config.json asks for code of the checkpoint's own "
