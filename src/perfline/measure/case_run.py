@@ -188,6 +188,8 @@ def open_case(
 
     if model is not None and model.attention != case.model.attention:
         facts["attention"] = model.attention
+    if model is not None and model.quantization:
+        facts["quantization"] = model.quantization
     for built in made.values():
         _check_ids(case, built, known.vocabulary)
     if model is not None and replica is not None:

@@ -355,3 +355,28 @@ def test_a_model_that_takes_no_prefix_is_told_in_one_line(model, monkeypatch):
         NoSharedPrefixes, match=r"^LlamaForCausalLM does not run after a prefix: TypeErr"
     ):
         runner.warm_up(runner.plan(prompts))
+
+
+class Int8Linear(torch.nn.Module):
+    """A weight of 8 bits and a scale, as quantizers keep them."""
+
+    def __init__(self, linear):
+        super().__init__()
+        scale = linear.weight.abs().max() / 127
+        whole = torch.round(linear.weight / scale).to(torch.int8)
+        self.weight = torch.nn.Parameter(whole, requires_grad=False)
+        self.scale = torch.nn.Parameter(scale, requires_grad=False)
+
+    def forward(self, states):
+        return states @ (self.weight.float() * self.scale).T
+
+
+def test_quantised_weights_share_prefixes_in_the_dtype_that_is_computed_with():
+    model = load()
+    for layer in model.module.base_model.layers:
+        layer.self_attn.q_proj = Int8Linear(layer.self_attn.q_proj)
+    assert next(model.engine("eager").layers.parameters()).dtype == torch.int8
+    plain = run_pass(model.engine("eager"), some_prompts(), "all").answers
+    runner = SharedPrefixRunner(model.engine("eager"), ROOMY)
+    assert_same(runner.run(some_prompts(), runner.plan(some_prompts())).answers, plain)
+    model.close()
