@@ -60,6 +60,7 @@ def comparison(engine: str, name: str) -> CaseComparison:
         workload=Workload("tiny", (), None, "real", engine, 0),
         margin_fraction=0.02,
         max_pairs=1,
+        rounds=3,
         explain=True,
     )
     with places(sides, Path.cwd()) as found, ProcessLauncher(plan.workload, found) as launcher:

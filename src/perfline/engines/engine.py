@@ -116,7 +116,7 @@ class Profile:
     """Where the seconds of one profiled round went.
 
     Attributes:
-        wall_s: of the synchronised forwards.
+        wall_s: of the synchronised forwards: of all spans, and of what lies between them.
         on_device: whether the spans are seconds of an accelerator; else of the CPU.
     """
 

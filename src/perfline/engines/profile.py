@@ -58,8 +58,8 @@ class Profiler:
         """Run ``forwards`` of ``tokens`` in all; each waits for the device.
 
         The first is run once more before them: the profiler's own start is not measured. What is
-        told is the median forward's, times their number, so that what else the machine did in the
-        midst of one does not count.
+        told is the median forward's, operator by operator, times their number: so what else the
+        machine did in the midst of one counts as little as can be.
         """
         walls = []
         record: Any = _profiler.record_function
@@ -76,8 +76,7 @@ class Profiler:
         events = found.events()
         if trace is not None:
             found.export_chrome_trace(str(trace))
-        wall_s = len(walls) * statistics.median(walls)
-        return Profile(tokens, wall_s, on_device, spans(events, on_device))
+        return told(events, walls, tokens, on_device)
 
     @contextmanager
     def _ranges(self) -> Iterator[None]:
@@ -104,12 +103,13 @@ class Profiler:
                 hook.remove()
 
 
-def spans(events: Sequence[Any], on_device: bool) -> tuple[Span, ...]:
+def told(events: Sequence[Any], walls: Sequence[float], tokens: int, on_device: bool) -> Profile:
     """What the profiler's ``events`` (``FunctionEvent``) say of the forwards among them.
 
-    Seconds are the median forward's, times their number; calls are those of all.
+    ``walls`` are the seconds of each, by the clock. Seconds are the median forward's, times their
+    number, of every operator and of what none accounts for; calls are those of all.
     """
-    found = []
+    found: list[_Tree] = []
     for event in events:
         if event.name.startswith(_FORWARD) and event.device_type.name == "CPU":
             found.append(_Tree())
@@ -120,15 +120,19 @@ def spans(events: Sequence[Any], on_device: bool) -> tuple[Span, ...]:
         calls.update(tree.calls)
         for key, parts in tree.kernels.items():
             kernels[key].update(parts)
-    return tuple(
+    count = len(walls)
+    spans = tuple(
         Span(
             *key,
-            len(found) * statistics.median(tree.us[key] for tree in found) / 1e6,
+            count * statistics.median(tree.us[key] for tree in found) / 1e6,
             calls[key],
             _most(key[1], kernels[key]),
         )
         for key in calls
     )
+    gaps = (wall - sum(tree.us.values()) / 1e6 for wall, tree in zip(walls, found, strict=True))
+    wall_s = sum(span.seconds for span in spans) + count * statistics.median(gaps)
+    return Profile(tokens, wall_s, on_device, spans)
 
 
 class _Tree:
