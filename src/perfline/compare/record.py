@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from perfline import jsonfile
+from perfline.compare.explain import Explanation
 from perfline.compare.model import BESIDE, LEAST, Kind, Ready, Round, Side, SideName, Timed
 from perfline.compare.sequential import Decision
 from perfline.environments.installers import masked
@@ -272,6 +273,7 @@ class CaseComparison:
         problem: what ended the comparison before a decision; empty where nothing did.
         ranks: processes of a launch.
         ended: False while it goes on, and in what an interrupt left behind.
+        explanation: which operators make the difference; None where nobody asked.
     """
 
     case: str = field(metadata=OUTSIDE)
@@ -297,6 +299,7 @@ class CaseComparison:
     ranks: int = field(default=1, metadata={"ge": 1, **OPTIONAL})
     workload: Kind = field(default="prefill", metadata=OPTIONAL)
     beside: Mapping[str, Decision] = field(default_factory=dict, metadata=OPTIONAL)
+    explanation: Explanation | None = field(default=None, metadata=OPTIONAL)
 
     @property
     def alpha_each(self) -> float:

@@ -21,7 +21,7 @@ from perfline.compare.model import Ready, Round, Workload
 from perfline.distributed.group import Group
 from perfline.distributed.replica import Replica
 from perfline.engines.device import Device, current_device
-from perfline.engines.engine import Fingerprint, run_pass
+from perfline.engines.engine import Fingerprint, Profile, run_pass
 from perfline.engines.environment import Environment, collect, packages
 from perfline.engines.telemetry import Watch, watch
 from perfline.errors import EngineError, WorkerError
@@ -35,6 +35,8 @@ from perfline.measure.throughput import Timings, no_work
 from perfline.tasks.answers import Answers, no_answers
 from perfline.tasks.prompts import Prompt
 from perfline.tasks.sampling import tier_order
+
+_PROFILED = 7  # prompts
 
 
 @dataclass
@@ -90,6 +92,7 @@ class Launch:
             "answers": lambda: messages.answers_json(self.answers()),
             "peak": lambda: {"gib": self.peak_memory_gib()},
             "fingerprint": lambda: {"fingerprint": as_json(self.fingerprint())},
+            "profile": lambda: {"profile": as_json(self.profile(request.get("trace", str)))},
         }
         if word not in words:
             raise WorkerError(f"was asked for '{word}'; expected {', '.join(words)}")
@@ -223,6 +226,20 @@ class Launch:
         if case_run.case.parallel.tensor > 1:
             return None
         return case_run.fingerprint(self.engine)
+
+    def profile(self, trace: str = "") -> Profile | None:
+        """One round under the profiler, of a few prompts of all lengths; ``trace``: a path, or "".
+
+        None as for the fingerprint.
+        """
+        case_run = self.case_run
+        if case_run.case.parallel.tensor > 1:
+            return None
+        by_length = sorted(case_run.sample, key=lambda prompt: len(prompt.ids))
+        step = max(1, len(by_length) // _PROFILED)
+        prompts = by_length[step // 2 :: step][:_PROFILED]
+        engine, head = case_run.loaded.engine(self.engine), case_run.case.throughput.head
+        return engine.profile(prompts, head, Path(trace) if trace else None)
 
 
 class _Opening:

@@ -20,6 +20,7 @@ from perfline.compare import messages, process, wire
 from perfline.compare.launch import LaunchedWorker, Limits, ProcessLauncher
 from perfline.compare.model import SIDES, Side
 from perfline.compare.sides import Place
+from perfline.engines.engine import Profile, Span
 from perfline.errors import DeviceMemory, WorkerError
 from perfline.fields import as_json
 
@@ -154,14 +155,38 @@ def test_a_signal_is_named(place: Place):
         worker.close()
 
 
-def test_an_older_perfline_has_no_fingerprint(place: Place):
-    script = """
+@pytest.mark.parametrize("word", ["fingerprint", "profile"])
+def test_an_older_perfline_has_no_fingerprint_and_no_profile(place: Place, word: str):
+    script = f"""
 def old(request):
-    reply(error=dict(kind="WorkerError", message="was asked for 'fingerprint'; expected ready"))
-serve(fingerprint=old)
+    reply(error=dict(kind="WorkerError", message="was asked for '{word}'; expected ready"))
+serve({word}=old)
 """
     with launcher(place, script) as launching:
-        assert ready(launching).fingerprint() is None
+        assert getattr(ready(launching), word)() is None
+
+
+def test_a_profile_comes_over_the_wire(place: Place):
+    sent = Profile(900, 0.5, False, (Span("", "Python", 0.1, 5), Span("norm", "aten::mul", 0.0, 1)))
+    script = f"""
+def told(request):
+    assert request["trace"] == "/tmp/x.json"
+    reply(ok=dict(profile={as_json(sent)!r}))
+serve(profile=told)
+"""
+    with launcher(place, script) as launching:
+        assert ready(launching).profile(Path("/tmp/x.json")) == sent
+
+
+def test_a_profile_that_is_none_is_refused(place: Place):
+    sent = as_json(Profile(900, 0.5, False, (Span("norm", "aten::mul", 0.25, 1),)))
+    sent["spans"][0]["seconds"] = -1
+    script = f"serve(profile=lambda request: reply(ok=dict(profile={sent!r})))"
+    with (
+        launcher(place, script) as launching,
+        pytest.raises(WorkerError, match=r"spans\.0\.seconds"),
+    ):
+        ready(launching).profile()
 
 
 def test_only_the_end_of_a_long_stderr_is_shown(place: Place):
