@@ -4,7 +4,7 @@ Each injection of ``injected.py`` is put into B, live, on the embedded model: on
 timed, then explained by its own processes. It is found where the first row names its operator and
 its module, and explained where the rows named make at least 80 % of the change. Then A against A.
 
-    python benchmarks/gate/explain.py                 # print the table: half an hour on 2 cores
+    python benchmarks/gate/explain.py                 # print the table: half an hour, 2 cores
     python benchmarks/gate/explain.py --out FILE      # ... and keep it as JSON, after every row
     python benchmarks/gate/explain.py --only upcast   # some of them, by a part of their names
 """
@@ -100,8 +100,8 @@ def row(engine: str, name: str) -> dict[str, Any]:
 
 def asked(only: Sequence[str], equals: int) -> Iterator[tuple[str, str]]:
     """(engine, injection) of all rows."""
-    for engine in ("eager", "inductor"):
-        for name, injection in INJECTIONS.items():
+    for name, injection in INJECTIONS.items():
+        for engine in ("eager", "inductor"):
             there = injection.eager if engine == "eager" else injection.inductor
             if there is not None and (not only or any(part in name for part in only)):
                 yield engine, name

@@ -36,6 +36,7 @@ _SHOWN = 3  # operators of one side
 NOTHING = "nothing"
 REST = "(launch gaps, Python)"  # what no operator accounts for
 
+_SECONDS = {"ge": -1e12, "le": 1e12}
 Key = tuple[str, str]  # module with its layer as ``*``, operator
 _LAYER = re.compile(r"\.\d+(?=\.|$)")
 
@@ -52,11 +53,11 @@ class Cause:
 
     module: str = field(metadata={"blank": True})
     operator: str
-    baseline_s: float
-    candidate_s: float
-    change_s: float
-    low_s: float
-    high_s: float
+    baseline_s: float = field(metadata=_SECONDS)
+    candidate_s: float = field(metadata=_SECONDS)
+    change_s: float = field(metadata=_SECONDS)
+    low_s: float = field(metadata=_SECONDS)
+    high_s: float = field(metadata=_SECONDS)
 
 
 @dataclass(frozen=True)
@@ -80,10 +81,10 @@ class Explanation:
     rounds: int = 0
     tokens: int = 0
     on_device: bool = False
-    baseline_s: float = 0.0
-    change_s: float = 0.0
-    low_s: float = 0.0
-    high_s: float = 0.0
+    baseline_s: float = field(default=0.0, metadata=_SECONDS)
+    change_s: float = field(default=0.0, metadata=_SECONDS)
+    low_s: float = field(default=0.0, metadata=_SECONDS)
+    high_s: float = field(default=0.0, metadata=_SECONDS)
     compared: int = 0
     causes: tuple[Cause, ...] = ()
     seconds: float = 0.0

@@ -16,7 +16,7 @@ from perfline.compare import record, run
 from perfline.compare.explain import REST, ROUNDS, Explanation, Row, explain, matched
 from perfline.compare.record import Comparison
 from perfline.engines.engine import Fingerprint, Profile, Span
-from perfline.errors import CaseError, DeviceMemory, EngineError, WorkerError
+from perfline.errors import CaseError, DeviceMemory, EngineError, RecordError, WorkerError
 from perfline.report import comparison_text
 
 LAYERS = 4
@@ -287,6 +287,23 @@ def test_what_differs_exactly_comes_first():
     assert told.differences == ("graphs 2 -> 3", "aten::mm 4 -> 8")
 
 
+def test_where_a_process_has_died_one_more_pair_is_started():
+    launcher, died = sides(), []
+    scripted = launcher.candidate.profile
+
+    def profiled(turn):
+        if not died:
+            died.append(turn)
+            raise WorkerError("candidate: was ended by SIGKILL")
+        return scripted(turn)
+
+    launcher.candidate.profile = profiled
+    told = last(launcher, asked()).explanation
+    assert first(told) == ("layers.*.mlp.up_proj", "linear")
+    assert launcher.started == {"baseline": 10, "candidate": 10}
+    assert launcher.live == set()
+
+
 @pytest.mark.parametrize(
     ("error", "problem"),
     [
@@ -357,6 +374,24 @@ def test_the_record_holds_it_and_a_record_without_it_is_read(tmp_path):
         assert record.load(path).cases["tiny"] == case
         held = json.loads(path.read_text())["cases"]["tiny"]
         assert ("explanation" in held) == (case.explanation is not None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"baseline_s": 0.0}, "baseline_s"),
+        ({"tokens": 0}, "baseline_s"),
+        ({"change_s": 0.0}, "change_s"),
+        ({"baseline_s": 1e300}, "baseline_s"),
+    ],
+)
+def test_a_record_of_what_no_rounds_can_say_is_refused(tmp_path, changes, key):
+    found, path = last(sides(), asked()), tmp_path / "compare.json"
+    told = dataclasses.replace(found.explanation, **changes)
+    case = dataclasses.replace(found, explanation=told)
+    record.save(path, Comparison("2026-11-26T12:00:00Z", False, "x", {"tiny": case}))
+    with pytest.raises(RecordError, match=rf"explanation\.{key}"):
+        record.load(path)
 
 
 def test_the_terminal_and_markdown_show_the_table_in_80_columns():
