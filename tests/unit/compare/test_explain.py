@@ -81,6 +81,19 @@ def test_one_layer_alone_is_named_as_that_layer():
     assert first(told) == ("layers.2.mlp.up_proj", "linear")
 
 
+def test_a_layer_that_is_certain_is_named_though_all_layers_together_are_not():
+    rng = np.random.default_rng(5)
+
+    def restless(seconds):
+        sizes = {key: 0.01 if "layers.2" in key[0] else 0.6 for key in seconds}
+        return profile({k: v * np.exp(rng.normal(0, sizes[k])) for k, v in seconds.items()})
+
+    slow = times({("mlp.up_proj", "aten::linear"): 6.0}, layer=2)
+    told = explain(*zip(*[(restless(times()), restless(slow)) for _ in range(ROUNDS)], strict=True))
+    assert [(c.module, c.operator) for c in told.causes] == [("layers.2.mlp.up_proj", "linear")]
+    assert told.causes[0].baseline_s == pytest.approx(5, rel=0.02)
+
+
 def test_a_renamed_operator_is_compared_with_what_it_was():
     renamed = times({("mlp.act_fn", "own::fast"): 3.0}, without={("mlp.act_fn", "aten::silu")})
     told = explained(times(), renamed)
