@@ -4,7 +4,7 @@ Each injection of ``injected.py`` is put into B, live, on the embedded model: on
 timed, then explained by its own processes. It is found where the first row names its operator and
 its module, and explained where the rows named make at least 80 % of the change. Then A against A.
 
-    python benchmarks/gate/explain.py                 # print the table: half an hour on 2 cores
+    python benchmarks/gate/explain.py                 # print the table: half an hour, 2 cores
     python benchmarks/gate/explain.py --out FILE      # ... and keep it as JSON, after every row
     python benchmarks/gate/explain.py --only upcast   # some of them, by a part of their names
 """
@@ -19,7 +19,6 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +35,7 @@ from perfline.compare.record import CaseComparison
 from perfline.compare.sides import make_side, places
 from perfline.engines import environment
 from perfline.errors import RecordError
+from perfline.fields import as_json
 
 HERE = Path(__file__).parent
 EXPLAINED = (0.8, 1.25)  # shares of the change that are no surprise
@@ -76,15 +76,10 @@ def row(engine: str, name: str) -> dict[str, Any]:
     result: dict[str, Any] = {
         "injection": name or "none",
         "engine": engine,
-        "problem": told.problem,
         "change": None if found.decision is None else found.decision.estimate,
-        "profiled_change": told.change_s / told.baseline_s if told.baseline_s else None,
         "first": None if first is None else [first.module, first.operator],
         "explained": told.explained,
-        "compared": told.compared,
-        "seconds": round(told.seconds, 1),
-        "causes": [asdict(cause) for cause in told.causes],
-        "differences": told.differences,
+        "explanation": as_json(told),
     }
     if name:
         known = INJECTIONS[name].eager if engine == "eager" else INJECTIONS[name].inductor
@@ -100,8 +95,8 @@ def row(engine: str, name: str) -> dict[str, Any]:
 
 def asked(only: Sequence[str], equals: int) -> Iterator[tuple[str, str]]:
     """(engine, injection) of all rows."""
-    for engine in ("eager", "inductor"):
-        for name, injection in INJECTIONS.items():
+    for name, injection in INJECTIONS.items():
+        for engine in ("eager", "inductor"):
             there = injection.eager if engine == "eager" else injection.inductor
             if there is not None and (not only or any(part in name for part in only)):
                 yield engine, name
@@ -127,16 +122,16 @@ def main(arguments: list[str] | None = None) -> int:
         start = time.perf_counter()
         rows.append(row(engine, name) | {"load_average": os.getloadavg()[0]})
         took = time.perf_counter() - start
-        shown = {key: rows[-1].get(key) for key in ("first", "named", "explained", "problem")}
+        shown = {key: rows[-1].get(key) for key in ("first", "named", "explained")}
         print(f"{engine} {name or 'A/A'}: {json.dumps(shown)} in {took:.0f} s", file=sys.stderr)
         if given.out is not None:
             jsonfile.write(given.out, {**head, "rows": rows}, RecordError)
-    keys = ("injection", "engine", "change", "first", "explained", "seconds")
+    keys = ("injection", "engine", "change", "first", "explained")
     print(tabulate([[each[key] for key in keys] for each in rows], keys, floatfmt=".3f"))
     injected, equal = [r for r in rows if "named" in r], [r for r in rows if "named" not in r]
     named = sum(each["named"] for each in injected)
     enough = sum(each["enough"] for each in injected)
-    false = sum(bool(each["causes"]) for each in equal)
+    false = sum(each["first"] is not None for each in equal)
     print(
         f"named first: {named} of {len(injected)}; explained: {enough} of {len(injected)}; "
         f"A/A that name anything: {false} of {len(equal)}"

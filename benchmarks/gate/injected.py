@@ -143,8 +143,9 @@ def _wait(*_: object) -> None:
         pass
 
 
-def _python(only: int | None = None) -> Callable[[], None]:
-    return lambda: _each_layer(lambda layer: layer.register_forward_pre_hook(_wait), only)
+def _slow_layers() -> None:
+    """Python before every layer."""
+    _each_layer(lambda layer: layer.register_forward_pre_hook(_wait))
 
 
 def _slow_head() -> None:
@@ -213,11 +214,6 @@ INJECTIONS = {
         (rf"{_ALL}\.mlp\.down_proj", r"linear( .*)?"),
         (_ALL, r"mm( .*)?"),
     ),
-    "upcast, one layer": Injection(
-        _set("mlp.down_proj", _upcast, _LAYER),
-        (rf"{_ONE}\.mlp\.down_proj", r"linear( .*)?"),
-        (_ONE, r"mm( .*)?"),
-    ),
     "a copy": Injection(
         _set("mlp.down_proj", _copied), (rf"{_ALL}\.mlp\.down_proj", r"nothing -> clone"), None
     ),
@@ -229,8 +225,7 @@ INJECTIONS = {
         (rf"{_ALL}\.self_attn\.q_proj", r"linear -> .*matmul.*"),
         None,
     ),
-    "Python, 1 ms a layer": Injection(_python(), (_ALL, "Python"), (_ALL, "Python")),
-    "Python, 1 ms in one layer": Injection(_python(_LAYER), (_ONE, "Python"), (_ONE, "Python")),
+    "Python, 1 ms a layer": Injection(_slow_layers, (_ALL, "Python"), (_ALL, "Python")),
     "sleep in one operator": Injection(
         _set("mlp.act_fn", lambda _: _Activation(_slow_silu)),
         (rf"{_ALL}\.mlp\.act_fn", r"silu -> injected::silu"),
@@ -239,12 +234,12 @@ INJECTIONS = {
     "sleep in one operator, one layer": Injection(
         _set("mlp.act_fn", lambda _: _Activation(_slow_silu), _LAYER),
         (rf"{_ONE}\.mlp\.act_fn", r"silu -> injected::silu|nothing -> injected::silu"),
-        (_ONE, r".*injected::silu.*"),
+        None,
     ),
     "the last norm": Injection(
         _slow_norm,
         ("norm", r"nothing -> (tanh|add|mul)|add|mul"),
-        ("norm", r"nothing -> tanh|add|mul"),
+        None,
     ),
 }
 

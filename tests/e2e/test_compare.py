@@ -39,11 +39,28 @@ def swapped(self, logits):
 
 TorchEngine.read = swapped
 """
+# More than anything that a busy machine does to one operator.
+AGAIN = """
+from transformers.models.llama import modeling_llama
+
+init = modeling_llama.LlamaDecoderLayer.__init__
+
+
+def often(self, config, layer_idx):
+    init(self, config, layer_idx)
+    if layer_idx == 2:
+        once = self.mlp.forward
+        self.mlp.forward = lambda x: [once(x) for _ in range(20)][0]
+
+
+modeling_llama.LlamaDecoderLayer.__init__ = often
+"""
 
 
 def compare(folder: Path, *arguments: str) -> tuple[subprocess.CompletedProcess[str], dict]:
     (folder / "mutant.py").write_text(MUTANT)
     (folder / "wrong.py").write_text(WRONG)
+    (folder / "again.py").write_text(AGAIN)
     small = "throughput.sample=8"
     command = ["-m", "perfline", "compare", "tiny", "--engine", "eager", "--rounds", "3"]
     command += ["--env", f"PYTHONPATH={folder}", "--baseline-set", small, "--set", small]
@@ -78,6 +95,20 @@ def test_as_fast_but_wrong_is_regressed(tmp_path: Path):
     assert done.returncode == 1, done.stdout + done.stderr
     assert done.stdout.startswith("tiny eager regressed: ")
     assert "right -> wrong" in done.stdout
+
+
+def test_what_runs_again_in_one_layer_is_named(tmp_path: Path):
+    more = ("--import", "again", "--max-pairs", "1", "--questions", "0")
+    done, record = compare(tmp_path, *more, "--explain", "--traces", "traces")
+    assert done.returncode == 0, done.stdout + done.stderr  # unsure: one pair tells nothing
+    told = record["cases"]["tiny"]["explanation"]
+    assert told["problem"] == ""
+    assert told["causes"][0]["module"].startswith("layers.2.mlp")
+    assert "layers.2.mlp x 20 FLOPs" in told["differences"]
+    assert "layers.2.mlp" in done.stdout
+    assert max(map(len, done.stdout.partition("record:")[0].splitlines())) <= 80
+    traces = [json.loads((tmp_path / path).read_text()) for path in told["traces"]]
+    assert all(trace["traceEvents"] for trace in traces)
 
 
 @pytest.mark.parametrize("word", ["os._exit(3)", "raise SystemError('no kernel')"])

@@ -12,7 +12,7 @@ A kernel of A is compared with the one of B that the same operator of the same m
 module, then in the lowest module that holds both; there the names of inductor's kernels, which list
 what was fused, say which belong together. So a renamed, fused or split kernel is one row, not one
 gone and one new. Layers are looked at together, ``layers.*``, and told apart where a few of them
-make the difference.
+make the difference, or where the difference of one alone is certain.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from perfline.engines.engine import Profile
 
 ROUNDS = 20  # profiled, a side: 12 would do for 20 operators, these do for many more
 ALPHA = 0.01  # of naming any operator between equals
+WALL_CONFIDENCE = 0.95  # of the whole change: it was judged before, and is only taken shares of
 LEAST_FRACTION = 0.005  # of A's time
 LITTLE_FRACTION = 0.5  # of the change: less is "explains little"
 _MOST_OF = 0.8  # of a row's change: the layers that make so much of it are named
@@ -36,6 +37,7 @@ _SHOWN = 3  # operators of one side
 NOTHING = "nothing"
 REST = "(launch gaps, Python)"  # what no operator accounts for
 
+_SECONDS = {"ge": -1e12, "le": 1e12}
 Key = tuple[str, str]  # module with its layer as ``*``, operator
 _LAYER = re.compile(r"\.\d+(?=\.|$)")
 
@@ -52,11 +54,11 @@ class Cause:
 
     module: str = field(metadata={"blank": True})
     operator: str
-    baseline_s: float
-    candidate_s: float
-    change_s: float
-    low_s: float
-    high_s: float
+    baseline_s: float = field(metadata=_SECONDS)
+    candidate_s: float = field(metadata=_SECONDS)
+    change_s: float = field(metadata=_SECONDS)
+    low_s: float = field(metadata=_SECONDS)
+    high_s: float = field(metadata=_SECONDS)
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class Explanation:
         differences: what is counted without noise, from ``gates.fingerprint``.
         on_device: the seconds are an accelerator's; else the CPU's.
         baseline_s: A's wall clock of a round; ``change_s``: what B's is above it, with its interval
-            at 1 - ``ALPHA``; all 0 where nothing was profiled.
+            at ``WALL_CONFIDENCE``; all 0 where nothing was profiled.
         compared: rows that were looked at.
         causes: those that are certain, the largest first.
         seconds: what the explaining took.
@@ -80,10 +82,10 @@ class Explanation:
     rounds: int = 0
     tokens: int = 0
     on_device: bool = False
-    baseline_s: float = 0.0
-    change_s: float = 0.0
-    low_s: float = 0.0
-    high_s: float = 0.0
+    baseline_s: float = field(default=0.0, metadata=_SECONDS)
+    change_s: float = field(default=0.0, metadata=_SECONDS)
+    low_s: float = field(default=0.0, metadata=_SECONDS)
+    high_s: float = field(default=0.0, metadata=_SECONDS)
     compared: int = 0
     causes: tuple[Cause, ...] = ()
     seconds: float = 0.0
@@ -110,7 +112,7 @@ def explain(baseline: Sequence[Profile], candidate: Sequence[Profile]) -> Explan
     """Compare the n-th round of A with the n-th of B; ValueError for too few to be certain."""
     a, b = [_Round(each) for each in baseline], [_Round(each) for each in candidate]
     walls = [then.wall_s - now.wall_s for now, then in zip(baseline, candidate, strict=True)]
-    wall = interval(walls, 1 - ALPHA)
+    wall = interval(walls, WALL_CONFIDENCE)
     if wall is None:
         raise ValueError(f"{len(walls)} profiled rounds a side are too few")
     baseline_s = statistics.median(each.wall_s for each in baseline)
@@ -120,16 +122,27 @@ def explain(baseline: Sequence[Profile], candidate: Sequence[Profile]) -> Explan
         for row in matched(_calls(a), _calls(b))
         if max(_median(a, row.baseline), _median(b, row.candidate)) > least_s
     ]
-    confidence = 1 - ALPHA / (len(rows) + 1)
+    layers = sorted({layer for each in (*a, *b) for layer, _ in each.by_layer} - {""}, key=int)
+    alone = [
+        (row, layer)
+        for row in rows
+        for layer in (layers if ".*" in row.module else ())
+        if max(_median(a, row.baseline, layer), _median(b, row.candidate, layer)) > least_s
+    ]
+    # Half of alpha is for all layers together, half for layers alone.
+    confidence = 1 - ALPHA / 2 / (len(rows) + 1)
     causes = []
+    told: set[Row] = set()
     for row in rows:
-        change = [
-            then.seconds(row.candidate) - now.seconds(row.baseline)
-            for now, then in zip(a, b, strict=True)
-        ]
-        if (found := _beyond(change, confidence, least_s)) is not None:
+        if (found := _beyond(_changes(row, a, b), confidence, least_s)) is not None:
+            told.add(row)
             seconds = _median(a, row.baseline), _median(b, row.candidate)
-            module = _layers(row, a, b, statistics.median(change))
+            causes.append(Cause(_layers(row, a, b, layers), _label(row, a, b), *seconds, *found))
+    for row, layer in alone:
+        changes = [] if row in told else _changes(row, a, b, layer)
+        if (found := _beyond(changes, 1 - ALPHA / 2 / len(alone), least_s)) is not None:
+            seconds = _median(a, row.baseline, layer), _median(b, row.candidate, layer)
+            module = row.module.replace("*", layer, 1)
             causes.append(Cause(module, _label(row, a, b), *seconds, *found))
     gaps = [then.rest_s - now.rest_s for now, then in zip(a, b, strict=True)]
     if (found := _beyond(gaps, confidence, least_s)) is not None:
@@ -143,7 +156,7 @@ def explain(baseline: Sequence[Profile], candidate: Sequence[Profile]) -> Explan
         change_s=statistics.median(walls),
         low_s=wall[0],
         high_s=wall[1],
-        compared=len(rows) + 1,
+        compared=len(rows) + len(alone) + 1,
         causes=tuple(sorted(causes, key=lambda cause: -abs(cause.change_s))),
     )
 
@@ -253,12 +266,10 @@ class _Round:
             self.kernels[key][span.kernel] += span.seconds  # type: ignore[assignment]
         self.rest_s = profile.wall_s - sum(span.seconds for span in profile.spans)
 
-    def seconds(self, keys: Iterable[Key]) -> float:
-        """Of these keys together; what did not run took none."""
-        return sum(self.by_key.get(key, 0.0) for key in keys)
-
-    def of_layer(self, layer: str, keys: Iterable[Key]) -> float:
-        """The same of one layer."""
+    def seconds(self, keys: Iterable[Key], layer: str | None = None) -> float:
+        """Of these keys together, in one layer or in all; what did not run took none."""
+        if layer is None:
+            return sum(self.by_key.get(key, 0.0) for key in keys)
         return sum(self.by_layer.get((layer, key), 0.0) for key in keys)
 
 
@@ -273,8 +284,18 @@ def _calls(rounds: Sequence[_Round]) -> Counter[Key]:
     return sum((each.calls for each in rounds), Counter())
 
 
-def _median(rounds: Sequence[_Round], keys: Sequence[Key]) -> float:
-    return statistics.median(each.seconds(keys) for each in rounds)
+def _median(rounds: Sequence[_Round], keys: Sequence[Key], layer: str | None = None) -> float:
+    return statistics.median(each.seconds(keys, layer) for each in rounds)
+
+
+def _changes(
+    row: Row, a: Sequence[_Round], b: Sequence[_Round], layer: str | None = None
+) -> list[float]:
+    """B's seconds less A's, round by round."""
+    return [
+        then.seconds(row.candidate, layer) - now.seconds(row.baseline, layer)
+        for now, then in zip(a, b, strict=True)
+    ]
 
 
 def _beyond(
@@ -287,19 +308,12 @@ def _beyond(
     return statistics.median(change), *found
 
 
-def _layers(row: Row, a: Sequence[_Round], b: Sequence[_Round], change_s: float) -> str:
-    """The row's module, its layers named where a few of them make most of ``change_s``."""
-    keys = {*row.baseline, *row.candidate}
-    layers = {layer for each in (*a, *b) for layer, key in each.by_layer if key in keys}
+def _layers(row: Row, a: Sequence[_Round], b: Sequence[_Round], layers: Sequence[str]) -> str:
+    """The row's module, its layers named where a few of them make most of its change."""
     if ".*" not in row.module:
         return row.module
-    each = {
-        layer: statistics.median(
-            then.of_layer(layer, row.candidate) - now.of_layer(layer, row.baseline)
-            for now, then in zip(a, b, strict=True)
-        )
-        for layer in layers
-    }
+    change_s = statistics.median(_changes(row, a, b))
+    each = {layer: statistics.median(_changes(row, a, b, layer)) for layer in layers}
     named: list[str] = []
     for layer in sorted(each, key=lambda name: each[name] / change_s, reverse=True):
         named.append(layer)

@@ -87,6 +87,12 @@ def _check(node: Node, case: CaseComparison) -> None:
                     node.fail(f"pairs.{number}.{side}.rounds.{n}.{lacking}", "is missing")
         if not pair.void and not pair.kept:
             node.fail(f"pairs.{number}.void", "is empty, yet no round pair is without faults")
+    told = case.explanation
+    if told is not None and not told.problem:
+        if told.baseline_s < LEAST or not told.tokens:
+            node.fail("explanation.baseline_s", "or 'tokens' is 0, yet it says no problem")
+        if not told.low_s <= told.change_s <= told.high_s:
+            node.fail("explanation.change_s", "lies outside of its interval")
 
 
 # Names of environment variables whose values are not for a file.

@@ -429,38 +429,51 @@ def _explained(
 ) -> Explanation:
     """Have both live processes profile rounds in turn; a failure is told, and changes no verdict.
 
-    Without ``workers`` one more pair is started.
+    Where there are no ``workers``, or they have died, one more pair is started.
     """
     begin = time.monotonic()
     task = _task(plan, found)
+
+    def one_more() -> Mapping[SideName, Worker]:
+        live = _launched(launcher, plan.sides, task, ends)
+        return {name: each.worker for name, each in live.items()}
+
     try:
-        if not workers:
-            live = _launched(launcher, plan.sides, task, ends)
-            workers = {name: each.worker for name, each in live.items()}
-        prints = [workers[name].fingerprint() for name in SIDES]
-        told = [each for each in prints if each is not None]
-        exact = tuple(differences(*told)) if len(told) == len(SIDES) else ()
-        with _Traces(plan.traces, f"{found.case}-{found.engine}") as traces:
-            profiles: dict[SideName, list[Profile]] = {name: [] for name in SIDES}
-            for turn in range(-1, ROUNDS):  # the first of each may compile, and is dropped
-                for name in task.order if turn % 2 == 0 else task.order[::-1]:
-                    trace = traces.written.get(name) if turn == ROUNDS - 1 else None
-                    profile = workers[name].profile(trace)
-                    if profile is None:
-                        which = "A" if name == "baseline" else "B"
-                        raise WorkerError(
-                            f"{which}'s perfline cannot profile, as it is older than --explain"
-                        )
-                    if turn >= 0:
-                        profiles[name].append(profile)
-            explanation = explain(profiles["baseline"], profiles["candidate"])
-            kept = traces.keep()
+        try:
+            told = _profiled(plan, found, task, workers or one_more())
+        except WorkerError:
+            if not workers:
+                raise
+            ends.close()
+            told = _profiled(plan, found, task, one_more())
     except DeviceMemory as error:
         return Explanation(problem=f"A and B do not fit on the device at once: {error}")
-    except (PerflineError, OSError) as error:
+    except (PerflineError, _Incomparable, OSError) as error:
         return Explanation(problem=str(error))
-    seconds = time.monotonic() - begin
-    return replace(explanation, differences=exact, seconds=seconds, traces=kept)
+    return replace(told, seconds=time.monotonic() - begin)
+
+
+def _profiled(
+    plan: Plan, found: CaseComparison, task: Task, workers: Mapping[SideName, Worker]
+) -> Explanation:
+    """What differs exactly, then rounds A B | B A under the profiler; raises what they do."""
+    a, b = (workers[name].fingerprint() for name in SIDES)
+    exact = tuple(differences(a, b)) if a is not None and b is not None else ()
+    profiles: dict[SideName, list[Profile]] = {name: [] for name in SIDES}
+    with _Traces(plan.traces, f"{found.case}-{found.engine}") as traces:
+        for turn in range(-1, ROUNDS):  # the first of each may compile, and is dropped
+            for name in task.order if turn % 2 == 0 else task.order[::-1]:
+                trace = traces.written.get(name) if turn == ROUNDS - 1 else None
+                profile = workers[name].profile(trace)
+                if profile is None:
+                    which = "A" if name == "baseline" else "B"
+                    raise EngineError(
+                        f"{which}'s perfline cannot profile, as it is older than --explain"
+                    )
+                if turn >= 0:
+                    profiles[name].append(profile)
+        told = explain(profiles["baseline"], profiles["candidate"])
+        return replace(told, differences=exact, traces=traces.keep())
 
 
 _MOST_TRACES = 1000  # of one case in a directory

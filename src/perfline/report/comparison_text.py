@@ -49,6 +49,7 @@ def table(found: CaseComparison, tablefmt: str = "plain") -> str:
     return fitted(_HEADERS, rows) if tablefmt == "plain" else grid(_HEADERS, rows, tablefmt)
 
 
+_LONG_NAME = re.compile(r"(\w{30})\w{3,}")
 _EXPLAINED_HEADERS = ["operator", "module", "A", "B", "change"]
 
 
@@ -56,7 +57,8 @@ def explained_table(told: Explanation, tablefmt: str = "plain") -> str:
     """One row an operator whose difference is certain: us a token, and its share of A's time."""
     rows = explained_rows(told)
     if tablefmt == "plain":
-        return fitted(_EXPLAINED_HEADERS, rows)
+        short = [[_LONG_NAME.sub(r"\1..", row[0]), *row[1:]] for row in rows]
+        return fitted(_EXPLAINED_HEADERS, short)
     return grid(_EXPLAINED_HEADERS, rows, tablefmt)
 
 

@@ -16,7 +16,7 @@ from perfline.compare import record, run
 from perfline.compare.explain import REST, ROUNDS, Explanation, Row, explain, matched
 from perfline.compare.record import Comparison
 from perfline.engines.engine import Fingerprint, Profile, Span
-from perfline.errors import CaseError, DeviceMemory, EngineError, WorkerError
+from perfline.errors import CaseError, DeviceMemory, EngineError, RecordError, WorkerError
 from perfline.report import comparison_text
 
 LAYERS = 4
@@ -79,6 +79,19 @@ def test_one_operator_that_got_slower_is_named_with_its_module_and_explains_the_
 def test_one_layer_alone_is_named_as_that_layer():
     told = explained(times(), times({("mlp.up_proj", "aten::linear"): 15.0}, layer=2))
     assert first(told) == ("layers.2.mlp.up_proj", "linear")
+
+
+def test_a_layer_that_is_certain_is_named_though_all_layers_together_are_not():
+    rng = np.random.default_rng(5)
+
+    def restless(seconds):
+        sizes = {key: 0.01 if "layers.2" in key[0] else 0.6 for key in seconds}
+        return profile({k: v * np.exp(rng.normal(0, sizes[k])) for k, v in seconds.items()})
+
+    slow = times({("mlp.up_proj", "aten::linear"): 6.0}, layer=2)
+    told = explain(*zip(*[(restless(times()), restless(slow)) for _ in range(ROUNDS)], strict=True))
+    assert [(c.module, c.operator) for c in told.causes] == [("layers.2.mlp.up_proj", "linear")]
+    assert told.causes[0].baseline_s == pytest.approx(5, rel=0.02)
 
 
 def test_a_renamed_operator_is_compared_with_what_it_was():
@@ -287,6 +300,23 @@ def test_what_differs_exactly_comes_first():
     assert told.differences == ("graphs 2 -> 3", "aten::mm 4 -> 8")
 
 
+def test_where_a_process_has_died_one_more_pair_is_started():
+    launcher, died = sides(), []
+    scripted = launcher.candidate.profile
+
+    def profiled(turn):
+        if not died:
+            died.append(turn)
+            raise WorkerError("candidate: was ended by SIGKILL")
+        return scripted(turn)
+
+    launcher.candidate.profile = profiled
+    told = last(launcher, asked()).explanation
+    assert first(told) == ("layers.*.mlp.up_proj", "linear")
+    assert launcher.started == {"baseline": 10, "candidate": 10}
+    assert launcher.live == set()
+
+
 @pytest.mark.parametrize(
     ("error", "problem"),
     [
@@ -357,6 +387,24 @@ def test_the_record_holds_it_and_a_record_without_it_is_read(tmp_path):
         assert record.load(path).cases["tiny"] == case
         held = json.loads(path.read_text())["cases"]["tiny"]
         assert ("explanation" in held) == (case.explanation is not None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"baseline_s": 0.0}, "baseline_s"),
+        ({"tokens": 0}, "baseline_s"),
+        ({"change_s": 0.0}, "change_s"),
+        ({"baseline_s": 1e300}, "baseline_s"),
+    ],
+)
+def test_a_record_of_what_no_rounds_can_say_is_refused(tmp_path, changes, key):
+    found, path = last(sides(), asked()), tmp_path / "compare.json"
+    told = dataclasses.replace(found.explanation, **changes)
+    case = dataclasses.replace(found, explanation=told)
+    record.save(path, Comparison("2026-11-26T12:00:00Z", False, "x", {"tiny": case}))
+    with pytest.raises(RecordError, match=rf"explanation\.{key}"):
+        record.load(path)
 
 
 def test_the_terminal_and_markdown_show_the_table_in_80_columns():
