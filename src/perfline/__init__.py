@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         RankError,
         RecordError,
         ReplicaLost,
+        SearchError,
         WorkerError,
     )
     from perfline.gates.verdict import Verdict
@@ -67,6 +68,7 @@ __all__ = [
     "Record",
     "RecordError",
     "ReplicaLost",
+    "SearchError",
     "Verdict",
     "WorkerError",
     "__version__",

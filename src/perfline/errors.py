@@ -17,6 +17,7 @@ what was expected and what to do::
     ├── BaselineError      a baseline file is torn, hand-edited, or refused
     ├── RecordError        a results file is torn, partial, or of another schema
     ├── WorkerError        a process of one side of a comparison crashed, hung or refused
+    ├── SearchError        a search over environments cannot begin, or cannot go on
     ├── InstallError       an environment with what was asked for cannot be made
     └── RankError          a rank of a torchrun job failed, hung, or is of another kind
         └── ReplicaLost    ... and with it the model that it held with others
@@ -103,6 +104,10 @@ class WorkerError(PerflineError):
 
     The message names the side, what it was asked, how it ended, and the end of its stderr.
     """
+
+
+class SearchError(PerflineError):
+    """A search (bisect, isolate) cannot begin, or cannot go on; what was measured is kept."""
 
 
 class InstallError(PerflineError):

@@ -55,17 +55,36 @@ def add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     add("cases", metavar="CASE", type=str.strip, nargs="+")
     _add_sides(parser)
     add(
-        "--engine",
-        metavar="NAME",
-        default="inductor",
-        help="eager, inductor, or one of your own as module:Class (default: inductor)",
-    )
-    add(
         "--workload",
         choices=("prefill", "decode", "all"),
         default="prefill",
         help="what is timed: prompts, tokens generated one by one behind some, or both in turn "
         "(default: prefill)",
+    )
+    add("--strict", action="store_true", help="unsure fails, too")
+    add(
+        "--explain",
+        action="store_true",
+        help="once it is decided, profile both sides in turn and say which operator of which layer "
+        "makes the difference; nothing that is timed is profiled",
+    )
+    add(
+        "--traces",
+        metavar="DIR",
+        type=Path,
+        help="with --explain: keep a profiled round of each side there, for Chrome's trace viewer",
+    )
+    add_measuring(parser, "results/compare.json")
+
+
+def add_measuring(parser: argparse.ArgumentParser, out: str) -> None:
+    """Add what every comparison needs to know beside its sides; ``out`` is the default record."""
+    add = parser.add_argument
+    add(
+        "--engine",
+        metavar="NAME",
+        default="inductor",
+        help="eager, inductor, or one of your own as module:Class (default: inductor)",
     )
     add(
         "--margin",
@@ -109,19 +128,6 @@ def add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         default=3600,
         help="seconds a process may take to load, compile and warm up (default: 3600)",
     )
-    add(
-        "--explain",
-        action="store_true",
-        help="once it is decided, profile both sides in turn and say which operator of which layer "
-        "makes the difference; nothing that is timed is profiled",
-    )
-    add(
-        "--traces",
-        metavar="DIR",
-        type=Path,
-        help="with --explain: keep a profiled round of each side there, for Chrome's trace viewer",
-    )
-    add("--strict", action="store_true", help="unsure fails, too")
     add_data_dir(parser)
     add_case_dir(parser)
     add("--dummy-weights", action="store_true", help="random weights; accuracy is not judged")
@@ -130,8 +136,8 @@ def add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "--out",
         metavar="FILE",
         type=Path,
-        default=Path("results/compare.json"),
-        help="the record, with every round (default: results/compare.json)",
+        default=Path(out),
+        help=f"the record, with every round (default: {out})",
     )
     add("--markdown", metavar="FILE", type=Path, help='such as "$GITHUB_STEP_SUMMARY"')
 
@@ -197,10 +203,10 @@ def run(args: argparse.Namespace) -> int:
     if args.markdown is not None:
         jsonfile.withdraw(args.markdown, RecordError)
     if any(side.install for side in sides):
-        with _stopped_politely():
+        with stopped_politely():
             sides, plans = _installed(sides, plans)
     try:
-        with _stopped_politely(), launchers(sides, args.timeout) as launcher_of:
+        with stopped_politely(), launchers(sides, args.timeout) as launcher_of:
             for so_far in _compared(plans, launcher_of, comparison):
                 comparison = so_far
                 record.save(args.out, comparison)
@@ -211,7 +217,7 @@ def run(args: argparse.Namespace) -> int:
         raise
     print(comparison_text.terminal(comparison, str(args.out)))
     if args.markdown is not None:
-        _write_markdown(args.markdown, comparison_text.markdown(comparison))
+        write_markdown(args.markdown, comparison_text.markdown(comparison))
     if comparison.partial:
         return 130
     words = [found.word for found in comparison.cases.values()]
@@ -219,7 +225,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 @contextmanager
-def _stopped_politely() -> Iterator[None]:
+def stopped_politely() -> Iterator[None]:
     """Let SIGTERM (a cancelled job) and SIGHUP (a closed terminal) end it as Ctrl-C does."""
 
     def stop(number: int, frame: object) -> None:
@@ -281,10 +287,31 @@ def command(args: argparse.Namespace) -> str:
     return shlex.join(words)
 
 
+def workload(args: argparse.Namespace, case: Case) -> Workload:
+    """What both sides run, as the options of :func:`add_measuring` say."""
+    from perfline.compare.model import Workload
+
+    return Workload(
+        case=case.id,
+        case_dirs=tuple(args.case_dir),
+        data_dir=args.data_dir,
+        weights="dummy" if args.dummy_weights else "real",
+        engine=args.engine,
+        questions=(case.compare.questions if args.questions is None else args.questions),
+        ranks=args.ranks,
+    )
+
+
+def margin(args: argparse.Namespace, case: Case) -> float:
+    """The slowdown that must be ruled out, a fraction."""
+    return case.compare.margin_fraction if args.margin is None else args.margin / 100
+
+
 def _plans(args: argparse.Namespace) -> tuple[tuple[Side, Side], list[Plan]]:
     """What is asked for, checked as far as it can be before a process is started."""
+    from dataclasses import replace
+
     from perfline.cases.case import load_cases
-    from perfline.compare.model import Workload
     from perfline.compare.run import Plan, begin
     from perfline.compare.sides import make_side
 
@@ -302,19 +329,8 @@ def _plans(args: argparse.Namespace) -> tuple[tuple[Side, Side], list[Plan]]:
         Plan(
             case=case,
             sides={side.name: side for side in sides},
-            workload=Workload(
-                case=case.id,
-                case_dirs=tuple(args.case_dir),
-                data_dir=args.data_dir,
-                weights="dummy" if args.dummy_weights else "real",
-                engine=args.engine,
-                questions=(case.compare.questions if args.questions is None else args.questions),
-                ranks=args.ranks,
-                kind=args.workload,
-            ),
-            margin_fraction=(
-                case.compare.margin_fraction if args.margin is None else args.margin / 100
-            ),
+            workload=replace(workload(args, case), kind=args.workload),
+            margin_fraction=margin(args, case),
             max_pairs=args.max_pairs,
             rounds=args.rounds,
             alternate=args.alternate,
@@ -326,7 +342,7 @@ def _plans(args: argparse.Namespace) -> tuple[tuple[Side, Side], list[Plan]]:
     for plan in plans:
         begin(plan)
         if not args.dummy_weights:
-            _check_data(plan.case, sides, args.data_dir)
+            check_data(plan.case, sides, args.data_dir)
     return sides, plans
 
 
@@ -336,12 +352,12 @@ def _installed(sides: tuple[Side, Side], plans: list[Plan]) -> tuple[tuple[Side,
 
     from perfline.compare.sides import with_installed
 
-    sides, notes = with_installed(sides, _say)
+    sides, notes = with_installed(sides, say)
     by_name = {side.name: side for side in sides}
     return sides, [replace(plan, sides=by_name, notes=notes) for plan in plans]
 
 
-def _check_data(case: Case, sides: Sequence[Side], data_dir: Path | None) -> None:
+def check_data(case: Case, sides: Sequence[Side], data_dir: Path | None) -> None:
     """MissingData, with the command that gets it; an archive is unpacked now, by one process."""
     from perfline.cases import data
     from perfline.cases.case import with_settings
@@ -365,19 +381,20 @@ def _compared(
         name, pairs = plan.case.id, 0
         comparison = replace(comparison, cases={**comparison.cases, name: compare.begin(plan)})
         yield comparison
-        _say(opening_line(comparison.cases[name]))
+        say(opening_line(comparison.cases[name]))
         with launcher_of(plan.workload) as launcher:
-            for found in compare.run(plan, launcher, _say):
+            for found in compare.run(plan, launcher, say):
                 comparison = replace(comparison, cases={**comparison.cases, name: found})
                 yield comparison
                 if len(found.pairs) > pairs:
                     pairs = len(found.pairs)
-                    _say(f"{name} " * (len(plans) > 1) + progress_line(found))
+                    say(f"{name} " * (len(plans) > 1) + progress_line(found))
     settled = compare.settle(list(comparison.cases.values()))
     yield replace(comparison, partial=False, cases={found.case: found for found in settled})
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
+    """A line for the user, beside what goes to standard output."""
     print(line, file=sys.stderr, flush=True)
 
 
@@ -395,7 +412,7 @@ def _make_traces_directory(args: argparse.Namespace) -> None:
         raise RecordError(f"{args.traces}: cannot be written to; name another directory")
 
 
-def _write_markdown(path: Path, text: str) -> None:
+def write_markdown(path: Path, text: str) -> None:
     """Write the summary; to GitHub's own file, which other steps' tools share, append it."""
     from perfline.errors import RecordError
 

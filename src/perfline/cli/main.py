@@ -5,13 +5,14 @@
     perfline prompt ...          what exactly is the model asked?
     perfline baselines ...       what is accepted, and accept, compare, check or remove it
     perfline compare ...         is B slower, faster, the same, or wrong against A?
+    perfline bisect ...          which commit, version or day made it slower, bigger or wrong?
     perfline report ...          what does a person look at?
     perfline export ...          what do other services read of a record?
     perfline history ...         what did past sessions measure, and when did it change?
 
-Exit status: 0 done, 1 ``check``, ``compare`` or ``doctor`` found something wrong, 2 refused or
-wrong input, 130 interrupted, 141 the reader of its output left before there was a status.
-Measuring is pytest's: ``pytest -m "perf or accuracy"``.
+Exit status: 0 done, 1 ``check``, ``compare``, ``bisect`` or ``doctor`` found something wrong, 2
+refused or wrong input, 130 interrupted, 141 the reader of its output left before there was a
+status. Measuring is pytest's: ``pytest -m "perf or accuracy"``.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from perfline import __version__
+from perfline.cli.bisect import add_bisect
 from perfline.cli.compare import add_compare
 from perfline.cli.export import add_export
 from perfline.cli.history import add_history
@@ -87,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_doctor(commands)
     _add_prompt(commands)
     add_compare(commands)
+    add_bisect(commands)
     add_report(commands)
     add_export(commands)
     add_history(commands)

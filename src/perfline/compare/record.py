@@ -21,7 +21,7 @@ from pathlib import Path
 from perfline import jsonfile
 from perfline.compare.explain import Explanation
 from perfline.compare.model import BESIDE, LEAST, Kind, Ready, Round, Side, SideName, Timed
-from perfline.compare.sequential import Decision
+from perfline.compare.sequential import OK_ALPHA, Decision
 from perfline.environments.installers import masked
 from perfline.errors import RecordError, printable
 from perfline.fields import OPTIONAL, OUTSIDE, Node, as_json
@@ -269,6 +269,7 @@ class CaseComparison:
         margin_fraction: the slowdown that must be ruled out for ``ok``.
         looks: after how many counted launch pairs it may be decided; the last is the cap.
         alpha: of one look, this case's share of it where several cases are compared.
+        ok_alpha: of calling a slowdown of the margin ``ok``, at one look.
         difference: how B differs from A, in words.
         repeats: passes a round; None until the first launch was ready.
         rounds: kept rounds a side and launch; ``rounds_reason`` says why so many.
@@ -304,6 +305,7 @@ class CaseComparison:
     ended: bool = False
     ranks: int = field(default=1, metadata={"ge": 1, **OPTIONAL})
     workload: Kind = field(default="prefill", metadata=OPTIONAL)
+    ok_alpha: float = field(default=OK_ALPHA, metadata={"ge": LEAST, "le": 0.5, **OPTIONAL})
     beside: Mapping[str, Decision] = field(default_factory=dict, metadata=OPTIONAL)
     explanation: Explanation | None = field(default=None, metadata=OPTIONAL)
 

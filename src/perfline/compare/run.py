@@ -278,7 +278,7 @@ class Plan:
         max_pairs: launch pairs after which it is ``unsure``.
         rounds: kept rounds a side and launch; None: as the measured spreads ask for.
         alternate: whole launches in turn, A B B A, instead of rounds.
-        alpha: of one look.
+        alpha: of one look; ``ok_alpha``: of calling a slowdown of the margin ``ok``, at one look.
         notes: what is to be noted before it starts, such as a requirement that an install broke.
         explain: whether profiled rounds are to say, once it is decided, which operators differ;
             ``traces`` is the directory that then keeps both sides' last one.
@@ -292,17 +292,15 @@ class Plan:
     rounds: int | None = None
     alternate: bool = False
     alpha: float = sequential.ALPHA
+    ok_alpha: float = sequential.OK_ALPHA
     notes: tuple[str, ...] = ()
     explain: bool = False
     traces: Path | None = None
 
     @property
     def looks(self) -> tuple[int, ...]:
-        """After how many counted launch pairs it may be decided: six times at most.
-
-        The cap takes the place of the last look, so that alpha is spent six times at most.
-        """
-        return (*(n for n in sequential.LOOKS[:-1] if n < self.max_pairs), self.max_pairs)
+        """After how many counted launch pairs it may be decided."""
+        return sequential.looks_up_to(self.max_pairs)
 
 
 class _Incomparable(Exception):  # noqa: N818 - never leaves this module
@@ -342,6 +340,7 @@ def begin(plan: Plan) -> CaseComparison:
         margin_fraction=plan.margin_fraction,
         looks=plan.looks,
         alpha=plan.alpha,
+        ok_alpha=plan.ok_alpha,
         rounds=plan.rounds or FIRST_ROUNDS,
         rounds_reason="asked for" if plan.rounds else "to begin with",
         sides={name: SideRecord.of(plan.sides[name]) for name in SIDES},
@@ -639,7 +638,7 @@ def _judged(plan: Plan, found: CaseComparison, answered: tuple[Verdict, ...]) ->
         def decided(before: Decision | None, some: Sequence[float]) -> Decision:
             if before is not None and before.word is not None:
                 return before  # the look at which a word falls is its last
-            return sequential.decide(some, margin, found.looks, found.alpha_each)
+            return sequential.decide(some, margin, found.looks, found.alpha_each, found.ok_alpha)
 
         decision = decided(found.decision, values)
         beside: dict[str, Decision] = {
@@ -679,7 +678,9 @@ def _settled(case: CaseComparison, alpha: float) -> CaseComparison:
         return case
     margin = math.log1p(case.margin_fraction)
     found = replace(case, alpha=alpha)
-    decision = sequential.decide(case.log_ratios(), margin, case.looks, found.alpha_each)
+    decision = sequential.decide(
+        case.log_ratios(), margin, case.looks, found.alpha_each, found.ok_alpha
+    )
     if decision.word != "regressed":
         return case
     found = replace(found, decision=decision)

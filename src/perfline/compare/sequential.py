@@ -122,6 +122,14 @@ def decide(
     )
 
 
+def looks_up_to(max_pairs: int) -> tuple[int, ...]:
+    """After how many launch pairs it may be decided: six times at most.
+
+    ``max_pairs`` takes the place of the last look, so that alpha is spent six times at most.
+    """
+    return (*(n for n in LOOKS[:-1] if n < max_pairs), max_pairs)
+
+
 def signed_rank_p(values: Iterable[float], at: float = 0.0) -> float:
     """Return the exact one-sided p-value of "symmetric about ``at``", against "larger".
 

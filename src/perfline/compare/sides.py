@@ -39,7 +39,7 @@ def work_tree(root: Path, ref: str, name: str, tree: Path) -> Iterator[str]:
     WorkerError, which starts with ``name``, where git does not know the ref. The place where a run
     killed in between leaves its tree is found, and cleared, by the process number in its name.
     """
-    commit = _resolve(root, ref, name)
+    commit = resolve(root, ref, name)
     _sweep(root)
     try:
         # A repository's hooks are not part of its code: they might do anything after a checkout.
@@ -52,7 +52,8 @@ def work_tree(root: Path, ref: str, name: str, tree: Path) -> Iterator[str]:
         _remove(root, tree)
 
 
-def _resolve(root: Path, ref: str, name: str) -> str:
+def resolve(root: Path, ref: str, name: str) -> str:
+    """The full name of the commit ``ref``; WorkerError, which starts with ``name``, without one."""
     if git(root, "rev-parse", "--is-inside-work-tree").stdout.strip() != "true":
         raise WorkerError(f"{name}: ref {ref}: {root} is in no git work tree")
     found = None

@@ -25,6 +25,7 @@ from typing import NoReturn, Protocol
 from urllib.parse import unquote, urlsplit
 
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 from perfline.errors import InstallError
 
@@ -35,14 +36,16 @@ _SIGNED = re.compile(
 )
 _NAME = re.compile(r"[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9])?")
 _PLANNED = re.compile(r"^ \+ ([\w.-]+)(?:==(\S+))?(?: @ (.+)| \(from (.+)\))?$", re.MULTILINE)
+_REMOVED = re.compile(r"^ - ([\w.-]+)==(\S+)$", re.MULTILINE)
 _GLUE = "<>=!~@;,["  # what a requirement goes on with, behind a blank
 _ARCHIVES = (".whl", ".tar.gz", ".zip")
 _SHORT = {"-r": "--requirement", "-c": "--constraint", "-i": "--index-url", "-f": "--find-links"}
-_WITH_VALUE = {*_SHORT.values(), "--extra-index-url"}
+_NEWER = "--exclude-newer"  # uv's name for it; pip takes it as --uploaded-prior-to
+_WITH_VALUE = {*_SHORT.values(), "--extra-index-url", _NEWER}
 _FLAGS = {"--pre", "--no-index"}
 _EXPECTED = (
     "requirements, wheels, directories, --pre, -r FILE, -c FILE, --index-url, --extra-index-url, "
-    "--find-links and --no-index"
+    "--find-links, --no-index and --exclude-newer DATE"
 )
 
 
@@ -95,7 +98,18 @@ class Request:
     @property
     def text(self) -> str:
         """A requirements file of it."""
-        return "\n".join((*self.options, *self.requirements, ""))
+        return "\n".join((*self._lines, *self.requirements, ""))
+
+    @property
+    def _lines(self) -> list[str]:
+        """The options that a requirements file may hold."""
+        return [line for line in self.options if not line.startswith(_NEWER)]
+
+    @property
+    def newest(self) -> str:
+        """The day or moment from which on releases are not seen; empty where all are."""
+        dates = [line.split()[1] for line in self.options if line.startswith(_NEWER)]
+        return dates[-1] if dates else ""
 
     @property
     def named(self) -> dict[str, str]:
@@ -109,7 +123,7 @@ class Request:
 
     def pinned(self, pins: Sequence[Pin], option: str) -> str:
         """A requirements file of ``pins``, from the same places."""
-        lines = [*self.options]
+        lines = self._lines
         for pin in pins:
             own = self.named.get(pin.name, "")
             if "***" in pin.source and not own:
@@ -292,6 +306,27 @@ def find_installer(base: Path) -> Installer:
     raise InstallError(f"neither uv nor pip is there to install beside {base}; install uv")
 
 
+def versions(base: Path, package: str, pre: bool) -> list[str]:
+    """The released versions of ``package`` that the interpreter ``base`` can use, oldest first.
+
+    Asked of ``pip index versions``, under pip's settings: uv has no such question. InstallError,
+    with pip's last lines, where the index knows no such package or cannot be reached.
+    """
+    for pip in _pips(base):
+        if _answer((*pip, "--version")) is None:
+            continue
+        flag = ("--pre",) if pre else ()
+        words = ("index", "versions", "--disable-pip-version-check", *flag, package)
+        said = _checked("pip", [*pip, *words], {}).stdout
+        found = re.search(r"(?m)^Available versions: (.+)$", said)
+        if found is None:
+            raise InstallError(f"`{' '.join(pip)} index versions` names no versions; update pip")
+        return sorted((text.strip() for text in found[1].split(",")), key=Version)
+    raise InstallError(
+        f"no pip is there to ask for the versions of {package} (uv cannot tell them); install pip"
+    )
+
+
 def _installed(name: str) -> bool:
     """Whether this interpreter has it.
 
@@ -390,14 +425,19 @@ class Uv:
 
     def resolve(self, python: Path, request: Request, file: Path) -> list[Pin]:
         """As ``Installer`` says."""
-        upgrade = [word for name in request.named for word in ("--upgrade-package", name)]
+        # What is installed and newer than it may be is kept by an upgrade, and not by this.
+        option = "--reinstall-package" if request.newest else "--upgrade-package"
+        upgrade = [word for name in request.named for word in (option, name)]
+        newest = ("--exclude-newer", request.newest) if request.newest else ()
         # A dry run changes nothing, not even of what the operating system manages.
-        words = ("--dry-run", "--break-system-packages", *upgrade)
+        words = ("--dry-run", "--break-system-packages", *upgrade, *newest)
         said = self._run("install", python, *words, *self._words(request.options), "-r", str(file))
-        found = _PLANNED.findall(said)
-        return [
-            Pin(canonicalize_name(n), version, masked(at or of)) for n, version, at, of in found
+        pins = [
+            Pin(canonicalize_name(n), version, masked(at or of))
+            for n, version, at, of in _PLANNED.findall(said)
         ]
+        gone = {(canonicalize_name(n), version) for n, version in _REMOVED.findall(said)}
+        return [pin for pin in pins if pin.source or (pin.name, pin.version) not in gone]
 
     def install(self, python: Path, pins: Sequence[Pin], file: Path) -> None:
         """As ``Installer`` says."""
@@ -446,7 +486,8 @@ class Pip:
     def resolve(self, python: Path, request: Request, file: Path) -> list[Pin]:
         """As ``Installer`` says."""
         report = file.with_suffix(".json")
-        words = ("--dry-run", "--upgrade", "--report", str(report), "-r", str(file))
+        newest = ("--uploaded-prior-to", request.newest) if request.newest else ()
+        words = ("--dry-run", "--upgrade", *newest, "--report", str(report), "-r", str(file))
         self._run("install", python, *words)
         try:
             planned = json.loads(report.read_text("utf-8"))["install"]

@@ -119,6 +119,18 @@ def make(
         return made
 
 
+def installed(base: Path) -> dict[str, str]:
+    """Normalised name -> version of every distribution that the interpreter ``base`` has."""
+    return {name: each.version for name, each in _Base.of(base).distributions.items()}
+
+
+def from_index(base: Path) -> list[str]:
+    """Names of the distributions that may come from an index: no local builds, no installers."""
+    own = {"perfline", "pip", "setuptools", "wheel", "uv"}
+    found = _Base.of(base).distributions.items()
+    return sorted(n for n, each in found if n not in own and not each.read_text("direct_url.json"))
+
+
 @dataclass(frozen=True)
 class _Base:
     """The environment that others are made of; ``sites`` are its directories of packages."""

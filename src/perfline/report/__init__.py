@@ -11,6 +11,7 @@ __all__ = [
     "markdown",
     "page",
     "page_inputs",
+    "search_text",
     "table",
     "text",
 ]

@@ -68,6 +68,7 @@ def parse(*texts: str) -> Request:
             ["--index-url https://host/simple", "--find-links https://host/links"],
         ),
         (["--no-index torch"], ["torch"], ["--no-index"]),
+        (["--exclude-newer 2026-10-01 torch"], ["torch"], ["--exclude-newer 2026-10-01"]),
     ],
 )
 def test_a_request_is_read_as_pip_reads_it(
@@ -192,6 +193,17 @@ def test_uv_is_told_by_a_file_and_its_plan_is_read(script: Script, tmp_path: Pat
     ]
 
 
+def test_what_would_be_the_same_again_is_not_installed_anew(script: Script, tmp_path: Path):
+    """Of a day of the index: uv goes back to older versions where it is told to reinstall."""
+    log = script("uv", "echo ' - A_a==1.0' >&2; echo ' + A_a==1.0' >&2; " + SAYS_PLAN)
+    uv = find_installer(Path("/base/python"))
+    request = parse("--exclude-newer 2026-10-01 a-a local-pkg")
+    pins = uv.resolve(Path("/base/python"), request, tmp_path / "request.txt")
+    assert [pin.name for pin in pins] == ["local-pkg", "other-pkg", "third"]
+    assert "--reinstall-package a-a --reinstall-package local-pkg" in log.read_text()
+    assert "--upgrade-package" not in log.read_text()
+
+
 def test_pip_s_settings_hold_for_uv(script: Script, tmp_path: Path):
     script(
         "pip",
@@ -271,6 +283,41 @@ END
     assert request.pinned(pins, OPTION).splitlines()[-1] == "vcs @ git+https://me:pw@host/v"
     with pytest.raises(InstallError, match=r"without a name; write vcs @ ADDRESS"):
         parse("git+https://me:pw@host/v").pinned(pins, OPTION)
+
+
+@pytest.mark.parametrize(
+    ("kind", "option"), [("uv", "--exclude-newer"), ("pip", "--uploaded-prior-to")]
+)
+def test_the_newest_day_is_a_word_of_the_command_and_no_line_of_a_file(
+    script: Script, tmp_path: Path, kind: str, option: str
+):
+    body = {"uv": "", "pip": 'while [ $# -gt 0 ]; do [ "$1" = --report ] && '}
+    body["pip"] += """echo '{"install": []}' > "$2"; shift; done"""
+    log = script(kind, body[kind])
+    request = parse("--exclude-newer 2026-10-01T23:59:59Z local-pkg")
+    assert request.text == "local-pkg\n"
+    assert request.pinned([Pin("local-pkg", "2.0")], OPTION) == "local-pkg==2.0\n"
+
+    found = find_installer(Path("/base/python"))
+    assert found.resolve(Path("/base/python"), request, tmp_path / "request.txt") == []
+
+    assert f"{option} 2026-10-01T23:59:59Z" in log.read_text()
+
+
+def test_versions_are_sorted_as_versions(script: Script):
+    script("pip", "echo 'local-pkg (2.0)'; echo 'Available versions: 2.0, 1.10, 1.2rc1, 1.2'")
+    assert installers.versions(Path("/p"), "local-pkg", pre=True) == [
+        "1.2rc1",
+        "1.2",
+        "1.10",
+        "2.0",
+    ]
+
+
+def test_a_pip_that_tells_no_versions_is_one_line(script: Script):
+    script("pip", "echo nothing")
+    with pytest.raises(InstallError, match="index versions` names no versions; update pip"):
+        installers.versions(Path("/p"), "local-pkg", pre=False)
 
 
 def test_without_an_installer_it_says_so(script: Script):

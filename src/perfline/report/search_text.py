@@ -1,0 +1,191 @@
+"""How does a person read a search: what did it, how sure that is, and what each comparison cost?
+
+Nothing is judged here: words and numbers come from the answer and from the record.
+"""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from perfline.report.table import WIDTH, fitted, grid, quoted
+from perfline.report.text import paragraph
+from perfline.search.bisect import Answer
+from perfline.search.probe import CONFIDENCE, SOUGHT, Finding, percent
+from perfline.search.record import Probe, Search
+
+_HEADERS = ["probe", "against", "found", "change", "98 % interval", "pairs", "minutes"]
+_MOST_NAMED = 12
+
+
+class Named(Protocol):
+    """What is known of a candidate beside its name."""
+
+    @property
+    def subject(self) -> str:
+        """A commit's first line; empty for what has none."""
+
+    @property
+    def date(self) -> str:
+        """A commit's day; empty for what has none."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """How to speak of candidates: their ``kind``, such as ``commit``, and what is known of each."""
+
+    kind: str
+    candidates: Mapping[str, Named]
+    improved: bool = False
+
+    @property
+    def word(self) -> str:
+        """``bad``, or ``better`` where that is what was looked for."""
+        return "better" if self.improved else "bad"
+
+    def about(self, name: str) -> str:
+        """A commit's day and subject; empty for a version or a day."""
+        found = self.candidates[name]
+        return " ".join(filter(None, (found.date, found.subject)))
+
+
+def opening_line(search: Search, kind: str, names: Sequence[str]) -> str:
+    """What will be searched, before the first comparison."""
+    steps = len(names) - 1
+    at_most = math.ceil(math.log2(max(1, steps)))
+    line = (
+        f"{search.case} {search.engine} {search.metric}: {steps} {kind}{'s' * (steps > 1)} behind "
+        f"{names[0]}, some {at_most + 2} comparisons"
+    )
+    return textwrap.shorten(line, WIDTH, placeholder=" ...")
+
+
+def probe_line(probe: Probe) -> str:
+    """What one comparison found, in 80 columns."""
+    found = probe.finding
+    detail = " ".join(filter(None, (found.change, _interval(found)))) or found.reason
+    line = f"{probe.b} against {probe.a}: {found.word}"
+    line = f"{line}, {detail}" if detail else line
+    return textwrap.shorten(line, WIDTH, placeholder=" ...")
+
+
+def sentence(answer: Answer, shown: Shown) -> str:
+    """The answer, in one line."""
+    worse = "better" if shown.improved else "worse"
+    if answer.outcome == "same":
+        return f"the bad end is no {worse} than the good one: there is nothing to find"
+    if answer.outcome == "better" and shown.improved:
+        return "the bad end is worse than the good one: look without --improved"
+    if answer.outcome == "better":
+        return "the bad end is better than the good one: --improved finds where it became so"
+    if answer.outcome == "unsure":
+        return f"whether the bad end is {worse} could not be told: nothing was looked for"
+    last = answer.named[-1]
+    several = len(answer.named) > 1
+    if answer.outcome == "range":
+        return f"it lies between {answer.parent} and {last}: {answer.reason}"
+    if several:
+        return (
+            f"one of {len(answer.named)} {shown.kind}s did it, up to {last}: those before it could "
+            "not be measured"
+        )
+    return f"first {shown.word} {shown.kind}: {last}"
+
+
+def terminal(search: Search, answer: Answer, shown: Shown, path: str, follow: str) -> str:
+    """All of it for the terminal, in 80 columns; ``follow`` is the next command."""
+    lines = paragraph(f"{_title(search)}: {sentence(answer, shown)}", "", "  ")
+    for text in _facts(search, answer, shown):
+        lines += paragraph(text)
+    lines += ["", textwrap.indent(_table(search), "  "), "", f"record: {path}"]
+    return "\n".join([*lines, f"next: {follow}"] if follow else lines)
+
+
+def markdown(search: Search, answer: Answer, shown: Shown, follow: str) -> str:
+    """All of it for GitHub's step summary."""
+    lines = [f"## perfline bisect: {quoted(f'{_title(search)}: {sentence(answer, shown)}')}", ""]
+    lines += [f"- {quoted(text)}" for text in _facts(search, answer, shown)]
+    lines += ["", grid(_HEADERS, _rows(search), "github"), ""]
+    if follow:
+        lines += ["Next:", "", "~~~~", follow, "~~~~"]
+    return "\n".join(lines) + "\n"
+
+
+def interrupted(search: Search, path: str) -> str:
+    """What a search that was stopped had measured."""
+    lines = [f"{_title(search)}: not decided, after {len(search.probes)} comparisons", ""]
+    if search.probes:
+        lines += [textwrap.indent(_table(search), "  "), ""]
+    lines.append("interrupted: the record is partial; the same command goes on behind it")
+    return "\n".join([*lines, f"record: {path}", f"next: {search.command}"])
+
+
+def _title(search: Search) -> str:
+    return f"{search.case} {search.engine} {search.metric}"
+
+
+def _facts(search: Search, answer: Answer, shown: Shown) -> list[str]:
+    facts = []
+    if answer.named:
+        facts += [f"{name}  {shown.about(name)}".rstrip() for name in answer.named[-_MOST_NAMED:]]
+    ends = _change(answer.ends)
+    if (step := answer.step) is not None and answer.outcome == "step":
+        facts.append(
+            f"{answer.named[-1]} against its parent {answer.parent}: {_change(step)}, of {ends} "
+            "from the good end to the bad one"
+        )
+    else:
+        facts.append(f"the bad end against the good one: {ends}")
+    if answer.several:
+        facts.append("it is surely less than the whole: there is more than one step in the range")
+    differences = [
+        compared.difference
+        for probe in search.probes[-1:]
+        for compared in probe.finding.comparisons.values()
+    ]
+    if answer.outcome == "step" and shown.kind == "day":
+        facts += [f"what differs between them: {text}" for text in differences]
+    count, minutes = len(search.probes), search.minutes
+    facts.append(f"{count} comparison{'s' * (count != 1)}, {minutes:.0f} minutes in all")
+    if SOUGHT[search.metric].noisy and answer.outcome == "step":
+        facts.append("an answer names what is innocent in at most 1 % of searches (docs/gate.md)")
+    return facts
+
+
+def _change(found: Finding) -> str:
+    return " ".join(filter(None, (found.change, _interval(found)))) or found.reason or found.word
+
+
+def _interval(found: Finding) -> str:
+    """``[+3.9 %, +6.4 %]``; empty without one, or where it is a point."""
+    if found.low is None or found.high is None or found.low == found.high:
+        return ""
+    return f"[{percent(found.low)}, {percent(found.high)}]"
+
+
+def _table(search: Search) -> str:
+    return fitted(_HEADERS, _rows(search), fold=0)
+
+
+def _rows(search: Search) -> list[list[str]]:
+    rows = []
+    for probe in search.probes:
+        found = probe.finding
+        rows.append(
+            [
+                probe.b,
+                probe.a,
+                found.word,
+                found.change,
+                _interval(found).strip("[]"),
+                str(found.pairs) if found.pairs else "",
+                f"{found.minutes:.1f}",
+            ]
+        )
+    return rows
+
+
+assert CONFIDENCE == 0.98  # as the column says
