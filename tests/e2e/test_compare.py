@@ -1,4 +1,8 @@
-"""The gate tests itself, with real processes: a slow mutant is found, and nothing is not."""
+"""The gate tests itself, with real processes: a slow mutant is found, a wrong one, a broken one.
+
+That the same thing twice is none of these, tests/e2e/test_docs.py sees: the docs compare ``tiny``
+with itself.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,6 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-
-import pytest
 
 # Every forward runs five times: the sign of no pair is left to what else the machine does.
 MUTANT = """
@@ -61,9 +63,10 @@ def compare(folder: Path, *arguments: str) -> tuple[subprocess.CompletedProcess[
     (folder / "mutant.py").write_text(MUTANT)
     (folder / "wrong.py").write_text(WRONG)
     (folder / "again.py").write_text(AGAIN)
-    small = "throughput.sample=8"
     command = ["-m", "perfline", "compare", "tiny", "--engine", "eager", "--rounds", "3"]
-    command += ["--env", f"PYTHONPATH={folder}", "--baseline-set", small, "--set", small]
+    command += ["--env", f"PYTHONPATH={folder}"]
+    for small in ("throughput.sample=4", "throughput.min_round_s=0.02"):
+        command += ["--baseline-set", small, "--set", small]
     done = subprocess.run(
         [sys.executable, *command, "--out", "compare.json", *arguments],
         cwd=folder,
@@ -83,15 +86,9 @@ def test_five_times_as_slow_is_regressed(tmp_path: Path):
     assert "imports none -> mutant" in " ".join(done.stdout.split())
 
 
-def test_the_same_thing_is_not(tmp_path: Path):
-    done, _ = compare(tmp_path, "--max-pairs", "3", "--questions", "16")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.startswith(("tiny eager ok", "tiny eager unsure", "tiny eager improved"))
-
-
 def test_as_fast_but_wrong_is_regressed(tmp_path: Path):
-    """Two launch pairs cannot tell the time; the answers of the first one are enough."""
-    done, _ = compare(tmp_path, "--import", "wrong", "--max-pairs", "2", "--questions", "200")
+    """One launch pair cannot tell the time; its answers are enough."""
+    done, _ = compare(tmp_path, "--import", "wrong", "--max-pairs", "1", "--questions", "200")
     assert done.returncode == 1, done.stdout + done.stderr
     assert done.stdout.startswith("tiny eager regressed: ")
     assert "right -> wrong" in done.stdout
@@ -111,9 +108,8 @@ def test_what_runs_again_in_one_layer_is_named(tmp_path: Path):
     assert all(trace["traceEvents"] for trace in traces)
 
 
-@pytest.mark.parametrize("word", ["os._exit(3)", "raise SystemError('no kernel')"])
-def test_a_crash_is_told_and_is_no_time(tmp_path: Path, word: str):
-    (tmp_path / "broken.py").write_text(f"import os\n{word}\n")
+def test_a_crash_is_told_and_is_no_time(tmp_path: Path):
+    (tmp_path / "broken.py").write_text("import os\nos._exit(3)\n")
     done, record = compare(tmp_path, "--import", "broken", "--max-pairs", "2")
     assert done.returncode == 1
     assert "invalid" in done.stdout

@@ -24,6 +24,7 @@ from tinier import CALM, SHORT, UNDISTURBED, with_values
 
 REPOSITORY = Path(__file__).parents[2]
 TINY = data.PACKAGED_DATA / "tiny_mmlu"
+EAGER = ("--engines=eager",)  # nothing is compiled
 
 
 def run(folder: Path, *arguments: str, plugin: str = "") -> subprocess.CompletedProcess[str]:
@@ -121,7 +122,7 @@ def wrong_epsilon(model: Path) -> None:
 def test_a_damage_that_turns_no_answer_is_regressed_all_the_same(accepted: Path, tmp_path):
     shutil.copytree(TINY, tmp_path / "tiny_mmlu")
     wrong_epsilon(tmp_path / "tiny_mmlu" / "tiny_hf")
-    done = run(accepted, f"--data-dir={tmp_path}", "-m", "accuracy", "-k", "fidelity or eager")
+    done = run(accepted, f"--data-dir={tmp_path}", *EAGER, "-m", "accuracy")
     assert done.returncode == 1
     found = words(accepted)
     assert (found["acc_val.baseline"], found["fidelity.baseline"]) == ("ok", "regressed")
@@ -207,8 +208,13 @@ LlamaModel.forward = slower
 def test_what_is_slow_in_one_workload_is_regressed_there_alone(
     accepted: Path, when, seconds, slow, others
 ):
-    asked = ("-m", "perf and not fingerprint", "-k", "eager")
-    done = run(accepted, *asked, plugin=SLEEP.format(when=when, seconds=seconds))
+    done = run(
+        accepted,
+        *EAGER,
+        "-m",
+        "perf and not fingerprint",
+        plugin=SLEEP.format(when=when, seconds=seconds),
+    )
     assert done.returncode == 1, done.stdout
     found = words(accepted)
     assert {found[f"{name}.baseline"] for name in slow} == {"regressed"}
@@ -231,6 +237,6 @@ TorchEngine.forward = shifted
 
 
 def test_compiled_code_that_answers_wrongly_is_never_ok(accepted: Path):
-    done = run(accepted, "-m", "perf", "-k", "inductor", plugin=WRONG_COMPILED)
+    done = run(accepted, "-m", "perf", "-k", "throughput and inductor", plugin=WRONG_COMPILED)
     assert done.returncode == 1
     assert words(accepted)["flips.paired"] == "regressed"

@@ -21,7 +21,7 @@ from perfline.engines.torch_engine import TorchEngine
 from perfline.errors import CaseError, DataError, DeviceMemory, EngineError, NoSharedPrefixes
 from perfline.measure import throughput
 from perfline.tasks.prompts import Prompt
-from random_llama import CONFIG, case
+from random_llama import CONFIG, case, traced_only
 
 
 @pytest.fixture
@@ -127,7 +127,8 @@ def test_compiled_answers_are_the_eager_ones_and_engines_switch(scope):
     loaded.close()
 
 
-def test_the_recompile_limit_is_an_error_and_not_silent_eager_code():
+def test_the_recompile_limit_is_an_error_and_not_silent_eager_code(monkeypatch):
+    traced_only(monkeypatch)
     loaded = hf.load(case(dynamic=False), current_device(), None)
     with (
         torch._dynamo.config.patch(recompile_limit=1),
@@ -511,6 +512,7 @@ def broken_in_every_layer(monkeypatch):
 
 @pytest.mark.parametrize("before", ["nothing", "shared prefixes", "plain"])
 def test_what_ran_before_changes_no_count_of_the_throughput(monkeypatch, before):
+    traced_only(monkeypatch)
     broken_in_every_layer(monkeypatch)
     loaded = hf.load(case(), current_device(), None)
     engine, asked = loaded.engine("inductor"), some_prompts(20, 24, 30)

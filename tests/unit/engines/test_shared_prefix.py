@@ -21,7 +21,7 @@ from perfline.engines.upstream import cache_argument
 from perfline.errors import DeviceMemory, EngineError, NoSharedPrefixes
 from perfline.tasks.answers import LETTERS
 from perfline.tasks.prompts import Prompt
-from random_llama import CONFIG, case
+from random_llama import CONFIG, case, traced_only
 
 ROOMY = Limits(forward_tokens=512, forward_cost_tokens=4)
 FULL = Limits(forward_tokens=512, forward_cost_tokens=30)
@@ -167,7 +167,8 @@ def test_compiled_answers_are_the_same_from_one_graph_and_no_recompile(plain):
     loaded.close()
 
 
-def test_a_model_compiled_whole_answers_the_same():
+def test_a_model_compiled_whole_answers_the_same(monkeypatch):
+    traced_only(monkeypatch)
     made, prompts = case(config={**CONFIG, "num_hidden_layers": 2}), some_prompts()
     whole = dataclasses.replace(made, engine=dataclasses.replace(made.engine, scope="model"))
     loaded = hf.load(whole, current_device(), None)
