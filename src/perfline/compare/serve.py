@@ -36,7 +36,7 @@ from perfline.tasks.answers import Answers, no_answers
 from perfline.tasks.prompts import Prompt
 from perfline.tasks.sampling import tier_order
 
-_PROFILED = 5  # prompts
+_PROFILED = 2  # prompts
 
 
 @dataclass
