@@ -128,7 +128,7 @@ def test_an_mlp_that_runs_again_in_one_layer_is_named_first(eager):
     a, b = eager(), eager()
     mlp = b.layers[1].mlp
     once = mlp.forward
-    mlp.forward = lambda x: [once(x) for _ in range(12)][0]
+    mlp.forward = lambda x: max((once(x) for _ in range(12)), key=id)
     both = [(a.profile(PROMPTS[:1], "last"), b.profile(PROMPTS[:1], "last")) for _ in range(ROUNDS)]
     found = explain(*zip(*both, strict=True))
     assert found.causes[0].module.startswith("layers.1.mlp")
