@@ -1,7 +1,9 @@
 """Which operator of which layer makes the difference between A and B, as far as that is certain?
 
 Both sides' live processes took turns in profiled rounds. An operator's n-th difference is B's
-seconds of the n-th round less A's; of these, the median and the exact signed-rank interval
+seconds of the n-th round less A's. The ``DISTURBED_FRACTION`` of its pairs that took longest, A's
+and B's seconds together, is left out: something else ran then. (Which of a pair is A's has no say
+in that, so the test stays exact.) Of the rest, the median and the exact signed-rank interval
 (``sequential.interval``), at a confidence of 1 - ``ALPHA`` / operators (Bonferroni): the chance
 that a comparison of equal processes names any operator is at most ``ALPHA``. Two processes of one
 program are not quite equal, though: memory lies otherwise. So an interval must lie wholly beyond
@@ -29,6 +31,7 @@ from perfline.engines.engine import Profile
 ROUNDS = 20  # profiled, a side: 12 would do for 20 operators, these do for many more
 ALPHA = 0.01  # of naming any operator between equals
 WALL_CONFIDENCE = 0.95  # of the whole change: it was judged before, and is only taken shares of
+DISTURBED_FRACTION = 0.2  # of an operator's pairs of rounds
 LEAST_FRACTION = 0.005  # of A's time
 LITTLE_FRACTION = 0.5  # of the change: less is "explains little"
 _MOST_OF = 0.8  # of a row's change: the layers that make so much of it are named
@@ -111,10 +114,10 @@ class Row:
 def explain(baseline: Sequence[Profile], candidate: Sequence[Profile]) -> Explanation:
     """Compare the n-th round of A with the n-th of B; ValueError for too few to be certain."""
     a, b = [_Round(each) for each in baseline], [_Round(each) for each in candidate]
-    walls = [then.wall_s - now.wall_s for now, then in zip(baseline, candidate, strict=True)]
+    walls = _undisturbed([each.wall_s for each in baseline], [each.wall_s for each in candidate])
     wall = interval(walls, WALL_CONFIDENCE)
     if wall is None:
-        raise ValueError(f"{len(walls)} profiled rounds a side are too few")
+        raise ValueError(f"{len(baseline)} profiled rounds a side are too few")
     baseline_s = statistics.median(each.wall_s for each in baseline)
     least_s = LEAST_FRACTION * baseline_s
     rows = [
@@ -144,12 +147,12 @@ def explain(baseline: Sequence[Profile], candidate: Sequence[Profile]) -> Explan
             seconds = _median(a, row.baseline, layer), _median(b, row.candidate, layer)
             module = row.module.replace("*", layer, 1)
             causes.append(Cause(module, _label(row, a, b), *seconds, *found))
-    gaps = [then.rest_s - now.rest_s for now, then in zip(a, b, strict=True)]
+    gaps = _undisturbed([each.rest_s for each in a], [each.rest_s for each in b])
     if (found := _beyond(gaps, confidence, least_s)) is not None:
         before, after = (statistics.median(each.rest_s for each in side) for side in (a, b))
         causes.append(Cause("", REST, before, after, *found))
     return Explanation(
-        rounds=len(walls),
+        rounds=len(baseline),
         tokens=baseline[0].tokens,
         on_device=baseline[0].on_device,
         baseline_s=baseline_s,
@@ -291,11 +294,18 @@ def _median(rounds: Sequence[_Round], keys: Sequence[Key], layer: str | None = N
 def _changes(
     row: Row, a: Sequence[_Round], b: Sequence[_Round], layer: str | None = None
 ) -> list[float]:
-    """B's seconds less A's, round by round."""
-    return [
-        then.seconds(row.candidate, layer) - now.seconds(row.baseline, layer)
-        for now, then in zip(a, b, strict=True)
-    ]
+    """B's seconds less A's, of the rounds that nothing disturbed."""
+    return _undisturbed(
+        [each.seconds(row.baseline, layer) for each in a],
+        [each.seconds(row.candidate, layer) for each in b],
+    )
+
+
+def _undisturbed(a: Sequence[float], b: Sequence[float]) -> list[float]:
+    """B's less A's, without those pairs that took longest together."""
+    pairs = sorted(zip(a, b, strict=True), key=sum)
+    kept = len(pairs) - int(DISTURBED_FRACTION * len(pairs))
+    return [then - now for now, then in pairs[:kept]]
 
 
 def _beyond(

@@ -36,8 +36,6 @@ from perfline.tasks.answers import Answers, no_answers
 from perfline.tasks.prompts import Prompt
 from perfline.tasks.sampling import tier_order
 
-_PROFILED = 5  # prompts
-
 
 @dataclass
 class Launch:
@@ -228,7 +226,7 @@ class Launch:
         return case_run.fingerprint(self.engine)
 
     def profile(self, trace: str = "") -> Profile | None:
-        """One round under the profiler, of a few prompts of all lengths; ``trace``: a path, or "".
+        """One round under the profiler, of the sample's middle prompt; ``trace``: a path, or "".
 
         None as for the fingerprint.
         """
@@ -236,8 +234,7 @@ class Launch:
         if case_run.case.parallel.tensor > 1:
             return None
         by_length = sorted(case_run.sample, key=lambda prompt: len(prompt.ids))
-        step = max(1, len(by_length) // _PROFILED)
-        prompts = by_length[step // 2 :: step][:_PROFILED]
+        prompts = [by_length[len(by_length) // 2]]
         engine, head = case_run.loaded.engine(self.engine), case_run.case.throughput.head
         return engine.profile(prompts, head, Path(trace) if trace else None)
 

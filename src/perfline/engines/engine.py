@@ -94,13 +94,13 @@ class Fingerprint:
 
 @dataclass(frozen=True)
 class Span:
-    """Seconds of one operator within one module, of the forwards of a profiled round.
+    """Seconds of one operator within one module, in a profiled forward of every prompt.
 
     Attributes:
-        calls: of all forwards.
         module: its path, such as ``layers.2.mlp.up_proj``; empty for the model itself.
         operator: what the module called, such as ``aten::linear``, a kernel of the compiler's, such
             as ``cpp_fused_mul_silu``, or ``Python``: the module's own time between those.
+        calls: of all forwards of the round.
         kernel: what took most of it, where that has another name.
     """
 
@@ -116,6 +116,7 @@ class Profile:
     """Where the seconds of one profiled round went.
 
     Attributes:
+        tokens: of all prompts.
         wall_s: of the synchronised forwards: of all spans, and of what lies between them.
         on_device: whether the spans are seconds of an accelerator; else of the CPU.
     """

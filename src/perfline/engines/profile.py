@@ -10,7 +10,6 @@ belong to the module that was compiled.
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -24,6 +23,7 @@ from perfline.engines.engine import Profile, Span
 from perfline.engines.upstream import is_guard_check, kernel_name
 
 PYTHON = "Python"
+REPEATS = 3  # of a prompt in a round
 _FORWARD, _MODULE = "perfline forward ", "perfline module "  # ranges of ours
 _profiler: Any = profiler
 Key = tuple[str, str]  # module, operator
@@ -55,11 +55,9 @@ class Profiler:
         on_device: bool,
         trace: Path | None = None,
     ) -> Profile:
-        """Run ``forwards`` of ``tokens`` in all; each waits for the device.
+        """Run ``forwards``, of ``tokens`` in all, ``REPEATS`` times; each waits for the device.
 
-        The first is run once more before them: the profiler's own start is not measured. What is
-        told is the median forward's, operator by operator, times their number: so what else the
-        machine did in the midst of one counts as little as can be.
+        The first is run once more before them: the profiler's own start is not measured.
         """
         walls = []
         record: Any = _profiler.record_function
@@ -68,7 +66,7 @@ class Profiler:
             _profiler.profile(activities=_profiler.supported_activities()) as found,
         ):
             forwards[0]()
-            for number, forward in enumerate(forwards):
+            for number, forward in enumerate([*forwards] * REPEATS):
                 with record(f"{_FORWARD}{number}"):
                     start = time.perf_counter()
                     forward()
@@ -76,7 +74,7 @@ class Profiler:
         events = found.events()
         if trace is not None:
             found.export_chrome_trace(str(trace))
-        return told(events, walls, tokens, on_device)
+        return told(events, walls, len(forwards), tokens, on_device)
 
     @contextmanager
     def _ranges(self) -> Iterator[None]:
@@ -103,36 +101,42 @@ class Profiler:
                 hook.remove()
 
 
-def told(events: Sequence[Any], walls: Sequence[float], tokens: int, on_device: bool) -> Profile:
+def told(
+    events: Sequence[Any], walls: Sequence[float], prompts: int, tokens: int, on_device: bool
+) -> Profile:
     """What the profiler's ``events`` (``FunctionEvent``) say of the forwards among them.
 
-    ``walls`` are the seconds of each, by the clock. Seconds are the median forward's, times their
-    number, of every operator and of what none accounts for; calls are those of all.
+    ``walls`` are the seconds of each by the clock, of every prompt in turn. Of the repeats of one
+    prompt the least counts, for every operator and for what none accounts for: nothing makes a
+    forward faster than it is, and much else that runs on a machine makes it slower. Calls are those
+    of all forwards.
     """
-    found: list[_Tree] = []
+    trees: list[_Tree] = []
     for event in events:
         if event.name.startswith(_FORWARD) and event.device_type.name == "CPU":
-            found.append(_Tree())
-            (found[-1].of_device if on_device else found[-1].of_host)(event, "")
+            trees.append(_Tree())
+            (trees[-1].of_device if on_device else trees[-1].of_host)(event, "")
     calls: Counter[Key] = Counter()
     kernels: defaultdict[Key, Counter[str]] = defaultdict(Counter)
-    for tree in found:
+    for tree in trees:
         calls.update(tree.calls)
         for key, parts in tree.kernels.items():
             kernels[key].update(parts)
-    count = len(walls)
+
+    def least(each: Sequence[float]) -> float:
+        return sum(min(each[prompt::prompts]) for prompt in range(prompts))
+
     spans = tuple(
         Span(
             *key,
-            count * statistics.median(tree.us[key] for tree in found) / 1e6,
+            least([tree.us[key] for tree in trees]) / 1e6,
             calls[key],
             _most(key[1], kernels[key]),
         )
         for key in calls
     )
-    gaps = (wall - sum(tree.us.values()) / 1e6 for wall, tree in zip(walls, found, strict=True))
-    wall_s = sum(span.seconds for span in spans) + count * statistics.median(gaps)
-    return Profile(tokens, wall_s, on_device, spans)
+    gaps = [wall - sum(tree.us.values()) / 1e6 for wall, tree in zip(walls, trees, strict=True)]
+    return Profile(tokens, sum(span.seconds for span in spans) + least(gaps), on_device, spans)
 
 
 class _Tree:

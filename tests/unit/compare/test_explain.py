@@ -94,6 +94,26 @@ def test_a_layer_that_is_certain_is_named_though_all_layers_together_are_not():
     assert told.causes[0].baseline_s == pytest.approx(5, rel=0.02)
 
 
+def test_rounds_that_something_disturbed_hide_nothing_and_name_nothing():
+    rng = np.random.default_rng(2)
+
+    def disturbed(seconds, slow):
+        return profile({k: v * (9 if slow else 1) for k, v in seconds.items()}, rng)
+
+    def told(b):
+        both = [
+            (disturbed(times(), turn in (3, 17)), disturbed(b, turn in (0, 9)))
+            for turn in range(ROUNDS)
+        ]
+        return explain(*zip(*both, strict=True))
+
+    assert first(told(times({("mlp.up_proj", "aten::linear"): 7.0}))) == (
+        "layers.*.mlp.up_proj",
+        "linear",
+    )
+    assert told(times()).causes == ()
+
+
 def test_a_renamed_operator_is_compared_with_what_it_was():
     renamed = times({("mlp.act_fn", "own::fast"): 3.0}, without={("mlp.act_fn", "aten::silu")})
     told = explained(times(), renamed)
