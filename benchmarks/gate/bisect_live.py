@@ -85,11 +85,10 @@ def main() -> int:
     right = search.named == wanted
     print(f"{'right' if right else 'WRONG'}: expected {wanted}, named {search.named}")
     if args.write:
-        before = (
-            jsonfile.read(RESULTS, 1, RecordError, "delete it").data if RESULTS.exists() else {}
-        )
-        rows = before.get("rows", [])
-        assert isinstance(rows, list)
+        rows: list[object] = []
+        if RESULTS.exists():
+            stored = jsonfile.read(RESULTS, 1, RecordError, "delete it")
+            rows += stored.get("rows", tuple[object, ...])
         row = {
             "how": "live",
             "note": args.note,

@@ -24,7 +24,8 @@ from typing import Literal, NoReturn
 from perfline.errors import PerflineError, printable
 from perfline.fields import Node, shown
 
-Kind = Literal["record", "comparison", "baseline", "published", "benchmark"]  # of a file
+# Of a file.
+Kind = Literal["record", "comparison", "search", "baseline", "published", "benchmark"]
 
 _STREAMS = {"/dev/stdout": 1, "/dev/stderr": 2}  # may be a file: it is continued, not replaced
 
@@ -79,8 +80,8 @@ def read(
 
 def kind(data: Mapping[str, object]) -> Kind | None:
     """Return what a JSON object is; None where it is nothing that is known."""
-    if data.get("kind") == "compare":
-        return "comparison"
+    if data.get("kind") in ("compare", "search"):
+        return "comparison" if data["kind"] == "compare" else "search"
     return next((name for name, keys in _KEYS if keys <= data.keys()), None)
 
 
@@ -224,6 +225,7 @@ _TOLD: dict[Kind, tuple[str, str]] = {
         "`perfline baselines update`, `report`, `export` and `history` take it",
     ),
     "comparison": ("a record of perfline compare", "`perfline report` takes it"),
+    "search": ("a record of a search", "`perfline bisect` goes on behind it where it is partial"),
     "baseline": ("a baseline", "`perfline baselines show` takes its case"),
     "published": ("published figures", "pytest reads them from baselines/published/"),
     "benchmark": (

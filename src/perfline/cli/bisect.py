@@ -122,7 +122,7 @@ def run(args: argparse.Namespace) -> int:
         jsonfile.withdraw(args.markdown, RecordError)
     say(search_text.opening_line(search, kind, [each.name for each in found]))
     if search.probes:
-        say(f"{args.out}: goes on behind {len(search.probes)} comparisons measured before")
+        say(f"{args.out}: {search_text.resumed_line(search)}")
 
     def sides(both: tuple[Side, Side]) -> AbstractContextManager[LauncherOf]:
         return launchers(both, args.timeout)

@@ -19,6 +19,7 @@ from perfline.search.record import Probe, Search
 
 _HEADERS = ["probe", "against", "found", "change", "98 % interval", "pairs", "minutes"]
 _MOST_NAMED = 12
+_MOST_SKIPPED = 4
 
 
 class Named(Protocol):
@@ -61,6 +62,16 @@ def opening_line(search: Search, kind: str, names: Sequence[str]) -> str:
         f"{names[0]}, some {at_most + 2} comparisons"
     )
     return textwrap.shorten(line, WIDTH, placeholder=" ...")
+
+
+def resumed_line(search: Search) -> str:
+    """What is not measured again."""
+    return f"goes on behind {_comparisons(search)} measured before"
+
+
+def _comparisons(search: Search) -> str:
+    count = len(search.probes)
+    return f"{count} comparison{'s' * (count != 1)}"
 
 
 def probe_line(probe: Probe) -> str:
@@ -116,7 +127,7 @@ def markdown(search: Search, answer: Answer, shown: Shown, follow: str) -> str:
 
 def interrupted(search: Search, path: str) -> str:
     """What a search that was stopped had measured."""
-    lines = [f"{_title(search)}: not decided, after {len(search.probes)} comparisons", ""]
+    lines = [f"{_title(search)}: not decided, after {_comparisons(search)}", ""]
     if search.probes:
         lines += [textwrap.indent(_table(search), "  "), ""]
     lines.append("interrupted: the record is partial; the same command goes on behind it")
@@ -148,8 +159,9 @@ def _facts(search: Search, answer: Answer, shown: Shown) -> list[str]:
     ]
     if answer.outcome == "step" and shown.kind == "day":
         facts += [f"what differs between them: {text}" for text in differences]
-    count, minutes = len(search.probes), search.minutes
-    facts.append(f"{count} comparison{'s' * (count != 1)}, {minutes:.0f} minutes in all")
+    skipped = [probe for probe in search.probes if probe.finding.word == "skipped"]
+    facts += [f"skipped {probe.b}: {probe.finding.reason}" for probe in skipped[:_MOST_SKIPPED]]
+    facts.append(f"{_comparisons(search)}, {search.minutes:.0f} minutes in all")
     if SOUGHT[search.metric].noisy and answer.outcome == "step":
         facts.append("an answer names what is innocent in at most 1 % of searches (docs/gate.md)")
     return facts

@@ -156,14 +156,20 @@ def from_tree(root: Path, commit: str, request: str, side: SideOf, say: Say) -> 
     words = request.removeprefix("pip install").split()
     text = " ".join(word for word in words if word not in ("-e", "--editable")) or "."
 
+    built: list[Path] = []  # once: the good end is asked for by every comparison
+
     def made(of: SideName) -> Side:
+        if not built:
+            built.append(build(of))
+        return replace(side(of), python=built[0], install=(f"{root.name} {commit[:_SHORT]}",))
+
+    def build(of: SideName) -> Path:
         prefix = SCRATCH.format(pid=os.getpid())
         with tempfile.TemporaryDirectory(prefix=prefix) as scratch:
             tree = Path(scratch) / "tree"
             with work_tree(root, commit, of, tree):
                 wanted = " ".join(_inside(tree, word) for word in text.split())
-                asking = replace(side(of), install=(*side(of).install, wanted))
-                return replace(_installed(asking, say), install=(f"{root.name} {commit[:_SHORT]}",))
+                return _installed(replace(side(of), install=(wanted,)), say).python
 
     return made
 

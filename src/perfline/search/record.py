@@ -77,7 +77,7 @@ def save(path: Path, search: Search) -> None:
 
 def load(path: Path) -> Search:
     """Read the record of a search; RecordError says which key of the file is wrong."""
-    node = jsonfile.read(path, SCHEMA, RecordError, _FIX)
+    node = jsonfile.read(path, SCHEMA, RecordError, _FIX, "search")
     if node.data.get("kind") != "search":
         raise RecordError(f"{path}: is no record of a search; {_FIX}")
     search = node.build(Search)

@@ -245,8 +245,10 @@ def test_a_commit_of_another_repository_is_installed_from_its_own_tree(
         return Made(Path("/made/python"))
 
     monkeypatch.setattr(making, "make", make)
-    side = candidates.from_tree(history, commit, request_text, plain, print)("candidate")
+    made = candidates.from_tree(history, commit, request_text, plain, print)
+    side, again = made("candidate"), made("baseline")
 
+    assert (again.name, again.python) == ("baseline", side.python)
     assert (seen, side.python) == (["1"], Path("/made/python"))
     assert side.install == (f"project {commit[:12]}",)
     assert len(git(history, "worktree", "list").splitlines()) == 1

@@ -103,7 +103,7 @@ def test_probes_on_other_terms_are_measured_anew(tmp_path: Path):
 def test_what_is_no_record_of_a_search_is_not_written_over(tmp_path: Path):
     path = tmp_path / "search.json"
     path.write_text('{"schema": 1, "kind": "compare"}')
-    with pytest.raises(RecordError, match="is no record of a search; move it away"):
+    with pytest.raises(RecordError, match=r"perfline compare \(expected a record of a search\)"):
         record.resumed(path, FRESH)
 
 
