@@ -191,7 +191,8 @@ def test_what_settles_it_stands_in_the_message_the_summary_and_the_record(accept
     accepted.case("fake", "gates: {throughput_session_sd_fraction: 0.02}\n")
     accepted.script(prompts=400, both={"token_s": 1.07e-4})
     conftest = accepted.root / "conftest.py"
-    now = "return type(ENVIRONMENT)('fake-cpu', 'Fake CPU', 'cpu', {'commit': 'def5678'})"
+    context = "{'torch': '9.9', 'commit': 'def5678'}"
+    now = f"return type(ENVIRONMENT)('fake-cpu', 'Fake CPU', 'cpu', {context})"
     conftest.write_text(conftest.read_text().replace("return ENVIRONMENT", now))
     result = accepted.run("-m", "perf", "--strict")
     command = "perfline compare fake --baseline-ref abc1234 --case-dir=cases"

@@ -349,6 +349,12 @@ def test_a_rank_that_is_killed_in_a_round_leaves_nothing_to_accept(suite, torchr
     assert suite.update("--run=results/run.json") != 0
 
 
+def test_settling_is_refused_before_anything_is_opened(suite, torchrun):
+    done = torchrun("--settle=5")
+    assert done.returncode != 0
+    assert "--settle is for one device: under torchrun the other ranks hold theirs" in done.stderr
+
+
 def test_a_full_pass_is_refused_before_anything_is_opened(suite, torchrun):
     done = torchrun("--full-pass")
     assert done.returncode != 0

@@ -412,6 +412,11 @@ class CaseRun:
             self._runs[word] = run
         return self._runs[word]
 
+    def free(self) -> None:
+        """Close the model; what was measured stays, and ``loaded`` may be opened anew."""
+        self._compile_anew()
+        self.loaded.close()
+
     def forget_journals(self) -> None:
         """The answers are in a record: their journals have done their work."""
         for name in self._passes:
