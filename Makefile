@@ -34,13 +34,11 @@ STRICT := -p hypothesispytest -o strict_parametrization_ids=true -W error \
 
 PARALLEL := -n logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
-# What has no measured speed in it shares the machine; what other processes would disturb comes after,
-# the suite on `tiny` with it (tests/e2e/test_tiny.py).
+# No test judges how fast or still this machine is, so all of them share it.
 # What a killed session left torn in inductor's cache is not met: the cache is new.
 test: lint
 	status=0; TORCHINDUCTOR_CACHE_DIR=$$(mktemp -d); export TORCHINDUCTOR_CACHE_DIR; \
-	$(BIN)/pytest $(STRICT) $(PARALLEL) -m "not alone" tests/e2e tests/plugin tests/unit tests/browser $(ARGS) || status=1; \
-	$(BIN)/pytest $(STRICT) -m alone tests/e2e $(ARGS) || status=1; \
+	$(BIN)/pytest $(STRICT) $(PARALLEL) tests/e2e tests/plugin tests/unit tests/browser $(ARGS) || status=1; \
 	rm -rf -- "$$TORCHINDUCTOR_CACHE_DIR"; exit $$status
 
 # uv has an environment of its own: a stale constraints.txt does not keep it from being made anew.

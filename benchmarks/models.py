@@ -4,10 +4,12 @@ Every decoder-only kind of the installed transformers, as a tiny random checkpoi
 the compiled engine, each prompt by itself and by shared prefixes, against the model's own forward::
 
     python benchmarks/models.py docs/models.md                # all of them, an hour on two cores
-    python benchmarks/models.py out.md --kinds llama opt --engines eager
+    python benchmarks/models.py docs/models.md --kinds llama opt --engines inductor
 
 A way is right where the letters' logits are within 1e-4 of the largest and every answer is the
-same. A kind that takes longer than ``--seconds`` for one of its ways is stopped, and says so.
+same. A kind that takes longer than ``--seconds`` for one of its ways is stopped, and says so. What
+each way gave is kept in ``results/models.json``, kind by kind: the page shows what was ever run
+with the versions of torch and transformers that are installed.
 """
 
 from __future__ import annotations
@@ -36,8 +38,8 @@ SMALL = {
     **dict.fromkeys(("decoder_ffn_dim", "encoder_ffn_dim", "intermediate_size_mlp"), 96),
     **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size"), 32),
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), 4),
-    **dict.fromkeys(("num_experts_per_tok", "moe_topk", "moe_k"), 2),
-    **dict.fromkeys(("n_group", "topk_group", "first_k_dense_replace"), 1),
+    **dict.fromkeys(("num_experts_per_tok", "num_experts_per_token", "moe_topk"), 2),
+    **dict.fromkeys(("n_group", "num_expert_group", "topk_group", "first_k_dense_replace"), 1),
     **dict.fromkeys(("kv_lora_rank", "q_lora_rank", "v_head_dim", "qk_nope_head_dim"), 16),
     **dict.fromkeys(("head_dim", "linear_key_head_dim", "linear_value_head_dim", "rotary_dim"), 16),
     **dict.fromkeys(("mamba_d_state", "state_size", "ssm_state_size"), 16),
@@ -55,8 +57,18 @@ SMALL = {
 HYBRID = ("full_attention_interval", "attn_layer_period", "layer_group_size")
 # What a kind needs beside that, or instead.
 MORE: dict[str, dict[str, Any]] = {
-    "minimax": {"layer_types": ["linear_attention", "full_attention"]},
-    "dots1": {"head_dim": 16},
+    "bailing_hybrid": {"layer_types": ["linear_attention", "full_attention"] * 2},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "mamba_dt_rank": 4},
+    "kimi_linear": {"layer_types": ["linear_attention", "full_attention"] * 2},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
+    "lfm3": {"layer_types": ["conv", "full_attention"]},
+    "longcat_flash": {"num_key_value_heads": 4, "head_dim": 8, "zero_expert_num": 2},
+    "falcon_h1": {"mamba_d_ssm": 128},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
+    "zamba": {"attention_hidden_size": 128, "attention_head_dim": 32, "mamba_dt_rank": 4}
+    | {"num_hidden_layers": 4, "attn_layer_period": 2, "attn_layer_offset": 1},
+    "dots1": {"head_dim": 16, "n_routed_experts": 4, "n_shared_experts": 1}
+    | {"num_experts_per_tok": 2, "num_key_value_heads": 4},
     "bamba": {"attn_layer_indices": [1]},
     "granitemoehybrid": {"layer_types": ["mamba", "attention"]},
     "mamba2": {"num_heads": 4, "head_dim": 32, "n_groups": 1, "expand": 2},
@@ -74,6 +86,7 @@ moss_transcribe_diarize musicgen musicgen_melody mvp pegasus plbart prophetnet r
 roberta roberta-prelayernorm roc_bert roformer trocr whisper xlm xlm-roberta xlm-roberta-xl xlnet
 xmod
 """
+RESULTS = Path(__file__).parent / "results" / "models.json"
 WAYS = ("eager", "eager shared", "inductor", "inductor shared")
 
 
@@ -217,45 +230,49 @@ def sweep(
         worker.join()
 
 
-def table(found: dict[str, dict[str, str]], engines: Sequence[str]) -> str:
+def versions() -> str:
+    """What the sweep depends on."""
+    return " and ".join(f"{name} {metadata.version(name)}" for name in ("transformers", "torch"))
+
+
+def kept(found: dict[str, dict[str, str]], kind: str, said: dict[str, str]) -> None:
+    """Take in what one kind gave: a reason for all of its ways takes the place of theirs."""
+    before = {} if "all" in said else {w: s for w, s in found.get(kind, {}).items() if w != "all"}
+    found[kind] = before | said
+
+
+def table(found: dict[str, dict[str, str]]) -> str:
     """The page: how many, each kind by each way, and the reasons."""
-    ways = [way for way in WAYS if way.split()[0] in engines]
-    versions = " and ".join(
-        f"{name} {metadata.version(name)}" for name in ("transformers", "torch")
-    )
+    run = Counter(way for said in found.values() for way in said)
     right = Counter(
         way for ways_ in found.values() for way, said in ways_.items() if said == "right"
     )
     lines = [
         "# Models",
         "",
-        f"Made with {versions} on a CPU ({platform.machine()}), fp32, by",
+        f"Made with {versions()} on a CPU ({platform.machine()}), fp32, by",
         "",
         "```console",
-        f"$ python benchmarks/models.py docs/models.md{_shown(engines)}",
+        "$ python benchmarks/models.py docs/models.md",
         "```",
         "",
         "A tiny random checkpoint of each kind runs by each way, against the model's own forward. "
         "Right: letters within 1e-4 of the largest logit, and the same answers. A kind that shares "
         "no prefixes is run by itself, question by question, with a notice.",
         "",
-        f"Of {len(found)} kinds are right: "
-        + ", ".join(f"{right[way]} by {way}" for way in ways)
-        + ".",
+        f"Right of {len(found)} kinds, of those that were run: "
+        + ", ".join(f"{right[way]} of {run[way] + run['all']} by {way}" for way in WAYS)
+        + ". An empty cell was not run.",
         "",
-        f"| kind | {' | '.join(ways)} | why not |",
-        f"| --- | {' | '.join('---' for _ in ways)} | --- |",
+        f"| kind | {' | '.join(WAYS)} | why not |",
+        f"| --- | {' | '.join('---' for _ in WAYS)} | --- |",
     ]
     for kind, said in sorted(found.items()):
-        cells = [{"right": "yes", "": ""}.get(said.get(way, ""), "no") for way in ways]
+        cells = [{"right": "yes", "": ""}.get(said.get(way, ""), "no") for way in WAYS]
         why = "; ".join(dict.fromkeys(t for t in said.values() if t != "right"))
         why = why.replace("|", "/").replace("<", "&lt;")
         lines.append(f"| {kind} | {' | '.join(cells)} | {why[:240]} |")
     return "\n".join(lines) + "\n"
-
-
-def _shown(engines: Sequence[str]) -> str:
-    return "" if len(engines) == 2 else f" --engines {' '.join(engines)}"
 
 
 def main() -> None:
@@ -268,11 +285,15 @@ def main() -> None:
     parser.add_argument("--engines", nargs="+", default=["eager", "inductor"])
     parser.add_argument("--seconds", type=float, default=90, help="for one way of one kind")
     args = parser.parse_args()
-    found = {}
+    found: dict[str, dict[str, str]] = {}
+    if RESULTS.exists() and (held := json.loads(RESULTS.read_text()))["versions"] == versions():
+        found = held["kinds"]
     for kind, said in sweep(args.kinds, args.engines, args.seconds):
-        found[kind] = said
+        kept(found, kind, said)
         print(kind, json.dumps(said), flush=True)
-        args.page.write_text(table(found, args.engines))
+        held = {"versions": versions(), "kinds": dict(sorted(found.items()))}
+        RESULTS.write_text(json.dumps(held, indent=1) + "\n")
+        args.page.write_text(table(found))
 
 
 class _Raw(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):

@@ -16,7 +16,7 @@ from perfline.compare import run as compare
 from perfline.compare.model import Ready, Round, Side, SideName, Workload
 from perfline.compare.record import CaseComparison
 from perfline.compare.run import Plan
-from perfline.engines.engine import Fingerprint
+from perfline.engines.engine import Fingerprint, Profile
 from perfline.errors import DeviceMemory
 from perfline.tasks.answers import LETTERS, Answers
 from samples import packaged
@@ -92,6 +92,7 @@ class Script:
         fails: number of the launch -> the error that it raises when waited for.
         round_fails: the same, at its third round.
         step_s, first_s: as ``token_s``, of decode; None where it is not timed.
+        profile: of the n-th profiled round, which may raise; None of an older perfline.
     """
 
     ready: Ready = field(default_factory=ready)
@@ -105,6 +106,7 @@ class Script:
     step_s: Callable[[int, int], float] | None = None
     first_s: Callable[[int, int], float] | None = None
     fingerprint: Fingerprint | None = None
+    profile: Callable[[int], Profile | None] = lambda turn: None
 
 
 @dataclass
@@ -147,6 +149,7 @@ class FakeLaunch:
     script: Script
     launch: int
     turns: int = 0
+    profiled: int = 0
 
     @property
     def ready(self) -> Ready:
@@ -190,6 +193,13 @@ class FakeLaunch:
     def fingerprint(self) -> Fingerprint | None:
         self.launcher.log.append(f"fingerprint {self.name}")
         return self.script.fingerprint
+
+    def profile(self, trace: Path | None = None) -> Profile | None:
+        self.launcher.log.append(f"profile {self.name}")
+        if trace is not None:
+            trace.write_text(f"trace of {self.name}")
+        turn, self.profiled = self.profiled, self.profiled + 1
+        return self.script.profile(turn)
 
     def close(self) -> None:
         if self.name in self.launcher.live:

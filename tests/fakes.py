@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
@@ -21,6 +22,8 @@ from perfline.engines.engine import (
     Generated,
     Head,
     Ints,
+    Profile,
+    Span,
 )
 from perfline.engines.environment import Environment
 from perfline.errors import NoDecode, NoFidelity
@@ -150,6 +153,13 @@ class FakeEngine:
             }
         operators = {"aten::mm": 29 + self.more_mm}
         return Fingerprint(prompt_digest(prompt), self.software, counts, operators)
+
+    def profile(self, prompts: Sequence[Prompt], head: Head, trace: Path | None = None) -> Profile:
+        self.log.append(f"profile {len(prompts)} {head}")
+        if trace is not None:
+            trace.write_text("{}")
+        tokens = sum(len(prompt.ids) for prompt in prompts)
+        return Profile(tokens, 1.0, False, (Span("layers.0.mlp", "aten::mm", 0.9, 1),))
 
     def flops(self, tokens: int, head: Head) -> float | None:
         return 1e6 * tokens

@@ -15,8 +15,8 @@ ROUND = Round(1.0, 100, 0.5, 0.6)
 
 
 def gone(pid: int) -> bool:
-    """Whether the process ends within 10 s; a zombie that nobody reaps is as good as gone."""
-    for _ in range(500):
+    """Whether the process ends within a minute; a zombie that nobody reaps is as good as gone."""
+    for _ in range(3000):
         try:
             if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
                 return True

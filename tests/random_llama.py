@@ -19,6 +19,16 @@ CONFIG = {
 }
 
 
+def traced_only(monkeypatch):
+    """Dynamo decides how many graphs there are; what inductor makes of them costs minutes."""
+    import torch
+
+    compiled = torch.compile
+    monkeypatch.setattr(
+        torch, "compile", lambda f, dynamic, mode: compiled(f, dynamic=dynamic, backend="eager")
+    )
+
+
 def case(precision="fp32", config=CONFIG, **engine):
     model = ModelSpec(
         case_dir="x", weight_dir="y", precision=precision, nominal_parameters=1e6, config=config

@@ -4,23 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
 
 import perfline
 from perfline.cases.data import PACKAGED_DATA
+from tinier import CALM, SHORT, UNDISTURBED, with_values
 
 SOURCE = Path(perfline.__file__).parents[1]
-
-
-# A run that others disturb cannot become a baseline.
-UNDISTURBED = """
-from perfline.measure import decode, throughput
-
-decode.cpu_contention = throughput.cpu_contention = lambda: None
-"""
 
 
 def shell(folder: Path, *words: str) -> str:
@@ -45,14 +37,8 @@ def test_from_nothing_to_the_second_green_run(tmp_path: Path) -> None:
     said = shell(tmp_path, "perfline", "init", ".", "--weights", str(weights))
     assert said.endswith("next:\n  pytest -m perf\n")
     case = tmp_path / "cases" / "tiny-hf.yaml"
-    # This test's minute, not a day's; and limits that no other work on this machine can break.
-    short = {"sample": "16", "rounds": "5", "min_round_s": "0.1"}
-    short |= {"throughput_margin_fraction": "0.9", "throughput_session_sd_fraction": "0.5"}
     (tmp_path / "conftest.py").write_text(UNDISTURBED)
-    for key, value in short.items():
-        text, count = re.subn(rf"(?m)^(  {key}: )[\d.]+", rf"\g<1>{value}", case.read_text())
-        assert count == 1
-        case.write_text(text)
+    case.write_text(with_values(case.read_text(), **SHORT, **CALM))
     for turn in ("first", "second"):
         for mark in ("perf", "accuracy"):
             out = shell(tmp_path, "pytest", "-m", mark)

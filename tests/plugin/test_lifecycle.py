@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import time
+
 import pytest
 
 PUBLISHED = """{
@@ -77,6 +80,17 @@ def test_update_then_ok(accepted):
     result.assert_outcomes(passed=2, deselected=4)
     assert set(accepted.words().values()) == {"ok"}
     assert accepted.words()["p_infer_core.baseline"] == "ok"
+
+
+def test_a_wall_clock_that_jumps_changes_no_figure_and_no_verdict(accepted, monkeypatch):
+    accepted.run("--strict", "-m", "perf")
+    steady = accepted.record()["cases"]["fake"]["metrics"]
+    jumps = itertools.cycle([2e9, 1e9, -1.0])
+    monkeypatch.setattr(time, "time", lambda: next(jumps))
+    monkeypatch.setattr(time, "time_ns", lambda: int(next(jumps) * 1e9))
+    accepted.run("--strict", "-m", "perf").assert_outcomes(passed=2, deselected=4)
+    assert set(accepted.words().values()) == {"ok"}
+    assert accepted.record()["cases"]["fake"]["metrics"] == steady
 
 
 def test_accuracy_ok_against_both_gates(accepted):
@@ -177,7 +191,8 @@ def test_what_settles_it_stands_in_the_message_the_summary_and_the_record(accept
     accepted.case("fake", "gates: {throughput_session_sd_fraction: 0.02}\n")
     accepted.script(prompts=400, both={"token_s": 1.07e-4})
     conftest = accepted.root / "conftest.py"
-    now = "return type(ENVIRONMENT)('fake-cpu', 'Fake CPU', 'cpu', {'commit': 'def5678'})"
+    context = "{'torch': '9.9', 'commit': 'def5678'}"
+    now = f"return type(ENVIRONMENT)('fake-cpu', 'Fake CPU', 'cpu', {context})"
     conftest.write_text(conftest.read_text().replace("return ENVIRONMENT", now))
     result = accepted.run("-m", "perf", "--strict")
     command = "perfline compare fake --baseline-ref abc1234 --case-dir=cases"

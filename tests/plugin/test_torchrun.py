@@ -175,21 +175,30 @@ def test_without_restarts_a_killed_rank_leaves_a_journal_and_nothing_to_accept(
     assert stored(suite) == alone
 
 
+IMPATIENT = """
+
+join = ranks.join
+
+
+def impatient(timeout_s):
+    # Rank 0 alone is to lose patience, and not while the other still starts.
+    group = join(100)
+    group.timeout_s = timeout_s if RANK == "0" else 100
+    return group
+
+
+ranks.join = impatient
+"""
 HANGS = """
 
 def damaged():
     time.sleep(100)
-
-
-if RANK == "1":  # rank 0 alone is to lose patience
-    join = ranks.join
-    ranks.join = lambda timeout_s: join(100)
 """
 
 
 def test_a_rank_that_hangs_is_named_and_nothing_of_the_run_is_accepted(suite, torchrun):
     suite.script(prompts=64)
-    done = torchrun("--rank-timeout=2", damage=HANGS)
+    done = torchrun("--rank-timeout=2", damage=IMPATIENT + HANGS)
     assert done.returncode == 1
     (error,) = suite.record()["cases"]["fake"]["errors"]
     assert f"waited for rank 1 on {HOST} with 0 of" in error
@@ -295,15 +304,14 @@ def hanging(self):
 
 
 TimedRegion.round = hanging
-if RANK == "1":  # rank 0 alone is to lose patience
-    join = ranks.join
-    ranks.join = lambda timeout_s: join(100)
 """
 )
 
 
 def test_a_rank_that_hangs_in_a_round_is_named_and_nothing_is_accepted(suite, torchrun):
-    done = torchrun("-k", "test_throughput", "--rank-timeout=2", damage=HANGS_IN_A_ROUND)
+    done = torchrun(
+        "-k", "test_throughput", "--rank-timeout=2", damage=IMPATIENT + HANGS_IN_A_ROUND
+    )
     assert done.returncode == 1
     errors = suite.record()["cases"]["fake"]["errors"]
     assert len(errors) == 2  # the other engine's test fails at once
@@ -339,6 +347,12 @@ def test_a_rank_that_is_killed_in_a_round_leaves_nothing_to_accept(suite, torchr
     assert done.returncode != 0
     assert suite.record()["partial"] is True
     assert suite.update("--run=results/run.json") != 0
+
+
+def test_settling_is_refused_before_anything_is_opened(suite, torchrun):
+    done = torchrun("--settle=5")
+    assert done.returncode != 0
+    assert "--settle is for one device: under torchrun the other ranks hold theirs" in done.stderr
 
 
 def test_a_full_pass_is_refused_before_anything_is_opened(suite, torchrun):

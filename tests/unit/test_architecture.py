@@ -24,7 +24,9 @@ MODULES = {
     if path.stem != "__init__" and path.parent.name != "suite"  # tests of users: no room's
 }
 HEAVY = {"torch", "transformers", "pandas", "scipy"}
-LARGEST = {"report": 15, "compare": 12, "engines": 15}  # files; twelve anywhere else
+# Files; twelve anywhere else. ``explain`` is a plan beside ``run``, ``profile`` beside
+# ``fingerprint``: what a forward runs is counted without noise, how long that takes is not.
+LARGEST = {"report": 15, "compare": 13, "engines": 16}
 
 
 def imports(path: Path, top_level: bool = False) -> set[str]:
@@ -97,6 +99,7 @@ def test_torch_is_imported_at_the_top_of_engines_only():
         "full_precision",
         "hf",
         "prefix_forward",
+        "profile",
         "shared_prefix",
         "tensor_parallel",
     )

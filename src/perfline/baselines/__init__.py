@@ -10,5 +10,6 @@ __all__ = [
     "baseline",
     "judge",
     "proposal",
+    "settling",
     "suggestions",
 ]

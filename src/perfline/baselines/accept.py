@@ -261,8 +261,23 @@ def current(candidate: Candidate) -> list[Verdict]:
     for metric in _comparable(candidate):
         assert old is not None
         held = performance.Held(old.values(metric.name), *old.anchor(metric.name))
-        verdicts.append(_verdict(candidate, metric, held))
+        verdicts.append(_settled(candidate, _verdict(candidate, metric, held)))
     return verdicts
+
+
+def _settled(candidate: Candidate, verdict: Verdict) -> Verdict:
+    """The verdict as a comparison settled it in the session, as long as the baseline is the same.
+
+    It told of one code, and of one number stored.
+    """
+    for each in candidate.measured.verdicts:
+        same = (each.metric, each.gate) == (verdict.metric, verdict.gate)
+        numbers = (each.baseline, each.measured) == (verdict.baseline, verdict.measured)
+        if same and numbers and each.settled is not None and each.settled.first == verdict.word:
+            return dataclasses.replace(
+                verdict, word=each.word, reason=each.reason, settled=each.settled
+            )
+    return verdict
 
 
 def _comparable(candidate: Candidate) -> Iterator[Metric]:

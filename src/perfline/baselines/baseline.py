@@ -70,6 +70,9 @@ class Session:
     context: Mapping[str, Scalar]  # versions, driver, clocks: shown, never compared
     workload: Mapping[str, Scalar]  # what was timed: sessions of other workloads do not compare
     metrics: Mapping[str, Metric]
+    # With what it can be run again; None in files of an older perfline.
+    packages: Mapping[str, str] | None = field(default=None, metadata=OPTIONAL)
+    variables: Mapping[str, str] | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True)

@@ -108,6 +108,8 @@ def measured_baseline(record: Record, measured: CaseRecord, reason: str) -> Base
         context=facts,
         workload=measured.workload,
         metrics=kept,
+        packages=record.environment.packages,
+        variables=record.environment.variables,
     )
     return Baseline(
         case=measured.case,

@@ -16,7 +16,6 @@ from perfline.baselines.baseline import Baseline
 from perfline.baselines.proposal import Candidate, Terms, measured_baseline
 from perfline.cases.case import Case
 from perfline.errors import BaselineError
-from perfline.fields import Scalar
 from perfline.gates.verdict import WORST_FIRST, Verdict, Word, fails, skips, worst
 from perfline.measure.record import ABSENT, CaseRecord, Record
 
@@ -179,33 +178,6 @@ def next_of(record: Record, flags: str, refused: Mapping[str, Refused]) -> str:
 Refused = Callable[[Terms], str]  # why an update with these terms is refused; empty where not
 
 
-def settling(
-    case: str,
-    verdicts: Sequence[Verdict],
-    baseline: tuple[str | None, Mapping[str, Scalar]],
-    context: Mapping[str, Scalar],
-    flags: str,
-) -> str:
-    """The comparison in one job that settles a verdict on time; empty where there is none to make.
-
-    ``baseline`` is the commit and the context it was measured in, ``context`` that of now. A is the
-    code that the baseline was measured with; where only torch has changed, an environment with the
-    old one.
-    """
-    judged = [v for v in verdicts if v.metric.startswith("p_") and v.gate == "baseline"]
-    if not any(v.word in ("regressed", "unsure") for v in judged):
-        return ""
-    commit, old = baseline
-    if commit and commit != context.get("commit"):
-        side = f"--baseline-ref {commit.removesuffix('-dirty')}"
-    elif old.get("torch") != context.get("torch"):
-        side = f"--baseline-python DIR_OF_A_VENV_WITH_TORCH_{old.get('torch')}"
-    else:
-        return ""
-    engine = " --engine eager" if all(v.metric.startswith("p_val") for v in judged) else ""
-    return f"perfline compare {case} {side}{engine} {flags}".strip()
-
-
 def next_steps(
     case: str,
     verdicts: Sequence[Verdict],
@@ -218,7 +190,7 @@ def next_steps(
     """What comes next for a case, the first thing first; empty where there is nothing to do.
 
     A regression is settled or looked at before it is accepted. ``settle`` is the comparison that
-    would (see :func:`settling`), ``flags`` are those that ``perfline baselines`` needs to find what
+    would (see ``settling``), ``flags`` are those that ``perfline baselines`` needs to find what
     pytest used; where ``update`` would be ``refused``, its cure comes, and what it is the cure of.
     ``failed``: a test of the case ended without a verdict.
     """

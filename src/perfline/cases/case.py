@@ -30,10 +30,16 @@ PACKAGED_CASES = Path(__file__).parent
 OWN = "cases"  # the directory of a repository's own
 CASE_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,29}")
 
-Precision = Literal["fp32", "fp16", "bf16"]
+Precision = Literal["fp32", "fp16", "bf16", "checkpoint"]  # the last: as it is quantised
 # What two correct engines may differ by in a letter logit, as a share of the largest one: rounding
 # errors of some 30 layers, about 8 units in the last place of fp16 and bf16 (2^-11, 2^-8).
-ROUNDING_FRACTION: dict[Precision, float] = {"fp32": 1e-4, "fp16": 4e-3, "bf16": 3e-2}
+# A quantised checkpoint computes in whichever of them its quantizer takes.
+ROUNDING_FRACTION: dict[Precision, float] = {
+    "fp32": 1e-4,
+    "fp16": 4e-3,
+    "bf16": 3e-2,
+    "checkpoint": 3e-2,
+}
 Scoring = Literal["full-vocab", "letters"]
 WeightsKind = Literal["real", "dummy"]
 EngineName = str  # "eager", "inductor", or that of an engine of one's own: see ``engine_name``

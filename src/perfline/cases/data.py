@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import IO, cast
 
-from perfline.cases.case import Case
+from perfline.cases.case import Case, Precision
 from perfline.errors import DataError, MissingData, printable
 from perfline.jsonfile import is_special
 
@@ -359,6 +359,7 @@ class Checkpoint:
 
     config: Mapping[str, object]  # config.json
     parameters: int  # of all tensors that are stored
+    size: int  # bytes of the files that hold them
     dtypes: Mapping[str, int]  # how many are of each, by safetensors' names, such as "BF16"
 
 
@@ -366,8 +367,10 @@ def read_checkpoint(directory: Path) -> Checkpoint:
     """Read config.json and the safetensors' headers; DataError as :func:`check_weights` has it."""
     check_weights(directory)
     dtypes: Counter[str] = Counter()
+    total = 0
     for shard in _shards(directory):
         size = shard.stat().st_size
+        total += size
         for name, tensor in json.loads(_read_header(shard)).items():
             if name == "__metadata__":
                 continue
@@ -380,7 +383,41 @@ def read_checkpoint(directory: Path) -> Checkpoint:
                     f"{_shown(dtype)}; expected sizes that fit the file, and a name; fetch it again"
                 )
             dtypes[dtype] += math.prod(shape)
-    return Checkpoint(_read_json(directory / "config.json"), dtypes.total(), dtypes)
+    return Checkpoint(_read_json(directory / "config.json"), dtypes.total(), total, dtypes)
+
+
+def quantization(config: Mapping[str, object]) -> str:
+    """How config.json says that the weights are quantised, such as ``gptq, 4 bits``; or nothing."""
+    told = config.get("quantization_config") or config.get("compression_config")
+    if not isinstance(told, dict):
+        text = config.get("text_config")  # of a multimodal checkpoint
+        return quantization(text) if isinstance(text, dict) else ""
+    loads = {bits for bits in (4, 8) if told.get(f"load_in_{bits}bit") is True}  # bitsandbytes
+    method = told.get("quant_method") or ("bitsandbytes" if loads else "by a method of no name")
+    bits = told.get("bits") or told.get("w_bit") or next(iter(loads), None)
+    form = told.get("format") or (told.get("fmt"))
+    more = [_shown(form)] if form else [f"{_shown(bits)} bits"] if bits else []
+    return ", ".join([_shown(method), *more])
+
+
+def check_quantization(directory: Path, precision: Precision) -> str:
+    """What :func:`quantization` says of the checkpoint; DataError where the case says otherwise.
+
+    Timed as what it is not, a quantised model would be held against figures of another one.
+    """
+    path = directory / "config.json"
+    scheme = quantization(_read_json(path))
+    if scheme and precision != "checkpoint":
+        raise DataError(
+            f"{path}: says that the weights are quantised ({scheme}), and the case that they are "
+            f"{precision}; set its model.precision to checkpoint"
+        )
+    if not scheme and precision == "checkpoint":
+        raise DataError(
+            f"{path}: has no quantization_config, and the case's model.precision is checkpoint; "
+            "set it to fp32, fp16 or bf16"
+        )
+    return scheme
 
 
 def _check_attention(path: Path, config: Mapping[str, object]) -> None:

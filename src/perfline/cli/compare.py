@@ -62,6 +62,18 @@ def add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "(default: prefill)",
     )
     add("--strict", action="store_true", help="unsure fails, too")
+    add(
+        "--explain",
+        action="store_true",
+        help="once it is decided, profile both sides in turn and say which operator of which layer "
+        "makes the difference; nothing that is timed is profiled",
+    )
+    add(
+        "--traces",
+        metavar="DIR",
+        type=Path,
+        help="with --explain: keep a profiled round of each side there, for Chrome's trace viewer",
+    )
     add_measuring(parser, "results/compare.json")
 
 
@@ -183,6 +195,8 @@ def run(args: argparse.Namespace) -> int:
     record.check_writable(args.out)
     if args.markdown is not None:
         record.check_writable(args.markdown)
+    if args.traces is not None:
+        _make_traces_directory(args)
     comparison = Comparison(today(), True, command(args), {})
     # However this ends, nobody takes the files of an older comparison for those of this one.
     record.save(args.out, comparison)
@@ -264,8 +278,9 @@ def command(args: argparse.Namespace) -> str:
         if (value := getattr(args, name)) != default:
             text = f"{value:g}" if isinstance(value, float) else str(value)
             words += [f"--{name.replace('_', '-')}", text]
-    for name in ("alternate", "strict", "dummy_weights"):
+    for name in ("alternate", "explain", "strict", "dummy_weights"):
         words += [f"--{name.replace('_', '-')}"] * getattr(args, name)
+    words += ["--traces", str(args.traces)] if args.traces is not None else []
     words += ["--data-dir", str(args.data_dir)] if args.data_dir is not None else []
     words += [word for path in args.case_dir for word in ("--case-dir", str(path))]
     words += ["--out", str(args.out)] if args.out != Path("results/compare.json") else []
@@ -319,6 +334,8 @@ def _plans(args: argparse.Namespace) -> tuple[tuple[Side, Side], list[Plan]]:
             max_pairs=args.max_pairs,
             rounds=args.rounds,
             alternate=args.alternate,
+            explain=args.explain,
+            traces=args.traces,
         )
         for case in cases
     ]
@@ -379,6 +396,20 @@ def _compared(
 def say(line: str) -> None:
     """A line for the user, beside what goes to standard output."""
     print(line, file=sys.stderr, flush=True)
+
+
+def _make_traces_directory(args: argparse.Namespace) -> None:
+    """Before an hour of measuring, not after."""
+    from perfline.errors import CaseError, RecordError
+
+    if not args.explain:
+        raise CaseError("--traces: keeps what --explain profiles; add --explain")
+    try:
+        args.traces.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RecordError(f"{args.traces}: cannot be made: {error.strerror}") from error
+    if not os.access(args.traces, os.W_OK | os.X_OK):
+        raise RecordError(f"{args.traces}: cannot be written to; name another directory")
 
 
 def write_markdown(path: Path, text: str) -> None:

@@ -12,6 +12,7 @@ import os
 import shutil
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
@@ -23,7 +24,7 @@ from perfline.cases.case import Case, WeightsKind
 from perfline.engines import environment, telemetry
 from perfline.engines.device import GIB, Compiler, Device, compiler, cpu_contention, current_device
 from perfline.engines.telemetry import Clocks, Sample
-from perfline.errors import DataError, MissingData, PerflineError
+from perfline.errors import DataError, EngineError, MissingData, PerflineError
 from perfline.gates.performance import MAX_CONTENTION_FRACTION
 from perfline.report.text import paragraph
 
@@ -48,7 +49,9 @@ class CaseState:
 
     Attributes:
         weights_gib: the model's size in the case's precision; from the checkpoint, else from the
-            case's nominal number of parameters.
+            case's nominal number of parameters; None where that does not tell it (a quantised one).
+        attention: what would run, the case's or what the model's class has in its place; None where
+            there is no checkpoint to tell.
         tensor: ranks that hold the model between them, under torchrun.
         fits: whether a rank's share is less than the free memory; None where the device does not
             say.
@@ -61,7 +64,8 @@ class CaseState:
     precision: str
     weights: Found
     questions: Found
-    weights_gib: float
+    weights_gib: float | None
+    attention: str | None
     tensor: int
     fits: bool | None
     baseline: Found
@@ -281,6 +285,10 @@ def _case_lines(state: CaseState, machine: Machine | None) -> Iterator[str]:
         if found.path is None and found.command is not None:
             yield f"    {found.command}"
     yield f"  {'baseline':<10}{_baseline(state)}"
+    if state.attention is not None:
+        yield f"  {'attention':<10}{state.attention}"
+    if state.weights_gib is None:
+        return
     size = f"{state.weights_gib:.3g} GiB of weights"
     if state.tensor > 1:
         ranks = f"{state.tensor} ranks hold one model: start under torchrun"
@@ -317,27 +325,46 @@ def _case_state(
     case: Case, data_dir: Path | None, baselines: Path, machine: Machine | None
 ) -> CaseState:
     weights = _find(lambda: data.find_weights(case, data_dir))
-    parameters = case.model.nominal_parameters
+    each = _BYTES.get(case.model.precision)  # None: as they are stored
+    size = None if each is None else case.model.nominal_parameters * each
+    attention = None
     if weights.path is not None:
         directory = Path(weights.path)
         try:
-            parameters = data.read_checkpoint(directory).parameters
-        except DataError as error:
+            found = data.read_checkpoint(directory)
+            data.check_quantization(directory, case.model.precision)
+            size = found.size if each is None else found.parameters * each
+            attention = None if machine is None else _attention(case, directory)
+        except (DataError, EngineError) as error:
             weights = Found(path=weights.path, problem=str(error))
-    weights_gib = parameters * _BYTES[case.model.precision] / GIB
+    weights_gib = None if size is None else size / GIB
     free = machine.free_memory_gib if machine is not None else None
-    found, sessions = _stored(case, baselines, machine)
+    stored, sessions = _stored(case, baselines, machine)
     return CaseState(
         case=case.id,
         precision=case.model.precision,
         weights=weights,
         questions=_find(lambda: data.find_mmlu(case, data_dir)),
         weights_gib=weights_gib,
+        attention=attention,
         tensor=case.parallel.tensor,
-        fits=None if free is None else weights_gib / case.parallel.tensor < free,
-        baseline=found,
+        fits=(
+            None
+            if free is None or weights_gib is None
+            else weights_gib / case.parallel.tensor < free
+        ),
+        baseline=stored,
         sessions=sessions,
     )
+
+
+def _attention(case: Case, directory: Path) -> str:
+    """What a run would take; EngineError where transformers does not know the checkpoint's kind."""
+    from perfline.engines import hf
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it is another one is what is said here
+        return hf.attention_for(case, directory)
 
 
 def _find(look: Callable[[], Path]) -> Found:

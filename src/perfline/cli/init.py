@@ -248,6 +248,10 @@ def _facts(directory: Path) -> dict[str, str]:
 
 
 def _precision(config: Mapping[str, object], dtypes: Mapping[str, int]) -> dict[str, str]:
+    from perfline.cases.data import quantization
+
+    if scheme := quantization(config):
+        return {"precision": "checkpoint", "precision_from": f"config.json: quantised by {scheme}"}
     for key in ("dtype", "torch_dtype"):
         said = config.get(key)
         if isinstance(said, str) and said.removeprefix("torch.") in _CONFIG_DTYPES:

@@ -7,6 +7,7 @@ group-sequential test decides. Without a word of text: that is ``report``'s.
 from __future__ import annotations
 
 __all__ = [
+    "explain",
     "gates",
     "launch",
     "model",

@@ -10,14 +10,16 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
+from typing import TypeVar
 
 from perfline.compare import messages
 from perfline.compare.model import Ready, Round, Side, SideName, Workload
 from perfline.compare.process import Process, RankedProcess
 from perfline.compare.sides import Place
 from perfline.compare.worker import DIE_WITH_PARENT
-from perfline.engines.engine import Fingerprint
+from perfline.engines.engine import Fingerprint, Profile
 from perfline.errors import WorkerError
 from perfline.fields import Node
 from perfline.tasks.answers import Answers
@@ -30,6 +32,7 @@ WORKER = (
     "worker = import_module(new if util.find_spec('perfline.compare') else old); "
     "sys.exit(worker.main(sys.argv[1:]))",
 )
+_Told = TypeVar("_Told")
 _LONG_PROMPT = 4096  # tokens; for a time limit
 
 
@@ -168,10 +171,23 @@ class LaunchedWorker:
         The perfline of an older ref does not know the question: its process ends with it.
         """
         self._process.send("for its fingerprint", ask="fingerprint")
+        return self._optional("fingerprint", self._limit_s(10), Fingerprint)
+
+    def profile(self, trace: Path | None = None) -> Profile | None:
+        """One round under the profiler; None as for the fingerprint."""
+        self._process.send("for a profiled round", ask="profile", trace=str(trace or ""))
+        return self._optional("profile", self._launcher.limits.open_s, Profile)
+
+    def _optional(self, word: str, limit_s: float, kind: type[_Told]) -> _Told | None:
+        """What came back under ``word``, which an older perfline does not know."""
+
+        def read(found: Node) -> _Told | None:
+            return None if found.data.get(word) is None else found.child(word).build(kind)
+
         try:
-            return self._process.receive(self._limit_s(10), _fingerprint)
+            return self._process.receive(limit_s, read)
         except WorkerError as error:
-            if "was asked for 'fingerprint'" in str(error):
+            if f"was asked for '{word}'" in str(error):
                 return None
             raise
 
@@ -182,12 +198,6 @@ class LaunchedWorker:
     def _limit_s(self, passes: float) -> float:
         limits = self._launcher.limits
         return limits.request_s + limits.slack * passes * self.ready.pass_s
-
-
-def _fingerprint(found: Node) -> Fingerprint | None:
-    if found.data.get("fingerprint") is None:
-        return None
-    return found.child("fingerprint").build(Fingerprint)
 
 
 def _gib(found: Node) -> float | None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from perfline.cases.case import WeightsKind
-from perfline.engines.engine import EngineName, Fingerprint
+from perfline.engines.engine import EngineName, Fingerprint, Profile
 from perfline.fields import OPTIONAL, Scalar
 from perfline.measure.notices import Notice
 from perfline.tasks.answers import Answers
@@ -170,6 +170,12 @@ class Worker(Protocol):
 
     def fingerprint(self) -> Fingerprint | None:
         """What runs inside a forward; None where that is not known (an engine of one's own)."""
+
+    def profile(self, trace: Path | None = None) -> Profile | None:
+        """One round under the profiler, after all that is timed: the first may compile anew.
+
+        ``trace`` is a file for Chrome's trace viewer. None where the side's perfline cannot.
+        """
 
     def close(self) -> None:
         """End the process; safe to call twice, and after a crash."""

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from perfline import jsonfile
+from perfline.compare.explain import Explanation
 from perfline.compare.model import BESIDE, LEAST, Kind, Ready, Round, Side, SideName, Timed
 from perfline.compare.sequential import OK_ALPHA, Decision
 from perfline.environments.installers import masked
@@ -86,6 +87,12 @@ def _check(node: Node, case: CaseComparison) -> None:
                     node.fail(f"pairs.{number}.{side}.rounds.{n}.{lacking}", "is missing")
         if not pair.void and not pair.kept:
             node.fail(f"pairs.{number}.void", "is empty, yet no round pair is without faults")
+    told = case.explanation
+    if told is not None and not told.problem:
+        if told.baseline_s < LEAST or not told.tokens:
+            node.fail("explanation.baseline_s", "or 'tokens' is 0, yet it says no problem")
+        if not told.low_s <= told.change_s <= told.high_s:
+            node.fail("explanation.change_s", "lies outside of its interval")
 
 
 # Names of environment variables whose values are not for a file.
@@ -273,6 +280,7 @@ class CaseComparison:
         problem: what ended the comparison before a decision; empty where nothing did.
         ranks: processes of a launch.
         ended: False while it goes on, and in what an interrupt left behind.
+        explanation: which operators make the difference; None where nobody asked.
     """
 
     case: str = field(metadata=OUTSIDE)
@@ -299,6 +307,7 @@ class CaseComparison:
     workload: Kind = field(default="prefill", metadata=OPTIONAL)
     ok_alpha: float = field(default=OK_ALPHA, metadata={"ge": LEAST, "le": 0.5, **OPTIONAL})
     beside: Mapping[str, Decision] = field(default_factory=dict, metadata=OPTIONAL)
+    explanation: Explanation | None = field(default=None, metadata=OPTIONAL)
 
     @property
     def alpha_each(self) -> float:

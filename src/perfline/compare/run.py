@@ -17,18 +17,22 @@ from __future__ import annotations
 
 import math
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from perfline.cases.case import ENGINE_NAMES, Case, with_settings
 from perfline.compare import gates, sequential
+from perfline.compare.explain import ROUNDS, Explanation, explain
 from perfline.compare.model import (
     BESIDE,
     SIDES,
     Kind,
     Launcher,
+    PendingWorker,
     Ready,
     Round,
     Side,
@@ -45,7 +49,16 @@ from perfline.compare.record import (
 )
 from perfline.compare.sequential import Decision
 from perfline.compare.sides import describe
-from perfline.errors import CaseError, DeviceMemory, EngineError, MissingRanks, WorkerError
+from perfline.engines.engine import Profile
+from perfline.errors import (
+    CaseError,
+    DeviceMemory,
+    EngineError,
+    MissingRanks,
+    PerflineError,
+    WorkerError,
+)
+from perfline.gates.fingerprint import differences
 from perfline.gates.verdict import Verdict, Word
 from perfline.tasks.answers import Answers
 
@@ -66,6 +79,7 @@ class Task:
             ``min_round_s``.
         answer: whether both sides also answer the questions, once the rounds are over.
         workload: what a round is.
+        keep: whether both processes are to live on, until ``Done.ends`` is closed.
         check: is given what both launches told of themselves before anything is timed, and raises
             where they cannot be compared.
     """
@@ -77,6 +91,7 @@ class Task:
     answer: bool
     check: Check
     workload: Kind = "prefill"
+    keep: bool = False
 
     @property
     def order(self) -> tuple[SideName, SideName]:
@@ -86,12 +101,17 @@ class Task:
 
 @dataclass(frozen=True)
 class Done:
-    """One launch pair, and what is not written for every pair."""
+    """One launch pair, and what is not written for every pair.
+
+    ``alive`` are its processes where they live on, until ``ends`` is closed.
+    """
 
     pair: PairRecord
     repeats: int
     ready: Mapping[SideName, Ready]
     answers: Mapping[SideName, Answers]
+    alive: Mapping[SideName, Worker] = field(default_factory=dict)
+    ends: ExitStack = field(default_factory=ExitStack)
 
 
 @dataclass
@@ -136,17 +156,8 @@ def interleaved(launcher: Launcher, sides: Mapping[SideName, Side], task: Task) 
     """
     begin = time.monotonic()
     with ExitStack() as ends:
-        pending = {}
-        for name in task.order:  # both load and compile at the same time
-            pending[name] = launcher.start(sides[name])
-            ends.callback(pending[name].close)
-        live = {}
-        for name in task.order:
-            worker = pending[name].wait_ready()
-            ends.callback(worker.close)
-            live[name] = _Live(worker, time.monotonic() - begin, task.workload)
+        live = _launched(launcher, sides, task, ends)
         ready = {name: live[name].worker.ready for name in SIDES}
-        task.check(ready)
         repeats = task.repeats or repeats_for(task.min_round_s, *ready.values())
         start = time.monotonic()
         last: SideName | None = None
@@ -157,7 +168,29 @@ def interleaved(launcher: Launcher, sides: Mapping[SideName, Side], task: Task) 
         rounds_s = time.monotonic() - start
         launches = {name: live[name].record() for name in SIDES}
         answers = {name: live[name].worker.answers() for name in SIDES} if task.answer else {}
-    return _done(task, launches, (begin, rounds_s), (True, repeats), ready, answers)
+        done = _done(task, launches, (begin, rounds_s), (True, repeats), ready, answers)
+        if task.keep:
+            workers = {name: live[name].worker for name in SIDES}
+            return replace(done, alive=workers, ends=ends.pop_all())
+    return done
+
+
+def _launched(
+    launcher: Launcher, sides: Mapping[SideName, Side], task: Task, ends: ExitStack
+) -> dict[SideName, _Live]:
+    """Start both at once, so that both load and compile at the same time, until both are ready."""
+    begin = time.monotonic()
+    pending: dict[SideName, PendingWorker] = {}
+    for name in task.order:
+        pending[name] = launcher.start(sides[name])
+        ends.callback(pending[name].close)
+    live: dict[SideName, _Live] = {}
+    for name in task.order:
+        worker = pending[name].wait_ready()
+        ends.callback(worker.close)
+        live[name] = _Live(worker, time.monotonic() - begin, task.workload)
+    task.check({name: live[name].worker.ready for name in SIDES})
+    return live
 
 
 def whole_launches(launcher: Launcher, sides: Mapping[SideName, Side], task: Task) -> Done:
@@ -247,6 +280,8 @@ class Plan:
         alternate: whole launches in turn, A B B A, instead of rounds.
         alpha: of one look; ``ok_alpha``: of calling a slowdown of the margin ``ok``, at one look.
         notes: what is to be noted before it starts, such as a requirement that an install broke.
+        explain: whether profiled rounds are to say, once it is decided, which operators differ;
+            ``traces`` is the directory that then keeps both sides' last one.
     """
 
     case: Case
@@ -259,6 +294,8 @@ class Plan:
     alpha: float = sequential.ALPHA
     ok_alpha: float = sequential.OK_ALPHA
     notes: tuple[str, ...] = ()
+    explain: bool = False
+    traces: Path | None = None
 
     @property
     def looks(self) -> tuple[int, ...]:
@@ -292,6 +329,8 @@ def begin(plan: Plan) -> CaseComparison:
                 )
     if plan.workload.kind != "prefill":
         _check_decodes(plan)
+    if plan.explain:
+        _check_explains(plan)
     found = CaseComparison(
         case=plan.case.id,
         title=plan.case.title,
@@ -315,6 +354,17 @@ def begin(plan: Plan) -> CaseComparison:
     return replace(found, verdicts=gates.judge(found, plan.case.gates, (), None))
 
 
+def _check_explains(plan: Plan) -> None:
+    """CaseError where nothing can be profiled."""
+    for lacking, why in (
+        (plan.workload.ranks > 1, "it profiles one process a side; leave out --ranks"),
+        (plan.workload.engine not in ENGINE_NAMES, "the engines are eager and inductor"),
+        (plan.workload.kind == "decode", "it profiles prompts; leave out --workload decode"),
+    ):
+        if lacking:
+            raise CaseError(f"--explain: {why}")
+
+
 def _check_decodes(plan: Plan) -> None:
     """CaseError where the case, or how it is run, has no decode."""
     for lacking, why in (
@@ -335,27 +385,133 @@ def run(plan: Plan, launcher: Launcher, say: Say) -> Iterator[CaseComparison]:
     found = begin(plan)
     answered: tuple[Verdict, ...] = ()
     interleave = not plan.alternate
-    while not found.ended:
-        run_pair = interleaved if interleave else whole_launches
+    with ExitStack() as alive:
+        workers: Mapping[SideName, Worker] = {}
+        while not found.ended:
+            alive.close()  # those of the pair before
+            run_pair = interleaved if interleave else whole_launches
+            try:
+                done = run_pair(launcher, plan.sides, _task(plan, found))
+            except DeviceMemory as error:
+                if interleave:
+                    interleave = False
+                    note = (
+                        f"A and B do not fit on the device at once ({error}): whole launches in "
+                        "turn"
+                    )
+                    say(note)
+                    found = replace(found, notes=(*found.notes, " ".join(note.split())))
+                    continue
+                found = _stopped(plan, found, answered, "invalid", str(error))
+            except (WorkerError, EngineError) as error:
+                found = _stopped(plan, found, answered, "invalid", str(error))
+            except _Incomparable as problem:
+                found = _stopped(plan, found, answered, "incomparable", str(problem))
+            else:
+                alive.enter_context(done.ends)
+                workers = done.alive
+                if done.answers:
+                    found, answered = _with_answers(plan, found, done)
+                found = _judged(plan, _with_pair(plan, found, done), answered)
+            yield found
+        if plan.explain and not found.problem:
+            say(f"{found.verdicts[0].word}; now profiled, to explain it: {ROUNDS} rounds a side")
+            yield replace(found, explanation=_explained(plan, launcher, found, workers, alive))
+
+
+def _explained(
+    plan: Plan,
+    launcher: Launcher,
+    found: CaseComparison,
+    workers: Mapping[SideName, Worker],
+    ends: ExitStack,
+) -> Explanation:
+    """Have both live processes profile rounds in turn; a failure is told, and changes no verdict.
+
+    Where there are no ``workers``, or they have died, one more pair is started.
+    """
+    begin = time.monotonic()
+    task = _task(plan, found)
+
+    def one_more() -> Mapping[SideName, Worker]:
+        live = _launched(launcher, plan.sides, task, ends)
+        return {name: each.worker for name, each in live.items()}
+
+    try:
         try:
-            done = run_pair(launcher, plan.sides, _task(plan, found))
-        except DeviceMemory as error:
-            if interleave:
-                interleave = False
-                note = f"A and B do not fit on the device at once ({error}): whole launches in turn"
-                say(note)
-                found = replace(found, notes=(*found.notes, " ".join(note.split())))
+            told = _profiled(plan, found, task, workers or one_more())
+        except WorkerError:
+            if not workers:
+                raise
+            ends.close()
+            told = _profiled(plan, found, task, one_more())
+    except DeviceMemory as error:
+        return Explanation(problem=f"A and B do not fit on the device at once: {error}")
+    except (PerflineError, _Incomparable, OSError) as error:
+        return Explanation(problem=str(error))
+    return replace(told, seconds=time.monotonic() - begin)
+
+
+def _profiled(
+    plan: Plan, found: CaseComparison, task: Task, workers: Mapping[SideName, Worker]
+) -> Explanation:
+    """What differs exactly, then rounds A B | B A under the profiler; raises what they do."""
+    a, b = (workers[name].fingerprint() for name in SIDES)
+    exact = tuple(differences(a, b)) if a is not None and b is not None else ()
+    profiles: dict[SideName, list[Profile]] = {name: [] for name in SIDES}
+    with _Traces(plan.traces, f"{found.case}-{found.engine}") as traces:
+        for turn in range(-1, ROUNDS):  # the first of each may compile, and is dropped
+            for name in task.order if turn % 2 == 0 else task.order[::-1]:
+                trace = traces.written.get(name) if turn == ROUNDS - 1 else None
+                profile = workers[name].profile(trace)
+                if profile is None:
+                    which = "A" if name == "baseline" else "B"
+                    raise EngineError(
+                        f"{which}'s perfline cannot profile, as it is older than --explain"
+                    )
+                if turn >= 0:
+                    profiles[name].append(profile)
+        told = explain(profiles["baseline"], profiles["candidate"])
+        return replace(told, differences=exact, traces=traces.keep())
+
+
+_MOST_TRACES = 1000  # of one case in a directory
+
+
+class _Traces:
+    """Where both sides write their traces, and their way into the user's directory."""
+
+    def __init__(self, directory: Path | None, stem: str) -> None:
+        """None keeps nothing."""
+        self._directory, self._stem = directory, stem
+        self.written: dict[SideName, Path] = {}
+
+    def __enter__(self) -> _Traces:
+        """Make a directory beside them: what is half written has no name of theirs."""
+        self._scratch = ExitStack()
+        if self._directory is not None:
+            made = tempfile.TemporaryDirectory(prefix=".perfline-", dir=self._directory)
+            scratch = Path(self._scratch.enter_context(made)).absolute()
+            self.written = {name: scratch / f"{name}.json" for name in SIDES}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave nothing behind that was not kept."""
+        self._scratch.close()
+
+    def keep(self) -> tuple[str, ...]:
+        """Give both files the first names that no file has."""
+        if self._directory is None:
+            return ()
+        for more in ("", *(f"-{number}" for number in range(2, _MOST_TRACES))):
+            names = {n: self._directory / f"{self._stem}-{n}{more}.json" for n in SIDES}
+            try:
+                for name, path in names.items():
+                    path.hardlink_to(self.written[name])  # at once, and never over another file
+            except FileExistsError:
                 continue
-            found = _stopped(plan, found, answered, "invalid", str(error))
-        except (WorkerError, EngineError) as error:
-            found = _stopped(plan, found, answered, "invalid", str(error))
-        except _Incomparable as problem:
-            found = _stopped(plan, found, answered, "incomparable", str(problem))
-        else:
-            if done.answers:
-                found, answered = _with_answers(plan, found, done)
-            found = _judged(plan, _with_pair(plan, found, done), answered)
-        yield found
+            return tuple(map(str, names.values()))
+        raise WorkerError(f"{self._directory}: holds too many traces of {self._stem}; remove some")
 
 
 def share(alpha: float, cases: int, regressed: int) -> float:
@@ -385,6 +541,7 @@ def _task(plan: Plan, found: CaseComparison) -> Task:
         answer=found.answers is None,
         check=lambda ready: _check(found, ready),
         workload=found.workload,
+        keep=plan.explain,
     )
 
 

@@ -21,7 +21,7 @@ from perfline.compare.model import Ready, Round, Workload
 from perfline.distributed.group import Group
 from perfline.distributed.replica import Replica
 from perfline.engines.device import Device, current_device
-from perfline.engines.engine import Fingerprint, run_pass
+from perfline.engines.engine import Fingerprint, Profile, run_pass
 from perfline.engines.environment import Environment, collect, packages
 from perfline.engines.telemetry import Watch, watch
 from perfline.errors import EngineError, WorkerError
@@ -90,6 +90,7 @@ class Launch:
             "answers": lambda: messages.answers_json(self.answers()),
             "peak": lambda: {"gib": self.peak_memory_gib()},
             "fingerprint": lambda: {"fingerprint": as_json(self.fingerprint())},
+            "profile": lambda: {"profile": as_json(self.profile(request.get("trace", str)))},
         }
         if word not in words:
             raise WorkerError(f"was asked for '{word}'; expected {', '.join(words)}")
@@ -223,6 +224,19 @@ class Launch:
         if case_run.case.parallel.tensor > 1:
             return None
         return case_run.fingerprint(self.engine)
+
+    def profile(self, trace: str = "") -> Profile | None:
+        """One round under the profiler, of the sample's middle prompt; ``trace``: a path, or "".
+
+        None as for the fingerprint.
+        """
+        case_run = self.case_run
+        if case_run.case.parallel.tensor > 1:
+            return None
+        by_length = sorted(case_run.sample, key=lambda prompt: len(prompt.ids))
+        prompts = [by_length[len(by_length) // 2]]
+        engine, head = case_run.loaded.engine(self.engine), case_run.case.throughput.head
+        return engine.profile(prompts, head, Path(trace) if trace else None)
 
 
 class _Opening:

@@ -12,6 +12,7 @@ import operator
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass, field
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -91,6 +92,41 @@ class Fingerprint:
     weights: Mapping[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Span:
+    """Seconds of one operator within one module, in a profiled forward of every prompt.
+
+    Attributes:
+        module: its path, such as ``layers.2.mlp.up_proj``; empty for the model itself.
+        operator: what the module called, such as ``aten::linear``, a kernel of the compiler's, such
+            as ``cpp_fused_mul_silu``, or ``Python``: the module's own time between those.
+        calls: of all forwards of the round.
+        kernel: what took most of it, where that has another name.
+    """
+
+    module: str = field(metadata={"blank": True})
+    operator: str
+    seconds: float = field(metadata={"ge": 0.0, "le": 1e12})
+    calls: int
+    kernel: str = ""
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Where the seconds of one profiled round went.
+
+    Attributes:
+        tokens: of all prompts.
+        wall_s: of the synchronised forwards: of all spans, and of what lies between them.
+        on_device: whether the spans are seconds of an accelerator; else of the CPU.
+    """
+
+    tokens: int = field(metadata={"ge": 1})
+    wall_s: float = field(metadata={"gt": 0.0, "le": 1e12})
+    on_device: bool
+    spans: tuple[Span, ...]
+
+
 class Engine(Protocol):
     """An engine of one's own: what a class that is named ``module:Class`` must have.
 
@@ -163,6 +199,15 @@ class MeasuredEngine(Protocol):
         sample_tokens: int,
     ) -> Fingerprint | None:
         """What runs in a forward (``fingerprint.of_forward``); None where that is not known."""
+
+    def profile(
+        self, prompts: Sequence[Prompt], head: Head, trace: Path | None = None
+    ) -> Profile | None:
+        """One round under the profiler (``profile.of_forwards``); None where modules are not known.
+
+        The first call may compile anew: nothing is timed after it. ``trace`` is written as Chrome's
+        trace viewer reads it.
+        """
 
     def flops(self, tokens: int, head: Head) -> float | None:
         """FLOPs that the forward of one prompt of ``tokens`` executes; None where not known."""

@@ -7,6 +7,7 @@ shown beside a verdict, and never blocks one: finding what a new torch did is th
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import platform
 import re
@@ -40,6 +41,13 @@ GIT_PLACES = {
     "GIT_WORK_TREE",
 }
 
+# Environment variables that decide speed; where caches and libraries lie does not.
+_VARIABLE = re.compile(
+    r"(TORCH|PYTORCH_|TRITON_|CUDA_|CUBLAS|CUDNN|NVIDIA_|NCCL_|HIP_|HSA_|ROCR_|MIOPEN_|OMP_|KMP_"
+    r"|GOMP_|MKL_|OPENBLAS_|ATEN_|DNNL_|ONEDNN_|MALLOC_|TOKENIZERS_PARALLELISM$|LD_PRELOAD$)"
+)
+_PLACE = re.compile(r"(_DIR|_HOME|_PATH|_CACHE|_ROOT|_VERSION)$")
+
 LAYOUT = re.compile(r"(?:[0-9]+-nodes-)?x(?P<ranks>[0-9]+)")
 
 
@@ -54,6 +62,9 @@ class Environment:
         kind: ``cuda``, ``xpu``, ``mps`` or ``cpu``.
         context: versions, driver, commit; name -> text. What is not known is not in it.
         layout: how ``machine`` ends for several ranks, such as ``x8`` or ``2-nodes-x16``.
+        packages: version of every installed distribution but those installed as editable, whose
+            commit tells more; None in what an older perfline wrote.
+        variables: the environment variables that decide speed; None as above.
     """
 
     machine: str
@@ -61,6 +72,8 @@ class Environment:
     kind: str
     context: dict[str, str] = field(default_factory=dict)
     layout: str = field(default="", metadata=OPTIONAL)
+    packages: dict[str, str] | None = field(default=None, metadata=OPTIONAL)
+    variables: dict[str, str] | None = field(default=None, metadata=OPTIONAL)
 
     @property
     def one_rank(self) -> str:
@@ -82,7 +95,14 @@ def layout_of(hosts: Sequence[str]) -> str:
 def collect(root: Path) -> Environment:
     """The environment of this process; ``root`` is the git work tree whose commit is recorded."""
     device = current_device()
-    return Environment(device.slug, device.name, device.kind, _context(root))
+    return Environment(
+        device.slug,
+        device.name,
+        device.kind,
+        _context(root),
+        packages=packages(editable=False),
+        variables=variables(os.environ),
+    )
 
 
 def beyond_tested(context: Mapping[str, str]) -> list[str]:
@@ -102,13 +122,34 @@ def beyond_tested(context: Mapping[str, str]) -> list[str]:
     return found
 
 
-def packages() -> dict[str, str]:
-    """The version of every installed distribution; of two on the path, what an import finds."""
+def packages(*, editable: bool = True) -> dict[str, str]:
+    """The version of every installed distribution; of two on the path, what an import finds.
+
+    Without ``editable`` those are left out that ``pip install -e`` installed.
+    """
     found: dict[str, str] = {}
     for each in metadata.distributions():
-        if name := each.metadata["Name"]:  # None: a directory that lost its METADATA
+        name = each.metadata["Name"]  # None: a directory that lost its METADATA
+        if name and (editable or not _is_editable(each)):
             found.setdefault(re.sub(r"[-_.]+", "-", name).lower(), each.version)
     return dict(sorted(found.items()))
+
+
+def _is_editable(each: metadata.Distribution) -> bool:
+    try:
+        about = json.loads(each.read_text("direct_url.json") or "{}")
+        return bool(about.get("dir_info", {}).get("editable"))
+    except (ValueError, AttributeError):  # broken: what it is installed as is not known
+        return False
+
+
+def variables(given: Mapping[str, str]) -> dict[str, str]:
+    """Those of the environment variables ``given`` that decide how fast a model runs."""
+    return {
+        name: text
+        for name, text in sorted(given.items())
+        if _VARIABLE.match(name) and not _PLACE.search(name)
+    }
 
 
 def peak_flops(device: str, dtype: str) -> float | None:

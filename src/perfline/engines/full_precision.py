@@ -45,6 +45,10 @@ def full_precision(model: Model) -> Iterator[FullPrecision]:
     """
     if model.replica is not None:
         raise NoFidelity("ranks hold the model between them: fidelity needs it whole on one device")
+    if model.quantization:
+        raise NoFidelity(
+            f"the weights are quantised ({model.quantization}): there are none in fp32"
+        )
     module = model.module
     short = [
         tensor

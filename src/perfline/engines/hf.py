@@ -23,7 +23,7 @@ import transformers
 from torch import nn
 
 from perfline.cases import data
-from perfline.cases.case import ROUNDING_FRACTION, Case
+from perfline.cases.case import ROUNDING_FRACTION, Case, Precision
 from perfline.distributed.replica import Replica
 from perfline.engines import tensor_parallel, upstream
 from perfline.engines.device import Device
@@ -32,7 +32,12 @@ from perfline.engines.torch_engine import TorchEngine, apart, out_of_memory, pro
 from perfline.errors import CaseError, EngineError, NoSharedPrefixes, PerflineError
 from perfline.tasks import prompts
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+DTYPES: dict[Precision, Any] = {
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+    "checkpoint": "auto",  # config.json's own, which the quantizer may change
+}
 
 
 @dataclass
@@ -47,6 +52,7 @@ class Model:
         replica: the ranks that hold the model between them; None where this process holds it.
         cache_shapes: ``upstream.cache_shapes``.
         unshared: why there are none, and no prefixes are shared; empty where there are.
+        quantization: how its weights are quantised, such as ``gptq, 4 bits``; empty where not.
     """
 
     case: Case
@@ -61,6 +67,7 @@ class Model:
     replica: Replica | None = None
     cache_shapes: list[tuple[int, int, int]] = field(default_factory=list)
     unshared: str = ""
+    quantization: str = ""
     _engines: dict[EngineName, TorchEngine] = field(default_factory=dict)
     _active: EngineName = "eager"
     _settings: ExitStack = field(default_factory=ExitStack)
@@ -167,14 +174,29 @@ def _load(case: Case, device: Device, weights: Path | None, replica: Replica | N
     quiet.disable_progress_bar()
     device.reset_peak_memory()
     start = time.perf_counter()
+    scheme = ""
+    if weights is not None:
+        scheme = data.check_quantization(weights, case.model.precision)
+    elif case.model.precision == "checkpoint":
+        raise CaseError(
+            f"{case.source}: model.precision is checkpoint, and --dummy-weights have none; name "
+            "another one (--set model.precision=bf16 in perfline compare)"
+        )
+    if scheme and replica is not None:
+        raise CaseError(
+            f"{case.source}: its weights are quantised ({scheme}): no ranks hold them between "
+            "them; remove parallel.tensor"
+        )
     what = f"case '{case.id}': loading {weights or 'random weights'} as {case.model.precision}"
     with _loading(what, device):
         split = tensor_parallel.arguments(replica)
         if weights is None:
             module, tokenizer = _random_model(case, device, split), None
         else:
+            if scheme and device.kind != "cpu":  # a quantizer puts its tensors where they stay
+                split = {"device_map": {"": device.torch}}
             module, tokenizer = _checkpoint(case, weights, split), _tokenizer(weights)
-        if not split:
+        if not split and not scheme:
             module = module.to(device.torch)
         module.eval().requires_grad_(False)
         device.synchronize()
@@ -198,6 +220,7 @@ def _load(case: Case, device: Device, weights: Path | None, replica: Replica | N
         load_s=load_s,
         load_peak_gib=device.peak_memory_gib(),
         replica=replica,
+        quantization=scheme,
     )
     _prove(model)
     model._settings.enter_context(upstream.fail_at_the_recompile_limit())
@@ -238,7 +261,11 @@ def _checkpoint(case: Case, weights: Path, split: dict[str, Any]) -> Any:
     return module
 
 
-_EXACT = {"fp32": ("F32", "F16", "BF16"), "fp16": ("F16",), "bf16": ("BF16",)}
+_EXACT: dict[Precision, tuple[str, ...]] = {
+    "fp32": ("F32", "F16", "BF16"),
+    "fp16": ("F16",),
+    "bf16": ("BF16",),
+}
 
 
 def _stored_as(weights: Path) -> str:
@@ -249,11 +276,13 @@ def _stored_as(weights: Path) -> str:
 
 def _check_finite(case: Case, weights: Path, module: nn.Module) -> None:
     """Refuse weights that are no numbers: one such row gives wrong answers to some prompts only."""
-    stored = _stored_as(weights)
-    rounded = stored not in _EXACT[case.model.precision] and not stored.startswith("F8")
+    stored, exact = _stored_as(weights), _EXACT.get(case.model.precision)
+    rounded = exact is not None and stored not in exact
     for name, parameter in module.named_parameters():
         held: Any = parameter
         held = held.to_local() if hasattr(held, "to_local") else held
+        if type(held.data) is not torch.Tensor:  # a quantizer's own, with few operators
+            continue
         if not held.is_floating_point() or held.itemsize < 2 or not held.numel():
             continue
         if all(math.isfinite(end) for end in torch.stack(held.aminmax()).tolist()):
@@ -314,6 +343,12 @@ def _config_of(weights: Path) -> Any:
     return auto.from_pretrained(weights, trust_remote_code=False, local_files_only=True)
 
 
+def attention_for(case: Case, weights: Path) -> str:
+    """The attention that the checkpoint would run with, unloaded; EngineError."""
+    with _loading(f"case '{case.id}': reading {weights / 'config.json'}"):
+        return _attention(case, _config_of(weights))
+
+
 def _attention(case: Case, config: Any) -> str:
     """The attention that the case asks for, or what the model's class has in its place."""
     attention = upstream.best_attention(config, case.model.attention)
@@ -367,7 +402,8 @@ def _loading(what: str, device: Device | None = None) -> Iterator[None]:
     except Exception as error:  # a broken file may raise anything, from Rust code too
         if device is not None and upstream.is_full(error):
             raise out_of_memory(device, what, error) from error
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        lines = (str(error).strip() or type(error).__name__).splitlines()
+        first = " ".join(map(str.strip, lines[: 2 if lines[0].endswith(":") else 1]))
         if "trust_remote_code" in str(error):
             first = (
                 "config.json or tokenizer_config.json asks for code of the checkpoint's own "

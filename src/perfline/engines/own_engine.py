@@ -110,6 +110,9 @@ class OwnEngine:
     def fingerprint(self, *_: object) -> None:
         """What runs inside it, nobody knows."""
 
+    def profile(self, *_: object) -> None:
+        """Nor how long."""
+
     def flops(self, tokens: int, head: Head) -> float | None:
         """FLOPs of a forward; None where it does not tell."""
         return self._number("flops", tokens, head)

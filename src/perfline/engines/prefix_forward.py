@@ -122,7 +122,12 @@ class PrefixForward:
         self.least_rows = 2 if engine.compiled_forwards else 1
         self._overlap = engine.device.runs_behind
         heads = getattr(config, "num_attention_heads", shapes[0][0]) // engine.ranks
-        weight = next(engine.layers.parameters())
+        # Quantised weights are of other dtypes than what is computed with.
+        weights = (held for held in engine.layers.parameters() if held.dtype in _PRECISIONS)
+        weight = next(weights, None)
+        if weight is None:
+            kind = type(engine.module).__name__
+            raise NoSharedPrefixes(f"no layer of {kind} has a weight of a float")
         self._dtype, self._device = weight.dtype, weight.device
         self._fixed = {heads, config.hidden_size, len(engine.layers), *itertools.chain(*shapes)}
         if self._attention == "sdpa" and engine.device.kind == "cpu":

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import cached_property
+from functools import cached_property, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -19,8 +20,9 @@ import transformers
 from torch import nn
 
 from perfline.engines.device import Device
-from perfline.engines.engine import CompileCounts, EngineName, Fingerprint, Head
+from perfline.engines.engine import CompileCounts, EngineName, Fingerprint, Head, Profile
 from perfline.engines.fingerprint import of_forward
+from perfline.engines.profile import Profiler
 from perfline.engines.upstream import (
     cache_argument,
     compile_errors,
@@ -28,6 +30,7 @@ from perfline.engines.upstream import (
     dynamo_counts,
     inductor_cache,
     is_full,
+    named_kernels,
     why_not_compiled,
 )
 from perfline.errors import DeviceMemory, EngineError, NoSharedPrefixes, PerflineError
@@ -56,6 +59,7 @@ class TorchEngine:
         self._letters = torch.tensor(model.letters or (0, 1, 2, 3), device=self._torch_device)
         self._texts: dict[int, str] = {}
         self._start = self._forgotten = dynamo_counts()
+        self._profiler: Profiler | None = None
         self.stack, self.layers = decoder(model.module)
         spec = model.case.engine
         self.compiled_forwards: dict[nn.Module, Any] = {}
@@ -174,6 +178,29 @@ class TorchEngine:
 
         kind = self.device.kind
         return of_forward(self.name, model, kind, run, prompt, compiled, sample_tokens)
+
+    def profile(self, prompts: Sequence[Prompt], head: Head, trace: Path | None = None) -> Profile:
+        """One round under the profiler: ``profile.Profiler``.
+
+        On a CPU the first one compiles anew, so that inductor's kernels tell their names: nothing
+        that was timed before had to.
+        """
+        batches = [self.prepare(prompt) for prompt in prompts]
+
+        def forward(batch: torch.Tensor) -> None:
+            self.forward(batch, head)
+            self.synchronize()
+
+        runs = [partial(forward, batch) for batch in batches]
+        if self._profiler is None:
+            self._profiler = Profiler(self.module, self.stack, self.compiled_forwards)
+            if self.name != "eager" and self.device.kind == "cpu":
+                self.forget_compiled()
+                with named_kernels():
+                    for run in runs:
+                        run()
+        tokens, on_device = sum(len(prompt.ids) for prompt in prompts), self.device.kind != "cpu"
+        return self._profiler.round(runs, tokens, on_device, trace)
 
     def flops(self, tokens: int, head: Head) -> float | None:
         """FLOPs of the layers for a prompt of ``tokens``, and of the head where it is applied."""

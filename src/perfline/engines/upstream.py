@@ -29,6 +29,8 @@ logger ``transformers.modeling_utils``                 4.57-5.24               l
 ``torch._inductor.runtime.cache_dir_utils.cache_dir``  torch 2.9-2.15          no path in a hint
 ``torch._inductor.metrics``, the profiler's name of a   torch 2.9-2.15         counts of 0, and all
 compiled region                                                               operators are eager
+``torch._inductor.config.cpp.enable_kernel_profile``,  torch 2.9-2.15          no kernel is named,
+kernels named ``cpp_fused_..``, ``triton_poi_fused_..``                        their time is Python
 logger ``torch.__trace``                               torch 2.9-2.15          lines in a failure
 a full CPU is a ``RuntimeError`` of its allocator      torch 2.9-2.15          no halving
 =====================================================  ======================  ====================
@@ -43,6 +45,7 @@ import inspect
 import logging
 import os
 import pkgutil
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -400,6 +403,38 @@ def _inductor_metric(name: str) -> int:
 def is_compiled_region(event: str) -> bool:
     """Whether a profiler's event of that name is what ``torch.compile`` made."""
     return event.startswith(("Torch-Compiled Region", "## Call CompiledFxGraph"))
+
+
+def is_guard_check(event: str) -> bool:
+    """Whether a profiler's event is torch.compile's look for code that fits the arguments."""
+    return event == "TorchDynamo Cache Lookup"
+
+
+_KERNEL = re.compile(r"(?:graph_\d+_)?((?:cpp|triton)_\w+?)(?:_\d+)?$")
+
+
+def kernel_name(event: str) -> str:
+    """The name of a kernel of inductor's without its numbers; empty for any other event.
+
+    It says which operators were fused (``cpp_fused_mul_silu``), which holds from one version to the
+    next; the numbers do not.
+    """
+    found = _KERNEL.match(event)
+    return found.group(1) if found else ""
+
+
+@contextmanager
+def named_kernels() -> Iterator[None]:
+    """Have what is compiled meanwhile for a CPU tell the profiler of each of its kernels."""
+    try:
+        from torch._inductor import config
+
+        config.cpp.enable_kernel_profile  # noqa: B018 - older ones lack it
+    except (ImportError, AttributeError):
+        yield
+        return
+    with config.patch({"cpp.enable_kernel_profile": True}):
+        yield
 
 
 def why_not_compiled() -> str:

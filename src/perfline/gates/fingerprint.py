@@ -7,7 +7,7 @@ difference is told, and stays ``ok``: a new version may run other operators and 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from perfline.engines.engine import Fingerprint
@@ -47,16 +47,34 @@ def against_stored(
         for before, after in [(stored.counts.get(name, 0), now.counts.get(name, 0))]
         if after > before
     ]
-    changes = list(_changes(stored, now, alike))
-    if len(changes) > _SHOWN:
-        changes[_SHOWN:] = [f"and {len(changes) - _SHOWN} more"]
-    told = "; ".join(changes)
+    told = "; ".join(_first(_changes(stored, now, alike)))
     verdict = replace(verdict, word="ok", baseline=0.0, measured=float(len(worse)), limit="+0")
     if not worse:
         reason = f"nothing fell off the fast path, but it runs otherwise: {told}" if told else SAME
         return replace(verdict, reason=reason)
     reason = "; ".join(filter(None, [f"fell off the fast path: {', '.join(worse)}", told]))
     return replace(verdict, word="regressed", reason=reason)
+
+
+def differences(a: Fingerprint, b: Fingerprint) -> list[str]:
+    """What differs between two stacks that ran the same prompt; empty where nothing does.
+
+    Unlike by a stored one, operators are compared whatever the versions.
+    """
+    counts = [
+        f"{_WORSE[name]} {a.counts.get(name, 0):.12g} -> {b.counts.get(name, 0):.12g}"
+        for name in _WORSE
+        if a.counts.get(name, 0) != b.counts.get(name, 0)
+    ]
+    return _first([*counts, *_changes(a, b, alike=True)])
+
+
+def _first(changes: Iterable[str]) -> list[str]:
+    """The first of them, and how many more there are."""
+    shown = list(changes)
+    if len(shown) > _SHOWN:
+        shown[_SHOWN:] = [f"and {len(shown) - _SHOWN} more"]
+    return shown
 
 
 def _changes(stored: Fingerprint, now: Fingerprint, alike: bool) -> Iterator[str]:

@@ -276,9 +276,13 @@ def _by_unit(metric: Metric, values: Sequence[float], gates: GatesSpec, run: Run
 
 
 def compile_health(metric: Metric, baseline: float) -> Verdict:
-    """Judge a count without noise (graph breaks, recompiles, graphs): any increase regresses."""
+    """Judge a count without noise (graph breaks, recompiles, graphs): any increase regresses.
+
+    Fewer graphs are no improvement by themselves: something may run outside of any.
+    """
     more = metric.value - baseline
-    word: Word = "regressed" if more > 0 else "improved" if more < 0 else "ok"
+    fewer: Word = "ok" if metric.name.startswith("graphs") else "improved"
+    word: Word = "regressed" if more > 0 else fewer if more < 0 else "ok"
     return Verdict(
         metric=metric.name,
         word=word,

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
+from perfline.fields import OPTIONAL
 from perfline.metrics import Metric
 
 Word = Literal["ok", "improved", "regressed", "unsure", "missing", "incomparable", "invalid"]
@@ -53,6 +54,23 @@ class Flip:
 
 
 @dataclass(frozen=True)
+class Settled:
+    """What a comparison in one job said after a gate, under ``--settle``.
+
+    Attributes:
+        first: the gate's own word.
+        compared: the comparison's.
+        seconds: what that took of the device.
+        record: the comparison's file.
+    """
+
+    first: Word
+    compared: Word
+    seconds: float = field(metadata={"ge": 0})
+    record: str
+
+
+@dataclass(frozen=True)
 class Verdict:
     """What one gate says about one metric; None is what could not be had."""
 
@@ -69,6 +87,7 @@ class Verdict:
     limit: str = ""  # in the change's unit, e.g. "-2.0 %"
     reason: str = ""  # one sentence: why, and what would settle it
     flips: tuple[Flip, ...] = ()
+    settled: Settled | None = field(default=None, metadata=OPTIONAL)
 
     @property
     def change(self) -> str:

@@ -188,6 +188,8 @@ def open_case(
 
     if model is not None and model.attention != case.model.attention:
         facts["attention"] = model.attention
+    if model is not None and model.quantization:
+        facts["quantization"] = model.quantization
     for built in made.values():
         _check_ids(case, built, known.vocabulary)
     if model is not None and replica is not None:
@@ -409,6 +411,11 @@ class CaseRun:
                 raise EngineError(f"case '{self.case.id}': {why}")
             self._runs[word] = run
         return self._runs[word]
+
+    def free(self) -> None:
+        """Close the model; what was measured stays, and ``loaded`` may be opened anew."""
+        self._compile_anew()
+        self.loaded.close()
 
     def forget_journals(self) -> None:
         """The answers are in a record: their journals have done their work."""

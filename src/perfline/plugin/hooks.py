@@ -8,6 +8,7 @@ Collection loads YAML and nothing else: what measures is imported when a test fi
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import time
 import warnings
@@ -117,6 +118,13 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
         "(default: 600)",
     )
     options.addoption(
+        "--settle",
+        type=_minutes,
+        metavar="MINUTES",
+        help="settle a stored verdict on time that is unsure or regressed by `perfline compare` "
+        "with the baseline's own commit and packages; so many minutes for the whole session",
+    )
+    options.addoption(
         "--dummy-weights",
         action="store_true",
         help="random weights on the device; throughput, memory and compilation only",
@@ -139,7 +147,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[NOTICES] = Notices()
     config.pluginmanager.register(SessionEnd())
     _check_root(config)
-    _check_full_pass(config)
+    _check_whole(config)
     if any(map(config.getoption, ("cases", "case_dir", "data_dir", "engines"))):
         _selected(config)  # a mistyped id, or place, is told before anything is collected
 
@@ -254,9 +262,18 @@ def perfline_clock() -> Callable[[], float]:
 
 
 @pytest.fixture(scope="session")
+def perfline_compare() -> Callable[..., None]:
+    """What runs `perfline compare` under ``--settle``; see ``plugin.settle``."""
+    from perfline.plugin.settle import run_compare
+
+    return run_compare
+
+
+@pytest.fixture(scope="session")
 def perfline_tools(
     pytestconfig: pytest.Config,
     perfline_opener: Callable[..., Any],
+    perfline_compare: Callable[..., None],
     perfline_environment: Any,
     perfline_device: Any,
     perfline_clock: Callable[[], float],
@@ -280,6 +297,7 @@ def perfline_tools(
         say=_say(pytestconfig),
         notices=pytestconfig.stash[NOTICES],
         coordinator=coordinator,
+        compare=perfline_compare,
     )
 
 
@@ -292,10 +310,13 @@ def perfline_case_run(request: pytest.FixtureRequest, perfline_tools: Any) -> It
 
 
 @pytest.fixture
-def case(request: pytest.FixtureRequest, perfline_case_run: Any) -> CaseUnderTest:
+def case(
+    request: pytest.FixtureRequest, perfline_case_run: Any, perfline_tools: Any
+) -> CaseUnderTest:
     """One case: measure with it, then ``check`` the verdicts."""
     from perfline.plugin.session import CaseUnderTest
 
+    _session(request.config).reopen(perfline_case_run, perfline_tools)
     return CaseUnderTest(
         session=_session(request.config),
         case_run=perfline_case_run,
@@ -455,10 +476,15 @@ def _check_root(config: pytest.Config) -> None:
             )
 
 
-def _check_full_pass(config: pytest.Config) -> None:
+def _check_whole(config: pytest.Config) -> None:
     given = config.getoption
     if given("full_pass") and (given("questions") or given("sequential")):
         raise pytest.UsageError("--full-pass asks all: leave out --questions and --sequential")
+    if given("settle") is not None and group.launched():
+        raise pytest.UsageError(
+            "--settle is for one device: under torchrun the other ranks hold theirs; leave it out, "
+            "and run the comparison that is printed"
+        )
     if given("full_pass") and group.launched():
         raise pytest.UsageError(
             "--full-pass is for one device: under torchrun every rank would time all questions; "
@@ -490,6 +516,7 @@ def _options(config: pytest.Config) -> Options:
         ),
         shown_from=config.invocation_params.dir,
         ranks=group.ranks_here(),
+        settle_minutes=given("settle"),
     )
 
 
@@ -516,6 +543,16 @@ def _positive(text: str) -> int:
     if number == 0:
         raise argparse.ArgumentTypeError("expected a whole number of at least 1")
     return number
+
+
+def _minutes(text: str) -> float:
+    try:
+        found = float(text)
+    except ValueError:
+        found = 0.0
+    if not 0 < found < math.inf:
+        raise argparse.ArgumentTypeError(f"'{text}'; expected minutes, a number above 0")
+    return found
 
 
 def _natural(text: str) -> int:

@@ -17,13 +17,14 @@ from typing import Any, TypeVar
 import pytest
 
 from perfline import jsonfile
-from perfline.baselines import judge, suggestions
+from perfline.baselines import judge, settling, suggestions
 from perfline.baselines.accept import invalid
 from perfline.baselines.baseline import Published
 from perfline.baselines.judge import Against
 from perfline.baselines.proposal import Terms
-from perfline.baselines.suggestions import Refused, settling
-from perfline.cases.case import Case, WeightsKind, engine_name
+from perfline.baselines.settling import Made
+from perfline.baselines.suggestions import Refused
+from perfline.cases.case import Case, WeightsKind
 from perfline.distributed.replica import Replica
 from perfline.engines.device import Device
 from perfline.engines.engine import Clock, EngineName, Fingerprint, MeasuredEngine
@@ -38,7 +39,7 @@ from perfline.errors import (
     RecordError,
 )
 from perfline.fields import Scalar
-from perfline.gates import fidelity, verdict
+from perfline.gates import fidelity, performance, verdict
 from perfline.gates.verdict import Verdict
 from perfline.measure import record
 from perfline.measure.accuracy import AccuracyOptions, AccuracyPass, Coordinator
@@ -50,6 +51,7 @@ from perfline.measure.parallel_rounds import Repeat
 from perfline.measure.record import CaseRecord, Record
 from perfline.measure.throughput import Timings
 from perfline.metrics import Metric, answered, pass_name, suffix
+from perfline.plugin import settle
 from perfline.report import exports, table, text
 from perfline.tasks.answers import Answers, StoredAnswers
 from perfline.tasks.prompts import Prompt
@@ -75,6 +77,7 @@ class Options:
     case_dir: str | None
     shown_from: Path  # paths in messages are relative to it
     ranks: int = 1  # of a torchrun job, on this host
+    settle_minutes: float | None = None  # in all, for comparisons that settle verdicts on time
 
     @property
     def update_flags(self) -> str:
@@ -110,6 +113,7 @@ class Tools:
     Attributes:
         notices: of the session.
         coordinator: shares passes and rounds with the other ranks of a torchrun job; None without.
+        compare: runs ``perfline compare``, under ``--settle``.
     """
 
     opener: Opener
@@ -120,6 +124,21 @@ class Tools:
     say: Callable[[str], None]
     notices: Notices = field(default_factory=Notices)
     coordinator: Coordinator | None = None
+    compare: settle.Runner = settle.run_compare
+
+    def settler(self, options: Options) -> settle.Settler | None:
+        """What settles verdicts on time; None without ``--settle``."""
+        if options.settle_minutes is None:
+            return None
+        return settle.Settler(
+            60 * options.settle_minutes,
+            options.results.parent / "settle",
+            options.shown_from,
+            options.settle_flags,
+            self.compare,
+            self.clock,
+            self.say,
+        )
 
     def open(self, case: Case, options: Options, replica: Replica | None = None) -> LoadedCase:
         """The case's model and prompts; ``replica``: the ranks that the model is split over."""
@@ -177,6 +196,8 @@ class Session:
     _recorded: dict[tuple[str, str], str] = field(default_factory=dict)
     notices: Notices = field(default_factory=Notices)
     _kept: list[CaseRun] = field(default_factory=list)
+    _settler: settle.Settler | None = None
+    _freed: set[str] = field(default_factory=set)  # cases whose model made room for a comparison
     _created: str = field(default_factory=today)
     _partial: bool = True
     _claimed: bool = False
@@ -223,6 +244,7 @@ class Session:
         replica = None if tools.coordinator is None else tools.coordinator.open(case)
         case_run = tools.case_run(case, tools.open(case, options, replica), options)
         self._case_runs[case.id] = case_run
+        self._settler = self._settler or tools.settler(options)
         self._skipped.pop(case.id, None)
         self._cases.setdefault(case.id, self._empty(case))
         return case_run
@@ -231,10 +253,68 @@ class Session:
         """Free the case's model."""
         case_run = self._case_runs.pop(case.id, None)
         if case_run is not None:
-            try:
-                case_run.loaded.close()
-            except EngineError as error:  # one of the user's own: what it measured stands
-                self.notices.once([str(error)])
+            self._free(case_run)
+        self._freed.discard(case.id)
+
+    def reopen(self, case_run: CaseRun, tools: Tools) -> None:
+        """Load the case's model again where a comparison has had its place."""
+        if case_run.case.id in self._freed:
+            case_run.loaded = tools.open(case_run.case, self.options)
+            self._freed.discard(case_run.case.id)
+
+    def _free(self, case_run: CaseRun) -> None:
+        if case_run.case.id in self._freed:
+            return
+        self._freed.add(case_run.case.id)
+        try:
+            case_run.free()
+        except EngineError as error:  # one of the user's own: what it measured stands
+            self.notices.once([str(error)])
+
+    def settle(self, case_run: CaseRun, verdicts: Sequence[Verdict]) -> list[Verdict]:
+        """The verdicts once what is open on time is settled by a comparison, under ``--settle``."""
+        case, found = case_run.case, list(verdicts)
+        then = Made.stored(self._against[case.id].stored)
+        job = settling.job(verdicts, case.engines)
+        if self._settler is None or then is None or job is None or not settle.worth(verdicts):
+            return found
+        now = self._made(case_run)
+        a = settling.side_a(then, now)
+        crept = {name: self._crept(case_run, name) for name in job.seconds}
+        try:
+            self._settler.check(a, then, now)
+            self._free(case_run)
+            compared = self._settler.compare(case, job, a)
+            assert self.environment is not None
+            settle.check_b(compared.found, now, self.environment.machine)
+            for number, each in enumerate(found):
+                if each.gate == "baseline" and each.metric in job.seconds:
+                    against = compared, then, now, crept[each.metric]
+                    found[number] = settle.settled(each, job, a, *against)
+        except settle.SettleError as why:
+            return [
+                settle.unsettled(each, str(why))
+                if each.gate == "baseline" and each.metric in job.seconds
+                else each
+                for each in verdicts
+            ]
+        return found
+
+    def _crept(self, case_run: CaseRun, name: str) -> str:
+        """That a metric has lost against its anchor, which no comparison with later code clears."""
+        stored = self._against[case_run.case.id].stored
+        values, since = ((), "") if stored is None else stored.anchor(name)
+        if not values:
+            return ""
+        metric = case_run.metrics()[name]
+        judged = performance.throughput_baseline(metric, values, case_run.case.gates)
+        if judged.word != "regressed":
+            return ""
+        return f"yet it is {judged.change} since what was accepted on {since}: small steps add up"
+
+    def _made(self, case_run: CaseRun) -> Made:
+        assert self.environment is not None
+        return Made.here(self.environment, case_run.loaded.facts)
 
     def against(self, case: Case) -> Against:
         """What ``case`` is compared with."""
@@ -253,7 +333,7 @@ class Session:
             ]
             if stored is not None
         }
-        old = self._cases[case.id]
+        old, command = self._cases[case.id], self._settling(case, case_run, verdicts)
         self._cases[case.id] = replace(
             old,
             workload=case_run.workload if case_run.timed else old.workload,
@@ -269,7 +349,7 @@ class Session:
                     if case_run.coordinator is None
                     else {"accuracy_hosts": case_run.coordinator.hosts}
                 ),
-                **self._settling(case, verdicts, context),
+                **({"settle_with": command} if command else {}),
             },
             facts=case_run.loaded.facts,
             reference=self._reference(case_run, context) or old.reference,
@@ -362,7 +442,7 @@ class Session:
             origin = replace(origin, date=newest.date, commit=newest.commit, context=newest.context)
         case_run = self._case_runs[case.id]
         context = {**self.environment.context, **case_run.loaded.facts}
-        flags = self.options.update_flags, self._settle_flags(case, verdicts)
+        flags = self.options.update_flags, self._settling(case, case_run, verdicts)
         return text.failure(
             verdicts, origin, context, case.id, *flags, lambda terms: self._invalid(case, terms)
         )
@@ -387,26 +467,14 @@ class Session:
         found = suggestions.candidate(root, run, self._record(), case, terms)
         return next(invalid(found), "")
 
-    def _settling(
-        self, case: Case, verdicts: Sequence[Verdict], context: Mapping[str, Scalar]
-    ) -> dict[str, Scalar]:
-        """The note that says how to settle verdicts on time; none where there is nothing to."""
-        stored = self._against[case.id].stored
-        newest = None if stored is None else stored.newest
-        if newest is None:
-            return {}
-        baseline = newest.commit, newest.context
-        flags = self._settle_flags(case, verdicts)
-        command = settling(case.id, verdicts, baseline, context, flags)
-        return {"settle_with": command} if command else {}
-
-    def _settle_flags(self, case: Case, verdicts: Sequence[Verdict]) -> str:
-        """The flags of ``perfline compare``, with the engine of the user's own that is judged."""
-        for named in case.engines:
-            start = f"p_{engine_name(named)}_"
-            if ":" in named and any(each.metric.startswith(start) for each in verdicts):
-                return f"--engine={named} {self.options.settle_flags}".strip()
-        return self.options.settle_flags
+    def _settling(self, case: Case, case_run: CaseRun, verdicts: Sequence[Verdict]) -> str:
+        """The command that settles verdicts on time; empty where there is nothing to."""
+        then = Made.stored(self._against[case.id].stored)
+        job = settling.job(verdicts, case.engines)
+        if then is None or job is None:
+            return ""
+        a = settling.side_a(then, self._made(case_run))
+        return "" if a.empty else settling.command(case.id, job, a, self.options.settle_flags)
 
     def _empty(self, case: Case) -> CaseRecord:
         weights = self.options.weights
@@ -616,6 +684,7 @@ class CaseUnderTest:
     def check(self, verdicts: Sequence[Verdict]) -> None:
         """Record the verdicts; fail or skip as the gravest says."""
         case, session = self.case_run.case, self.session
+        verdicts = session.settle(self.case_run, verdicts)
         session.add(case, self.case_run, verdicts, self.test)
         for name, value in _properties(case.id, verdicts).items():
             self.note(name, value)

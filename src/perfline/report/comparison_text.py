@@ -15,7 +15,8 @@ import statistics
 import textwrap
 from collections.abc import Sequence
 
-from perfline.cases.case import engine_name
+from perfline.cases.case import ENGINE_NAMES, engine_name
+from perfline.compare.explain import ALPHA, LITTLE_FRACTION, Explanation
 from perfline.compare.gates import TIMES, bound, highest, middle
 from perfline.compare.model import SIDES, Timed
 from perfline.compare.record import CaseComparison, Comparison, PairRecord, SideRecord
@@ -46,6 +47,69 @@ def table(found: CaseComparison, tablefmt: str = "plain") -> str:
         judged = {verdict.metric for verdict in found.verdicts}
         rows += [row for row in _launch_rows(found) if row[0] not in judged]
     return fitted(_HEADERS, rows) if tablefmt == "plain" else grid(_HEADERS, rows, tablefmt)
+
+
+_LONG_NAME = re.compile(r"(\w{30})\w{3,}")
+_EXPLAINED_HEADERS = ["operator", "module", "A", "B", "change"]
+
+
+def explained_table(told: Explanation, tablefmt: str = "plain") -> str:
+    """One row an operator whose difference is certain: us a token, and its share of A's time."""
+    rows = explained_rows(told)
+    if tablefmt == "plain":
+        short = [[_LONG_NAME.sub(r"\1..", row[0]), *row[1:]] for row in rows]
+        return fitted(_EXPLAINED_HEADERS, short)
+    return grid(_EXPLAINED_HEADERS, rows, tablefmt)
+
+
+def explained_rows(told: Explanation) -> list[list[str]]:
+    """Operator, module, A's and B's us a token, change as a share of A's time."""
+    return [
+        [
+            cause.operator,
+            cause.module or "(model)",
+            *(
+                four_digits(1e6 * max(0.0, seconds) / told.tokens)
+                for seconds in (cause.baseline_s, cause.candidate_s)
+            ),
+            _share(told, cause.change_s, cause.low_s, cause.high_s),
+        ]
+        for cause in told.causes
+    ]
+
+
+def explained_lines(told: Explanation) -> list[str]:
+    """What the table comes to, and how it was found."""
+    if told.problem:
+        return [f"not explained: {told.problem}"]
+    total = _share(told, told.change_s, told.low_s, told.high_s)
+    found = told.explained
+    if not told.causes:
+        story = f"explains nothing of {total}: no operator's difference is certain"
+    elif found is None:
+        story = f"B is {total} under the profiler, no certain change; these operators' are"
+    elif found < LITTLE_FRACTION:
+        story = f"explains little: {100 * found:.0f} % of {total}"
+    else:
+        story = f"explains {100 * found:.0f} % of {total}"
+    of = "the device" if told.on_device else "the CPU"
+    exact = "; ".join(told.differences) or "nothing that can be counted"
+    lines = [
+        story,
+        f"A, B: us a token of {of}; change: of all of A's time, the median of {told.rounds} "
+        f"rounds in turn and its {100 * (1 - ALPHA):g} % interval for all {told.compared} "
+        f"operators together; profiled after the verdict, in {told.seconds:.0f} s",
+        f"differs exactly: {exact}",
+    ]
+    return lines + ([f"traces: {', '.join(told.traces)}"] if told.traces else [])
+
+
+def _share(told: Explanation, change_s: float, low_s: float, high_s: float) -> str:
+    """``+6.0 % [+5.1, +7.0]`` of A's time."""
+    change, low, high = (
+        signed(100 * seconds / told.baseline_s, "%") for seconds in (change_s, low_s, high_s)
+    )
+    return f"{change} [{low.removesuffix(' %')}, {high.removesuffix(' %')}]"
 
 
 def _percent(log_ratio: float) -> str:
@@ -193,6 +257,9 @@ def markdown_blocks(comparison: Comparison) -> list[str]:
         blocks.append(f"## perfline compare: {quoted(headline(found))}\n")
         blocks.append(f"{table(found, 'github')}\n")
         blocks += [f"- {quoted(text)}" for text in _facts(found)]
+        if (told := found.explanation) is not None:
+            blocks.append(f"\n{explained_table(told, 'github')}\n" if told.causes else "")
+            blocks += [f"- {quoted(text)}" for text in explained_lines(told)]
         blocks += [
             f"- **{quoted(v.metric)} {v.word}**: {quoted(v.reason)}" for v in _notable(found)
         ]
@@ -213,6 +280,8 @@ def next_command(comparison: Comparison) -> str:
     if found.word == "invalid":
         return f"once the cause above is gone: {comparison.command}"
     if found.word == "regressed":
+        if found.explanation is None and _can_be_explained(found):
+            return f"which operator of which layer: {comparison.command} --explain"
         return "find the cause in what differs between A and B, above"
     if found.word == time == "improved":
         return _accepting(found)
@@ -242,6 +311,12 @@ def _accepting(found: CaseComparison) -> str:
     return f"to accept it: pytest -m perf, then {update}"
 
 
+def _can_be_explained(found: CaseComparison) -> bool:
+    """Whether the slowdown is of something that is profiled."""
+    slower = found.verdicts[0].word == "regressed" and found.workload != "decode"
+    return slower and found.engine in ENGINE_NAMES and found.ranks == 1
+
+
 def _with_option(command: str, option: str, value: int) -> str:
     return f"{re.sub(f' {option} [0-9]+', '', command)} {option} {value}"
 
@@ -257,6 +332,10 @@ def _body(found: CaseComparison) -> list[str]:
         lines += paragraph(text)
     lines += reason_lines([v for v in _notable(found) if v.reason and not found.problem])
     lines += [f"  {line}" for line in _flips(found)]
+    if (told := found.explanation) is not None:
+        lines += ["", textwrap.indent(explained_table(told), "  "), ""] if told.causes else [""]
+        for text in explained_lines(told):
+            lines += paragraph(text)
     if found.problem:
         problem = found.problem.replace("##[", "## [")  # GitHub's runner obeys it, as it does ::
         lines += [f"  | {line}" for line in problem.splitlines()]

@@ -18,7 +18,7 @@ from perfline.report.page import headline
 from perfline.report.page_case import context
 from perfline.report.page_inputs import CaseInputs, Inputs
 from perfline.report.table import findings, flip_counts, flip_lines, quoted, verdict_table
-from perfline.report.text import case_table, rank_lines, run_otherwise, stragglers
+from perfline.report.text import case_table, rank_lines, run_otherwise, settled_lines, stragglers
 
 MOST_CHARACTERS = 65_000
 _FLIPS = 50  # of one verdict, in the folded list
@@ -60,7 +60,8 @@ def _summary(inputs: CaseInputs, record: Record) -> list[str]:
         f"- **{quoted(f'{found.metrics} {found.word}')}**: {quoted(found.reason)}"
         for found in findings(v for v in case.verdicts if not v.change)
     ]
-    lines += [f"- {quoted(line)}" for line in (*run_otherwise(case), *rank_lines(case))]
+    beside = (*settled_lines(case), *run_otherwise(case), *rank_lines(case))
+    lines += [f"- {quoted(line)}" for line in beside]
     lines += [f"- **straggler**: {quoted(line)}" for line in stragglers(case)]
     if found.against:
         changes = "; ".join(f"{d.name} {d.before} -> {d.after}" for d in found.differences)

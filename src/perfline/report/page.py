@@ -187,6 +187,6 @@ def _split(line: str) -> tuple[str, str]:
     said, colon, command = line.partition(": ")
     if line.startswith(("perfline ", "pytest ")):
         return "", line
-    if colon and command.startswith(("perfline ", "pytest ")):
+    if colon and command.startswith(("perfline ", "pytest ", "env -u ")):
         return said, command
     return line, ""

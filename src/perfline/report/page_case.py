@@ -31,7 +31,7 @@ from perfline.report.table import (
     on_baseline,
     own_engines,
 )
-from perfline.report.text import rank_lines, stragglers
+from perfline.report.text import rank_lines, settled_lines, stragglers
 from perfline.tasks.answers import LETTERS, StoredAnswers
 from perfline.tasks.prompts import Question
 
@@ -271,7 +271,7 @@ class CaseView:
     published: Published | None
     word: Word
     findings: tuple[Finding, ...]
-    ranks: tuple[str, ...]
+    lines: tuple[str, ...]
     rows: tuple[MetricRow, ...]
     beside: tuple[MetricRow, ...]
     context: Context
@@ -292,7 +292,7 @@ def case_view(inputs: CaseInputs, record: Record, most_flips: int, every_plot: b
         published=published,
         word=worst(measured.verdicts),
         findings=tuple(findings(measured.verdicts)),
-        ranks=(*rank_lines(measured), *stragglers(measured)),
+        lines=(*settled_lines(measured), *rank_lines(measured), *stragglers(measured)),
         rows=tuple(metric_row(measured, published, n, t) for n, t in PUBLISHED_TABLE.items()),
         beside=tuple(
             metric_row(measured, None, name, name)

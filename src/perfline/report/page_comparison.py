@@ -11,10 +11,18 @@ from perfline.compare import sequential
 from perfline.compare.model import SIDES
 from perfline.compare.record import CaseComparison, Comparison, LaunchRecord, PairRecord
 from perfline.report.charts import Bar, Estimate, Figure, bars, converging
-from perfline.report.comparison_text import counted_pairs, headline, notice_lines
+from perfline.report.comparison_text import (
+    counted_pairs,
+    explained_lines,
+    explained_rows,
+    headline,
+    notice_lines,
+)
 from perfline.report.page_case import Difference, FlipList, flip_lists
 from perfline.report.page_inputs import CompareInputs
 from perfline.report.table import Finding, findings
+
+_BARS, _NAME = 12, 28  # operators in the picture, characters of the name of one
 
 
 @dataclass(frozen=True)
@@ -42,6 +50,8 @@ class ComparisonView:
     differences: tuple[Difference, ...]
     figures: tuple[Figure, ...]
     pairs: tuple[PairRow, ...]
+    causes: tuple[list[str], ...]
+    explained: tuple[str, ...]
     answers: str
     flips: tuple[FlipList, ...]
     notes: tuple[str, ...]
@@ -57,6 +67,7 @@ def comparison_views(inputs: CompareInputs, most_flips: int) -> list[ComparisonV
 def _view(
     inputs: CompareInputs, whole: Comparison, case: CaseComparison, most_flips: int
 ) -> ComparisonView:
+    told = case.explanation
     return ComparisonView(
         case=case,
         whole=whole,
@@ -68,6 +79,8 @@ def _view(
         differences=tuple(_differences(case)),
         figures=tuple(_figures(case)),
         pairs=tuple(_pair_row(i, pair) for i, pair in enumerate(case.pairs, 1)),
+        causes=tuple(explained_rows(told) if told is not None else ()),
+        explained=tuple(explained_lines(told) if told is not None else ()),
         answers=_answers(case),
         flips=tuple(
             flip_lists(
@@ -170,7 +183,23 @@ def _figures(case: CaseComparison) -> list[Figure]:
                 ),
             )
         )
-    return found + _costs(case)
+    return found + _shares(case) + _costs(case)
+
+
+def _shares(case: CaseComparison) -> list[Figure]:
+    """What each operator that is certain makes of the change."""
+    told = case.explanation
+    if told is None or not told.causes:
+        return []
+    rows = [
+        Bar(
+            f"{cause.operator} {cause.module.removeprefix('layers.')}"[:_NAME],
+            100 * cause.change_s / told.baseline_s,
+        )
+        for cause in told.causes[:_BARS]
+    ]
+    chart = bars("change by operator", "change, of all of A's time", "%", rows)
+    return [Figure("Which operator, which layer", chart, f"{told.rounds} profiled rounds a side.")]
 
 
 def _costs(case: CaseComparison) -> list[Figure]:

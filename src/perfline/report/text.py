@@ -16,7 +16,6 @@ from perfline.baselines.suggestions import (
     Refused,
     next_of,
     next_steps,
-    settling,
     unmeasured,
     unmeasured_counts,
 )
@@ -59,13 +58,13 @@ def failure(
     context: Mapping[str, Scalar],
     case: str,
     flags: str,
-    settle_flags: str = "",
+    settle: str = "",
     refused: Refused = lambda terms: "",
 ) -> str:
     """The message of a test that did not pass: the first line is the whole story.
 
-    ``settle_flags`` are those with which ``perfline compare`` finds what pytest used; ``refused``
-    says why ``perfline baselines update`` would refuse what was measured.
+    ``settle`` is the comparison that would settle a verdict on time; ``refused`` says why
+    ``perfline baselines update`` would refuse what was measured.
     """
     grave = worst(verdicts)
     story = next(v for v in verdicts if v.word == grave)
@@ -80,7 +79,6 @@ def failure(
         lines += paragraph(f"context   {context_change(origin.context or {}, context)}")
     else:
         lines.append(f"  baseline  none yet; it would be {origin.path}")
-    settle = settling(case, verdicts, (origin.commit, origin.context or {}), context, settle_flags)
     hints = next_steps(case, verdicts, flags, refused, settle=settle)
     lines += [line for hint in hints for line in _advice(f"  hint: {hint}")]
     return "\n".join(lines)
@@ -129,7 +127,8 @@ def session_lines(
         if compared:
             lines += [textwrap.indent(verdict_table(compared), "  "), ""]
         lines += reason_lines(case.verdicts)
-        lines += [line for text in run_otherwise(case) for line in paragraph(text)]
+        told = (*settled_lines(case), *run_otherwise(case))
+        lines += [line for text in told for line in paragraph(text)]
         lines += _flip_lines(case.verdicts)
         lines += [line for error in case.errors for line in paragraph(f"error: {error}")]
         lines += thrown_out_lines(case)
@@ -146,6 +145,11 @@ def session_lines(
     if wanted:
         lines += _advice(f"next: {wanted}")
     return lines
+
+
+def settled_lines(case: CaseRecord) -> list[str]:
+    """What a comparison has cleared: why it is ``ok`` is not told elsewhere."""
+    return [f"{v.metric} ok: {v.reason}" for v in case.verdicts if v.settled and v.word == "ok"]
 
 
 def run_otherwise(case: CaseRecord) -> list[str]:
@@ -243,7 +247,8 @@ def _flip_lines(verdicts: Sequence[Verdict]) -> list[str]:
 
 def _advice(line: str) -> list[str]:
     """A line that holds a command stays whole, to be pasted; a sentence is folded."""
-    return [printable(line)] if ": perfline " in line else paragraph(line, "")
+    command = ": perfline " in line or ": env -u " in line
+    return [printable(line)] if command else paragraph(line, "")
 
 
 def paragraph(text: str, indent: str = "  ", hang: str = "  ") -> list[str]:

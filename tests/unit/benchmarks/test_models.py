@@ -46,7 +46,17 @@ def test_what_is_wrong_is_called_wrong(monkeypatch):
 
 def test_the_table_counts_and_gives_reasons():
     found = {"a": {"eager": "right", "eager shared": "no | cache"}, "b": {"all": "refused"}}
-    page = models.table(found, ["eager"])
-    assert "Of 2 kinds are right: 1 by eager, 0 by eager shared." in page
-    assert "| a | yes | no | no / cache |" in page
-    assert "| b |  |  | refused |" in page
+    page = models.table(found)
+    assert "those that were run: 1 of 2 by eager, 0 of 2 by eager shared, 0 of 1 by ind" in page
+    assert "| a | yes | no |  |  | no / cache |" in page
+    assert "| b |  |  |  |  | refused |" in page
+
+
+def test_a_later_run_keeps_what_other_ways_gave():
+    found: dict[str, dict[str, str]] = {}
+    models.kept(found, "a", {"all": "over 60 s for one way"})
+    models.kept(found, "a", {"eager": "right"})
+    models.kept(found, "a", {"inductor": "right"})
+    assert found == {"a": {"eager": "right", "inductor": "right"}}
+    models.kept(found, "a", {"all": "refused"})
+    assert found == {"a": {"all": "refused"}}

@@ -144,12 +144,13 @@ def test_tiny_s_config_is_that_of_its_checkpoint() -> None:
         (
             "precision: bf16",
             "precision: fp8",
-            "key 'model.precision' is \"fp8\" (expected fp32, fp16 or bf16); did you mean 'fp32'?",
+            "key 'model.precision' is \"fp8\" (expected fp32, fp16, bf16 or checkpoint); did you "
+            "mean 'fp32'?",
         ),
         (
             "precision: bf16",
             "precision:",
-            "key 'model.precision' is empty (expected fp32, fp16 or bf16)",
+            "key 'model.precision' is empty (expected fp32, fp16, bf16 or checkpoint)",
         ),
         (
             "precision: bf16",

@@ -638,3 +638,23 @@ def test_an_index_that_names_no_file_is_refused(checkpoint: Path, value: object)
         f"W/model.safetensors.index.json: 'weight_map' gives {value} for w; "
         "expected a file's name; fetch it again"
     )
+
+
+@pytest.mark.parametrize(
+    ("told", "scheme"),
+    [
+        ({}, ""),
+        ({"quantization_config": None}, ""),
+        ({"quantization_config": {"quant_method": "awq", "bits": 4}}, "awq, 4 bits"),
+        ({"quantization_config": {"load_in_8bit": True}}, "bitsandbytes, 8 bits"),
+        ({"quantization_config": {"quant_method": "fp8", "fmt": "e4m3"}}, "fp8, e4m3"),
+        ({"quantization_config": {"quant_method": "mxfp4"}}, "mxfp4"),
+        ({"quantization_config": {"bits": 2}}, "by a method of no name, 2 bits"),
+        ({"compression_config": {"quant_method": "compressed-tensors"}}, "compressed-tensors"),
+        ({"text_config": {"quantization_config": {"quant_method": "hqq"}}}, "hqq"),
+    ],
+)
+def test_how_weights_are_quantised_is_config_json_s_word(
+    told: dict[str, object], scheme: str
+) -> None:
+    assert perfline.cases.data.quantization(told) == scheme

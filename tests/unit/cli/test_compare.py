@@ -366,6 +366,51 @@ def test_a_job_cancelled_while_it_installs_ends_as_ctrl_c_does(
     assert started.workloads == []
 
 
+def test_explain_is_asked_for_and_stands_in_the_record(
+    started: Started, capsys: pytest.CaptureFixture[str]
+) -> None:
+    started.launchers = [pair(1.0, 1.25)]
+
+    assert run("tiny", "--explain", "--traces", "deep/traces") == 1
+
+    shown = capsys.readouterr()
+    problem = "B's perfline cannot profile, as it is older than --explain"
+    assert f"not explained: {problem}" in shown.out
+    assert "regressed; now profiled, to explain it: 20 rounds a side" in shown.err
+    found = record.load(Path("results/compare.json"))
+    assert found.command == "perfline compare tiny --explain --traces deep/traces"
+    assert found.cases["tiny"].explanation is not None
+    assert found.cases["tiny"].explanation.problem == problem
+    assert list(Path("deep/traces").iterdir()) == []
+
+
+def test_ctrl_c_while_it_explains_leaves_the_verdict(
+    started: Started, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(turn: int) -> None:
+        raise KeyboardInterrupt
+
+    started.launchers = [pair(1.0, 1.25)]
+    started.launchers[0].candidate.profile = interrupt
+
+    assert run("tiny", "--explain") == 130
+
+    assert capsys.readouterr().out.startswith("tiny inductor regressed +25.0 %")
+    assert record.load(Path("results/compare.json")).cases["tiny"].ended
+    assert started.launchers[0].live == set()
+
+
+def test_traces_that_cannot_be_kept_end_it_before_anything_is_measured(
+    started: Started, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("tiny", "--traces", "there") == 2
+    assert "--traces: keeps what --explain profiles; add --explain" in capsys.readouterr().err
+    Path("file").write_text("")
+    assert run("tiny", "--explain", "--traces", "file") == 2
+    assert "file: cannot be made: File exists" in capsys.readouterr().err
+    assert started.launchers == []
+
+
 def test_several_cases_run_one_after_the_other_and_share_alpha(
     started: Started, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

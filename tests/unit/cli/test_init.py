@@ -193,6 +193,15 @@ def test_what_the_checkpoint_does_not_say_is_to_be_filled_in(
     assert "config.json names no limit" in Path("cases/v1.yaml").read_text()
 
 
+def test_a_quantised_checkpoint_is_measured_as_it_is_stored(checkpoint: Path) -> None:
+    scheme = {"quant_method": "awq", "bits": 4}
+    config = {**LLAMA, "dtype": "float16", "quantization_config": scheme}
+    write_checkpoint(checkpoint, config, {"a": tensor([10], 10, "U8")})
+    assert run("--weights", str(checkpoint)) == 0
+    assert written_case("v1").model.precision == "checkpoint"
+    assert "config.json: quantised by awq, 4 bits" in Path("cases/v1.yaml").read_text()
+
+
 def test_without_a_word_in_the_config_the_stored_type_counts(checkpoint: Path) -> None:
     write_checkpoint(checkpoint, {"model_type": "x"}, {"a": tensor([5], 10, "F16")})
     assert run("--weights", str(checkpoint)) == 0

@@ -20,6 +20,7 @@ from perfline.compare import messages, process, wire
 from perfline.compare.launch import LaunchedWorker, Limits, ProcessLauncher
 from perfline.compare.model import SIDES, Side
 from perfline.compare.sides import Place
+from perfline.engines.engine import Profile, Span
 from perfline.errors import DeviceMemory, WorkerError
 from perfline.fields import as_json
 
@@ -154,14 +155,38 @@ def test_a_signal_is_named(place: Place):
         worker.close()
 
 
-def test_an_older_perfline_has_no_fingerprint(place: Place):
-    script = """
+@pytest.mark.parametrize("word", ["fingerprint", "profile"])
+def test_an_older_perfline_has_no_fingerprint_and_no_profile(place: Place, word: str):
+    script = f"""
 def old(request):
-    reply(error=dict(kind="WorkerError", message="was asked for 'fingerprint'; expected ready"))
-serve(fingerprint=old)
+    reply(error=dict(kind="WorkerError", message="was asked for '{word}'; expected ready"))
+serve({word}=old)
 """
     with launcher(place, script) as launching:
-        assert ready(launching).fingerprint() is None
+        assert getattr(ready(launching), word)() is None
+
+
+def test_a_profile_comes_over_the_wire(place: Place):
+    sent = Profile(900, 0.5, False, (Span("", "Python", 0.1, 5), Span("norm", "aten::mul", 0.0, 1)))
+    script = f"""
+def told(request):
+    assert request["trace"] == "/tmp/x.json"
+    reply(ok=dict(profile={as_json(sent)!r}))
+serve(profile=told)
+"""
+    with launcher(place, script) as launching:
+        assert ready(launching).profile(Path("/tmp/x.json")) == sent
+
+
+def test_a_profile_that_is_none_is_refused(place: Place):
+    sent = as_json(Profile(900, 0.5, False, (Span("norm", "aten::mul", 0.25, 1),)))
+    sent["spans"][0]["seconds"] = -1
+    script = f"serve(profile=lambda request: reply(ok=dict(profile={sent!r})))"
+    with (
+        launcher(place, script) as launching,
+        pytest.raises(WorkerError, match=r"spans\.0\.seconds"),
+    ):
+        ready(launching).profile()
 
 
 def test_only_the_end_of_a_long_stderr_is_shown(place: Place):
@@ -187,14 +212,14 @@ def wait_for_godot(request):
     print("waiting", file=sys.stderr, flush=True)
     time.sleep(600)
 serve(round=wait_for_godot)"""
-    with launcher(place, script, request_s=0.3, slack=0) as launching:
+    with launcher(place, script, request_s=2, slack=0) as launching:
         worker = ready(launching)
         with pytest.raises(WorkerError) as caught:
             worker.round(1)
         assert gone(worker.ready.pid)
     told = str(caught.value)
     assert told.startswith(
-        "candidate: was asked for a round of 1 passes, did not answer for 0.3 s, was killed\n"
+        "candidate: was asked for a round of 1 passes, did not answer for 2 s, was killed\n"
     )
     assert "in wait_for_godot" in told
     assert told.endswith("the end of its stderr:\n    waiting")
@@ -377,7 +402,7 @@ def test_a_worker_dies_with_a_parent_that_was_killed(tmp_path: Path, stuck: str,
     ) as parent:
         assert parent.stdout is not None
         pid = int(parent.stdout.readline())
-        for _ in range(500):
+        for _ in range(5000):
             if (tmp_path / "stuck.pid").exists():
                 break
             time.sleep(0.02)

@@ -18,6 +18,7 @@ from perfline.cases.case import load_cases, with_settings
 from perfline.compare import messages, wire, worker
 from perfline.compare.model import Round, Workload
 from perfline.compare.serve import Launch, prompts_digest
+from perfline.engines.engine import Profile
 from perfline.errors import CaseError, DeviceMemory, WorkerError
 from perfline.fields import Node, as_json
 from perfline.measure.case_run import CaseRun
@@ -106,6 +107,18 @@ def test_peak_memory_is_the_highest_of_all_rounds():
     assert measuring.peak_memory_gib() == 3.0
 
 
+def test_a_profiled_round_is_of_one_prompt_and_may_keep_its_trace(tmp_path):
+    measuring, trace = launch(), tmp_path / "trace.json"
+    told = measuring.answer("profile", request(trace=""))
+    assert [path.name for path in tmp_path.iterdir()] == []
+    assert told == measuring.answer("profile", request(trace=str(trace)))
+    assert trace.exists()
+    built = Node("a worker", told, WorkerError).child("profile").build(Profile)
+    assert built == measuring.profile()
+    lengths = sorted(len(prompt.ids) for prompt in measuring.case_run.sample)
+    assert built.tokens == lengths[len(lengths) // 2]
+
+
 def test_the_fingerprint_is_the_suites_own():
     asked = launch().answer("fingerprint", request())
     fingerprint = launch().case_run.fingerprint("eager")
@@ -163,7 +176,7 @@ def test_any_other_error_ends_the_worker(monkeypatch: pytest.MonkeyPatch):
 
 def test_an_unknown_word_is_refused():
     with pytest.raises(
-        WorkerError, match=r"'sing'; expected ready, round, answers, peak, fingerprint$"
+        WorkerError, match=r"'sing'; expected ready, round, answers, peak, fingerprint, profile$"
     ):
         launch().answer("sing", request())
 

@@ -88,18 +88,10 @@ def test_streamed_bytes_are_weights_and_the_whole_cache(model):
     assert decoder.streamed_bytes(rows, LENGTH) == weights - unread + cache
 
 
-def traced_only(monkeypatch):
-    """Dynamo decides how many graphs there are; what inductor makes of them costs minutes."""
-    compiled = torch.compile
-    monkeypatch.setattr(
-        torch, "compile", lambda f, dynamic, mode: compiled(f, dynamic=dynamic, backend="eager")
-    )
-
-
 @pytest.mark.parametrize("scope", ["layer", "model"])
 def test_the_compiled_engine_gives_the_eager_tokens_and_compiles_a_form_once(scope, monkeypatch):
     if scope == "model":
-        traced_only(monkeypatch)
+        random_llama.traced_only(monkeypatch)
     model = loaded(scope=scope)
     eager = tokens(decode.Decoder(model, "eager"))
     decoder, engine = decode.Decoder(model, "inductor"), model.engine("inductor")
@@ -114,7 +106,7 @@ def test_the_compiled_engine_gives_the_eager_tokens_and_compiles_a_form_once(sco
 
 @pytest.mark.parametrize("layers", [12, 32])
 def test_one_graph_serves_all_layers(layers, monkeypatch):
-    traced_only(monkeypatch)
+    random_llama.traced_only(monkeypatch)
     model = loaded(layers)
     eager = tokens(decode.Decoder(model, "eager"))
     decoder, engine = decode.Decoder(model, "inductor"), model.engine("inductor")

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import time
 
 import numpy as np
 import pytest
@@ -18,6 +20,15 @@ def test_core_is_the_synchronised_forward_alone_and_whole_is_everything():
     assert done.tokens == 10 + 11 + 12
     assert done.core_s == 0.5 * 33
     assert done.whole_s == 0.5 * 33 + 3 * 2.0
+
+
+def test_a_wall_clock_that_jumps_is_no_duration(monkeypatch):
+    jumps = itertools.cycle([2e9, 1e9, -1.0])
+    begin = time.perf_counter()
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "time", lambda: next(jumps))
+        done = run_pass(FakeEngine("eager", FakeClock()), prompts(9), "all")
+    assert 0 <= done.core_s <= done.whole_s <= time.perf_counter() - begin
 
 
 def test_each_forward_is_synchronised_before_and_after():

@@ -8,6 +8,7 @@ import json
 import numpy as np
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 from perfline.cases import data
@@ -17,10 +18,10 @@ from perfline.engines.device import current_device
 from perfline.engines.engine import run_pass
 from perfline.engines.shared_prefix import SharedPrefixRunner
 from perfline.engines.torch_engine import TorchEngine
-from perfline.errors import CaseError, DeviceMemory, EngineError, NoSharedPrefixes
+from perfline.errors import CaseError, DataError, DeviceMemory, EngineError, NoSharedPrefixes
 from perfline.measure import throughput
 from perfline.tasks.prompts import Prompt
-from random_llama import CONFIG, case
+from random_llama import CONFIG, case, traced_only
 
 
 @pytest.fixture
@@ -126,7 +127,8 @@ def test_compiled_answers_are_the_eager_ones_and_engines_switch(scope):
     loaded.close()
 
 
-def test_the_recompile_limit_is_an_error_and_not_silent_eager_code():
+def test_the_recompile_limit_is_an_error_and_not_silent_eager_code(monkeypatch):
+    traced_only(monkeypatch)
     loaded = hf.load(case(dynamic=False), current_device(), None)
     with (
         torch._dynamo.config.patch(recompile_limit=1),
@@ -296,6 +298,63 @@ def test_scales_that_nobody_would_apply_are_told(checkpoint):
         hf.load(case(), current_device(), checkpoint)
 
 
+def with_config(checkpoint, **changes):
+    config = checkpoint / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | changes))
+
+
+def test_a_quantised_checkpoint_is_measured_as_what_it_is(checkpoint):
+    """Timed as "fp16, real weights", it would be held against figures of another model."""
+    scheme = {"quant_method": "gptq", "bits": 4}
+    with_config(checkpoint, quantization_config=scheme)
+    with pytest.raises(
+        DataError,
+        match=r"config\.json: says that the weights are quantised \(gptq, 4 bits\), and the case "
+        r"that they are fp32; set its model\.precision to checkpoint$",
+    ):
+        hf.load(case(), current_device(), checkpoint)
+    with pytest.raises(EngineError, match=r"as checkpoint failed: .*GPTQ.*(optimum|gptqmodel)"):
+        hf.load(case("checkpoint"), current_device(), checkpoint)  # whose backend is not here
+
+
+def test_what_no_quantizer_made_has_a_precision(checkpoint):
+    with pytest.raises(DataError, match=r"config\.json: has no quantization_config, .* fp32, fp16"):
+        hf.load(case("checkpoint"), current_device(), checkpoint)
+    with pytest.raises(CaseError, match=r"x\.yaml: model\.precision is checkpoint, and --dummy"):
+        hf.load(case("checkpoint"), current_device(), None)
+
+
+def test_a_quantizer_s_weights_answer_every_way(checkpoint):
+    """One that is decompressed in a hook of the model's first forward, by 8 bits a weight."""
+    pytest.importorskip("compressed_tensors", reason="no quantizer is installed")
+    from compressed_tensors.compressors import ModelCompressor
+    from compressed_tensors.quantization import QuantizationConfig, apply_quantization_config
+
+    weights = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel"}
+    groups = {"group_0": {"targets": ["Linear"], "weights": {**weights, "dynamic": False}}}
+    told = {"config_groups": groups, "ignore": ["lm_head"], "format": "pack-quantized"}
+    whole = transformers.AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+    apply_quantization_config(whole, QuantizationConfig.model_validate(told))
+    for module in whole.modules():
+        if hasattr(module, "weight_scale"):
+            scale = module.weight.abs().amax(1, keepdim=True).clamp(min=1e-4) / 127
+            module.weight_scale.data = scale.to(module.weight_scale.dtype)
+    compressor = ModelCompressor.from_pretrained_model(whole)
+    compressor.compress_model(whole)
+    whole.save_pretrained(checkpoint)
+    compressor.update_config(checkpoint)
+
+    model = hf.load(case("checkpoint"), current_device(), checkpoint)
+    assert model.quantization == "compressed-tensors, pack-quantized"
+    assert model.unshared == ""
+    prompts = some_prompts(9, 14)
+    plain = run_pass(model.engine("eager"), prompts, "all").answers
+    runner = SharedPrefixRunner(model.engine("eager"))
+    shared = runner.run(prompts, runner.plan(prompts)).answers
+    np.testing.assert_allclose(shared.letter_logits, plain.letter_logits, atol=1e-3)
+    model.close()
+
+
 def test_another_tower_is_a_notice(checkpoint):
     tower = {"visual.blocks.0.weight": torch.ones(2), "model.vision.proj.weight": torch.ones(2)}
     rewritten(checkpoint, lambda held: held | tower)
@@ -453,6 +512,7 @@ def broken_in_every_layer(monkeypatch):
 
 @pytest.mark.parametrize("before", ["nothing", "shared prefixes", "plain"])
 def test_what_ran_before_changes_no_count_of_the_throughput(monkeypatch, before):
+    traced_only(monkeypatch)
     broken_in_every_layer(monkeypatch)
     loaded = hf.load(case(), current_device(), None)
     engine, asked = loaded.engine("inductor"), some_prompts(20, 24, 30)

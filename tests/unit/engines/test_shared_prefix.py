@@ -21,7 +21,7 @@ from perfline.engines.upstream import cache_argument
 from perfline.errors import DeviceMemory, EngineError, NoSharedPrefixes
 from perfline.tasks.answers import LETTERS
 from perfline.tasks.prompts import Prompt
-from random_llama import CONFIG, case
+from random_llama import CONFIG, case, traced_only
 
 ROOMY = Limits(forward_tokens=512, forward_cost_tokens=4)
 FULL = Limits(forward_tokens=512, forward_cost_tokens=30)
@@ -167,7 +167,8 @@ def test_compiled_answers_are_the_same_from_one_graph_and_no_recompile(plain):
     loaded.close()
 
 
-def test_a_model_compiled_whole_answers_the_same():
+def test_a_model_compiled_whole_answers_the_same(monkeypatch):
+    traced_only(monkeypatch)
     made, prompts = case(config={**CONFIG, "num_hidden_layers": 2}), some_prompts()
     whole = dataclasses.replace(made, engine=dataclasses.replace(made.engine, scope="model"))
     loaded = hf.load(whole, current_device(), None)
@@ -355,3 +356,28 @@ def test_a_model_that_takes_no_prefix_is_told_in_one_line(model, monkeypatch):
         NoSharedPrefixes, match=r"^LlamaForCausalLM does not run after a prefix: TypeErr"
     ):
         runner.warm_up(runner.plan(prompts))
+
+
+class Int8Linear(torch.nn.Module):
+    """A weight of 8 bits and a scale, as quantizers keep them."""
+
+    def __init__(self, linear):
+        super().__init__()
+        scale = linear.weight.abs().max() / 127
+        whole = torch.round(linear.weight / scale).to(torch.int8)
+        self.weight = torch.nn.Parameter(whole, requires_grad=False)
+        self.scale = torch.nn.Parameter(scale, requires_grad=False)
+
+    def forward(self, states):
+        return states @ (self.weight.float() * self.scale).T
+
+
+def test_quantised_weights_share_prefixes_in_the_dtype_that_is_computed_with():
+    model = load()
+    for layer in model.module.base_model.layers:
+        layer.self_attn.q_proj = Int8Linear(layer.self_attn.q_proj)
+    assert next(model.engine("eager").layers.parameters()).dtype == torch.int8
+    plain = run_pass(model.engine("eager"), some_prompts(), "all").answers
+    runner = SharedPrefixRunner(model.engine("eager"), ROOMY)
+    assert_same(runner.run(some_prompts(), runner.plan(some_prompts())).answers, plain)
+    model.close()

@@ -178,6 +178,38 @@ def test_a_full_cpu_is_told_from_other_errors():
     assert not upstream.is_full(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
 
 
+@pytest.mark.parametrize(
+    ("event", "kernel"),
+    [
+        ("graph_1_cpp_fused__unsafe_view_mul_silu_5", "cpp_fused__unsafe_view_mul_silu"),
+        ("cpp_fused_add_12", "cpp_fused_add"),
+        ("triton_poi_fused_mul_silu_0", "triton_poi_fused_mul_silu"),
+        ("triton_red_fused_mean", "triton_red_fused_mean"),
+        ("aten::mm", ""),
+        ("Torch-Compiled Region: 0/0", ""),
+    ],
+)
+def test_a_kernel_is_known_without_its_numbers(event, kernel):
+    assert upstream.kernel_name(event) == kernel
+
+
+def test_inductor_names_its_kernels_of_a_cpu_meanwhile():
+    def fused(x):
+        return torch.tanh(x) * 2 + 1
+
+    torch.compiler.reset()
+    with upstream.named_kernels():
+        compiled = torch.compile(fused)
+        compiled(torch.ones(64))
+    with torch.profiler.profile() as found:
+        compiled(torch.ones(64))
+    names = {each.name for each in found.events()}
+    assert "cpp_fused_add_mul_tanh" in {upstream.kernel_name(name) for name in names}
+    assert any(map(upstream.is_guard_check, names))
+    assert not torch._inductor.config.cpp.enable_kernel_profile
+    torch.compiler.reset()
+
+
 def test_inductor_tells_where_its_cache_is(monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/some/where")
     assert upstream.inductor_cache() == "/some/where"

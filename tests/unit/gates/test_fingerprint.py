@@ -105,3 +105,12 @@ def test_flops_of_another_prompt_are_not_compared():
     found = judged(replace(STORED, prompt="f" * 16, flops={"all": 99.0}))
     assert (found.word, "FLOPs" in found.reason) == ("ok", False)
     assert found.reason.endswith("another prompt was run")
+
+
+def test_two_live_stacks_are_compared_whatever_their_versions():
+    more = {"aten::mm": 32.0, "aten::silu": 4.0}
+    now = replace(STORED, software="torch 10", operators=more, counts={**COUNTS, "graphs": 2.0})
+    assert fingerprint.differences(STORED, now) == ["graphs 1 -> 2", "aten::mm 29 -> 32"]
+    assert fingerprint.differences(STORED, STORED) == []
+    others = replace(STORED, operators={f"aten::o{n}": 1.0 for n in range(8)})
+    assert fingerprint.differences(STORED, others)[-1] == "and 4 more"

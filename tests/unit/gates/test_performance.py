@@ -460,6 +460,12 @@ def test_any_more_recompiles_regress(value: float, word: str, change: str) -> No
     assert (verdict.word, verdict.change, verdict.limit) == (word, change, "+0")
 
 
+@pytest.mark.parametrize("name", ["graphs", "graphs_decode"])
+def test_fewer_graphs_are_no_improvement_by_themselves(name: str) -> None:
+    verdict = compile_health(Metric(name, 1.0, "count", "lower"), 5.0)
+    assert (verdict.word, verdict.change) == ("ok", "-4")
+
+
 def letters(*rows: tuple[float, float, float, float]) -> Answers:
     n = len(rows)
     return Answers(

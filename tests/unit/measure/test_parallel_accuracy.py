@@ -178,15 +178,16 @@ def test_a_silent_rank_0_is_named():
 
 def test_a_working_rank_0_is_waited_for():
     first, other = groups(2, timeout_s=0.2)
-    found = []
-    thread = threading.Thread(target=lambda: found.append(other.command()))
-    thread.start()
-    for _ in range(8):
-        time.sleep(0.05)
+    other.clock = clock = FakeClock()
+
+    def sleep(_):
+        clock.now += 0.15
         first.alive()
-    first.post({"do": "end", "status": 0})
-    thread.join(timeout=20)
-    assert found == [(0, {"do": "end", "status": 0})]
+        if clock.now > 1:
+            first.post({"do": "end", "status": 0})
+
+    other.sleep = sleep
+    assert other.command() == (0, {"do": "end", "status": 0})
 
 
 def test_a_crashed_rank_fails_this_pass_and_all_that_follow():
@@ -241,12 +242,21 @@ def test_hosts_are_those_of_all_ranks_and_one_that_does_not_join_is_named():
 
 
 def test_a_rank_that_waits_quietly_hears_a_command_a_silent_rank_0_and_a_store_that_is_gone():
-    store = DictStore()
+    clock = FakeClock()
+    # Later than the timeout there is a command, and rank 0 has shown in between that it lives.
+    events = [lambda: first.alive(), lambda: first.post({"do": "end", "status": 0})]
+
+    class Scripted(DictStore):
+        def wait(self, keys, timeout):
+            clock.now += 0.07
+            if events:
+                events.pop(0)()
+            if not self.check(keys):
+                raise RuntimeError("wait timeout")
+
+    store = Scripted()
     first, other = groups(2, store, timeout_s=0.1)
-    timer = threading.Timer(0.15, lambda: first.post({"do": "end", "status": 0}))
-    beat = threading.Timer(0.05, first.alive)
-    beat.start()
-    timer.start()  # later than the timeout, but rank 0 has shown in between that it lives
+    other.clock = clock
     assert other.command(quiet=True) == (0, {"do": "end", "status": 0})
     with pytest.raises(RankError, match=r"no sign of life for 0\.1 s"):
         other.command(quiet=True)

@@ -242,7 +242,7 @@ def test_interrupted_before_the_first_pair() -> None:
 @pytest.mark.parametrize(
     ("factors", "sd", "expected"),
     [
-        ((1.0, 1.25), 0.01, "find the cause in what differs between A and B"),
+        ((1.0, 1.25), 0.01, f"which operator of which layer: {COMMAND} --explain"),
         ((1.25, 1.0), 0.01, "to accept it: pytest -m perf, then perfline baselines update tiny"),
         ((1.0, 1.012), 0.06, f"{COMMAND} --max-pairs "),
         ((1.0, 1.012), 0.5, "too noisy for this margin"),
@@ -257,7 +257,7 @@ def test_the_next_command(factors: tuple[float, float], sd: float, expected: str
 def test_a_slowdown_is_accepted_second() -> None:
     *_, cause, accept = terminal(slower()).splitlines()
 
-    assert cause.startswith("next: find the cause")
+    assert cause.startswith("next: which operator of which layer")
     assert accept.startswith("or, to accept it: pytest -m perf, then perfline baselines update")
     assert accept.endswith(" --accept-regression")
 

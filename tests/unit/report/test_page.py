@@ -21,6 +21,7 @@ from perfline.baselines import baseline
 from perfline.baselines.proposal import measured_baseline
 from perfline.baselines.suggestions import outcome
 from perfline.cli import report as report_cli
+from perfline.compare.explain import Cause, Explanation
 from perfline.compare.record import CaseComparison, Comparison, SideRecord
 from perfline.errors import PerflineError
 from perfline.fields import MOST
@@ -588,6 +589,27 @@ def test_every_version_that_an_install_changed_is_on_the_page():
     for shown in ("numpy 1 2", "gone 3 absent", "new absent 4", "installed absent numpy>=2"):
         assert shown in text
     assert "kept 1" not in text
+
+
+def test_what_explains_a_comparison_is_on_the_page_with_its_picture():
+    found = compared(Verdict("core_time", "regressed", "paired", "us/tok"))
+    causes = (
+        Cause("layers.*.mlp", f"silu -> {EVIL}", 0.1, 0.15, 0.05, 0.04, 0.06),
+        Cause("", "(launch gaps, Python)", 0.2, 0.18, -0.02, -0.03, -0.01),
+    )
+    told = Explanation("", (EVIL,), 20, 1000, False, 1.0, 0.04, 0.02, 0.05, 30, causes, 12.0)
+    case = dataclasses.replace(found.comparison.cases["tiny"], explanation=told)
+    whole = dataclasses.replace(found.comparison, cases={"tiny": case})
+    page_of = Inputs(None, None, {}, (page_inputs.CompareInputs(Path("compare.json"), whole),))
+    tags = Tags(page.html(page_of))
+    text = " ".join(tags.text.split())
+    assert "Which operator, which layer" in text
+    assert "explains 75 % of +4.0 % [+2.0, +5.0]" in text
+    assert "layers.*.mlp 100.0 150.0 +5.0 % [+4.0, +6.0]" in text
+    assert "(launch gaps, Python) (model) 200.0 180.0 -2.0 % [-3.0, -1.0]" in text
+    assert "script" not in tags.tags
+    assert 'aria-label="change by operator, %"' in page.html(page_of)
+    assert "Which operator" not in Tags(page.html(Inputs(None, None, {}, (found,)))).text
 
 
 def test_a_session_that_passes_beside_a_comparison_that_does_not_has_not_passed():

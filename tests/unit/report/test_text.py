@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 import samples
-from perfline.baselines.suggestions import next_steps, outcome, settling
+from perfline.baselines.suggestions import next_steps, outcome
 from perfline.engines.environment import Environment
 from perfline.gates.verdict import Flip, Verdict
 from perfline.measure.record import CaseRecord, Record
@@ -260,41 +260,13 @@ def test_published_figures_stand_beside_the_measured_ones_and_gaps_are_named():
     assert table[3].split() == ["MFU", "%", "not", "measured", "46.40"]
 
 
-def slow(metric="p_infer_core", word="regressed", gate="baseline"):
-    return Verdict(metric, word, gate, "tok/s", 100.0, None, 90.0, None, change_fraction=-0.1)
-
-
-@pytest.mark.parametrize(
-    ("verdicts", "baseline", "now", "command"),
-    [
-        ([slow()], ("abc", {}), {"commit": "def"}, "perfline compare x --baseline-ref abc F"),
-        ([slow()], ("abc-dirty", {}), {"commit": "d"}, "perfline compare x --baseline-ref abc F"),
-        (
-            [slow("p_val_core", "unsure")],
-            ("abc", {}),
-            {},
-            "perfline compare x --baseline-ref abc --engine eager F",
-        ),
-        (
-            [slow()],
-            ("abc", {"torch": "2.12.0"}),
-            {"commit": "abc", "torch": "2.13.0"},
-            "perfline compare x --baseline-python DIR_OF_A_VENV_WITH_TORCH_2.12.0 F",
-        ),
-        ([slow()], ("abc", {"torch": "2.13.0"}), {"commit": "abc", "torch": "2.13.0"}, ""),
-        ([slow(gate="published")], ("abc", {}), {}, ""),
-        ([slow(word="ok")], ("abc", {}), {}, ""),
-    ],
-)
-def test_what_settles_a_verdict_on_time(verdicts, baseline, now, command):
-    assert settling("x", verdicts, baseline, now, "F") == command
-
-
 def test_a_failure_says_how_to_settle_it_and_how_to_accept_it():
     origin = Origin("b.json", "2026-11-01", "abc", {"torch": "2.13.0"})
-    lines = failure([slow()], origin, {"commit": "def"}, "x", "--run r.json", "--dummy-weights")
+    slow = Verdict("p_infer_core", "regressed", "baseline", "tok/s", 100.0, None, 90.0)
+    command = "perfline compare x --baseline-ref abc --dummy-weights"
+    lines = failure([slow], origin, {"commit": "def"}, "x", "--run r.json", command)
     settle, accept = lines.splitlines()[-2:]
-    assert settle == "  hint: to settle it: perfline compare x --baseline-ref abc --dummy-weights"
+    assert settle == f"  hint: to settle it: {command}"
     assert accept.startswith("  hint: to accept it: perfline baselines update x --run r.json --acc")
 
 
