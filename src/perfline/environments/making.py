@@ -153,6 +153,17 @@ def contents(base: Path) -> Contents:
     return Contents(found.version.partition(" ")[0], found.distributions)
 
 
+def check_swap(base: Path, other: Path) -> None:
+    """InstallError where one of the interpreters does not load what is built for the other."""
+    ours, theirs = _Base.of(base), _Base.of(other)
+    if ours.abi != theirs.abi or ours.platform != theirs.platform:
+        raise InstallError(
+            f"{base} is {ours.version.partition(' ')[0]} ({ours.abi}), {other} is "
+            f"{theirs.version.partition(' ')[0]} ({theirs.abi}): packages of one do not load in "
+            "the other; make both environments with the same Python"
+        )
+
+
 def swap(
     base: Path,
     other: Path,
@@ -162,17 +173,11 @@ def swap(
     """The environment of ``base`` with the distributions ``names`` as ``other`` has them.
 
     As they are installed there, by links: a local build, an editable one and a version that no
-    index has any more move like all others. What ``other`` lacks is left out. InstallError where
-    their interpreters do not load each other's modules, where a distribution would not find what it
-    requires though it does in ``base`` and in ``other``, and where nothing can be built.
+    index has any more move like all others; see :func:`check_swap`. What ``other`` lacks is left
+    out. InstallError where a distribution would not find what it requires though it does in
+    ``base`` and in ``other``, and where nothing can be built.
     """
     ours, theirs = _Base.of(base), _Base.of(other)
-    if ours.abi != theirs.abi or ours.platform != theirs.platform:
-        raise InstallError(
-            f"{base} is {ours.version.partition(' ')[0]} ({ours.abi}), {other} is "
-            f"{theirs.version.partition(' ')[0]} ({theirs.abi}): packages of one do not load in "
-            "the other; make both environments with the same Python"
-        )
     changes = ours.differences(theirs, names)
     parts = [_SCHEMA, ours.state(), theirs.state(), sorted(names)]
     kept = (cache := _cache()) / _digest(parts)

@@ -29,6 +29,7 @@ from perfline.environments.making import Contents
 from perfline.errors import SearchError
 
 REST = "rest"
+AND = " + "  # between the names of merged groups
 # What a worker imports, the most telling first: a group is called after the first that it holds.
 ROOTS = ("torch", "transformers", "tokenizers", "numpy", "pyyaml", "safetensors")
 # Its own is first on no side's path: both run the perfline that started them, or their ref's.
@@ -99,7 +100,7 @@ class Group:
     def with_(self, other: Group) -> Group:
         """Both as one."""
         return Group(
-            name=f"{self.name} + {other.name}",
+            name=f"{self.name}{AND}{other.name}",
             what=(*self.what, *other.what),
             packages=self.packages | other.packages,
             env=self.env | other.env,

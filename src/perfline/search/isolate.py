@@ -19,9 +19,10 @@ group (``probe.terms``).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from perfline.compare.model import SIDES
 from perfline.errors import SearchError, WorkerError
 from perfline.gates import fingerprint
 from perfline.search.groups import Group
@@ -66,6 +67,13 @@ def isolate(question: Question, journal: Journal, say: Say) -> Search:
     return _Isolation(question, journal, say).run()
 
 
+def worse(search: Search) -> bool:
+    """Whether B is worse than A, or that could not be told."""
+    if search.named:
+        return True
+    return any(probe.role == ENDS and probe.finding.word != "good" for probe in search.probes)
+
+
 def probes(groups: int) -> int:
     """Over how many comparisons the error is split: the ends, each group alone, and B without."""
     return 1 + 2 * groups if groups > 1 else 1
@@ -92,6 +100,7 @@ class _Isolation:
         ends = self._of_b(ENDS, None)
         if ends.word != "bad":
             return self._end((), self._no_worse(ends))
+        self.notes += _drivers(ends)
         if self.asked.metric.noisy:
             self._tell_what_runs()
         least = _least(ends, self.asked.margin_fraction)
@@ -241,6 +250,14 @@ class LeftOver:
         return _interval(self.estimate, self.low, self.high)
 
 
+def _drivers(ends: Finding) -> Iterator[str]:
+    """What differs though no group of ours can: a driver is the machine's, not an environment's."""
+    for compared in ends.comparisons.values():
+        old, new = (compared.sides[name].context.get("driver") for name in SIDES)
+        if old != new:
+            yield f"driver {old or 'none'} -> {new or 'none'} cannot be swapped: it is left over"
+
+
 def _left_over(ends: Finding, alone: Sequence[Finding]) -> LeftOver | None:
     """The whole less all shares: errors of independent comparisons add up by their squares.
 
@@ -281,8 +298,7 @@ def shown(found: Finding) -> str:
 
 
 def _interval(estimate: float, low: float, high: float) -> str:
-    ends = (f"{100 * math.expm1(end):+.1f}" for end in (low, high))
-    return f"{percent(estimate)} [{', '.join(ends)}]"
+    return f"{percent(estimate)} [{percent(low)}, {percent(high)}]"
 
 
 def _moved(found: Finding) -> bool:

@@ -16,7 +16,7 @@ import pytest
 
 from perfline.environments import making
 from perfline.environments.installers import Pin, Request
-from perfline.environments.making import Made, contents, installed, make, swap
+from perfline.environments.making import Made, check_swap, contents, installed, make, swap
 from perfline.errors import InstallError
 from wheels import interpreter, site, told, unpack, wheel
 
@@ -433,5 +433,5 @@ def test_packages_of_another_python_are_not_taken(
 
     monkeypatch.setattr(making, "_ask", older)
     with pytest.raises(InstallError, match=r"is 3\.9\.1 \(\.39\.so\), .*make both environments"):
-        swap(base, other, {"local-pkg"})
+        check_swap(base, other)
     assert contents(base).python == "3.9.1"
