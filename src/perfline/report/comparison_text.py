@@ -49,7 +49,7 @@ def table(found: CaseComparison, tablefmt: str = "plain") -> str:
     return fitted(_HEADERS, rows) if tablefmt == "plain" else grid(_HEADERS, rows, tablefmt)
 
 
-_LONG_NAME = re.compile(r"(\w{30})\w{3,}")
+_LONG_NAME = re.compile(r"(\w{16})\w{3,}")
 _EXPLAINED_HEADERS = ["operator", "module", "A", "B", "change"]
 
 
