@@ -310,16 +310,13 @@ def perfline_case_run(request: pytest.FixtureRequest, perfline_tools: Any) -> It
 
 
 @pytest.fixture
-def case(
-    request: pytest.FixtureRequest, perfline_case_run: Any, perfline_tools: Any
-) -> CaseUnderTest:
+def case(request: pytest.FixtureRequest, perfline_case_run: Any) -> CaseUnderTest:
     """One case: measure with it, then ``check`` the verdicts."""
     from perfline.plugin.session import CaseUnderTest
 
-    _session(request.config).reopen(perfline_case_run, perfline_tools)
     return CaseUnderTest(
         session=_session(request.config),
-        case_run=perfline_case_run,
+        opened=perfline_case_run,
         benchmark=lambda: request.getfixturevalue("benchmark"),
         note=_note(request),
         test=_test_id(request.node),
