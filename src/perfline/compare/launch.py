@@ -8,12 +8,13 @@ side's place. Two launches may be alive at once.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
+from typing import TypeVar
 
 from perfline.compare import messages
-from perfline.compare.model import Ready, Round, Side, SideName, Workload
+from perfline.compare.model import GeneratedTokens, Ready, Round, Side, SideName, Workload
 from perfline.compare.process import Process, RankedProcess
 from perfline.compare.sides import Place
 from perfline.compare.worker import DIE_WITH_PARENT
@@ -30,6 +31,7 @@ WORKER = (
     "worker = import_module(new if util.find_spec('perfline.compare') else old); "
     "sys.exit(worker.main(sys.argv[1:]))",
 )
+Answer = TypeVar("Answer")
 _LONG_PROMPT = 4096  # tokens; for a time limit
 
 
@@ -167,11 +169,18 @@ class LaunchedWorker:
 
         The perfline of an older ref does not know the question: its process ends with it.
         """
-        self._process.send("for its fingerprint", ask="fingerprint")
+        return self._newer("fingerprint", _fingerprint)
+
+    def generated(self) -> tuple[GeneratedTokens, ...] | None:
+        """What it generates behind the prompts of decode; None, and its end, as above."""
+        return self._newer("generated", _generated)
+
+    def _newer(self, word: str, read: Callable[[Node], Answer]) -> Answer | None:
+        self._process.send(f"for its {word}", ask=word)
         try:
-            return self._process.receive(self._limit_s(10), _fingerprint)
+            return self._process.receive(self._limit_s(10), read)
         except WorkerError as error:
-            if "was asked for 'fingerprint'" in str(error):
+            if f"was asked for '{word}'" in str(error):
                 return None
             raise
 
@@ -188,6 +197,10 @@ def _fingerprint(found: Node) -> Fingerprint | None:
     if found.data.get("fingerprint") is None:
         return None
     return found.child("fingerprint").build(Fingerprint)
+
+
+def _generated(found: Node) -> tuple[GeneratedTokens, ...]:
+    return tuple(each.build(GeneratedTokens) for each in found.items("generated"))
 
 
 def _gib(found: Node) -> float | None:
