@@ -16,8 +16,10 @@ from perfline.cli.options import add_case_dir, add_command, names
 if TYPE_CHECKING:
     from perfline.report.exports import Export
 
-FORMATS = ("customBiggerIsBetter", "customSmallerIsBetter", "bencher", "otava", "lm-eval")
-FORMATS += ("vllm", "trtllm")
+FORMATS = (
+    *("customBiggerIsBetter", "customSmallerIsBetter", "bencher", "otava", "lm-eval"),
+    *("vllm", "trtllm"),
+)
 _EPILOG = """\
 formats:
   customBiggerIsBetter   github-action-benchmark: throughput, accuracy
