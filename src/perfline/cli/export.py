@@ -27,7 +27,7 @@ formats:
   bencher                Bencher Metric Format (bencher run --adapter json)
   otava                  Apache Otava: a row is appended to the CSV named by -o
   lm-eval                lm-evaluation-harness: results and samples below -o
-  vllm, trtllm           decode by the field names of their benchmarks, JSON lines
+  vllm, trtllm           decode by their benchmarks' field names, JSON lines
 
 example:
   perfline export results/run.json --format bencher -o results/bencher.json"""
