@@ -28,7 +28,13 @@ from perfline.cases.case import Case, WeightsKind
 from perfline.distributed.replica import Replica
 from perfline.engines.device import Device
 from perfline.engines.engine import Clock, EngineName, Fingerprint, MeasuredEngine
-from perfline.engines.environment import Environment, beyond_tested, peak_flops, today
+from perfline.engines.environment import (
+    Environment,
+    advertised_bandwidth,
+    beyond_tested,
+    peak_flops,
+    today,
+)
 from perfline.errors import (
     DataError,
     EngineError,
@@ -156,6 +162,7 @@ class Tools:
             loaded=loaded,
             device=self.device,
             peak=None if peak is None else peak * case.parallel.tensor,
+            advertised=advertised_bandwidth(environment.device),
             full_pass=options.full_pass,
             clock=self.clock,
             progress=self.progress,
@@ -355,6 +362,7 @@ class Session:
             facts=case_run.loaded.facts,
             reference=self._reference(case_run, context) or old.reference,
             fingerprints={**old.fingerprints, **case_run.fingerprints},
+            token_times={**old.token_times, **case_run.token_times},
         )
         self._tests.setdefault((case.id, test), _LastRun()).verdicts += verdicts
         self._collect(case)

@@ -449,7 +449,9 @@ def _flips(found: CaseComparison) -> list[str]:
     answered = found.questions if found.answers is None else found.answers.questions
     for verdict in found.verdicts:
         if verdict.flips:
-            lines.append(f"answers that differ, of {answered}: {len(verdict.flips)}")
+            tokens = verdict.metric.startswith("decode_flips")
+            what = "first tokens that differ" if tokens else f"answers that differ, of {answered}"
+            lines.append(f"{what}: {len(verdict.flips)}")
             lines += [f"  {line}" for line in flip_lines([verdict], "A's")]
     return lines
 
