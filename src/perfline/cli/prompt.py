@@ -56,6 +56,10 @@ def prompt(
         f"label {question.label}",
         file=sys.stderr,
     )
+    texts = task.answers(question.choices) if built.continuations else ()
+    for letter, text, choice in zip(prompts.LETTERS, texts, built.continuations, strict=False):
+        ids = " ".join(map(str, choice.ids.tolist()))
+        print(f"{letter}: {' ' + text!r}, tokens {ids}", file=sys.stderr)
     return 0
 
 
