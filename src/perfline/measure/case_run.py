@@ -155,6 +155,12 @@ def open_case(
         with replica.agreeing() if replica is not None else nullcontext():
             directory = data.find_weights(case, data_dir)
             tasks = task.tasks_of(case)
+            for each in tasks:
+                if each.score == "continuation":
+                    raise DataError(
+                        f"{case.source}: task '{each.name}' is scored by continuation, which no "
+                        "engine runs yet; `perfline prompt` shows its prompts"
+                    )
             rows = {each.name: task.find_rows(case, each, data_dir) for each in tasks}
             if ours:
                 data.check_weights(directory)
