@@ -268,7 +268,8 @@ def test_options_named_in_prose_exist(page: str, pytest_options):
         "--find-links",
         "--no-index",
     }  # pip's
-    for name in ("init", "doctor", "prompt", "compare", "bisect", "export", "history", "report"):
+    searches = ("bisect", "isolate")
+    for name in ("init", "doctor", "prompt", "compare", *searches, "export", "history", "report"):
         everywhere |= perfline_options([name])
     for name in ("update", "diff", "show", "check", "remove"):
         everywhere |= perfline_options(["baselines", name])

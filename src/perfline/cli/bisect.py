@@ -133,12 +133,12 @@ def run(args: argparse.Namespace) -> int:
         metric=metric,
         launchers=sides,
         say=say,
-        progress=_Progress(),
+        progress=Progress(),
         rounds=args.rounds,
         alternate=args.alternate,
         better=args.improved,
     )
-    journal = record.Journal(args.out, search, live, _told)
+    journal = record.Journal(args.out, search, live, told)
     shown = search_text.Shown(kind, {each.name: each for each in found}, args.improved)
     answer: Answer | None = None
     try:
@@ -292,7 +292,7 @@ def _next(args: argparse.Namespace, answer: Answer, kind: str) -> str:
     return shlex.join([*words, "--explain"])
 
 
-class _Progress:
+class Progress:
     """One line after every launch pair."""
 
     def __init__(self) -> None:
@@ -305,7 +305,7 @@ class _Progress:
         return f"  {progress_line(found)}" if 0 < self._pairs != before else ""
 
 
-def _told(probe: Probe, known: bool) -> None:
+def told(probe: Probe, known: bool) -> None:
     from perfline.report.search_text import probe_line
 
     say(probe_line(probe) + (" (measured before)" if known else ""))

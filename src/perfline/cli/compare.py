@@ -20,7 +20,7 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,7 +53,7 @@ def add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser = add_command(commands, "compare", run, purpose, _EXAMPLES, more)
     add = parser.add_argument
     add("cases", metavar="CASE", type=str.strip, nargs="+")
-    _add_sides(parser)
+    add_sides(parser)
     add(
         "--workload",
         choices=("prefill", "decode", "all"),
@@ -142,7 +142,8 @@ def add_measuring(parser: argparse.ArgumentParser, out: str) -> None:
     add("--markdown", metavar="FILE", type=Path, help='such as "$GITHUB_STEP_SUMMARY"')
 
 
-def _add_sides(parser: argparse.ArgumentParser) -> None:
+def add_sides(parser: argparse.ArgumentParser) -> None:
+    """Add what A and B are."""
     add = parser.add_argument_group("what A and B are").add_argument
     python, ref = "interpreter or virtual environment", "git revision of this project"
     add("--baseline-python", metavar="PYTHON", help=f"A's {python} (default: this one)")
@@ -249,41 +250,42 @@ def launchers(sides: Sequence[Side], timeout_s: float) -> Iterator[LauncherOf]:
         yield lambda workload: ProcessLauncher(workload, found, Limits(open_s=timeout_s))
 
 
-def command(args: argparse.Namespace) -> str:
-    """The command line that does the same again; values that look secret are left out."""
+def command(
+    args: argparse.Namespace, name: str = "compare", own: Mapping[str, object] | None = None
+) -> str:
+    """The command line that does the same again; values that look secret are left out.
+
+    ``own`` are options that ``perfline NAME`` has beside ours, with their defaults.
+    """
     from perfline.compare.record import shown_env
     from perfline.environments.installers import masked
 
-    words = ["perfline", "compare", *args.cases]
-    for name in ("baseline_python", "candidate_python", "baseline_ref", "candidate_ref"):
-        if (value := getattr(args, name)) is not None:
-            words += [f"--{name.replace('_', '-')}", value]
+    words = ["perfline", name, *args.cases]
+    for option in ("baseline_python", "candidate_python", "baseline_ref", "candidate_ref"):
+        if (value := getattr(args, option)) is not None:
+            words += [f"--{option.replace('_', '-')}", value]
     for side in ("baseline", "candidate"):
         for text in getattr(args, f"{side}_install"):
             words += [f"--{side}-install", masked(text)]
     for prefix, side in (("baseline-", "baseline"), ("", "candidate")):
         env = dict(text.partition("=")[::2] for text in getattr(args, f"{side}_env"))
         given = {"env": [f"{key}={value}" for key, value in shown_env(env).items()]}
-        given |= {name: getattr(args, f"{side}_{name}") for name in ("set", "import")}
-        for name, values in given.items():
-            words += [word for value in values for word in (f"--{prefix}{name}", value)]
-    defaults: dict[str, object] = {
-        "engine": "inductor",
-        "workload": "prefill",
-        "margin": None,
-        "max_pairs": 48,
-    }
-    defaults |= {"rounds": None, "questions": None, "ranks": 1, "timeout": 3600}
-    for name, default in defaults.items():
-        if (value := getattr(args, name)) != default:
-            text = f"{value:g}" if isinstance(value, float) else str(value)
-            words += [f"--{name.replace('_', '-')}", text]
-    for name in ("alternate", "explain", "strict", "dummy_weights"):
-        words += [f"--{name.replace('_', '-')}"] * getattr(args, name)
-    words += ["--traces", str(args.traces)] if args.traces is not None else []
-    words += ["--data-dir", str(args.data_dir)] if args.data_dir is not None else []
+        given |= {option: getattr(args, f"{side}_{option}") for option in ("set", "import")}
+        for option, values in given.items():
+            words += [word for value in values for word in (f"--{prefix}{option}", value)]
+    ours: dict[str, object] = {"workload": "prefill", "traces": None}
+    ours |= {"explain": False, "strict": False}
+    defaults: dict[str, object] = {"engine": "inductor", **(ours if own is None else own)}
+    defaults |= {"margin": None, "max_pairs": 48, "rounds": None, "questions": None, "ranks": 1}
+    defaults |= {"timeout": 3600, "alternate": False, "dummy_weights": False, "data_dir": None}
+    defaults |= {"out": Path(f"results/{name}.json")}
+    for option, default in defaults.items():
+        if (value := getattr(args, option)) == default:
+            continue
+        words.append(f"--{option.replace('_', '-')}")
+        if value is not True:
+            words.append(f"{value:g}" if isinstance(value, float) else str(value))
     words += [word for path in args.case_dir for word in ("--case-dir", str(path))]
-    words += ["--out", str(args.out)] if args.out != Path("results/compare.json") else []
     return shlex.join(words)
 
 
@@ -302,6 +304,17 @@ def workload(args: argparse.Namespace, case: Case) -> Workload:
     )
 
 
+def both_sides(args: argparse.Namespace) -> tuple[Side, Side]:
+    """A and B, as the options of :func:`add_sides` say; nothing is installed yet."""
+    from perfline.compare.sides import make_side
+
+    def side(name: SideName) -> Side:
+        whats = ("python", "ref", "env", "set", "import", "install")
+        return make_side(name, *(getattr(args, f"{name}_{what}") for what in whats))
+
+    return side("baseline"), side("candidate")
+
+
 def margin(args: argparse.Namespace, case: Case) -> float:
     """The slowdown that must be ruled out, a fraction."""
     return case.compare.margin_fraction if args.margin is None else args.margin / 100
@@ -313,18 +326,13 @@ def _plans(args: argparse.Namespace) -> tuple[tuple[Side, Side], list[Plan]]:
 
     from perfline.cases.case import load_cases
     from perfline.compare.run import Plan, begin
-    from perfline.compare.sides import make_side
 
     cases = [
         case.with_engines([args.engine], "--engine")
         for case in load_cases(args.cases, args.case_dir)
     ]
 
-    def side(name: SideName) -> Side:
-        whats = ("python", "ref", "env", "set", "import", "install")
-        return make_side(name, *(getattr(args, f"{name}_{what}") for what in whats))
-
-    sides = (side("baseline"), side("candidate"))
+    sides = both_sides(args)
     plans = [
         Plan(
             case=case,

@@ -6,13 +6,14 @@
     perfline baselines ...       what is accepted, and accept, compare, check or remove it
     perfline compare ...         is B slower, faster, the same, or wrong against A?
     perfline bisect ...          which commit, version or day made it slower, bigger or wrong?
+    perfline isolate ...         which of B's packages, variables or code made it worse than A?
     perfline report ...          what does a person look at?
     perfline export ...          what do other services read of a record?
     perfline history ...         what did past sessions measure, and when did it change?
 
-Exit status: 0 done, 1 ``check``, ``compare``, ``bisect`` or ``doctor`` found something wrong, 2
-refused or wrong input, 130 interrupted, 141 the reader of its output left before there was a
-status. Measuring is pytest's: ``pytest -m "perf or accuracy"``.
+Exit status: 0 done, 1 ``check``, ``compare``, ``bisect``, ``isolate`` or ``doctor`` found something
+wrong, 2 refused or wrong input, 130 interrupted, 141 the reader of its output left before there was
+a status. Measuring is pytest's: ``pytest -m "perf or accuracy"``.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from perfline.cli.compare import add_compare
 from perfline.cli.export import add_export
 from perfline.cli.history import add_history
 from perfline.cli.init import add_init
+from perfline.cli.isolate import add_isolate
 from perfline.cli.options import Run, add_baselines, add_case_dir, add_command, add_data_dir
 from perfline.cli.report import add_report
 from perfline.errors import PerflineError
@@ -90,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_prompt(commands)
     add_compare(commands)
     add_bisect(commands)
+    add_isolate(commands)
     add_report(commands)
     add_export(commands)
     add_history(commands)

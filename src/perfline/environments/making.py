@@ -8,6 +8,8 @@ through, packages that share a namespace lie together, and libraries that find o
 place (torch and its CUDA wheels, by RPATH ``$ORIGIN/../..``) do. A second layer on ``sys.path``
 would have none of the three.
 
+:func:`swap` takes some packages of another interpreter instead, as they are installed there.
+
 Environments are kept in ``$XDG_CACHE_HOME/perfline/environments`` (else ``~/.cache``) by a digest
 of what went in: the base and what the installer chose for the request *today*, so that an open
 request is never answered with last month's versions. One is made in a directory of its own and
@@ -27,7 +29,7 @@ import stat
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -46,7 +48,8 @@ import json, os, site, sys, sysconfig
 user = [site.getusersitepackages()] if site.ENABLE_USER_SITE else []
 sites = [each for each in dict.fromkeys([*site.getsitepackages(), *user]) if os.path.isdir(each)]
 print(json.dumps({"version": sys.version, "platform": sysconfig.get_platform(), "sites": sites,
-                  "prefix": sys.prefix, "purelib": sysconfig.get_path("purelib")}))
+                  "prefix": sys.prefix, "purelib": sysconfig.get_path("purelib"),
+                  "abi": sysconfig.get_config_var("EXT_SUFFIX") or ""}))
 """
 
 
@@ -132,6 +135,79 @@ def from_index(base: Path) -> list[str]:
 
 
 @dataclass(frozen=True)
+class Contents:
+    """What an environment holds.
+
+    Attributes:
+        python: version of its interpreter, such as ``3.12.3``.
+        packages: normalised name -> what an import finds first.
+    """
+
+    python: str
+    packages: Mapping[str, metadata.Distribution]
+
+
+def contents(base: Path) -> Contents:
+    """What the environment of ``base`` holds; InstallError where it does not tell."""
+    found = _Base.of(base)
+    return Contents(found.version.partition(" ")[0], found.distributions)
+
+
+def check_swap(base: Path, other: Path) -> None:
+    """InstallError where one of the interpreters does not load what is built for the other."""
+    ours, theirs = _Base.of(base), _Base.of(other)
+    if ours.abi != theirs.abi or ours.platform != theirs.platform:
+        raise InstallError(
+            f"{base} is {ours.version.partition(' ')[0]} ({ours.abi}), {other} is "
+            f"{theirs.version.partition(' ')[0]} ({theirs.abi}): packages of one do not load in "
+            "the other; make both environments with the same Python"
+        )
+
+
+def swap(
+    base: Path,
+    other: Path,
+    names: Collection[str],
+    say: Callable[[str], None] = lambda line: None,
+) -> Made:
+    """The environment of ``base`` with the distributions ``names`` as ``other`` has them.
+
+    As they are installed there, by links: a local build, an editable one and a version that no
+    index has any more move like all others; see :func:`check_swap`. What ``other`` lacks is left
+    out. InstallError where a distribution would not find what it requires though it does in
+    ``base`` and in ``other``, and where nothing can be built.
+    """
+    ours, theirs = _Base.of(base), _Base.of(other)
+    changes = ours.differences(theirs, names)
+    parts = [_SCHEMA, ours.state(), theirs.state(), sorted(names)]
+    kept = (cache := _cache()) / _digest(parts)
+    cache.mkdir(parents=True, exist_ok=True)
+    _sweep(cache)
+    made = _load(kept)
+    if made is None:
+        prefix = f"making-{socket.gethostname()}-{os.getpid()}-"
+        with tempfile.TemporaryDirectory(prefix=prefix, dir=cache, ignore_cleanup_errors=True) as n:
+            builder = _Builder(ours, _checker(base), Path(n) / "environment", kept, say)
+            made = builder.swap(theirs, names, changes)
+    if made.problems:
+        raise InstallError(f"{', '.join(changes)}: {'; '.join(made.problems)}")
+    return made
+
+
+def _checker(base: Path) -> Installer | None:
+    """What tells which requirements are not met; None where there is no installer at all."""
+    try:
+        return find_installer(base)
+    except InstallError:
+        return None
+
+
+def _digest(parts: object) -> str:
+    text = json.dumps(parts, sort_keys=True)
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:24]
+
+
+@dataclass(frozen=True)
 class _Base:
     """The environment that others are made of; ``sites`` are its directories of packages."""
 
@@ -140,12 +216,13 @@ class _Base:
     platform: str
     prefix: Path
     sites: tuple[Path, ...]
+    abi: str
 
     @classmethod
     def of(cls, python: Path) -> _Base:
         layout = _ask(python)
-        sites = tuple(map(Path, layout["sites"]))
-        return cls(python, layout["version"], layout["platform"], Path(layout["prefix"]), sites)
+        sites, prefix = tuple(map(Path, layout["sites"])), Path(layout["prefix"])
+        return cls(python, layout["version"], layout["platform"], prefix, sites, layout["abi"])
 
     @cached_property
     def distributions(self) -> dict[str, metadata.Distribution]:
@@ -164,12 +241,27 @@ class _Base:
             sorted(f"{pin.name} {old[pin.name]} -> {pin.version or pin.source}" for pin in pins)
         )
 
-    def key(self, pins: Sequence[Pin], request: Request, installer: Installer) -> str:
-        """What an environment of this base and ``pins`` is kept by.
+    def differences(self, other: _Base, names: Collection[str]) -> tuple[str, ...]:
+        """Those of ``names`` as ``name old -> new``."""
+        before, after = self.distributions, other.distributions
+        old = {name: before[name].version if name in before else "none" for name in names}
+        new = {name: after[name].version if name in after else "none" for name in names}
+        return tuple(f"{name} {old[name]} -> {new[name]}" for name in sorted(names))
 
-        The base is its interpreter and what stands at the top of its directories: links and files
-        (``.pth`` among them) with size and date, packages, and for distributions the date of their
-        RECORD, which an installer writes anew and an import leaves alone.
+    def key(self, pins: Sequence[Pin], request: Request, installer: Installer) -> str:
+        """What an environment of this base and ``pins`` is kept by."""
+        new = sorted((pin.name, pin.version, pin.source, pin.digest) for pin in pins)
+        where = [*request.options, *installer.places.values()]
+        wheels = _local_wheels(where, {pin.name for pin in pins})
+        places = [*map(masked, request.options), installer.places, request.local_digest(), wheels]
+        return _digest([_SCHEMA, self.state(), new, places])
+
+    def state(self) -> list[object]:
+        """What tells this environment from others, and from itself as it was.
+
+        Its interpreter and what stands at the top of its directories: links and files (``.pth``
+        among them) with size and date, packages, and for distributions the date of their RECORD,
+        which an installer writes anew and an import leaves alone.
         """
         base: list[object] = [str(self.prefix), self.version, self.platform]
         for site in self.sites:
@@ -181,12 +273,7 @@ class _Base:
                 seen = path.lstat()
                 dated = not stat.S_ISDIR(seen.st_mode)
                 base.append([str(path), *((seen.st_size, seen.st_mtime_ns) if dated else ())])
-        new = sorted((pin.name, pin.version, pin.source, pin.digest) for pin in pins)
-        where = [*request.options, *installer.places.values()]
-        wheels = _local_wheels(where, {pin.name for pin in pins})
-        places = [*map(masked, request.options), installer.places, request.local_digest(), wheels]
-        text = json.dumps([_SCHEMA, base, new, places], sort_keys=True)
-        return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:24]
+        return base
 
 
 def _local_wheels(places: Iterable[str], names: set[str]) -> list[str]:
@@ -223,7 +310,7 @@ class _Builder:
     """Builds one environment at ``new``, to stand at ``kept``."""
 
     base: _Base
-    installer: Installer
+    installer: Installer | None
     new: Path
     kept: Path
     say: Callable[[str], None]
@@ -233,19 +320,50 @@ class _Builder:
     def build(self, pins: Sequence[Pin], file: Path, changes: tuple[str, ...]) -> Made:
         """Install ``file``, which pins ``pins``; link all else; put it where it is kept."""
         began = time.monotonic()
+        assert self.installer is not None
         self.say(f"{', '.join(changes)}: {self.installer.name} installs {len(pins)} anew ...")
         self._venv()
         python = self.new / "bin" / "python"
         self.installer.install(python, pins, file)
         self._mask_addresses(python)
         installed = _disk(self.new)
-        self._hide(pins)
+        made = self._completed({pin.name for pin in pins}, changes, ())
+        self.say(
+            f"installed {len(pins)} anew ({installed / 1e6:.1f} MB), linked {self._linked} files "
+            f"of {self.base.prefix}, in {time.monotonic() - began:.1f} s; kept in {self.kept}"
+        )
+        return made
+
+    def swap(self, other: _Base, names: Collection[str], changes: tuple[str, ...]) -> Made:
+        """Link ``names`` as ``other`` has them, and all else; put it where it is kept."""
+        began = time.monotonic()
+        self._venv()
+        site = Path(_ask(self.new / "bin" / "python")["purelib"])
+        for name, each in other.distributions.items():
+            if name in names:
+                self._link_distribution(name, each, other.prefix, site)
+        made = self._completed(names, changes, (other,))
+        self.say(
+            f"{', '.join(changes)}: linked {self._linked} files of {self.base.prefix} and "
+            f"{other.prefix}, in {time.monotonic() - began:.1f} s; kept in {self.kept}"
+        )
+        return made
+
+    def _completed(
+        self, names: Collection[str], changes: tuple[str, ...], others: tuple[_Base, ...]
+    ) -> Made:
+        """Link all of the base but ``names``, which are there by now; put it where it is kept."""
+        self._hide(names)
+        python = self.new / "bin" / "python"
         site = Path(_ask(python)["purelib"])
         for each in self.base.sites:
             self._link_tree(each, site)
         self._link_outside(site)
-        self._name_final_place()
-        problems = self.installer.check(python) - self.installer.check(self.base.python)
+        self._name_final_place([each.prefix for each in (self.base, *others)])
+        problems: set[str] = set()
+        if self.installer is not None:
+            before = [self.installer.check(each.python) for each in (self.base, *others)]
+            problems = self.installer.check(python).difference(*before)
         made = Made(self.kept / "bin" / "python", changes, tuple(sorted(map(masked, problems))))
         about = {"schema": _SCHEMA, "changes": changes, "problems": made.problems}
         about["base"] = str(self.base.python)
@@ -255,10 +373,6 @@ class _Builder:
         except OSError:
             if _load(self.kept) is None:  # else another builder was faster
                 raise
-        self.say(
-            f"installed {len(pins)} anew ({installed / 1e6:.1f} MB), linked {self._linked} files "
-            f"of {self.base.prefix}, in {time.monotonic() - began:.1f} s; kept in {self.kept}"
-        )
         return made
 
     def _mask_addresses(self, python: Path) -> None:
@@ -275,24 +389,32 @@ class _Builder:
             said = (done.stderr.strip() or done.stdout.strip() or "nothing").splitlines()[-1]
             raise InstallError(f"{' '.join(command[:3])} failed: {said}")
 
-    def _hide(self, pins: Sequence[Pin]) -> None:
-        """Note what the base has of the distributions that are installed anew."""
-        names = {pin.name for pin in pins}
+    def _hide(self, names: Collection[str]) -> None:
+        """Note what the base has of the distributions that are there anew."""
         for name, each in self.base.distributions.items():
-            if name not in names:
-                continue
-            place = Path(str(each.locate_file("")))
-            files = each.files
-            if files is None:  # no list of them, as of the operating system's packages
-                tops = (each.read_text("top_level.txt") or name.replace("-", "_")).split()
-                files = [metadata.PackagePath(top + end) for top in tops for end in ("", ".py")]
-            self._hidden |= {os.path.normpath(place / file) for file in files}
-            if about := getattr(each, "_path", None):  # the one way to its dist-info
-                self._hidden.add(os.path.normpath(about))
+            if name in names:
+                self._hidden |= _paths(name, each)
         for name, each in self.base.distributions.items():
             if name not in names:  # what it shares with one of those, such as nvidia/__init__.py
                 beside = str(each.locate_file(""))
                 self._hidden.difference_update(f"{beside}/{file}" for file in _recorded(each))
+
+    def _link_distribution(
+        self, name: str, each: metadata.Distribution, prefix: Path, site: Path
+    ) -> None:
+        """Link all files of a distribution of the environment at ``prefix``."""
+        place = str(each.locate_file(""))
+        for text in sorted(_paths(name, each)):
+            path = Path(text)
+            there = Path(os.path.normpath(site / os.path.relpath(path, place)))
+            inside = path.is_relative_to(place) or path.is_relative_to(prefix)
+            if not (inside and there.is_relative_to(self.new)) or os.path.lexists(there):
+                continue
+            if path.is_dir() and not path.is_symlink():
+                self._link_tree(path, there)
+            elif path.is_file():
+                there.parent.mkdir(parents=True, exist_ok=True)
+                self._link(path, there)
 
     def _link_tree(self, source: Path, target: Path) -> None:
         """Link all files under ``source``; what is at ``target`` already is newer, and stays."""
@@ -336,9 +458,9 @@ class _Builder:
                     there.parent.mkdir(parents=True, exist_ok=True)
                     self._link(path, there)
 
-    def _name_final_place(self) -> None:
+    def _name_final_place(self, prefixes: Sequence[Path]) -> None:
         """Let commands start the interpreter of the place where all this will stand."""
-        new, kept, base = (os.fsencode(p) for p in (self.new, self.kept, self.base.prefix))
+        new, kept = os.fsencode(self.new), os.fsencode(self.kept)
         for path in (self.new / "bin").iterdir():
             if re.fullmatch(r"python[\d.]*", path.name) or not path.is_file():
                 continue
@@ -346,12 +468,27 @@ class _Builder:
                 if file.read(2) != b"#!" and not path.name.lower().startswith("activate"):
                     continue
             text = path.read_bytes()
-            changed = text.replace(new, kept).replace(base + b"/bin/python", kept + b"/bin/python")
+            changed = text.replace(new, kept)
+            for prefix in map(os.fsencode, prefixes):
+                changed = changed.replace(prefix + b"/bin/python", kept + b"/bin/python")
             if changed != text:  # never in place: it may be a link to the base's, or to a cache's
                 mode = path.stat().st_mode
                 path.unlink()
                 path.write_bytes(changed)
                 path.chmod(mode)
+
+
+def _paths(name: str, each: metadata.Distribution) -> set[str]:
+    """Where the files of a distribution are, and its dist-info."""
+    place = Path(str(each.locate_file("")))
+    files = each.files
+    if files is None:  # no list of them, as of the operating system's packages
+        tops = (each.read_text("top_level.txt") or name.replace("-", "_")).split()
+        files = [metadata.PackagePath(top + end) for top in tops for end in ("", ".py")]
+    found = {os.path.normpath(place / file) for file in files}
+    if about := getattr(each, "_path", None):  # the one way to its dist-info
+        found.add(os.path.normpath(about))
+    return found
 
 
 def _recorded(each: metadata.Distribution) -> list[str]:

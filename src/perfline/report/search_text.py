@@ -13,6 +13,7 @@ from typing import Protocol
 
 from perfline.report.table import WIDTH, fitted, grid, quoted
 from perfline.report.text import paragraph
+from perfline.search import isolate
 from perfline.search.bisect import Answer
 from perfline.search.probe import CONFIDENCE, SOUGHT, Finding, percent
 from perfline.search.record import Probe, Search
@@ -132,6 +133,85 @@ def interrupted(search: Search, path: str) -> str:
         lines += [textwrap.indent(_table(search), "  "), ""]
     lines.append("interrupted: the record is partial; the same command goes on behind it")
     return "\n".join([*lines, f"record: {path}", f"next: {search.command}"])
+
+
+_COLUMNS = ["moved to B's", "found", "change", "98 % interval", "B without it", "pairs", "minutes"]
+_MOST_HELD = 6
+
+
+def groups_lines(search: Search) -> list[str]:
+    """What will be moved, a line a group, before the first comparison."""
+    count = len(search.groups)
+    title = f"{_title(search)}: A and B differ in {count} group{'s' * (count != 1)}"
+    lines = (f"{name}: {_held(what)}" for name, what in search.groups.items())
+    return [
+        title,
+        *(f"  {textwrap.shorten(line, WIDTH - 2, placeholder=' ...')}" for line in lines),
+    ]
+
+
+def isolated(search: Search, path: str, follow: str) -> str:
+    """What ``perfline isolate`` found, for the terminal, in 80 columns."""
+    lines = paragraph(f"{_title(search)}: {search.answer}", "", "  ")
+    for text in _isolation(search):
+        lines += paragraph(text)
+    lines += ["", textwrap.indent(fitted(_COLUMNS, _shares(search)), "  "), "", f"record: {path}"]
+    return "\n".join([*lines, f"next: {follow}"] if follow else lines)
+
+
+def isolated_markdown(search: Search, follow: str) -> str:
+    """All of it for GitHub's step summary."""
+    lines = [f"## perfline isolate: {quoted(f'{_title(search)}: {search.answer}')}", ""]
+    lines += [f"- {quoted(text)}" for text in _isolation(search)]
+    lines += ["", grid(_COLUMNS, _shares(search), "github"), ""]
+    if follow:
+        lines += ["Next:", "", "~~~~", follow, "~~~~"]
+    return "\n".join(lines) + "\n"
+
+
+def _isolation(search: Search) -> list[str]:
+    """What stands beside the answer: groups, what runs in a forward, notes, the cost."""
+    facts = [f"{name}: {_held(what)}" for name, what in search.groups.items()]
+    for probe in search.probes:
+        if probe.role in (isolate.RUNS, isolate.RUNS_OF_ENDS) and probe.finding.word == "bad":
+            facts.append(f"a forward of {probe.b}: {probe.finding.reason}")
+    facts += search.notes
+    facts.append(f"{_comparisons(search)}, {search.minutes:.0f} minutes in all")
+    if SOUGHT[search.metric].noisy and search.named:
+        facts.append("an answer names what is innocent in at most 1 % of searches (docs/gate.md)")
+    return facts
+
+
+def _held(what: Sequence[str]) -> str:
+    more = len(what) - _MOST_HELD
+    return ", ".join(what[:_MOST_HELD]) + (f" and {more} more" if more > 0 else "")
+
+
+def _shares(search: Search) -> list[list[str]]:
+    """A row for all of B, and for each group: alone, and what is left of the change without it."""
+    by = {(probe.role, probe.b): probe.finding for probe in search.probes}
+    timed = (isolate.ENDS, "B") in by
+    of_b, alone = (
+        (isolate.ENDS, isolate.ALONE) if timed else (isolate.TOKENS_OF_ENDS, isolate.TOKENS)
+    )
+    rows = []
+    for name, role in (("B", of_b), *((group, alone) for group in search.groups)):
+        found = by.get((role, name))
+        if found is None:
+            continue
+        left = by.get((isolate.WITHOUT, f"B without {name}"))
+        rows.append(
+            [
+                "all" if name == "B" and role == of_b else name,
+                found.word,
+                found.change,
+                _interval(found).strip("[]"),
+                "" if left is None else left.change or left.word,
+                str(found.pairs) if found.pairs else "",
+                f"{found.minutes:.1f}",
+            ]
+        )
+    return rows
 
 
 def _title(search: Search) -> str:

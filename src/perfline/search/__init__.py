@@ -6,4 +6,4 @@ what it was told in ``record``; what a person reads of it is ``report``'s.
 
 from __future__ import annotations
 
-__all__ = ["bisect", "candidates", "probe", "record"]
+__all__ = ["bisect", "candidates", "groups", "isolate", "probe", "record"]

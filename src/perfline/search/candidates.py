@@ -205,7 +205,7 @@ def check_needs(python: Path) -> None:
     if lacking := done.stdout.split():
         raise SearchError(
             f"{python} lacks {', '.join(lacking)}, which perfline needs to measure there; install "
-            "them, or name another --python"
+            "them, or name another interpreter"
         )
 
 

@@ -10,7 +10,7 @@ Schema 1: the first.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -48,6 +48,7 @@ class Search:
         request: digest of all that decides what is compared with what.
         named: names of what did it: one, several of which one did it, or none.
         answer: the same in a sentence; empty while it is partial.
+        groups: of ``isolate``: what each group holds, as ``torch 2.12.0 -> 2.13.0``.
     """
 
     created: str  # ISO 8601, UTC
@@ -62,6 +63,7 @@ class Search:
     named: tuple[str, ...] = ()
     answer: str = ""
     notes: tuple[str, ...] = field(default=(), metadata=OPTIONAL)
+    groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict, metadata=OPTIONAL)
 
     @property
     def minutes(self) -> float:
@@ -114,8 +116,18 @@ class Journal:
     told: Callable[[Probe, bool], None] = lambda probe, known: None
     _asked: int = 0
 
-    def probe(self, role: str, a: Environment, b: Environment, terms: Terms) -> Finding:
-        """The finding of a comparison, measured now or before the search was interrupted."""
+    def probe(
+        self,
+        role: str,
+        a: Environment,
+        b: Environment,
+        terms: Terms,
+        compare: Compare | None = None,
+    ) -> Finding:
+        """The finding of a comparison, measured now or before the search was interrupted.
+
+        ``compare`` asks by another metric than the search's own; the role says which.
+        """
         asked = Probe(role, a.name, b.name, terms, Finding("unsure"))
         if self._asked < len(self.search.probes):
             found = self.search.probes[self._asked]
@@ -125,12 +137,18 @@ class Journal:
                 return found.finding
             # Another plan by now: what follows was not asked for.
             self.search = replace(self.search, probes=self.search.probes[: self._asked])
-        found = replace(asked, finding=self.compare(a, b, terms))
+        found = replace(asked, finding=(compare or self.compare)(a, b, terms))
         self.search = replace(self.search, probes=(*self.search.probes, found))
         self._asked += 1
         save(self.path, self.search)
         self.told(found, False)
         return found.finding
+
+    def forget(self) -> None:
+        """Drop the last answer, so that a later call asks it again."""
+        self._asked -= 1
+        self.search = replace(self.search, probes=self.search.probes[: self._asked])
+        save(self.path, self.search)
 
     def end(self, named: tuple[str, ...], answer: str, notes: tuple[str, ...] = ()) -> Search:
         """Keep the answer: the search has ended by itself."""

@@ -6,6 +6,7 @@ import itertools
 import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,9 @@ from perfline.errors import RecordError
 sys.path.append(str(Path(__file__).parents[3] / "benchmarks" / "gate"))
 import _recording
 import bisect_replay
+import isolate_replay
 from bisect_replay import COMMITS, NAMES, History, Launches
+from isolate_replay import Drawn
 
 GATE = Path(bisect_replay.__file__).parent
 RECORDING = _recording.read(GATE / "data" / "tiny-cpu-2-cores.json")
@@ -66,7 +69,7 @@ def test_the_plan_itself_is_replayed():
 
 
 def test_the_stored_rates_keep_what_is_promised_and_are_those_of_the_page():
-    rows = jsonfile.read(GATE / "results" / "bisect.json", 1, RecordError, "").data["rows"]
+    rows = stored("bisect.json", bisect_replay.BEGIN, bisect_replay.END)
     ours = {
         (row["slow-down"], row["history"]): row
         for row in rows
@@ -75,9 +78,65 @@ def test_the_stored_rates_keep_what_is_promised_and_are_those_of_the_page():
     assert ours["5 %", "all"]["right"] >= 95
     assert ours["3 %", "all"]["right"] >= 90
     assert ours["0 %", "no change"]["innocent named"] <= 1
+
+
+def stored(name: str, begin: str, end: str) -> list[dict[str, Any]]:
+    """The rows of a file of rates, which are those of the page."""
+    rows = jsonfile.read(GATE / "results" / name, 1, RecordError, "").data["rows"]
+    assert isinstance(rows, list)
     assert {row["how"] for row in rows} == {"replayed"}
-    page = (GATE / "SEARCH.md").read_text()
+    page = (GATE / "SEARCH.md").read_text().split(begin)[1].split(end)[0]
     shown = [line for line in page.splitlines() if line.endswith("| replayed |")]
     assert [line.split("|")[5].strip() for line in shown] == [
         "" if row["right"] is None else f"{row['right']:g}" for row in rows
     ]
+    return rows
+
+
+@pytest.mark.parametrize("kind", isolate_replay.KINDS)
+def test_groups_cost_what_the_whole_does(kind: str):
+    for seed in range(50):
+        drawn = Drawn.of(kind, 0.05, np.random.default_rng(seed))
+        drawn.mix("B", isolate_replay.GROUPS)
+        assert drawn.effects["B"] == pytest.approx(math.log1p(0.05))
+        for group in isolate_replay.GROUPS:
+            drawn.mix(group.name, [group])
+            cost = drawn.effects[group.name]
+            if group.name == drawn.broken:
+                assert cost is None
+            else:
+                assert (cost != 0.0) == (group.name in drawn.guilty and kind != "together")
+        assert len(drawn.guilty) == (2 if kind in ("two", "together") else 1)
+
+
+def test_a_merged_group_is_right_with_an_innocent_neighbour_in_it():
+    drawn = Drawn(dict.fromkeys(isolate_replay.NAMES, 0.0), frozenset({"torch"}))
+    assert drawn.right(["torch"])
+    assert drawn.right(["numpy + torch"])
+    assert drawn.wrong(["torch", "numpy"])
+    assert not drawn.right(["torch", "numpy"])
+    assert not drawn.right([])
+    assert not drawn.wrong([])
+
+
+@pytest.mark.parametrize("kind", isolate_replay.KINDS)
+def test_the_plan_of_isolate_itself_is_replayed(kind: str):
+    tally = isolate_replay.run(isolate_replay.RULES[0], RECORDING, kind, 0.05, 3, 48)
+    assert (tally.runs, tally.right, tally.wrong) == (3, 3, 0)
+
+
+def test_one_launch_a_group_names_what_is_far_slower():
+    costs = dict.fromkeys(isolate_replay.NAMES, 0.0) | {"numpy": 9.0}
+    drawn = Drawn(costs, frozenset({"numpy"}))
+    assert "numpy" in isolate_replay.one_run(drawn, RECORDING, np.random.default_rng(0))
+
+
+def test_the_stored_rates_of_isolate_keep_what_is_promised():
+    rows = stored("isolate.json", isolate_replay.BEGIN, isolate_replay.END)
+    ours = {
+        (row["slow-down"], row["groups"]): row
+        for row in rows
+        if row["rule"] == isolate_replay.RULES[0]
+    }
+    assert ours["5 %", "all"]["right"] >= 95
+    assert max(row["innocent named"] for row in ours.values()) <= 1

@@ -16,7 +16,7 @@ import pytest
 
 from perfline.environments import making
 from perfline.environments.installers import Pin, Request
-from perfline.environments.making import Made, make
+from perfline.environments.making import Made, check_swap, contents, installed, make, swap
 from perfline.errors import InstallError
 from wheels import interpreter, site, told, unpack, wheel
 
@@ -53,7 +53,7 @@ class FakeInstaller:
             raise self.fails
 
     def check(self, python: Path) -> set[str]:
-        of_base = python.parents[1].name == "base"
+        of_base = python.parents[1].name in ("base", "theirs")
         return {"was so before"} | (set() if of_base else self.problems)
 
 
@@ -344,3 +344,94 @@ def test_without_a_home_and_an_account_it_is_said_what_to_set(monkeypatch: pytes
     monkeypatch.setattr(Path, "home", unknown)
     with pytest.raises(InstallError, match=r"no home directory is known .*: set XDG_CACHE_HOME"):
         making._cache()
+
+
+@pytest.fixture
+def other(base: Path, tmp_path: Path) -> Path:
+    """Another environment: a newer local-pkg with a command, an editable one, and no ``other``."""
+    files = {
+        "local_pkg/__init__.py": "version = '2.0'\n",
+        "shared/__init__.py": "",
+        "shared/local.py": "version = '2.0'\n",
+    }
+    python = interpreter(
+        tmp_path / "theirs",
+        wheel(tmp_path, "local-pkg", "2.0", files),
+        wheel(tmp_path, "linked", "7", {"_linked.pth": f"{tmp_path / 'work'}\n"}),
+    )
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "linked.py").write_text("version = 'as edited'")
+    command = python.with_name("local")
+    command.write_text(f"#!{python}\nimport sys; print(sys.prefix)\n")
+    command.chmod(0o755)
+    record = site(python) / "local_pkg-2.0.dist-info" / "RECORD"
+    record.write_text(record.read_text() + "../../../bin/local,,\n/etc/hostname,,\n")
+    return python
+
+
+def test_packages_of_another_environment_are_taken_as_they_are_installed(
+    base: Path, other: Path, installer: FakeInstaller
+):
+    lines: list[str] = []
+    made = swap(base, other, {"local-pkg", "linked"}, lines.append)
+    assert made.changes == ("linked none -> 7", "local-pkg 1.0 -> 2.0")
+    code = (
+        "import local_pkg, linked, other; print(local_pkg.version, linked.version, other.version)"
+    )
+    assert told(made.python, code) == "2.0 as edited other"
+    code = "import shared.local, shared.other; print(shared.local.version, len(shared.__path__))"
+    assert told(made.python, code) == "2.0 1"
+    there = site(made.python)
+    assert not (there / "local_pkg" / "old.py").exists()
+    assert (there / "local_pkg" / "__init__.py").samefile(site(other) / "local_pkg/__init__.py")
+    command = made.python.with_name("local")
+    assert subprocess.check_output([command], text=True).strip() == str(made.python.parents[1])
+    assert installer.installed == []
+    assert len(lines) == 1
+    assert f"{other.parents[1]}, in " in lines[0]
+    assert swap(base, other, {"local-pkg", "linked"}, lines.append) == made
+    assert len(lines) == 1
+    assert told(swap(base, other, {"local-pkg"}).python, "import other") == ""
+
+
+def test_what_the_other_environment_lacks_is_left_out(
+    base: Path, other: Path, installer: FakeInstaller
+):
+    made = swap(base, other, {"other"})
+    assert made.changes == ("other 3 -> none",)
+    assert told(made.python, "import local_pkg; print(local_pkg.version)") == "1.0"
+    assert not (site(made.python) / "other.py").exists()
+    assert installed(made.python) == {"local-pkg": "1.0"}
+
+
+def test_a_swap_that_breaks_a_requirement_is_refused_each_time(
+    base: Path, other: Path, installer: FakeInstaller
+):
+    installer.problems = {"local-pkg 2.0 requires linked, which is not installed"}
+    told_of = r"^local-pkg 1.0 -> 2.0: local-pkg 2.0 requires linked, which is not installed$"
+    for _ in range(2):
+        with pytest.raises(InstallError, match=told_of):
+            swap(base, other, {"local-pkg"})
+
+
+def test_a_swap_needs_no_installer(base: Path, other: Path, monkeypatch: pytest.MonkeyPatch):
+    def none(base: Path) -> FakeInstaller:
+        raise InstallError("neither uv nor pip is there")
+
+    monkeypatch.setattr(making, "find_installer", none)
+    assert swap(base, other, {"local-pkg"}).problems == ()
+
+
+def test_packages_of_another_python_are_not_taken(
+    base: Path, other: Path, monkeypatch: pytest.MonkeyPatch
+):
+    ask = making._ask
+
+    def older(python: Path) -> dict[str, str]:
+        found = ask(python)
+        return found | {"version": "3.9.1 (main)", "abi": ".39.so"} if python == base else found
+
+    monkeypatch.setattr(making, "_ask", older)
+    with pytest.raises(InstallError, match=r"is 3\.9\.1 \(\.39\.so\), .*make both environments"):
+        check_swap(base, other)
+    assert contents(base).python == "3.9.1"
