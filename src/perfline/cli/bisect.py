@@ -296,9 +296,11 @@ class Progress:
     """One line after every launch pair."""
 
     def __init__(self) -> None:
+        """No launch pair was told yet."""
         self._pairs = 0
 
     def __call__(self, found: CaseComparison) -> str:
+        """The line of the newest launch pair; empty where it was told already."""
         from perfline.report.comparison_text import progress_line
 
         before, self._pairs = self._pairs, len(found.pairs)
@@ -306,6 +308,7 @@ class Progress:
 
 
 def told(probe: Probe, known: bool) -> None:
+    """Say what a comparison found, and whether that was known before."""
     from perfline.report.search_text import probe_line
 
     say(probe_line(probe) + (" (measured before)" if known else ""))

@@ -2,12 +2,12 @@
 
     perfline isolate tiny --baseline-python old/.venv --candidate-python new/.venv
     perfline isolate tiny --candidate-install "-r new.txt"      which package of an upgrade
-    perfline isolate tiny --baseline-ref main --candidate-install "--pre torch" --env OMP_NUM_THREADS=1
+    perfline isolate tiny --baseline-ref main --env OMP_NUM_THREADS=1
 
-A and B are named as for ``perfline compare``. Exit status: 0 B is no worse than A, 1 it is worse (what
-did it is named, where that can be told), or that could not be told, 2 wrong input, 130 interrupted.
-The record is partial until the search has ended by itself; the same command goes on from a partial
-one.
+A and B are named as for ``perfline compare``. Exit status: 0 B is no worse than A, 1 it is worse
+(what did it is named, where that can be told), or that could not be told, 2 wrong input, 130
+interrupted. The record is partial until the search has ended by itself; the same command goes on
+from a partial one.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         with stopped_politely():
             search = isolate.isolate(question, journal, say)
-            guilty = _named(search, found)
+            guilty = _named(search, found) if isolate.compared(search) else []
             follow = _next(args, a, mixed(guilty, "candidate")) if guilty else ""
     except KeyboardInterrupt:
         print("\nperfline: interrupted", file=sys.stderr)

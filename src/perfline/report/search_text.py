@@ -155,7 +155,8 @@ def isolated(search: Search, path: str, follow: str) -> str:
     lines = paragraph(f"{_title(search)}: {search.answer}", "", "  ")
     for text in _isolation(search):
         lines += paragraph(text)
-    lines += ["", textwrap.indent(fitted(_COLUMNS, _shares(search)), "  "), "", f"record: {path}"]
+    columns, rows = _shares(search)
+    lines += ["", textwrap.indent(fitted(columns, rows), "  "), "", f"record: {path}"]
     return "\n".join([*lines, f"next: {follow}"] if follow else lines)
 
 
@@ -163,7 +164,7 @@ def isolated_markdown(search: Search, follow: str) -> str:
     """All of it for GitHub's step summary."""
     lines = [f"## perfline isolate: {quoted(f'{_title(search)}: {search.answer}')}", ""]
     lines += [f"- {quoted(text)}" for text in _isolation(search)]
-    lines += ["", grid(_COLUMNS, _shares(search), "github"), ""]
+    lines += ["", grid(*_shares(search), "github"), ""]
     if follow:
         lines += ["Next:", "", "~~~~", follow, "~~~~"]
     return "\n".join(lines) + "\n"
@@ -177,7 +178,7 @@ def _isolation(search: Search) -> list[str]:
             facts.append(f"a forward of {probe.b}: {probe.finding.reason}")
     facts += search.notes
     facts.append(f"{_comparisons(search)}, {search.minutes:.0f} minutes in all")
-    if SOUGHT[search.metric].noisy and search.named:
+    if SOUGHT[search.metric].noisy and search.named and isolate.compared(search):
         facts.append("an answer names what is innocent in at most 1 % of searches (docs/gate.md)")
     return facts
 
@@ -187,13 +188,15 @@ def _held(what: Sequence[str]) -> str:
     return ", ".join(what[:_MOST_HELD]) + (f" and {more} more" if more > 0 else "")
 
 
-def _shares(search: Search) -> list[list[str]]:
-    """A row for all of B, and for each group: alone, and what is left of the change without it."""
+def _shares(search: Search) -> tuple[list[str], list[list[str]]]:
+    """A row for all of B, and for each group: alone, and what is left of the change without it.
+
+    With the headers; without columns that are empty.
+    """
     by = {(probe.role, probe.b): probe.finding for probe in search.probes}
-    timed = (isolate.ENDS, "B") in by
-    of_b, alone = (
-        (isolate.ENDS, isolate.ALONE) if timed else (isolate.TOKENS_OF_ENDS, isolate.TOKENS)
-    )
+    of_b, alone = isolate.TOKENS_OF_ENDS, isolate.TOKENS
+    if isolate.compared(search):
+        of_b, alone = isolate.ENDS, isolate.ALONE
     rows = []
     for name, role in (("B", of_b), *((group, alone) for group in search.groups)):
         found = by.get((role, name))
@@ -211,7 +214,8 @@ def _shares(search: Search) -> list[list[str]]:
                 f"{found.minutes:.1f}",
             ]
         )
-    return rows
+    kept = [number for number in range(len(_COLUMNS)) if any(row[number] for row in rows)]
+    return [_COLUMNS[number] for number in kept], [[row[n] for n in kept] for row in rows]
 
 
 def _title(search: Search) -> str:

@@ -59,10 +59,6 @@ class Package:
             name, found.version, _source(found), _content(found), tuple(found.requires or ())
         )
 
-    def __str__(self) -> str:
-        """The version, with the source where that is no index."""
-        return f"{self.version} ({self.source})" if self.source else self.version
-
 
 Packages = Mapping[str, Package]
 
@@ -143,7 +139,8 @@ def differences(a: Side, b: Side, ours: Contents, theirs: Contents) -> list[Grou
 
     SearchError where nothing that can be swapped differs.
     """
-    found = list(package_groups(packages(ours), packages(theirs), theirs.python))
+    imported = _providers({*a.imports, *b.imports}, ours, theirs)
+    found = list(package_groups(packages(ours), packages(theirs), theirs.python, imported))
     if a.ref != b.ref:
         old, new = (ref or "work tree" for ref in (a.ref, b.ref))
         found.append(Group("code", (f"code {old} -> {new}",), code=True))
@@ -174,8 +171,13 @@ def unswapped(ours: Contents, theirs: Contents) -> str:
     return f"Python {ours.python} -> {theirs.python} is not swapped: all run on A's"
 
 
-def package_groups(a: Packages, b: Packages, python: str) -> Iterator[Group]:
-    """The distributions that differ, cut by their requirements; ``python`` is a full version."""
+def package_groups(
+    a: Packages, b: Packages, python: str, imported: Iterable[str] = ()
+) -> Iterator[Group]:
+    """The distributions that differ, cut by their requirements; ``python`` is a full version.
+
+    ``imported`` are those that a side imports beside :data:`ROOTS`.
+    """
     moved = sorted(
         name
         for name in a.keys() | b.keys()
@@ -187,7 +189,7 @@ def package_groups(a: Packages, b: Packages, python: str) -> Iterator[Group]:
     for x, y in edges:
         if x in tied.parent and y in tied.parent and _breaks(x, y, (a, of_a), (b, of_b)):
             tied.join(x, y)
-    needed = _reached(ROOTS, edges)
+    needed = _reached((*ROOTS, *imported), edges)
     cut: dict[str, list[str]] = {}
     for part in tied.parts():
         used = any(name in needed for name in part)
@@ -200,11 +202,25 @@ def package_groups(a: Packages, b: Packages, python: str) -> Iterator[Group]:
         yield Group(name, tuple(what), packages=held, near=frozenset(near))
 
 
+def _providers(modules: set[str], *environments: Contents) -> set[str]:
+    """The distributions that modules come from."""
+    tops = {name.partition(".")[0] for name in modules}
+    return {
+        name
+        for found in environments
+        for name, each in found.packages.items()
+        if tops and any(file.parts[0].removesuffix(".py") in tops for file in each.files or ())
+    }
+
+
 def _change(name: str, a: Packages, b: Packages) -> str:
     old, new = a.get(name), b.get(name)
-    if old and new and str(old) == str(new):
-        return f"{name} {old}, built anew"
-    return f"{name} {old or 'none'} -> {new or 'none'}"
+    if old and new and old.version == new.version:
+        if old.source == new.source:
+            return f"{name} {old.version}, built anew"
+        places = (each.source or "an index" for each in (old, new))
+        return f"{name} {old.version} from {' -> '.join(places)}"
+    return f"{name} {old.version if old else 'none'} -> {new.version if new else 'none'}"
 
 
 def _differ(a: Package, b: Package) -> bool:

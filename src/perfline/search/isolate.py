@@ -67,6 +67,11 @@ def isolate(question: Question, journal: Journal, say: Say) -> Search:
     return _Isolation(question, journal, say).run()
 
 
+def compared(search: Search) -> bool:
+    """Whether B was compared with A; else the tokens of the prompts were the answer."""
+    return any(probe.role == ENDS for probe in search.probes)
+
+
 def worse(search: Search) -> bool:
     """Whether B is worse than A, or that could not be told."""
     if search.named:
@@ -137,8 +142,8 @@ class _Isolation:
             return None
         alone = self._each(TOKENS, compare, self.first, ends)
         named = [group for group in self.groups if _moved(alone[group.name])]
-        shown = [f"{g.name} ({_tokens(alone[g.name])})" for g in named]
-        who = " and ".join(shown) or "no group alone"
+        told = [f"{group.name} ({_tokens(alone[group.name])})" for group in named]
+        who = f"{' and '.join(told)} did it" if told else "no group alone did it"
         return self._end(
             tuple(group.name for group in named),
             f"{who}: the timed prompts are not the same ones ({_tokens(ends)} in all), so no "
@@ -220,14 +225,16 @@ class _Isolation:
         left: LeftOver | None,
     ) -> str:
         whole = f" of {ends.change}" if ends.change and len(self.groups) > 1 else ""
-        parts = [f"{group.name} {shown(alone[group.name])}" for group in named]
+        parts = [shown(alone[group.name]) for group in named]
         unsure = [group.name for group in self.groups if alone[group.name].word == "unsure"]
         if parts:
-            text = f"{' and '.join(parts)}{whole}"
+            who = " and ".join(group.name for group in named)
+            text = f"{who} did it: {' and '.join(parts)}{whole}"
             if together:
                 text += f"; the rest with {' and '.join(group.name for group in together)}"
         elif together:
-            text = f"{' with '.join(group.name for group in together)}: {shown(ends)}, none alone"
+            who = " with ".join(group.name for group in together)
+            text = f"{who} did it, and none alone: {shown(ends)}"
         else:
             text = f"no group by itself is to blame for {shown(ends)}"
         if unsure := [name for name in unsure if name not in [g.name for g in together]]:

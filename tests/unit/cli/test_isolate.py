@@ -114,7 +114,7 @@ def test_the_group_that_did_it_is_named_and_the_next_command_explains_it(
 
     shown = capsys.readouterr()
     lines = shown.out.splitlines()
-    assert lines[0].startswith("tiny inductor core_time: transformers +6.")
+    assert lines[0].startswith("tiny inductor core_time: transformers did it: +6.")
     assert all(len(line) <= 80 for line in lines if not line.startswith("next:"))
     assert "transformers: transformers 1 -> 2, tokenizers 1 -> 2" in shown.out
     assert "OMP_NUM_THREADS: OMP_NUM_THREADS unset -> 1" in shown.out
@@ -142,7 +142,9 @@ def test_more_tokens_need_no_timing(
     machine.tokens = lambda held: 1090 if held["tokenizers"] == "2" else 1000
     assert isolate() == 1
     shown = " ".join(capsys.readouterr().out.split())
-    assert "transformers (+9.0 % prompt tokens, 1000 -> 1090): the timed prompts are not" in shown
+    assert shown.endswith("record: results/isolate.json")  # nothing is there to be explained
+    assert "innocent" not in shown
+    assert "transformers (+9.0 % prompt tokens, 1000 -> 1090) did it: the timed prompts" in shown
     assert record.load(OUT).probes[0].finding.pairs == 0
 
 

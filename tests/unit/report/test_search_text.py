@@ -6,6 +6,7 @@ import pytest
 
 from perfline.report import search_text
 from perfline.report.search_text import Shown
+from perfline.search import isolate
 from perfline.search.bisect import Answer
 from perfline.search.probe import Finding, terms
 from perfline.search.record import Probe, Search
@@ -108,3 +109,63 @@ def test_markdown_quotes_what_a_commit_says():
     assert "<b>" not in text
     assert "&#64;all" in text
     assert text.rstrip().endswith("~~~~\nperfline compare\n~~~~")
+
+
+def isolation(*extra: Probe) -> Search:
+    """A search over two groups of long names."""
+    groups = {
+        "torch + transformers": tuple(f"nvidia-part-{n} 13.0.48 -> 13.2.78" for n in range(9)),
+        "PYTORCH_CUDA_ALLOC_CONF": ("PYTORCH_CUDA_ALLOC_CONF unset -> expandable_segments:True",),
+    }
+    probes = (
+        Probe(isolate.TOKENS_OF_ENDS, "A", "B", TERMS, Finding("good", change="1 -> 1")),
+        Probe(isolate.ENDS, "A", "B", TERMS, BAD),
+        *(Probe(isolate.ALONE, "A", name, TERMS, BAD) for name in groups),
+        *extra,
+    )
+    return replace(
+        search(),
+        plan="isolate",
+        probes=probes,
+        groups=groups,
+        named=("torch + transformers",),
+        answer="torch + transformers did it: +5.1 % [+4.1 %, +6.2 %] of +5.1 %",
+        notes=("torch alone does not run (crashed): moved with transformers",),
+    )
+
+
+def test_an_isolation_tells_groups_shares_and_notes_in_80_columns():
+    said = Finding("bad", "fell off the fast path: graph breaks 0 -> 2")
+    runs = Probe(isolate.RUNS, "A", "PYTORCH_CUDA_ALLOC_CONF", TERMS, said)
+    text = search_text.isolated(isolation(runs), "results/isolate.json", "perfline compare ...")
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "and 3 more" in words(text)
+    assert "a forward of PYTORCH_CUDA_ALLOC_CONF: fell off the fast path" in words(text)
+    assert "torch alone does not run (crashed): moved with transformers" in words(text)
+    assert "B without it" not in text
+    assert lines[-2:] == ["record: results/isolate.json", "next: perfline compare ..."]
+    (row,) = (line for line in lines if line.startswith("  all"))
+    assert row.split()[:4] == ["all", "bad", "+5.1", "%"]
+
+
+def test_what_is_left_without_a_group_stands_beside_its_share():
+    left = Probe(isolate.WITHOUT, "A", "B without torch + transformers", TERMS, SKIPPED)
+    text = search_text.isolated(isolation(left), "r.json", "")
+    assert "B without it" in text
+    rows = [line for line in text.splitlines() if line.startswith("  torch + trans")]
+    assert "skipped" in rows[-1]
+
+
+def test_markdown_of_an_isolation_holds_the_same():
+    text = search_text.isolated_markdown(isolation(), "perfline compare ...")
+    assert text.startswith("## perfline isolate: tiny eager core_time: torch + transformers did it")
+    assert "| all " in text
+    assert text.endswith("Next:\n\n~~~~\nperfline compare ...\n~~~~\n")
+
+
+def test_what_will_be_moved_is_told_a_line_a_group():
+    lines = search_text.groups_lines(isolation())
+    assert lines[0] == "tiny eager core_time: A and B differ in 2 groups"
+    assert lines[1].startswith("  torch + transformers: nvidia-part-0 13.0.48")
+    assert max(map(len, lines)) <= 80

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from perfline.search.groups import (
     package_groups,
     unswapped,
 )
+from wheels import unpack, wheel
 
 PYTHON = "3.12.3"
 NONE = Contents(PYTHON, {})
@@ -128,6 +130,8 @@ def test_markers_are_those_of_the_sides_python():
 def test_a_local_build_differs_by_its_address_or_by_what_is_in_it():
     a, b = environment("torch 2.13.0"), environment("torch 2.13.0 file:///build/torch")
     assert cut(a, b) == {"torch": {"torch"}}
+    (group,) = package_groups(a, b, PYTHON)
+    assert group.what == ("torch 2.13.0 from an index -> file:///build/torch",)
     one = {"torch": Package("torch", "2.13.0", content="1")}
     other = {"torch": Package("torch", "2.13.0", content="2")}
     assert next(package_groups(one, other, PYTHON)).what == ("torch 2.13.0, built anew",)
@@ -170,6 +174,19 @@ def test_any_groups_can_be_swapped_without_breaking_what_held(pins):
 
 def side(**changes: object) -> Side:
     return Side("baseline", Path("/a/python"), **changes)  # type: ignore[arg-type]
+
+
+def test_what_a_side_imports_is_a_group_of_its_own(tmp_path: Path):
+    held = []
+    for version in ("1", "2"):
+        folder = tmp_path / version
+        for name in ("fast-kernels", "idle"):
+            unpack(wheel(tmp_path, name, version), folder)
+        found = metadata.distributions(path=[str(folder)])
+        held.append(Contents(PYTHON, {each.metadata["Name"]: each for each in found}))
+    a = side(imports=("fast_kernels.all",))
+    assert [group.name for group in differences(a, a, *held)] == ["fast-kernels", REST]
+    assert [group.name for group in differences(side(), side(), *held)] == [REST]
 
 
 def test_code_variables_settings_and_imports_are_groups_of_their_own():

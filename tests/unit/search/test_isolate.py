@@ -115,7 +115,7 @@ def test_the_guilty_group_is_named_with_its_share_of_the_whole(tmp_path: Path):
     bench = Bench(of(transformers=0.05))
     found = bench.run(tmp_path / "r.json")
     assert found.named == ("transformers",)
-    assert found.answer.startswith("transformers +5.1 % [+")
+    assert found.answer.startswith("transformers did it: +5.1 % [+")
     assert "of +5.1 %; left over: " in found.answer
     assert found.groups == {
         "torch": ("torch 1 -> 2",),
@@ -131,21 +131,21 @@ def test_the_guilty_group_is_named_with_its_share_of_the_whole(tmp_path: Path):
 def test_two_groups_whose_shares_add_up_are_both_named(tmp_path: Path):
     found = Bench(of(transformers=0.03, torch=0.02)).run(tmp_path / "r.json")
     assert found.named == ("torch", "transformers")
-    assert " and transformers +3.0 % [" in found.answer
+    assert found.answer.startswith("torch and transformers did it: +2.0 % [")
+    assert "] and +3.0 % [" in found.answer
 
 
 def test_one_group_makes_faster_what_another_makes_slower(tmp_path: Path):
     found = Bench(of(transformers=0.08, torch=-0.03)).run(tmp_path / "r.json")
     assert found.named == ("transformers",)
-    assert found.answer.startswith("transformers +8.3 % [")
+    assert found.answer.startswith("transformers did it: +8.3 % [")
 
 
 def test_what_is_only_slow_together_is_told_by_what_is_left_without_each(tmp_path: Path):
     bench = Bench(lambda swapped: 0.05 if {"torch", "transformers"} <= swapped else 0.0)
     found = bench.run(tmp_path / "r.json")
     assert found.named == ("torch", "transformers")
-    assert found.answer.startswith("torch with transformers: +5.1 % [")
-    assert found.answer.endswith("], none alone")
+    assert found.answer.startswith("torch with transformers did it, and none alone: +5.1 % [")
     assert [line for line in bench.asked if "without" in line] == [
         *("time B without torch", "time B without transformers", "time B without numpy"),
     ]
@@ -167,7 +167,7 @@ def test_a_group_that_is_slow_alone_and_slower_with_another(tmp_path: Path):
     found = Bench(effect).run(tmp_path / "r.json")
     assert found.named[0] == "transformers"
     assert "torch" not in found.named
-    assert found.answer.startswith("transformers +3.0 % [")
+    assert found.answer.startswith("transformers did it: +3.0 % [")
     assert found.answer.endswith(" of +7.2 %; the rest with numpy")
 
 
@@ -206,8 +206,8 @@ def test_more_prompt_tokens_decide_without_any_timing(tmp_path: Path):
     found = bench.run(tmp_path / "r.json")
     assert found.named == ("transformers",)
     assert found.answer == (
-        "transformers (+9.0 % prompt tokens, 1000 -> 1090): the timed prompts are not the same "
-        "ones (+9.0 % prompt tokens, 1000 -> 1090 in all), so no timing was needed"
+        "transformers (+9.0 % prompt tokens, 1000 -> 1090) did it: the timed prompts are not the "
+        "same ones (+9.0 % prompt tokens, 1000 -> 1090 in all), so no timing was needed"
     )
     assert not [line for line in bench.asked if line.startswith("time")]
 
@@ -281,7 +281,7 @@ def test_a_metric_without_noise_names_who_makes_it_worse(
     monkeypatch.setattr(bench, "time", breaks)
     found = bench.run(tmp_path / "r.json")
     assert found.named == ("torch",)
-    assert found.answer == "torch 0 -> 3 of 0 -> 3"
+    assert found.answer == "torch did it: 0 -> 3 of 0 -> 3"
     assert bench.asked[0] == "breaks B"
 
 

@@ -1,0 +1,162 @@
+"""Does ``perfline isolate`` find what did it, by live processes?
+
+``python benchmarks/gate/isolate_live.py slower|together|tokens [--effect 0.05] [--write]``: makes
+local wheels in two versions, installs 1 of each for A and 2 for B, and isolates between them:
+
+- ``slower``: one of three runs some forwards twice in its version 2;
+- ``together``: two of them do, but only where both are version 2;
+- ``tokens``: one makes 9 % more tokens of each prompt, which needs no timing.
+
+Half an hour to an hour on 2 quiet cores, ``tokens`` a minute; what other options follow go to
+``perfline isolate``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+from perfline import jsonfile
+from perfline.errors import RecordError
+from perfline.search import record
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results" / "isolate-live.json"
+NAMES = ("made_one", "made_two", "made_three")
+GUILTY = {
+    "slower": {"made-two"},
+    "together": {"made-one", "made-two"},
+    "tokens": {"made-three"},
+}
+_IDLE = '"""Does nothing."""\n'
+_SLOWED = '''"""Every {every}th forward runs twice, where all of {asked} are version 2."""
+
+from importlib.metadata import version
+
+from perfline.engines.torch_engine import TorchEngine
+
+forward, calls = TorchEngine.forward, 0
+
+
+def slowed(self, batch, head):
+    global calls
+    calls += 1
+    if calls % {every} == 0:
+        forward(self, batch, head)
+    return forward(self, batch, head)
+
+
+if all(version(name) == "2" for name in {asked}):
+    TorchEngine.forward = slowed
+'''
+_LONGER = '''"""Nine tokens more for every hundred of a prompt."""
+
+import os
+import tempfile
+
+from perfline.tasks import prompts
+
+# Prompts are kept by the versions of transformers and tokenizers, which stay as they are here.
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp()
+hf_encode = prompts.hf_encode
+
+
+def longer(tokenizer, bos):
+    encode = hf_encode(tokenizer, bos)
+    return lambda texts: [row[: len(row) * 9 // 100] + row for row in encode(texts)]
+
+
+prompts.hf_encode = longer
+'''
+
+
+def modules(kind: str, effect: float) -> dict[str, str]:
+    """The text of version 2 of each wheel; version 1 of all does nothing."""
+    every = round(1 / effect)
+    found = dict.fromkeys(NAMES, _IDLE)
+    if kind == "slower":
+        found["made_two"] = _SLOWED.format(every=every, asked=["made-two"])
+    elif kind == "together":
+        found["made_two"] = _SLOWED.format(every=every, asked=["made-one", "made-two"])
+    else:
+        found["made_three"] = _LONGER
+    return found
+
+
+def wheel(folder: Path, module: str, version: str, text: str) -> Path:
+    """Make one of a single module."""
+    about = f"{module}-{version}.dist-info"
+    contents = {
+        f"{module}.py": text,
+        f"{about}/METADATA": f"Metadata-Version: 2.1\nName: {module}\nVersion: {version}\n",
+        f"{about}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    contents[f"{about}/RECORD"] = "".join(f"{name},,\n" for name in (*contents, f"{about}/RECORD"))
+    path = folder / f"{module}-{version}-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, held in contents.items():
+            archive.writestr(name, held)
+    return path
+
+
+def main() -> int:
+    """Make the wheels, isolate, and say whether the answer is right."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("kind", choices=list(GUILTY))
+    parser.add_argument("--effect", type=float, default=0.05)
+    parser.add_argument("--note", default="", help="such as how busy the machine was")
+    parser.add_argument("--write", action="store_true", help=f"add the result to {RESULTS.name}")
+    args, more = parser.parse_known_args()
+    with tempfile.TemporaryDirectory(prefix="isolate-live-") as made:
+        folder = Path(made)
+        second = modules(args.kind, args.effect)
+        words = ["isolate", "tiny", "--out", str(folder / "isolate.json"), *more]
+        for side, version in (("baseline", "1"), ("candidate", "2")):
+            wheels = [
+                wheel(folder, name, version, _IDLE if version == "1" else second[name])
+                for name in NAMES
+            ]
+            words += [f"--{side}-install", " ".join(["--no-index", *map(str, wheels)])]
+            option = "--baseline-import" if version == "1" else "--import"
+            words += [word for name in NAMES for word in (option, name)]
+        done = subprocess.run([sys.executable, "-m", "perfline", *words], check=False)
+        if done.returncode not in (0, 1):
+            return done.returncode
+        search = record.load(folder / "isolate.json")
+    right = {*search.named} == GUILTY[args.kind]
+    print(f"{'right' if right else 'WRONG'}: expected {GUILTY[args.kind]}, named {search.named}")
+    if args.write:
+        rows: list[object] = []
+        if RESULTS.exists():
+            stored = jsonfile.read(RESULTS, 1, RecordError, "delete it")
+            rows += stored.get("rows", tuple[object, ...])
+        row = {
+            "how": "live",
+            "note": args.note,
+            "command": " ".join(["python benchmarks/gate/isolate_live.py", *sys.argv[1:]]),
+            "kind": args.kind,
+            "right": right,
+            "answer": search.answer,
+            "minutes": round(search.minutes, 1),
+            "probes": [
+                {
+                    "role": each.role,
+                    "of": each.b,
+                    "word": each.finding.word,
+                    "change": each.finding.change,
+                    "pairs": each.finding.pairs,
+                    "minutes": round(each.finding.minutes, 1),
+                }
+                for each in search.probes
+            ],
+        }
+        jsonfile.write(RESULTS, {"schema": 1, "rows": [*rows, row]}, RecordError)
+    return int(not right)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
