@@ -12,7 +12,7 @@ comma := ,
 STAMP := $(VENV)/installed-$(subst $(comma),-,$(EXTRAS))
 
 .PHONY: test test-browser test-otava test-plugins mutants perf quick setup lint lock matrix doctor report clean
-.PHONY: baseline-source baseline baseline-pull-request upgrade-compare upgrade-proposal
+.PHONY: baseline-source baseline baseline-pull-request upgrade-compare upgrade-isolate upgrade-proposal
 setup: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	$(MAKE) $(UV) || echo "no uv here: pip installs, which takes longer"
@@ -121,10 +121,13 @@ baseline-pull-request:
 	$(PYTHON) scripts/proposals.py propose
 
 # Of .github/workflows/upgrade.yml, after `make setup` and `make lock ARGS="--upgrade --changed ..."`:
-# what is installed against the pins that changed (no `setup` here, it would install those); and what
-# people get to read of it.
+# what is installed against the pins that changed (no `setup` here, it would install those); which of
+# them made a case worse; and what people get to read of it.
 upgrade-compare:
 	set -f; IFS=,; test ! -s results/changed.txt || $(BIN)/perfline compare $${CASES:+$$CASES} --strict --candidate-install "-r results/changed.txt" --markdown results/upgrade.md
+
+upgrade-isolate:
+	$(BIN)/python scripts/isolate_regressed.py
 
 upgrade-proposal:
 	$(PYTHON) scripts/proposals.py upgrade

@@ -9,7 +9,8 @@ library, git and gh only, since they may push. What a step needs stands in its e
                                  commits them to a branch and opens a pull request
     make upgrade-proposal        NEWEST, COMPARE: how the jobs ended; what they left lies in found/.
                                  All is well: one pull request that moves constraints.txt, opened
-                                 or brought up to date. Else: one issue
+                                 or brought up to date. Else: one issue for each case that is worse,
+                                 and one for all else; what is gone is closed
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ PIN = re.compile(r"(#[^\n]*|[a-z0-9][a-z0-9.-]*==[A-Za-z0-9.!]+( ; [a-zA-Z0-9_.'
 UPGRADE_BRANCH = "perfline/upgrade"
 UPGRADE_TITLE = "Upgrade to the newest versions"
 ISSUE_TITLE = "The newest versions do not pass"
+CASE_TITLE = f"{ISSUE_TITLE}: "
+CASE = re.compile(r"[a-z0-9][a-z0-9-]{0,29}")
+PASSED = ("ok", "improved")
 RESULTS = ("success", "failure", "skipped")
 BASELINE = re.compile(r"baselines/(?!published/)[a-z0-9][a-z0-9._-]*/[a-z0-9][a-z0-9-]*\.json")
 FACTS = ("html_url", "event", "head_branch", "head_sha", "conclusion", "run_started_at")
@@ -139,10 +143,15 @@ def upgrade() -> None:
     newest, compare = needed("NEWEST"), needed("COMPARE")
     if newest not in RESULTS or compare not in RESULTS:
         raise RefusedError(f"the jobs ended as {newest} and {compare}: start the workflow again")
-    if "failure" in (newest, compare):
+    found = findings(newest, compare)
+    if found:
         body = written(FOUND, upgrade_text("The newest versions do not pass.", newest, compare))
-        publish("issue", open_one("issue", ISSUE_TITLE), ISSUE_TITLE, body)
-    elif compare == "skipped":
+        for title in found:
+            publish("issue", open_one("issue", title), title, body)
+    close_gone(found, newest, compare)
+    if found:
+        return
+    if compare == "skipped":
         print("the newest versions pass; no GPU has judged them (docs/runner.md), so none moves")
     elif moved_lock():
         text = "Moves the lock to the newest versions: as fast as before, with the same answers."
@@ -156,11 +165,49 @@ def upgrade() -> None:
         print(f"{LOCK} has the newest versions already: nothing to propose")
 
 
-def open_one(kind: str, title: str, *options: str) -> int | None:
-    """Return the number of the open one that we have opened; None where there is none."""
+def findings(newest: str, compare: str) -> list[str]:
+    """Return the titles of the issues of today: a case that is worse has its own."""
+    cases = [name for name, passed in compared_cases() if not passed] * (compare == "failure")
+    other = newest == "failure" or (compare == "failure" and not cases)
+    return [ISSUE_TITLE] * other + [f"{CASE_TITLE}{case}" for case in cases]
+
+
+def compared_cases() -> list[tuple[str, bool]]:
+    """Return the cases of the comparison's record, and whether each passed."""
+    try:
+        cases = json.loads(found_text("results/compare.json") or "{}").get("cases", {})
+        return [
+            (name, all(verdict["word"] in PASSED for verdict in case["verdicts"]))
+            for name, case in cases.items()
+            if CASE.fullmatch(name)
+        ]
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return []  # torn, or of a job that was stopped: the general issue tells it
+
+
+def close_gone(found: list[str], newest: str, compare: str) -> None:
+    """Close our issues whose finding is gone; what was not looked at today stays open."""
+    gone = {f"{CASE_TITLE}{case}" for case, passed in compared_cases() if passed}
+    for number, title in opened("issue"):
+        if title == ISSUE_TITLE:
+            over = newest == "success" and title not in found
+        else:
+            over = title in gone or (title.startswith(CASE_TITLE) and compare == "success")
+        if over:
+            where = address(needed("GITHUB_RUN_ID"))
+            run("gh", "issue", "close", str(number), "--comment", f"Gone in {where}")
+
+
+def opened(kind: str, *options: str) -> list[tuple[int, str]]:
+    """Return number and title of the open ones that we have opened."""
     ours = ("--state", "open", "--app", "github-actions", "--limit", "200")
     listed = json.loads(output("gh", kind, "list", *ours, *options, "--json", "number,title"))
-    found = [each["number"] for each in listed if each["title"] == title]
+    return [(each["number"], each["title"]) for each in listed]
+
+
+def open_one(kind: str, title: str, *options: str) -> int | None:
+    """Return the number of the open one that we have opened; None where there is none."""
+    found = [number for number, held in opened(kind, *options) if held == title]
     return min(found) if found else None
 
 
@@ -191,6 +238,7 @@ def upgrade_text(first: str, newest: str, compare: str) -> str:
     lines = [first, "", f"Measured by {address(needed('GITHUB_RUN_ID'))}.", ""]
     page = found_text("docs/versions.md").splitlines()
     row = [text for text in page if re.match(r"\| (row|newest) ", text)]
+    isolated = filter(None, [found_text("results/isolate.md")])
     for title, result, text in (
         ("`make matrix ROWS=newest`", newest, "\n".join(row)),
         (
@@ -198,10 +246,11 @@ def upgrade_text(first: str, newest: str, compare: str) -> str:
             compare,
             found_text("results/upgrade.md"),
         ),
+        *(("`perfline isolate`: which package did it", "", text) for text in isolated),
         ("Pins that move", "", found_text("results/changed.txt")),
     ):
         lines += [f"{title}: {result}" if result else title, ""]
-        lines += [fenced(text[: BODY_LIMIT // 3]), ""] if text.strip() else ["(nothing)", ""]
+        lines += [fenced(text[: BODY_LIMIT // 4]), ""] if text.strip() else ["(nothing)", ""]
     lines += [
         "To look at it by hand: `make lock ARGS=--upgrade`, `make matrix ROWS=lock,newest`.",
         "",

@@ -452,8 +452,9 @@ def told(clone: Path, newest: str, compare: str) -> tuple[subprocess.CompletedPr
 
 
 def test_an_upgrade_that_passes_is_one_pull_request_that_moves_the_lock_alone(upgraded: Path):
-    done, (listed, created) = told(upgraded, "success", "success")
+    done, (issues, listed, created) = told(upgraded, "success", "success")
     assert done.returncode == 0, done.stderr
+    assert issues[:2] == ["issue", "list"]
     assert listed[:2] == ["pr", "list"]
     assert listed[listed.index("--app") + 1] == "github-actions"
     given = dict(zip(created[2::2], created[3::2], strict=True))
@@ -489,7 +490,7 @@ def test_the_next_upgrade_brings_the_open_pull_request_up_to_date(upgraded: Path
     ("newest", "compare"), [("failure", "skipped"), ("failure", "success"), ("success", "failure")]
 )
 def test_an_upgrade_that_does_not_pass_is_one_issue(upgraded: Path, newest: str, compare: str):
-    done, (listed, created) = told(upgraded, newest, compare)
+    done, (listed, created, _) = told(upgraded, newest, compare)
     assert done.returncode == 0, done.stderr
     assert listed[:2] == ["issue", "list"]
     assert listed[listed.index("--app") + 1] == "github-actions"
@@ -507,8 +508,72 @@ def test_the_open_issue_is_brought_up_to_date_and_another_is_left_alone(upgraded
     shutil.rmtree(upgraded / "found")  # no job got as far as leaving anything
     done, asked = told(upgraded, "failure", "skipped")
     assert done.returncode == 0, done.stderr
-    assert asked[-1][:3] == ["issue", "edit", "9"]
-    assert "(nothing)" in (upgraded / asked[-1][4]).read_text()
+    assert [words[:3] for words in asked if "list" not in words] == [["issue", "edit", "9"]]
+    assert "(nothing)" in (upgraded / asked[1][4]).read_text()
+
+
+TITLE = "The newest versions do not pass"
+
+
+def compared(clone: Path, **words: str) -> None:
+    """Leave a comparison's record, and what was isolated."""
+    cases = {
+        name.replace("_", "-"): {"verdicts": [{"metric": "mem", "word": "ok"}, {"word": word}]}
+        for name, word in words.items()
+    }
+    (clone / "found/results/compare.json").write_text(json.dumps({"cases": cases}))
+    (clone / "found/results/isolate.md").write_text("## transformers did it: +4.8 % ``` @all\n")
+
+
+def test_each_case_that_is_worse_has_an_issue_with_what_did_it(upgraded: Path):
+    compared(upgraded, llama3_8b="regressed", deepseek_7b="improved", tiny="unsure")
+    done, asked = told(upgraded, "success", "failure")
+    assert done.returncode == 0, done.stderr
+    created = [words for words in asked if "create" in words]
+    assert [words[3] for words in created] == [f"{TITLE}: llama3-8b", f"{TITLE}: tiny"]
+    body = (upgraded / created[0][5]).read_text()
+    assert "`perfline isolate`: which package did it" in body
+    assert "````text\n## transformers did it: +4.8 % ``` @all\n````" in body
+
+
+def test_an_issue_is_closed_when_its_finding_is_gone_and_no_other_is(upgraded: Path):
+    compared(upgraded, llama3_8b="ok", deepseek_7b="regressed")
+    titles = [TITLE, *(f"{TITLE}: {case}" for case in ("llama3-8b", "deepseek-7b", "other"))]
+    held = [{"number": n, "title": title} for n, title in enumerate([*titles, "Another"], 1)]
+    (upgraded.parent / "bin/open.json").write_text(json.dumps(held))
+    done, asked = told(upgraded, "success", "failure")
+    assert done.returncode == 0, done.stderr
+    assert [words[:3] for words in asked if "list" not in words] == [
+        ["issue", "edit", "3"],
+        ["issue", "close", "1"],
+        ["issue", "close", "2"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("newest", "compare", "closed"),
+    [
+        ("success", "success", ["1", "2"]),
+        ("success", "skipped", ["1"]),
+        ("failure", "skipped", []),
+        ("failure", "success", ["2"]),
+    ],
+)
+def test_what_was_not_looked_at_stays_open(upgraded: Path, newest, compare, closed):
+    held = [{"number": 1, "title": TITLE}, {"number": 2, "title": f"{TITLE}: tiny"}]
+    (upgraded.parent / "bin/open.json").write_text(json.dumps(held))
+    (upgraded / "found/constraints.txt").write_text("torch==2.13.0\n")
+    done, asked = told(upgraded, newest, compare)
+    assert done.returncode == 0, done.stderr
+    assert [words[2] for words in asked if "close" in words] == closed
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"cases": {"tiny": 1}}', '{"cases": []}'])
+def test_a_record_that_cannot_be_read_is_the_general_issue(upgraded: Path, text: str):
+    (upgraded / "found/results/compare.json").write_text(text)
+    done, asked = told(upgraded, "success", "failure")
+    assert done.returncode == 0, done.stderr
+    assert [words[3] for words in asked if "create" in words] == [TITLE]
 
 
 @pytest.mark.parametrize(
@@ -521,7 +586,7 @@ def test_the_open_issue_is_brought_up_to_date_and_another_is_left_alone(upgraded
 def test_where_nothing_is_to_be_done_nothing_is_asked(upgraded: Path, pins, compare, said):
     (upgraded / "found/constraints.txt").write_text(pins)
     done, asked = told(upgraded, "success", compare)
-    assert (done.returncode, asked) == (0, [])
+    assert (done.returncode, [words[:2] for words in asked]) == (0, [["issue", "list"]])
     assert said in done.stdout
 
 
@@ -539,7 +604,7 @@ def test_a_lock_that_is_none_is_never_proposed(upgraded: Path, pins, results, sa
     if pins is not None:
         (upgraded / "found/constraints.txt").write_text(pins)
     done, asked = told(upgraded, *results)
-    assert (done.returncode, asked) == (2, [])
+    assert (done.returncode, [words for words in asked if "list" not in words]) == (2, [])
     assert said in done.stderr
     assert done.stderr.count("\n") == 1
 

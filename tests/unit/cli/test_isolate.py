@@ -5,21 +5,27 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from importlib import util
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fake_workers import FakeLauncher, Script, noisy, ready
+from fake_workers import FakeLauncher, Script, last, noisy, pair, ready
 from perfline.cli import isolate as isolate_cli
 from perfline.cli import main as cli
+from perfline.compare import record as comparisons
 from perfline.compare.model import Side
+from perfline.compare.record import Comparison
 from perfline.environments import making
 from perfline.errors import InstallError, WorkerError
+from perfline.gates.verdict import Verdict
 from perfline.search import candidates, record
 from wheels import interpreter, told, wheel
 
 OUT = Path("results/isolate.json")
+SCRIPT = Path(__file__).parents[3] / "scripts" / "isolate_regressed.py"
 
 
 class Machine:
@@ -233,3 +239,42 @@ def test_an_environment_that_lacks_what_perfline_needs_is_refused(
     assert isolate() == 2
     assert "lacks torch, which perfline needs to measure there" in capsys.readouterr().err
     assert machine.compared == []
+
+
+@pytest.mark.parametrize(
+    ("worse", "metrics"),
+    [
+        ({"core_time": "regressed", "mem_infer": "regressed"}, ["core_time"]),
+        ({"core_time": "ok", "mem_infer": "regressed"}, ["mem"]),
+        ({"core_time": "unsure", "acc_infer": "improved"}, []),
+        ({"whole_time": "regressed"}, []),
+    ],
+    ids=["slower", "bigger", "unsure", "unknown"],
+)
+def test_after_an_upgrade_what_is_regressed_is_isolated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, worse: dict[str, str], metrics: list[str]
+):
+    spec = util.spec_from_file_location("isolate_regressed", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    script = util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    monkeypatch.chdir(tmp_path)
+    assert script.main() == 0  # nothing was compared
+    verdicts = tuple(Verdict(name, word, "paired", "u") for name, word in worse.items())
+    found = replace(last(pair(1, 1)), verdicts=verdicts)
+    comparisons.save(script.COMPARED, Comparison("now", False, "perfline", {"tiny": found}))
+    asked: list[list[str]] = []
+
+    def run(command: list[str], check: bool) -> subprocess.CompletedProcess[bytes]:
+        asked.append(command[3:])
+        Path(command[command.index("--markdown") + 1]).write_text("## torch did it\n")
+        return subprocess.CompletedProcess(command, 1)
+
+    monkeypatch.setattr(script.subprocess, "run", run)
+    assert script.main() == 0
+    assert [words[words.index("--metric") + 1] for words in asked] == metrics
+    assert [words[:2] for words in asked] == [["isolate", "tiny"]] * len(metrics)
+    if metrics:
+        assert cli._parser().parse_args(asked[0]).candidate_install == ["-r results/changed.txt"]
+        assert script.FOUND.read_text() == "## torch did it\n"

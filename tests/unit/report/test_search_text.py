@@ -153,7 +153,7 @@ def test_what_is_left_without_a_group_stands_beside_its_share():
     left = Probe(isolate.WITHOUT, "A", "B without torch + transformers", TERMS, SKIPPED)
     text = search_text.isolated(isolation(left), "r.json", "")
     assert "B without it" in text
-    rows = [line for line in text.splitlines() if line.startswith("  torch + trans")]
+    rows = [line for line in text.splitlines() if line.startswith("  torch +  ")]
     assert "skipped" in rows[-1]
 
 
