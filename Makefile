@@ -20,12 +20,12 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) scripts/install.py --uv $(UV) --python $(BIN)/python --extras '$(EXTRAS)'
 	touch $@
 
+LINT := $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && \
+  $(BIN)/zizmor --offline --quiet --pedantic .github/workflows && \
+  $(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+
 lint: setup
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/zizmor --offline --quiet --pedantic .github/workflows
-	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(LINT)
 
 # Of our own tests. Warnings are errors here, not in pyproject.toml: measuring never depends on them.
 # The last are torch's own import of inductor, and pytest-benchmark where every case was skipped.
@@ -34,11 +34,14 @@ STRICT := -p hypothesispytest -o strict_parametrization_ids=true -W error \
 
 PARALLEL := -n logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
-# No test judges how fast or still this machine is, so all of them share it.
-# What a killed session left torn in inductor's cache is not met: the cache is new.
-test: lint
+# No test judges how fast or still this machine is, so all of them share it, and with what lints.
+# What a killed session left torn in inductor's cache is not met: the cache is new. Our own modules
+# are compiled once, not by each of some hundred processes.
+test: setup
 	status=0; TORCHINDUCTOR_CACHE_DIR=$$(mktemp -d); export TORCHINDUCTOR_CACHE_DIR; \
-	$(BIN)/pytest $(STRICT) $(PARALLEL) tests/e2e tests/plugin tests/unit tests/browser $(ARGS) || status=1; \
+	( $(LINT) ) > "$$TORCHINDUCTOR_CACHE_DIR/lint.txt" 2>&1 & lint=$$!; \
+	PYTHONDONTWRITEBYTECODE= $(BIN)/pytest $(STRICT) $(PARALLEL) tests/e2e tests/plugin tests/unit tests/browser $(ARGS) || status=1; \
+	wait $$lint || status=1; cat "$$TORCHINDUCTOR_CACHE_DIR/lint.txt"; \
 	rm -rf -- "$$TORCHINDUCTOR_CACHE_DIR"; exit $$status
 
 # uv has an environment of its own: a stale constraints.txt does not keep it from being made anew.

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from perfline.compare import run as compare
-from perfline.compare.model import Ready, Round, Side, SideName, Workload
+from perfline.compare.model import GeneratedTokens, Ready, Round, Side, SideName, Workload
 from perfline.compare.record import CaseComparison
 from perfline.compare.run import Plan
 from perfline.engines.engine import Fingerprint, Profile
@@ -82,6 +82,13 @@ def answers(
     )
 
 
+def generated(*tokens: int) -> GeneratedTokens:
+    """Tokens behind one prompt; 9 is as likely as each of them but for rounding, 8 is not."""
+    count = len(tokens)
+    likeliest = tuple((token, 9, 8) for token in tokens)
+    return GeneratedTokens(tokens, likeliest, ((10.0, 9.9999, 8.0),) * count, (10.0,) * count)
+
+
 @dataclass
 class Script:
     """What the launches of one side do.
@@ -107,6 +114,7 @@ class Script:
     first_s: Callable[[int, int], float] | None = None
     fingerprint: Fingerprint | None = None
     profile: Callable[[int], Profile | None] = lambda turn: None
+    generated: tuple[GeneratedTokens, ...] | None = (generated(1, 2, 3), generated(4, 5, 6))
 
 
 @dataclass
@@ -186,6 +194,10 @@ class FakeLaunch:
     def answers(self) -> Answers:
         self.launcher.log.append(f"answers {self.name}")
         return self.script.answers
+
+    def generated(self) -> tuple[GeneratedTokens, ...] | None:
+        self.launcher.log.append(f"generated {self.name}")
+        return self.script.generated
 
     def peak_memory_gib(self) -> float | None:
         return self.script.memory_gib

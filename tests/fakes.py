@@ -209,9 +209,9 @@ class FakeDecoder:
         self.engine.clock.now += first_s + sum(steps)
         return Generated(given, first_s, steps, first_s + sum(steps))
 
-    def logits_after(self, ids: Ints) -> np.ndarray:
-        logits = np.full(100, 5.0, dtype=np.float32)
-        logits[99] = 5.0 if self.tie else 0.0
+    def logits_after(self, ids: Ints, last: int = 1) -> np.ndarray:
+        logits = np.full((last, 100), 5.0, dtype=np.float32)
+        logits[:, 99] = 5.0 if self.tie else 0.0
         return logits
 
     def streamed_bytes(self, rows: int, length: int) -> int | None:

@@ -50,6 +50,8 @@ COPIED = (
 FOLDERS = ("tests/perf", "tests/accuracy", "baselines/published", "scripts", "docs", ".github")
 # A launch pair of these takes seconds; of the case as it is, minutes.
 SMALL_COMPARISON = "--max-pairs 1 --rounds 3 --questions 4"
+# ``measured`` has compiled; what a page measures again need not.
+UNCOMPILED = "--engines eager"
 
 
 def shell(text: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -336,6 +338,10 @@ def run(command: Command, folder: Path) -> tuple[int, str, str]:
         if words[:2] == ["perfline", "compare"]:
             text = f"{command.bare} {SMALL_COMPARISON}"
             text += "" if "--engine" in words else " --engine eager"
+        elif command.bare == MEASURE:
+            text = f"{MEASURE} ARGS='{UNCOMPILED}'"
+        elif words[0] == "pytest" and "--engines" not in given_options(words):
+            text = f"{command.bare} {UNCOMPILED}"
         done = shell(text, folder)
         return done.returncode, done.stdout, done.stderr
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(out):

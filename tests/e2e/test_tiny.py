@@ -2,8 +2,9 @@
 
 Each run is a pytest of its own, as a user starts it, on the real suite; the damage is done to the
 model's files, or to perfline's code through a plugin that only that run loads. The case is ``tiny``
-in all but its name, how long it is timed and the spread that it declares: what is slow here is so
-slow, and what is not is let vary so much, that no other work on this machine turns a verdict.
+in all but its name, how long it is timed and the spread that it declares, and time is the CPU's:
+what is slow here is so slow, and what is not is let vary so much, that no other work on this
+machine turns a verdict.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from perfline.cases import data
 from perfline.cases.case import PACKAGED_CASES
 from perfline.cli.main import main
-from tinier import CALM, SHORT, UNDISTURBED, with_values
+from tinier import CALM, CPU_SECONDS, SHORT, UNDISTURBED, with_values
 
 REPOSITORY = Path(__file__).parents[2]
 TINY = data.PACKAGED_DATA / "tiny_mmlu"
@@ -29,7 +30,7 @@ EAGER = ("--engines=eager",)  # nothing is compiled
 
 def run(folder: Path, *arguments: str, plugin: str = "") -> subprocess.CompletedProcess[str]:
     """The suite on the case with baselines and results in ``folder``; ``plugin`` is code."""
-    (folder / "damage.py").write_text(UNDISTURBED + plugin)
+    (folder / "damage.py").write_text(CPU_SECONDS + UNDISTURBED + plugin)
     command = [
         *(sys.executable, "-m", "pytest", "-p", "damage", "-p", "no:cacheprovider"),
         *("--cases=calm", f"--case-dir={folder / 'cases'}", f"--baselines={folder / 'baselines'}"),
@@ -64,7 +65,8 @@ def words(folder: Path) -> dict[str, str]:
 def accepted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder whose baseline is a first run of everything."""
     folder = tmp_path_factory.mktemp("tiny")
-    tiny = with_values((PACKAGED_CASES / "tiny.yaml").read_text(), **SHORT, **CALM)
+    limits = CALM | {"throughput_session_sd_fraction": "0.5"}  # seven times slower is regressed
+    tiny = with_values((PACKAGED_CASES / "tiny.yaml").read_text(), **SHORT, **limits)
     (folder / "cases").mkdir()
     (folder / "cases" / "calm.yaml").write_text(
         tiny.replace("case: tiny", "case: calm", 1) + "decode: {tokens: 4}\n"
@@ -177,7 +179,7 @@ def test_a_forward_that_takes_many_times_as_long_is_regressed(accepted: Path):
     assert (found["p_val_core.baseline"], found["p_val_whole.baseline"]) == ("regressed",) * 2
 
 
-SLEEP = """
+SLOW = """
 import functools
 import time
 
@@ -188,8 +190,9 @@ original = LlamaModel.forward
 
 @functools.wraps(original)
 def slower(self, *args, input_ids, **kwargs):
-    if {when}:
-        time.sleep({seconds})
+    end = time.process_time() + {seconds}
+    while {when} and time.process_time() < end:
+        pass
     return original(self, *args, input_ids=input_ids, **kwargs)
 
 
@@ -213,7 +216,7 @@ def test_what_is_slow_in_one_workload_is_regressed_there_alone(
         *EAGER,
         "-m",
         "perf and not fingerprint",
-        plugin=SLEEP.format(when=when, seconds=seconds),
+        plugin=SLOW.format(when=when, seconds=seconds),
     )
     assert done.returncode == 1, done.stdout
     found = words(accepted)

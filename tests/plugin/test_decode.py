@@ -43,6 +43,8 @@ def test_a_first_run_records_what_it_measured(decoding):
     assert "mbu" not in shown
     assert found["notes"]["decode_tokens"] == 16
     assert found["notes"]["decode_cache_infer"] == "static"
+    assert set(found["token_times"]) == {"eager", "inductor"}
+    assert found["token_times"]["inductor"] == pytest.approx([0.01, *[0.001] * 15])
     assert {decoding.words()[f"{name}.baseline"] for name in (*JUDGED, *COUNTS)} == {"missing"}
     assert decoding.words()["decode_flips.paired"] == "ok"
     said = " ".join(result.stdout.str().split())
@@ -109,6 +111,13 @@ def test_more_bandwidth_than_there_is_is_invalid(accepted, monkeypatch):
     metrics = accepted.record()["cases"]["fake"]["metrics"]
     assert metrics["mbu"]["value"] == pytest.approx(0.9)
     assert metrics["decode_bandwidth"]["value"] == 1.0
+    assert "decode_bandwidth_advertised" not in metrics  # no data sheet is known of a fake
+    monkeypatch.setattr("perfline.plugin.session.advertised_bandwidth", lambda device: 1.5e9)
+    accepted.run(*DECODE).assert_outcomes(passed=2)
+    metrics = accepted.record()["cases"]["fake"]["metrics"]
+    assert metrics["decode_bandwidth_advertised"] == {
+        **{"value": 1.5, "unit": "GB/s", "direction": "info"}
+    }
     accepted.script(decode={"both": {"streamed": 1_200_000}})
     result = accepted.run(*DECODE)
     result.assert_outcomes(failed=2)

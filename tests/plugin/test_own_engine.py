@@ -92,11 +92,11 @@ def test_what_settles_it_runs_the_same_engine(own):
     own.run("--engines=mine:MyEngine", "-m", "perf")
     assert own.update() == 0
     conftest = own.root / "conftest.py"
-    now = "return type(ENVIRONMENT)('fake-cpu', 'Fake CPU', 'cpu', {'commit': 'def5678'})"
-    conftest.write_text(conftest.read_text().replace("return ENVIRONMENT", now))
+    now = "type(ENVIRONMENT)('fake-cpu', 'Fake CPU', 'cpu', {'commit': 'def5678', 'torch': '9.9'})"
+    conftest.write_text(conftest.read_text().replace("return ENVIRONMENT", f"return {now}"))
     own.script(mine={"token_s": 1.3e-4})
     result = own.run("--engines=mine:MyEngine", "-m", "perf")
-    command = "perfline compare fake --baseline-ref abc1234 --engine=mine:MyEngine --case-dir=cases"
+    command = "perfline compare fake --baseline-ref abc1234 --engine mine:MyEngine --case-dir=cases"
     result.stdout.fnmatch_lines([f"*hint: to settle it: {command}"])
 
 

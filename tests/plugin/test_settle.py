@@ -291,6 +291,19 @@ def test_the_model_makes_room_and_is_loaded_again_for_the_next_test(suite, today
     assert log == [*first, *first]
 
 
+def test_a_test_that_goes_on_after_it_was_settled_has_its_model_again(suite, today, compare):
+    (suite.root / "tests" / "test_more.py").write_text(
+        "def test_more(case):\n"
+        "    case.check(case.judge_timings(case.time('inductor')))\n"
+        "    case.engine('inductor')\n"
+    )
+    today(**NEW_CODE)
+    (suite.root / "opened.log").unlink()
+    suite.run("--settle=5", "tests/test_more.py").assert_outcomes(passed=1)
+    log = (suite.root / "opened.log").read_text().splitlines()
+    assert log == ["open fake", "close fake", "compare", "open fake", "close fake"]
+
+
 def test_small_steps_that_add_up_are_cleared_by_no_comparison_with_the_last(suite, today, compare):
     today(1.1, **NEW_CODE)
     suite.run(*PERF)

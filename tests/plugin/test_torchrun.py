@@ -7,6 +7,7 @@ said something, or it would have answered all of them before. The real model is 
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -121,6 +122,15 @@ def test_two_ranks_answer_as_one_process_does_and_only_rank_0_prints(suite, torc
     assert min(given) > 0
     assert done.stdout.count("test session starts") == 1
     assert list((suite.root / "results" / "journals").iterdir()) == []
+
+
+def test_decode_is_skipped_on_ranks_and_says_what_to_do(suite, torchrun):
+    shutil.copy(Path(__file__).parents[1] / "perf" / "test_decode.py", suite.root / "tests")
+    done = torchrun("-k", "decode and eager")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 skipped" in done.stdout
+    said = " ".join(done.stdout.split())
+    assert "decode is measured by one process: run it without torchrun" in said
 
 
 def test_a_usage_error_is_said_once_by_rank_0(torchrun):

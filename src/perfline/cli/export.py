@@ -16,7 +16,10 @@ from perfline.cli.options import add_case_dir, add_command, names
 if TYPE_CHECKING:
     from perfline.report.exports import Export
 
-FORMATS = ("customBiggerIsBetter", "customSmallerIsBetter", "bencher", "otava", "lm-eval")
+FORMATS = (
+    *("customBiggerIsBetter", "customSmallerIsBetter", "bencher", "otava", "lm-eval"),
+    *("vllm", "trtllm"),
+)
 _EPILOG = """\
 formats:
   customBiggerIsBetter   github-action-benchmark: throughput, accuracy
@@ -24,6 +27,7 @@ formats:
   bencher                Bencher Metric Format (bencher run --adapter json)
   otava                  Apache Otava: a row is appended to the CSV named by -o
   lm-eval                lm-evaluation-harness: results and samples below -o
+  vllm, trtllm           decode by their benchmarks' field names, JSON lines
 
 example:
   perfline export results/run.json --format bencher -o results/bencher.json"""
@@ -73,6 +77,8 @@ def _run(args: argparse.Namespace) -> int:
         return _lm_eval(output, found, args.case_dir)
     if args.format == "bencher":
         text = exports.bencher(found)
+    elif args.format in ("vllm", "trtllm"):
+        text = exports.serving(found, args.format)
     else:
         bigger = args.format == "customBiggerIsBetter"
         text = exports.github_action_benchmark(found, "higher" if bigger else "lower")

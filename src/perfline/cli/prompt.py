@@ -17,6 +17,7 @@ from perfline.cases.case import Case
 from perfline.errors import DataError, clip
 from perfline.tasks import prompts
 from perfline.tasks import task as tasks
+from perfline.tasks.answers import LETTERS
 from perfline.tasks.prompts import Question, Subject
 from perfline.tasks.task import Task
 
@@ -56,6 +57,10 @@ def prompt(
         f"label {question.label}",
         file=sys.stderr,
     )
+    texts = task.answers(question.choices) if built.continuations else ()
+    for letter, text, choice in zip(LETTERS, texts, built.continuations, strict=False):
+        ids = " ".join(map(str, choice.ids.tolist()))
+        print(f"{letter}: {' ' + text!r}, tokens {ids}", file=sys.stderr)
     return 0
 
 

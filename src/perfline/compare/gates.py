@@ -13,18 +13,18 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from perfline.cases.case import Case, GatesSpec, Precision, Scoring, engine_name
-from perfline.compare.model import BESIDE, SIDES, Ready, SideName, Timed
+from perfline.compare.model import BESIDE, SIDES, GeneratedTokens, Ready, SideName, Timed
 from perfline.compare.record import AnswersRecord, CaseComparison, per_token
 from perfline.compare.sequential import hodges_lehmann
 from perfline.gates import accuracy as accuracy_gates
 from perfline.gates import performance
-from perfline.gates.accuracy import ROUNDING_FRACTION
+from perfline.gates.accuracy import ROUNDING_FRACTION, OtherToken
 from perfline.gates.statistics import zero_flip_bound
 from perfline.gates.verdict import Flip, Verdict, Word, signed
 from perfline.metrics import Metric, answered, pass_name, suffix
@@ -140,6 +140,43 @@ def answers(
         return record, (logits,)
     judged = _accuracy(case, engine, a, b)
     return record, (judged, replace(logits, flips=()))  # the flips stand in the first
+
+
+def generated(
+    case: Case,
+    engine: str,
+    a: Sequence[GeneratedTokens] | None,
+    b: Sequence[GeneratedTokens] | None,
+    dtypes: tuple[str, str],
+) -> Verdict:
+    """Hold B's tokens to A's, each prompt's up to its first other token.
+
+    A token of B's is a tie where A's eager forward puts it beside the likeliest, within rounding.
+    One that A does not tell of lies as far behind as the last that it does, or further.
+    """
+    name = f"decode_flips{suffix(engine_name(engine))}"
+    if a is None or b is None:
+        side = "A" if a is None else "B"
+        reason = f"the perfline of {side} is too old to tell which tokens it generated"
+        return Verdict(name, "missing", "paired", "count", reason=reason)
+    lengths = [[len(each.tokens) for each in side] for side in (a, b)]
+    if lengths[0] != lengths[1]:
+        reason = f"A generated {sum(lengths[0])} tokens, B {sum(lengths[1])}"
+        return Verdict(name, "incomparable", "paired", "count", reason=reason)
+    others, compared = [], 0
+    for number, (own, other) in enumerate(zip(a, b, strict=True)):
+        pairs = enumerate(zip(own.tokens, other.tokens, strict=True))
+        at = next((place for place, (before, after) in pairs if before != after), None)
+        compared += len(own.tokens) if at is None else at + 1
+        if at is not None:
+            logits = own.logits[at]
+            known = dict(zip(own.likeliest[at], logits, strict=True))
+            gap = logits[0] - known.get(other.tokens[at], logits[-1])
+            where = f"single/{number} token {at}"
+            tokens = own.tokens[at], other.tokens[at]
+            others.append(OtherToken(where, *tokens, gap, own.largest[at]))
+    precision = _coarser(case, dtypes)
+    return accuracy_gates.same_tokens(engine_name(engine), others, compared, precision, "A's")
 
 
 def _accuracy(case: Case, engine: str, a: Answers, b: Answers) -> Verdict:

@@ -8,14 +8,14 @@ side's place. Two launches may be alive at once.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
 from perfline.compare import messages
-from perfline.compare.model import Ready, Round, Side, SideName, Workload
+from perfline.compare.model import GeneratedTokens, Ready, Round, Side, SideName, Workload
 from perfline.compare.process import Process, RankedProcess
 from perfline.compare.sides import Place
 from perfline.compare.worker import DIE_WITH_PARENT
@@ -171,19 +171,22 @@ class LaunchedWorker:
         The perfline of an older ref does not know the question: its process ends with it.
         """
         self._process.send("for its fingerprint", ask="fingerprint")
-        return self._optional("fingerprint", self._limit_s(10), Fingerprint)
+        return self._optional("fingerprint", self._limit_s(10), _one("fingerprint", Fingerprint))
+
+    def generated(self) -> tuple[GeneratedTokens, ...] | None:
+        """What it generates behind the prompts of decode; None, and its end, as above."""
+        self._process.send("for its tokens", ask="generated")
+        return self._optional("generated", self._limit_s(10), _generated)
 
     def profile(self, trace: Path | None = None) -> Profile | None:
         """One round under the profiler; None as for the fingerprint."""
         self._process.send("for a profiled round", ask="profile", trace=str(trace or ""))
-        return self._optional("profile", self._launcher.limits.open_s, Profile)
+        return self._optional("profile", self._launcher.limits.open_s, _one("profile", Profile))
 
-    def _optional(self, word: str, limit_s: float, kind: type[_Told]) -> _Told | None:
-        """What came back under ``word``, which an older perfline does not know."""
-
-        def read(found: Node) -> _Told | None:
-            return None if found.data.get(word) is None else found.child(word).build(kind)
-
+    def _optional(
+        self, word: str, limit_s: float, read: Callable[[Node], _Told | None]
+    ) -> _Told | None:
+        """What came back to a question that an older perfline does not know."""
         try:
             return self._process.receive(limit_s, read)
         except WorkerError as error:
@@ -198,6 +201,17 @@ class LaunchedWorker:
     def _limit_s(self, passes: float) -> float:
         limits = self._launcher.limits
         return limits.request_s + limits.slack * passes * self.ready.pass_s
+
+
+def _one(word: str, kind: type[_Told]) -> Callable[[Node], _Told | None]:
+    def read(found: Node) -> _Told | None:
+        return None if found.data.get(word) is None else found.child(word).build(kind)
+
+    return read
+
+
+def _generated(found: Node) -> tuple[GeneratedTokens, ...]:
+    return tuple(each.build(GeneratedTokens) for each in found.items("generated"))
 
 
 def _gib(found: Node) -> float | None:

@@ -148,6 +148,24 @@ class Round:
     first_s: float | None = field(default=None, metadata={**_SECONDS, **OPTIONAL})
 
 
+@dataclass(frozen=True)
+class GeneratedTokens:
+    """What one side generated behind one prompt, token by token.
+
+    Attributes:
+        tokens: in order.
+        likeliest: by position, the tokens that the side's eager forward puts first, the likeliest
+            first.
+        logits: theirs.
+        largest: by position, the largest logit, without sign.
+    """
+
+    tokens: tuple[int, ...]
+    likeliest: tuple[tuple[int, ...], ...]
+    logits: tuple[tuple[float, ...], ...]
+    largest: tuple[float, ...]
+
+
 class Worker(Protocol):
     """One live launch; a failure of it is never a time.
 
@@ -164,6 +182,9 @@ class Worker(Protocol):
 
     def answers(self) -> Answers:
         """Answer the workload's questions, plainly, one forward a prompt."""
+
+    def generated(self) -> tuple[GeneratedTokens, ...] | None:
+        """What it generates behind the prompts of decode; None where it is too old to tell."""
 
     def peak_memory_gib(self) -> float | None:
         """Peak device memory since the first round."""

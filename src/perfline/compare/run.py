@@ -30,6 +30,7 @@ from perfline.compare.explain import ROUNDS, Explanation, explain
 from perfline.compare.model import (
     BESIDE,
     SIDES,
+    GeneratedTokens,
     Kind,
     Launcher,
     PendingWorker,
@@ -77,7 +78,8 @@ class Task:
         rounds: kept rounds a side.
         repeats: passes a round; None chooses, so that a round of the slower side lasts
             ``min_round_s``.
-        answer: whether both sides also answer the questions, once the rounds are over.
+        answer: whether both sides also answer the questions, once the rounds are over, and tell
+            what they generate where a round is of decode.
         workload: what a round is.
         keep: whether both processes are to live on, until ``Done.ends`` is closed.
         check: is given what both launches told of themselves before anything is timed, and raises
@@ -92,6 +94,11 @@ class Task:
     check: Check
     workload: Kind = "prefill"
     keep: bool = False
+
+    @property
+    def generate(self) -> bool:
+        """Whether both sides tell what they generate."""
+        return self.answer and self.workload != "prefill"
 
     @property
     def order(self) -> tuple[SideName, SideName]:
@@ -109,7 +116,8 @@ class Done:
     pair: PairRecord
     repeats: int
     ready: Mapping[SideName, Ready]
-    answers: Mapping[SideName, Answers]
+    answers: Mapping[SideName, Answers] = field(default_factory=dict)
+    generated: Mapping[SideName, Sequence[GeneratedTokens] | None] = field(default_factory=dict)
     alive: Mapping[SideName, Worker] = field(default_factory=dict)
     ends: ExitStack = field(default_factory=ExitStack)
 
@@ -168,7 +176,9 @@ def interleaved(launcher: Launcher, sides: Mapping[SideName, Side], task: Task) 
         rounds_s = time.monotonic() - start
         launches = {name: live[name].record() for name in SIDES}
         answers = {name: live[name].worker.answers() for name in SIDES} if task.answer else {}
-        done = _done(task, launches, (begin, rounds_s), (True, repeats), ready, answers)
+        generated = {name: live[name].worker.generated() for name in SIDES if task.generate}
+        done = _done(task, launches, (begin, rounds_s), (True, repeats), ready)
+        done = replace(done, answers=answers, generated=generated)
         if task.keep:
             workers = {name: live[name].worker for name in SIDES}
             return replace(done, alive=workers, ends=ends.pop_all())
@@ -202,6 +212,7 @@ def whole_launches(launcher: Launcher, sides: Mapping[SideName, Side], task: Tas
     ready: dict[SideName, Ready] = {}
     launches: dict[SideName, LaunchRecord] = {}
     answers: dict[SideName, Answers] = {}
+    generated: dict[SideName, Sequence[GeneratedTokens] | None] = {}
     repeats, rounds_s = task.repeats, 0.0
     for name in task.order:
         with ExitStack() as ends:
@@ -222,8 +233,11 @@ def whole_launches(launcher: Launcher, sides: Mapping[SideName, Side], task: Tas
             launches[name] = live.record()
             if task.answer:
                 answers[name] = worker.answers()
+            if task.generate:
+                generated[name] = worker.generated()
     assert repeats is not None
-    return _done(task, launches, (begin, rounds_s), (False, repeats), ready, answers)
+    done = _done(task, launches, (begin, rounds_s), (False, repeats), ready)
+    return replace(done, answers=answers, generated=generated)
 
 
 def repeats_for(min_round_s: float, *ready: Ready) -> int:
@@ -247,7 +261,6 @@ def _done(
     seconds: tuple[float, float],
     how: tuple[bool, int],
     ready: Mapping[SideName, Ready],
-    answers: Mapping[SideName, Answers],
 ) -> Done:
     pair = PairRecord(
         first=task.first,
@@ -257,7 +270,7 @@ def _done(
         baseline=launches["baseline"],
         candidate=launches["candidate"],
     )
-    return Done(replace(pair, void=void(pair)), how[1], ready, answers)
+    return Done(replace(pair, void=void(pair)), how[1], ready)
 
 
 FIRST_ROUNDS = 6  # kept rounds a side and launch, until the spreads are known
@@ -566,6 +579,9 @@ def _with_answers(
     dtypes = (done.ready["baseline"].dtype, done.ready["candidate"].dtype)
     case = with_settings(plan.case, plan.sides["baseline"].settings)
     record, answered = gates.answers(case, found.engine, a, b, dtypes)
+    if done.generated:
+        tokens_a, tokens_b = (done.generated[name] for name in SIDES)
+        answered += (gates.generated(case, found.engine, tokens_a, tokens_b, dtypes),)
     return replace(found, answers=record), answered
 
 

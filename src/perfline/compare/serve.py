@@ -15,9 +15,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from perfline.cases.case import Case, EngineName, engine_name, load_cases, with_settings
 from perfline.compare import messages, wire
-from perfline.compare.model import Ready, Round, Workload
+from perfline.compare.model import GeneratedTokens, Ready, Round, Workload
 from perfline.distributed.group import Group
 from perfline.distributed.replica import Replica
 from perfline.engines.device import Device, current_device
@@ -35,6 +37,8 @@ from perfline.measure.throughput import Timings, no_work
 from perfline.tasks.answers import Answers, no_answers
 from perfline.tasks.prompts import Prompt
 from perfline.tasks.sampling import tier_order
+
+_LIKELIEST = 8  # tokens told of a position: one that is no tie of the first need not be known
 
 
 @dataclass
@@ -88,6 +92,7 @@ class Launch:
             "ready": lambda: messages.ready_json(self.ready()),
             "round": lambda: as_json(self.round(int(request.number("repeats")), _pids(request))),
             "answers": lambda: messages.answers_json(self.answers()),
+            "generated": lambda: {"generated": as_json(self.generated())},
             "peak": lambda: {"gib": self.peak_memory_gib()},
             "fingerprint": lambda: {"fingerprint": as_json(self.fingerprint())},
             "profile": lambda: {"profile": as_json(self.profile(request.get("trace", str)))},
@@ -210,6 +215,29 @@ class Launch:
             return no_answers()
         engine = self.case_run.loaded.engine(self.engine)
         return run_pass(engine, asked, "last", self.case_run.clock).answers
+
+    def generated(self) -> list[GeneratedTokens]:
+        """The tokens behind each prompt of decode, and what else was likely in their places."""
+        assert self._decode is not None, "generated() without decode"
+        eager, (form,) = self.case_run.loaded.decoder("eager"), self._decode.forms
+        found = []
+        for ids in form.prompts:
+            tokens = self._decode.generate(form, ids).tokens[0]
+            logits = eager.logits_after(np.concatenate([ids[0], tokens[:-1]]), len(tokens))
+            if not np.isfinite(logits).all():
+                raise EngineError(
+                    f"case '{self.case_run.case.id}': logits are not finite in decode"
+                )
+            first = np.argsort(-logits, axis=1, kind="stable")[:, :_LIKELIEST]
+            found.append(
+                GeneratedTokens(
+                    tokens=tuple(tokens.tolist()),
+                    likeliest=tuple(map(tuple, first.tolist())),
+                    logits=tuple(map(tuple, np.take_along_axis(logits, first, axis=1).tolist())),
+                    largest=tuple(np.abs(logits).max(axis=1).tolist()),
+                )
+            )
+        return found
 
     def peak_memory_gib(self) -> float | None:
         """The highest peak of any round so far; None before one, or where it is not counted."""

@@ -94,11 +94,11 @@ class Decoder:
         first_s, *steps_s = (_between(start, end) for start, end in pairwise(marks))
         return Generated(found, first_s, tuple(steps_s), whole_s)
 
-    def logits_after(self, ids: Ints) -> npt.NDArray[np.float32]:
-        """Logits of the token behind ``ids`` (tokens), by the engine's own forward, no cache."""
+    def logits_after(self, ids: Ints, last: int = 1) -> npt.NDArray[np.float32]:
+        """Logits behind each of the ``last`` of ``ids``, by the engine's own forward, no cache."""
         batch = torch.from_numpy(np.ascontiguousarray(ids))[None].to(self._engine.device.torch)
-        logits = self._engine.forward(batch, "last")
-        return cast("npt.NDArray[np.float32]", logits[0, -1].float().cpu().numpy())
+        logits = self._engine.forward(batch, "last" if last == 1 else "all")
+        return cast("npt.NDArray[np.float32]", logits[0, -last:].float().cpu().numpy())
 
     def streamed_bytes(self, rows: int, length: int) -> int | None:
         """Bytes that one step reads: weights, and the cache at its whole length.

@@ -248,8 +248,11 @@ class MeasuredDecoder(Protocol):
         ``length`` is that of the cache, where it is static.
         """
 
-    def logits_after(self, ids: Ints) -> npt.NDArray[np.float32]:
-        """Logits of the token behind ``ids`` (tokens), without any cache."""
+    def logits_after(self, ids: Ints, last: int = 1) -> npt.NDArray[np.float32]:
+        """Logits of the token behind each of the ``last`` of ``ids`` (tokens), without any cache.
+
+        (last, vocabulary).
+        """
 
     def streamed_bytes(self, rows: int, length: int) -> int | None:
         """Bytes that one step reads from memory; None where not known."""

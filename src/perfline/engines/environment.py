@@ -157,13 +157,19 @@ def peak_flops(device: str, dtype: str) -> float | None:
 
     None for a device that the table does not list: an unknown device has no MFU.
     """
-    table = yaml.safe_load(
-        resources.files("perfline.engines").joinpath("peaks.yaml").read_text("utf-8")
-    )
-    for row in table:
-        if re.fullmatch(row["device"], device) and dtype in row["peaks"]:
-            return float(row["peaks"][dtype])
-    return None
+    rates = (float(row["peaks"][dtype]) for row in _listed(device) if dtype in row["peaks"])
+    return next(rates, None)
+
+
+def advertised_bandwidth(device: str) -> float | None:
+    """Bytes a second of the memory of ``device`` by its data sheet; None where it is not listed."""
+    return next((float(r["bandwidth"]) for r in _listed(device) if "bandwidth" in r), None)
+
+
+def _listed(device: str) -> Iterator[Mapping[str, Any]]:
+    """Yield the rows of ``peaks.yaml`` on that device."""
+    text = resources.files("perfline.engines").joinpath("peaks.yaml").read_text("utf-8")
+    yield from (row for row in yaml.safe_load(text) if re.fullmatch(row["device"], device))
 
 
 def today() -> str:

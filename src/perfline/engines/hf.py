@@ -29,7 +29,7 @@ from perfline.engines import tensor_parallel, upstream
 from perfline.engines.device import Device
 from perfline.engines.engine import EngineName
 from perfline.engines.torch_engine import TorchEngine, apart, out_of_memory, proof_ids
-from perfline.errors import CaseError, EngineError, NoSharedPrefixes, PerflineError
+from perfline.errors import CaseError, DataError, EngineError, NoSharedPrefixes, PerflineError
 from perfline.tasks import prompts
 
 DTYPES: dict[Precision, Any] = {
@@ -208,7 +208,9 @@ def _load(case: Case, device: Device, weights: Path | None, replica: Replica | N
         tensor_parallel.check_split(case, module, replica.size)
     letters = None
     if tokenizer is not None:
-        letters = prompts.case_letters(case, prompts.hf_encode(tokenizer, case.model.bos))
+        letters, without = prompts.case_letters(case, prompts.hf_encode(tokenizer, case.model.bos))
+        for name, why in without.items():
+            raise DataError(f"{case.source}: task '{name}' is not answered by letters: {why}")
     model = Model(
         case=case,
         device=device,

@@ -155,6 +155,12 @@ def open_case(
         with replica.agreeing() if replica is not None else nullcontext():
             directory = data.find_weights(case, data_dir)
             tasks = task.tasks_of(case)
+            for each in tasks:
+                if each.score == "continuation":
+                    raise DataError(
+                        f"{case.source}: task '{each.name}' is scored by continuation, which no "
+                        "engine runs yet; `perfline prompt` shows its prompts"
+                    )
             rows = {each.name: task.find_rows(case, each, data_dir) for each in tasks}
             if ours:
                 data.check_weights(directory)
@@ -275,6 +281,7 @@ class CaseRun:
     Attributes:
         peak: dense FLOP/s for the case's dtype, of all devices that hold the model; None where
             not known.
+        advertised: bytes a second of the device's memory by its data sheet; None where not known.
         full_pass: throughput is timed over all questions, once, as published.
         say: takes lines for the user, such as that memory ran out and the run goes on with less.
         software: machine and versions, which a journal's answers belong to.
@@ -287,6 +294,7 @@ class CaseRun:
     loaded: LoadedCase
     device: Device
     peak: float | None = None
+    advertised: float | None = None
     full_pass: bool = False
     clock: Clock = time.perf_counter
     progress: ProgressOf | None = None
@@ -508,6 +516,11 @@ class CaseRun:
         self._decoded[name] = found
         return found
 
+    @property
+    def token_times(self) -> Mapping[EngineName, tuple[float, ...]]:
+        """Seconds a token by its position, of each engine that decoded: see there."""
+        return {name: decoded.token_times_s for name, decoded in self._decoded.items()}
+
     def decode_work(self, name: EngineName) -> decoding.Work:
         """What that engine generates; NoDecode where it cannot."""
         decoder = self.loaded.decoder(name)
@@ -569,6 +582,9 @@ class CaseRun:
             found += self._fidelity.metrics()
         for decoded in self._decoded.values():
             found += decoded.metrics()
+            if decoded.mbu and self.advertised is not None:
+                gb_per_s = self.advertised / 1e9
+                found.append(Metric("decode_bandwidth_advertised", gb_per_s, "GB/s", "info"))
         for name, done in self._passes.items():
             found += accuracy_metrics(self.case, name, done, self.peak)
         found.append(Metric("e2e_time", self._e2e_s(), "s", "info"))

@@ -354,7 +354,7 @@ def tokens_apart(
                 compared += int(apart[0]) + 1 if apart.size else mine.shape[1]
                 if apart.size:
                     at = int(apart[0])
-                    logits = eager.logits_after(np.concatenate([ids[row], theirs[row, :at]]))
+                    (logits,) = eager.logits_after(np.concatenate([ids[row], theirs[row, :at]]))
                     before, after = int(theirs[row, at]), int(mine[row, at])
                     where = f"{form.name or 'single'}/{number * form.rows + row} token {at}"
                     gap, largest = logits[before] - logits[after], np.abs(logits).max()

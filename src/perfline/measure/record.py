@@ -45,6 +45,8 @@ class CaseRecord:
         errors: tests that ended without a verdict, one line each; see ``ABSENT``.
         reference: what was computed in fp32; None where that was not asked.
         fingerprints: what runs in a forward, by engine.
+        token_times: seconds of the first token, the second, and so on, one by one behind a single
+            prompt: the median of each over prompts and rounds; by engine.
     """
 
     case: str = field(metadata=OUTSIDE)
@@ -61,6 +63,7 @@ class CaseRecord:
     errors: tuple[str, ...] = ()
     reference: Reference | None = field(default=None, metadata=OPTIONAL)
     fingerprints: Mapping[str, Fingerprint] = field(default_factory=dict, metadata=OPTIONAL)
+    token_times: Mapping[str, tuple[float, ...]] = field(default_factory=dict, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True)

@@ -173,6 +173,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("task_name", list(map(_Offered, names)), ids=list(names))
 
 
+_NO_DECODE_ON_RANKS = "decode is measured by one process: run it without torchrun"
+
+
 class _Offered(str):
     """An engine's or a task's name that some case has, and that not every case need have."""
 
@@ -183,6 +186,10 @@ class _Offered(str):
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Leave out the tests, and the engines, that a case does not run."""
     items[:] = [item for item in items if not _is_not_run(item)]
+    if group.launched():
+        for item in items:
+            if _case_of(item) is not None and item.get_closest_marker("decode") is not None:
+                item.add_marker(pytest.mark.skip(reason=_NO_DECODE_ON_RANKS))
 
 
 def _is_not_run(item: pytest.Item) -> bool:
@@ -196,7 +203,7 @@ def _is_not_run(item: pytest.Item) -> bool:
         ours = any(engine in cases.ENGINE_NAMES for engine in case.engine_names)
         return not (ours and case.fidelity.prompts and case.parallel.tensor == 1)
     if case is not None and item.get_closest_marker("decode") is not None:
-        alone = case.parallel.tensor == 1 and not group.launched()
+        alone = case.parallel.tensor == 1
         if not alone or case.decode.tokens == 0 or name not in (None, *cases.ENGINE_NAMES):
             return True
     return case is not None and (
@@ -310,16 +317,13 @@ def perfline_case_run(request: pytest.FixtureRequest, perfline_tools: Any) -> It
 
 
 @pytest.fixture
-def case(
-    request: pytest.FixtureRequest, perfline_case_run: Any, perfline_tools: Any
-) -> CaseUnderTest:
+def case(request: pytest.FixtureRequest, perfline_case_run: Any) -> CaseUnderTest:
     """One case: measure with it, then ``check`` the verdicts."""
     from perfline.plugin.session import CaseUnderTest
 
-    _session(request.config).reopen(perfline_case_run, perfline_tools)
     return CaseUnderTest(
         session=_session(request.config),
-        case_run=perfline_case_run,
+        opened=perfline_case_run,
         benchmark=lambda: request.getfixturevalue("benchmark"),
         note=_note(request),
         test=_test_id(request.node),

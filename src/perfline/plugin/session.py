@@ -28,7 +28,13 @@ from perfline.cases.case import Case, WeightsKind
 from perfline.distributed.replica import Replica
 from perfline.engines.device import Device
 from perfline.engines.engine import Clock, EngineName, Fingerprint, MeasuredEngine
-from perfline.engines.environment import Environment, beyond_tested, peak_flops, today
+from perfline.engines.environment import (
+    Environment,
+    advertised_bandwidth,
+    beyond_tested,
+    peak_flops,
+    today,
+)
 from perfline.errors import (
     DataError,
     EngineError,
@@ -156,6 +162,7 @@ class Tools:
             loaded=loaded,
             device=self.device,
             peak=None if peak is None else peak * case.parallel.tensor,
+            advertised=advertised_bandwidth(environment.device),
             full_pass=options.full_pass,
             clock=self.clock,
             progress=self.progress,
@@ -196,6 +203,7 @@ class Session:
     _recorded: dict[tuple[str, str], str] = field(default_factory=dict)
     notices: Notices = field(default_factory=Notices)
     _kept: list[CaseRun] = field(default_factory=list)
+    _tools: Tools | None = None
     _settler: settle.Settler | None = None
     _freed: set[str] = field(default_factory=set)  # cases whose model made room for a comparison
     _created: str = field(default_factory=today)
@@ -244,7 +252,7 @@ class Session:
         replica = None if tools.coordinator is None else tools.coordinator.open(case)
         case_run = tools.case_run(case, tools.open(case, options, replica), options)
         self._case_runs[case.id] = case_run
-        self._settler = self._settler or tools.settler(options)
+        self._tools, self._settler = tools, self._settler or tools.settler(options)
         self._skipped.pop(case.id, None)
         self._cases.setdefault(case.id, self._empty(case))
         return case_run
@@ -256,10 +264,10 @@ class Session:
             self._free(case_run)
         self._freed.discard(case.id)
 
-    def reopen(self, case_run: CaseRun, tools: Tools) -> None:
+    def reopen(self, case_run: CaseRun) -> None:
         """Load the case's model again where a comparison has had its place."""
-        if case_run.case.id in self._freed:
-            case_run.loaded = tools.open(case_run.case, self.options)
+        if case_run.case.id in self._freed and self._tools is not None:
+            case_run.loaded = self._tools.open(case_run.case, self.options)
             self._freed.discard(case_run.case.id)
 
     def _free(self, case_run: CaseRun) -> None:
@@ -354,6 +362,7 @@ class Session:
             facts=case_run.loaded.facts,
             reference=self._reference(case_run, context) or old.reference,
             fingerprints={**old.fingerprints, **case_run.fingerprints},
+            token_times={**old.token_times, **case_run.token_times},
         )
         self._tests.setdefault((case.id, test), _LastRun()).verdicts += verdicts
         self._collect(case)
@@ -510,11 +519,17 @@ class CaseUnderTest:
     """One case in one test."""
 
     session: Session
-    case_run: CaseRun
+    opened: CaseRun  # its model may have made room for a comparison
     benchmark: Callable[[], Any]
     note: Callable[[str, object], None]  # one property of the test, for JUnit XML
     test: str  # its id
     _recorded: set[str] = field(default_factory=set)
+
+    @property
+    def case_run(self) -> CaseRun:
+        """What measures the case, its model loaded."""
+        self.session.reopen(self.opened)
+        return self.opened
 
     def answer_all(self, engine: EngineName, task: str | None = None) -> AccuracyPass:
         """Answer every question of a task with ``engine``; skipped under ``--dummy-weights``.
@@ -683,9 +698,9 @@ class CaseUnderTest:
 
     def check(self, verdicts: Sequence[Verdict]) -> None:
         """Record the verdicts; fail or skip as the gravest says."""
-        case, session = self.case_run.case, self.session
-        verdicts = session.settle(self.case_run, verdicts)
-        session.add(case, self.case_run, verdicts, self.test)
+        case, session = self.opened.case, self.session
+        verdicts = session.settle(self.opened, verdicts)
+        session.add(case, self.opened, verdicts, self.test)
         for name, value in _properties(case.id, verdicts).items():
             self.note(name, value)
         word = verdict.worst(verdicts)
@@ -706,7 +721,7 @@ class CaseUnderTest:
 
     @property
     def _against(self) -> Against:
-        return self.session.against(self.case_run.case)
+        return self.session.against(self.opened.case)
 
 
 def _of_answers(verdicts: Sequence[Verdict]) -> bool:

@@ -199,7 +199,7 @@ def settled(
     apart = differences(then, now, _told(side), packages)
     new: Word = verdict.word
     if word == "regressed":
-        new, why = "regressed", "it is the code or the packages"
+        new, why = "regressed", "which is the code, the packages or the variables"
     elif word == "unsure":
         why = "which leaves the first verdict"
     elif a.lacking or not apart.keys() <= OF_MACHINE:

@@ -129,6 +129,21 @@ def rounds(series: Sequence[Series], unit: str, baseline: float | None) -> str:
     return chart.svg()
 
 
+def token_times(series: Sequence[Series]) -> str:
+    """Seconds a token by its position in the text; ``samples[0]`` is the second token's."""
+    longest = max(len(each.samples) for each in series)
+    x = linear([2, longest + 1], "token", 8, whole=True)
+    y = linear([1000 * value for each in series for value in each.samples], "ms", zero=True)
+    chart = Chart("time of each token, ms", x, y)
+    for each in series:
+        points = [(i + 2.0, 1000 * value) for i, value in enumerate(each.samples)]
+        chart.line(points, f"line {each.kind}")
+        for place, value in points:
+            title = f"{each.name}, token {place:.0f}: {rounded(value, _step(y) / 10)} ms"
+            chart.dot(place, value, f"point {each.kind}", title, radius=1.5)
+    return chart.svg()
+
+
 def drift_fraction(samples: Sequence[float]) -> float | None:
     """Return the change from first to last round on a straight line, as a share of the median.
 
@@ -329,7 +344,7 @@ def figures(
     absent: list[str] = []
     key, rest = _histories(inputs, created)
     found = {
-        "speed": (*_intervals(inputs, absent), *_rounds(inputs)),
+        "speed": (*_intervals(inputs, absent), *_rounds(inputs), *_token_times(inputs)),
         "history": tuple(key),
         "more_history": tuple(rest) if every_plot else (),
         "cost": tuple(_costs(inputs)),
@@ -447,6 +462,25 @@ def _rounds(inputs: CaseInputs) -> list[Figure]:
         chart = rounds(series, strong.unit, held)
         found.append(Figure(f"Rounds over time: {title}", chart, f"{caption}.", tuple(keys)))
     return found
+
+
+def _token_times(inputs: CaseInputs) -> list[Figure]:
+    """Steps of both engines; the first token, which the prompt takes, is told and not drawn."""
+    known = inputs.measured.token_times
+    series = [
+        Series(engine, times[1:], kind)
+        for engine, kind in (("inductor", "a"), ("eager", "b"))
+        if len(times := known.get(engine, ())) > 1
+    ]
+    if not series:
+        return []
+    first = (f"{each.name} {1000 * known[each.name][0]:.3g} ms" for each in series)
+    caption = (
+        "The median over prompts and rounds, batch 1. Level lines: a token takes as long far into "
+        f"the text as at its start. The first token, behind the prompt: {', '.join(first)}."
+    )
+    keys = tuple((f"line {each.kind}", each.name) for each in series)
+    return [Figure("Time of each token", token_times(series), caption, keys)]
 
 
 def _histories(inputs: CaseInputs, created: str) -> tuple[list[Figure], list[Figure]]:

@@ -49,7 +49,7 @@ def table(found: CaseComparison, tablefmt: str = "plain") -> str:
     return fitted(_HEADERS, rows) if tablefmt == "plain" else grid(_HEADERS, rows, tablefmt)
 
 
-_LONG_NAME = re.compile(r"(\w{30})\w{3,}")
+_LONG_NAME = re.compile(r"(\w{16})\w{3,}")
 _EXPLAINED_HEADERS = ["operator", "module", "A", "B", "change"]
 
 
@@ -449,7 +449,9 @@ def _flips(found: CaseComparison) -> list[str]:
     answered = found.questions if found.answers is None else found.answers.questions
     for verdict in found.verdicts:
         if verdict.flips:
-            lines.append(f"answers that differ, of {answered}: {len(verdict.flips)}")
+            tokens = verdict.metric.startswith("decode_flips")
+            what = "first tokens that differ" if tokens else f"answers that differ, of {answered}"
+            lines.append(f"{what}: {len(verdict.flips)}")
             lines += [f"  {line}" for line in flip_lines([verdict], "A's")]
     return lines
 

@@ -1,7 +1,8 @@
 """What of a record may other services read, and in which form?
 
 Benchmark dashboards: github-action-benchmark (``customBiggerIsBetter``, ``customSmallerIsBetter``)
-and Bencher (Bencher Metric Format). The files of lm-evaluation-harness stand in ``export_lm_eval``.
+and Bencher (Bencher Metric Format). Decode by the names that vLLM's and TensorRT-LLM's own
+benchmarks give it. The files of lm-evaluation-harness stand in ``export_lm_eval``.
 
 Apache Otava reads the history of a case from one CSV, one row a session, append-only. Its rules
 (``otava/importer.py``, CsvImporter, version 0.8): every row has as many columns as the header; the
@@ -25,7 +26,7 @@ import json
 import math
 import re
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -145,6 +146,78 @@ def bencher(found: Iterable[Export]) -> str:
             if export.metrics
         }
     )
+
+
+def serving(found: Iterable[Export], style: str) -> str:
+    """Return what decode measured by the field names of ``vllm`` or ``trtllm``, as JSON lines.
+
+    A line for each case, engine and form (batch, context), as ``vllm bench serve --append-result``
+    writes them (``vllm/benchmarks/serve.py``), or as the report of ``trtllm-bench``
+    (``tensorrt_llm/bench/dataclasses/reporting.py``) is nested. Times are ms. There is no server,
+    no queue and no text here, and a field that is not measured is not there. The throughput of
+    output counts the first token and its time, as theirs do. RecordError where there is no decode.
+    """
+    shape = {"vllm": _vllm, "trtllm": _trtllm}[style]
+    lines = [shape(export, *form) for export in found for form in _decoded(export)]
+    if not lines:
+        raise RecordError("the record holds no decode; run pytest -m decode first")
+    return "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
+
+
+_DECODED = re.compile(r"decode((?:_[bc]\d+)?)((?:_val)?)")
+
+
+def _decoded(export: Export) -> Iterator[tuple[str, int, dict[str, float]]]:
+    """Yield (label, concurrency, numbers by our short names) of every form that was timed."""
+    for name, metric in sorted(export.metrics.items()):
+        match = _DECODED.fullmatch(name)
+        if match is None or metric.value <= 0:
+            continue
+        form, engine = match.groups()
+        rows = int(form[2:]) if form.startswith("_b") else 1
+        times = {
+            short: 1000 * export.metrics[f"{long}{form}{engine}"].value
+            for short, long in (("ttft", "ttft"), ("itl50", "itl_p50"), ("itl99", "itl_p99"))
+            if f"{long}{form}{engine}" in export.metrics
+        }
+        numbers = {**times, "speed": metric.value, "tpot": 1000 * rows / metric.value}
+        tokens = export.case.notes.get("decode_tokens")
+        if isinstance(tokens, int) and tokens > 1 and "ttft" in times:
+            whole_ms = times["ttft"] + (tokens - 1) * numbers["tpot"]
+            numbers["output"] = 1000 * rows * tokens / whole_ms
+        yield f"{'eager' if engine else 'inductor'}{form}", rows, numbers
+
+
+def _named(numbers: Mapping[str, float], names: Mapping[str, str]) -> dict[str, float]:
+    return {name: _rounded(numbers[own]) for name, own in names.items() if own in numbers}
+
+
+def _vllm(export: Export, label: str, rows: int, numbers: Mapping[str, float]) -> dict[str, object]:
+    names = {"output_throughput": "output", "mean_ttft_ms": "ttft", "mean_tpot_ms": "tpot"}
+    names |= {"median_itl_ms": "itl50", "p99_itl_ms": "itl99"}
+    about = {"date": export.created, "label": label, "model_id": export.name}
+    return {**about, "max_concurrency": rows, **_named(numbers, names)}
+
+
+def _trtllm(
+    export: Export, label: str, rows: int, numbers: Mapping[str, float]
+) -> dict[str, object]:
+    per_user = {name: numbers[name] / rows for name in ("output", "speed") if name in numbers}
+    performance = {
+        **_named(numbers, {"system_output_throughput_tok_s": "output"}),
+        **_named(per_user, {"output_throughput_per_user_tok_s": "output"}),
+    }
+    streaming = {
+        **_named(per_user, {"token_output_speed_tok_s": "speed"}),
+        **_named(numbers, {"avg_ttft_ms": "ttft", "avg_tpot_ms": "tpot"}),
+    }
+    return {
+        "engine": {"model": export.name, "backend": label, "dtype": export.case.dtype},
+        "machine": {"name": export.environment.device},
+        "world_info": {"max_batch_size": rows},
+        "performance": performance,
+        "streaming_metrics": streaming,
+    }
 
 
 def key(metric: Metric) -> str:

@@ -37,7 +37,7 @@ from perfline.report.exports import undisturbed
 from perfline.report.table import WIDTH, change_shown, number, unit_shown
 from perfline.report.text import context_change, paragraph
 
-KEY_METRICS = ("p_infer_core", "acc_infer", "mem")
+KEY_METRICS = ("p_infer_core", "decode", "acc_infer", "mem")
 _GAP = "  "  # between columns
 
 

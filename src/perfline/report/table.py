@@ -57,6 +57,7 @@ _DECODE: tuple[str, ...] = (
     "itl_p99",
     "mbu",
     "decode_bandwidth",
+    "decode_bandwidth_advertised",
     "mem_decode",
 )
 _DECODE += ("compile_time_decode", "graphs_decode", "graph_breaks_decode", "recompiles_decode")

@@ -13,17 +13,21 @@ import json
 import os
 import tempfile
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from perfline.cases.case import Case
 from perfline.tasks import prompts, task
-from perfline.tasks.prompts import Prompt, Subject, question_set_digest
+from perfline.tasks.prompts import Continuation, Prompt, Subject, question_set_digest
 
-_FORMAT = 1
+_FORMAT = 2
+_COLUMNS = ("ids", "ends", "shots", "normalised", "choices", "choice_ends", "lengths")
+_NONE = np.empty(0, dtype=np.int64)
 # config.json for the number of positions, which the prompts were checked against.
 _FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
@@ -34,27 +38,60 @@ def cached_prompts(
     subjects: Sequence[Subject],
     build: Callable[[], list[Prompt]],
     folder: Path | None = None,
+    continued: bool = False,
 ) -> list[Prompt]:
-    """The case's prompts: from the cache, else from ``build``, whose prompts are then kept."""
-    path = (folder or _cache_dir()) / f"prompts-{_digest(case, weights, subjects)}.npz"
+    """A task's prompts: from the cache, else from ``build``, whose prompts are then kept.
+
+    ``continued``: letters are scored as continuations.
+    """
+    path = (folder or _cache_dir()) / f"prompts-{_digest(case, weights, subjects, continued)}.npz"
     questions = [question for subject in subjects for question in subject.test]
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
-            ids, ends, shots = data["ids"], data["ends"], data["shots"]
-        if len(ends) == len(shots) == len(questions) and int(ends[-1]) == len(ids):
-            rows = np.split(ids.astype(np.int64), ends[:-1])
-            return [
-                Prompt(q.id, q.subject, row, int(kept), q.label, len(q.choices))
-                for q, row, kept in zip(questions, rows, shots, strict=True)
-            ]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            columns = {name: data[name] for name in _COLUMNS}
+        return _restored(columns, subjects, len(questions))
+    except (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile):
         pass  # not there, or broken: it is made anew
     prompts = build()
     _keep(path, prompts)
     return prompts
 
 
+def _restored(
+    columns: Mapping[str, npt.NDArray[Any]], subjects: Sequence[Subject], n: int
+) -> list[Prompt]:
+    """The prompts of a file; ValueError, IndexError or StopIteration where it is of others."""
+    rows = _split(columns["ids"], columns["ends"])
+    pieces = _split(columns["choices"], columns["choice_ends"])
+    told = zip(pieces, columns["lengths"].tolist(), strict=True)
+    choices = [Continuation(ids, length) for ids, length in told]
+    shots, normalised = columns["shots"].tolist(), columns["normalised"].tolist()
+    if not len(rows) == len(shots) == len(normalised) == n:
+        raise ValueError("a file of other questions")
+    found: list[Prompt] = []
+    at = 0
+    for subject in subjects:
+        for q in subject.test:
+            count, number = len(q.choices), len(found)
+            own = tuple(choices[at : at + count])
+            if choices and len(own) != count:
+                raise ValueError("a file of other choices")
+            asked = (q.id, q.subject, rows[number], shots[number], q.label, count)
+            found.append(Prompt(*asked, subject.task.name, own, normalised[number]))
+            at += count
+    if choices and at != len(choices):
+        raise ValueError("a file of other choices")
+    return found
+
+
+def _split(ids: npt.NDArray[Any], ends: npt.NDArray[Any]) -> list[npt.NDArray[np.int64]]:
+    if (int(ends[-1]) if len(ends) else 0) != len(ids):
+        raise ValueError("a torn file")
+    return np.split(ids.astype(np.int64), ends[:-1]) if len(ends) else []
+
+
 def _keep(path: Path, prompts: Sequence[Prompt]) -> None:
+    choices = [each for prompt in prompts for each in prompt.continuations]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
@@ -63,16 +100,21 @@ def _keep(path: Path, prompts: Sequence[Prompt]) -> None:
                 ids=np.concatenate([prompt.ids for prompt in prompts]).astype(np.int32),
                 ends=np.cumsum([len(prompt.ids) for prompt in prompts]),
                 shots=np.array([prompt.shots for prompt in prompts], dtype=np.int16),
+                normalised=np.array([prompt.normalised for prompt in prompts]),
+                choices=np.concatenate([_NONE, *(each.ids for each in choices)]).astype(np.int32),
+                choice_ends=np.cumsum([len(each.ids) for each in choices], dtype=np.int64),
+                lengths=np.array([each.length for each in choices], dtype=np.int64),
             )
         Path(file.name).replace(path)
     except OSError:
         return  # a full or read-only home: the next run tokenises again
 
 
-def _digest(case: Case, weights: Path, subjects: Sequence[Subject]) -> str:
+def _digest(case: Case, weights: Path, subjects: Sequence[Subject], continued: bool) -> str:
     said = {
         "format": _FORMAT,
         "bos": case.model.bos,
+        "continued": continued,
         "few_shots": case.mmlu.few_shots,
         "max_prompt_tokens": case.mmlu.max_prompt_tokens,
         "questions": question_set_digest(subjects),

@@ -13,7 +13,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,8 +25,9 @@ from perfline.errors import DataError, clip
 from perfline.tasks import rows
 from perfline.tasks.answers import LETTERS
 from perfline.tasks.rows import Place
-from perfline.tasks.task import SUBJECT, Task, fill, load_task, tasks_of
+from perfline.tasks.task import SUBJECT, Task, fill, load_task, scores, tasks_of
 
+Ints = npt.NDArray[np.int64]
 Encode = Callable[[Sequence[str]], list[list[int]]]  # texts -> token ids, special tokens included
 _BATCH = 512  # texts tokenised at a time: bounds the memory that the ids take as Python ints
 
@@ -58,15 +59,57 @@ class Subject:
 
 
 @dataclass(frozen=True, eq=False)
+class Continuation:
+    """A choice as it follows a prompt: its token ids, and its length in characters or bytes."""
+
+    ids: Ints  # 1-D
+    length: int
+
+
+@dataclass(frozen=True, eq=False)
 class Prompt:
-    """A question as token ids, ready for a forward."""
+    """A question as token ids, ready for a forward.
+
+    Where its choices are scored as ``continuations``, each is a forward of its own (``rows``): the
+    prompt and all tokens of the choice but the last, since a token's log-probability is read at the
+    position before it. ``targets`` are the tokens that are scored at such a row's last positions.
+    """
 
     id: str
     subject: str
-    ids: npt.NDArray[np.int64]  # 1-D
+    ids: Ints  # 1-D
     shots: int  # kept
     label: str | None  # None under --dummy-weights
     choices: int = 4
+    task: str = "mmlu"
+    continuations: tuple[Continuation, ...] = ()
+    normalised: bool = False  # the answer is the best by length
+    targets: Ints | None = None
+
+    @property
+    def rows(self) -> tuple[Prompt, ...]:
+        """What is run to answer it: itself, or a row for each continuation."""
+        if not self.continuations:
+            return (self,)
+        return tuple(
+            replace(
+                self,
+                ids=np.concatenate([self.ids, choice.ids[:-1]]),
+                continuations=(),
+                targets=choice.ids,
+            )
+            for choice in self.continuations
+        )
+
+    @property
+    def tail(self) -> int:
+        """At how many of a row's last positions logits are needed."""
+        return 1 if self.targets is None else len(self.targets)
+
+    @property
+    def tokens(self) -> int:
+        """Of all its rows, as if each were run by itself."""
+        return sum(len(row.ids) for row in self.rows)
 
 
 def load_subjects(
@@ -294,42 +337,60 @@ def render_prompt(subject: Subject, question: Question, shots: int) -> str:
     return "".join(
         [
             fill(task.description, {"subject": task.subject_words(subject.name)}),
-            *(f"{task.ask(s.text, s.choices)} {s.label}{task.separator}" for s in kept),
+            *(f"{task.ask(s.text, s.choices)} {_right(task, s)}{task.separator}" for s in kept),
             task.ask(question.text, question.choices),
         ]
     )
 
 
+def _right(task: Task, shot: Question) -> str:
+    return task.answers(shot.choices)[LETTERS.index(shot.label)]
+
+
 def build_prompts(
-    subjects: Iterable[Subject], encode: Encode, spec: MmluSpec, positions: int | None = None
+    subjects: Iterable[Subject],
+    encode: Encode,
+    spec: MmluSpec,
+    positions: int | None = None,
+    continued: bool = False,
 ) -> list[Prompt]:
     """Render and tokenise every test question, in the subjects' order.
 
-    A prompt whose tokens and one more exceed ``spec.max_prompt_tokens`` drops shots from the front
-    until it fits. DataError where none are left to drop, or where a prompt is longer than the
-    model's ``positions``.
+    A prompt that with its answer (a letter is one token) exceeds ``spec.max_prompt_tokens`` drops
+    shots from the front until it fits. ``continued`` scores letters as continuations, too.
+    DataError where none are left to drop, or where a prompt is longer than the model's
+    ``positions``.
     """
     return [
         prompt
         for subject in subjects
-        for prompt in _subject_prompts(subject, encode, spec.max_prompt_tokens, positions)
+        for prompt in _subject_prompts(
+            subject, encode, spec.max_prompt_tokens, positions, continued
+        )
     ]
 
 
 def _subject_prompts(
-    subject: Subject, encode: Encode, max_tokens: int, positions: int | None
+    subject: Subject, encode: Encode, max_tokens: int, positions: int | None, continued: bool
 ) -> list[Prompt]:
     done: dict[int, Prompt] = {}
-    waiting = list(subject.test)
+    waiting, task = list(subject.test), subject.task
+    continued = continued or task.score == "continuation"
     for shots in range(len(subject.dev), -1, -1):
         texts = [render_prompt(subject, question, shots) for question in waiting]
+        prompts = [
+            Prompt(q.id, subject.name, ids, shots, q.label, len(q.choices), task.name)
+            for q, ids in zip(waiting, _encode_batches(encode, texts), strict=True)
+        ]
+        if continued:
+            prompts = _continued(task, waiting, texts, prompts, encode)
         too_long = []
-        for question, ids in zip(waiting, _encode_batches(encode, texts), strict=True):
-            if len(ids) + 1 > max_tokens:
-                too_long.append((question, len(ids)))
+        for question, prompt in zip(waiting, prompts, strict=True):
+            length = max(len(row.ids) for row in prompt.rows)
+            if length + 1 > max_tokens:
+                too_long.append((question, length))
             else:
-                asked = question.id, subject.name, ids, shots, question.label
-                done[question.index] = Prompt(*asked, len(question.choices))
+                done[question.index] = prompt
         waiting = [question for question, _ in too_long]
         if not waiting:
             break
@@ -340,12 +401,61 @@ def _subject_prompts(
             f"{max_tokens}: raise mmlu.max_prompt_tokens"
         )
     for prompt in done.values():
-        if positions is not None and len(prompt.ids) > positions:
+        length = max(len(row.ids) for row in prompt.rows)
+        if positions is not None and length > positions:
             raise DataError(
-                f"question {prompt.id}: {len(prompt.ids)} tokens; the model has {positions} "
+                f"question {prompt.id}: {length} tokens; the model has {positions} "
                 f"positions: set mmlu.max_prompt_tokens to {positions} or below"
             )
     return [done[question.index] for question in subject.test]
+
+
+def _continued(
+    task: Task,
+    questions: Sequence[Question],
+    texts: Sequence[str],
+    prompts: Sequence[Prompt],
+    encode: Encode,
+) -> list[Prompt]:
+    """The prompts with what may follow each: what a text has more tokens with it than without.
+
+    As lm-evaluation-harness splits them (``api/model.py``: ``_encode_pair``): blanks at a prompt's
+    end are the choice's.
+    """
+    answers = [task.answers(question.choices) for question in questions]
+    whole = iter(
+        _encode_batches(
+            encode,
+            [f"{text} {each}" for text, of in zip(texts, answers, strict=True) for each in of],
+        )
+    )
+    bare = prompts
+    if any(text != text.rstrip() for text in texts):
+        stripped = _encode_batches(encode, [text.rstrip() for text in texts])
+        bare = [replace(prompt, ids=ids) for prompt, ids in zip(prompts, stripped, strict=True)]
+    return [
+        replace(
+            prompt,
+            continuations=tuple(
+                _continuation(task, question, prompt, each, next(whole)) for each in of
+            ),
+            normalised=task.score == "continuation" and task.normalise != "none",
+        )
+        for question, prompt, of in zip(questions, bare, answers, strict=True)
+    ]
+
+
+def _continuation(
+    task: Task, question: Question, prompt: Prompt, answer: str, whole: Ints
+) -> Continuation:
+    own = whole[len(prompt.ids) :]
+    length = task.length(answer) if task.score == "continuation" else 1
+    if not len(own) or not length or not len(prompt.ids):
+        raise DataError(
+            f"question {question.id} of task '{task.name}': the choice {clip(repr(answer), 60)} "
+            "adds no token to its prompt; expected text to score"
+        )
+    return Continuation(own, length)
 
 
 def _encode_batches(encode: Encode, texts: Sequence[str]) -> Iterator[npt.NDArray[np.int64]]:
@@ -400,18 +510,27 @@ def letter_tokens(encode: Encode, asked: str = "Answer:", choices: int = 4) -> t
     return found
 
 
-def case_letters(case: Case, encode: Encode) -> tuple[int, ...]:
-    """Return the tokens that answer any of the case's tasks; DataError where two have others."""
+def case_letters(case: Case, encode: Encode) -> tuple[tuple[int, ...] | None, dict[str, str]]:
+    """Return the tokens that answer the case's tasks by letters, and by task why these do not.
+
+    The letters of such a task are scored as continuations: where one of them is not one token
+    behind the prompt, or is another than in the tasks before.
+    """
     first: tuple[int, ...] = ()
+    without: dict[str, str] = {}
     for task in tasks_of(case):
-        found = letter_tokens(encode, task.stem, task.most)
+        if scores(case, task) == "continuation":
+            continue
+        try:
+            found = letter_tokens(encode, task.stem, task.most)
+        except DataError as why:
+            without[task.name] = str(why)
+            continue
         if any(a != b for a, b in zip(first, found, strict=False)):
-            raise DataError(
-                f"{case.source}: task '{task.name}' is answered by the tokens {found}, and "
-                f"'{tasks_of(case)[0].name}' by {first}: name it in a case of its own"
-            )
-        first = max(first, found, key=len)
-    return first
+            without[task.name] = f"its letters are the tokens {found}, not {first}"
+        else:
+            first = max(first, found, key=len)
+    return first or None, without
 
 
 def question_set_digest(subjects: Iterable[Subject]) -> str:

@@ -13,7 +13,7 @@ import json
 import re
 import shlex
 import string
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -42,6 +42,11 @@ _CLEAN: Mapping[str, Callable[[str], str]] = {
     "brackets": _without_brackets,
 }
 Clean = Literal["strip", "capitalize", "brackets"]
+Score = Literal["letters", "full-vocab", "continuation"]
+_LENGTH: Mapping[str, Callable[[str], int]] = {
+    "chars": len,
+    "bytes": lambda text: len(text.encode("utf-8")),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +88,8 @@ class Task:
     prompt: str = "{question}\n{choices}\nAnswer:"  # of one question, without its answer
     separator: str = field(default="\n\n", metadata={"blank": True})  # behind every shot
     shots: int = 5
-    score: Scoring = "letters"
+    score: Score = "letters"
+    normalise: Literal["none", "chars", "bytes"] = "none"  # of continuations' log-probabilities
     file: Path = field(metadata=OUTSIDE, compare=False)
 
     def __post_init__(self) -> None:
@@ -95,11 +101,17 @@ class Task:
                 if name not in names:
                     known = " and ".join(f"{{{each}}}" for each in names)
                     raise CaseError(f"'{key}' names {{{clip(name, 60)}}}; expected {known} alone")
-        for name in ("question", "choices"):
+        by_letters = self.score != "continuation"
+        for name in ("question", "choices") if by_letters else ("question",):
             if name not in _names("prompt", self.prompt):
                 raise CaseError(f"'prompt' has no {{{name}}}")
-        if _names("prompt", self.prompt.rpartition("\n")[2]):
+        if by_letters and _names("prompt", self.prompt.rpartition("\n")[2]):
             raise CaseError("'prompt' ends in no line of words alone, such as 'Answer:'")
+        if by_letters and self.normalise != "none":
+            raise CaseError(
+                f"'normalise' is {self.normalise}, and 'score' is {self.score}; it is for "
+                "score: continuation"
+            )
         _names("question", self.question)
         if isinstance(self.choices, tuple) and not 2 <= len(self.choices) <= len(LETTERS):
             raise CaseError(
@@ -170,9 +182,17 @@ class Task:
         digest = hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
         return f"version {self.version}, sha256:{digest[:16]}"
 
+    def answers(self, choices: Sequence[str]) -> tuple[str, ...]:
+        """What may follow the prompt and a blank, by choice: its letter, or its own text."""
+        return tuple(choices) if self.score == "continuation" else tuple(LETTERS[: len(choices)])
+
+    def length(self, choice: str) -> int:
+        """What a choice's log-probability is divided by where it is normalised (``acc_norm``)."""
+        return _LENGTH["bytes" if self.normalise == "bytes" else "chars"](choice)
+
     @property
     def stem(self) -> str:
-        """The prompt's last line, which the answer follows: ``Answer:``."""
+        """The prompt's last line, which a letter follows: ``Answer:``."""
         return fill(self.prompt.rpartition("\n")[2], {})
 
     def ask(self, question: str, choices: Iterable[str]) -> str:
@@ -265,12 +285,19 @@ def tasks_of(case: Case) -> tuple[Task, ...]:
 def scoring(case: Case, word: str) -> Scoring:
     """How the answers ``word`` (``metrics.answered``) are scored; those of MMLU as the case says.
 
-    A task that the case names no more is scored by letters.
+    Continuations are as letters here: of both the choice with the best score is the answer. So is
+    a task that the case names no more.
     """
     _, _, name = word.partition("_")
     if name in ("", "mmlu"):
         return case.mmlu.scoring
-    return next((task.score for task in tasks_of(case) if task.name == name), "letters")
+    full = any(task.name == name and task.score == "full-vocab" for task in tasks_of(case))
+    return "full-vocab" if full else "letters"
+
+
+def scores(case: Case, task: Task) -> Score:
+    """What a case scores of a task: of MMLU as the case says."""
+    return case.mmlu.scoring if task.name == "mmlu" else task.score
 
 
 def shots(case: Case, task: Task) -> int:

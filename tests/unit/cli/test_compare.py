@@ -378,7 +378,7 @@ def test_explain_is_asked_for_and_stands_in_the_record(
     assert f"not explained: {problem}" in shown.out
     assert "regressed; now profiled, to explain it: 20 rounds a side" in shown.err
     found = record.load(Path("results/compare.json"))
-    assert found.command == "perfline compare tiny --explain --traces deep/traces"
+    assert found.command == "perfline compare tiny --traces deep/traces --explain"
     assert found.cases["tiny"].explanation is not None
     assert found.cases["tiny"].explanation.problem == problem
     assert list(Path("deep/traces").iterdir()) == []

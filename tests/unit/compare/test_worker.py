@@ -13,13 +13,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fakes import DEVICE, ENVIRONMENT, FakeClock, FakeEngine, FakeLoadedCase, prompts
+from fakes import (
+    DEVICE,
+    ENVIRONMENT,
+    FakeClock,
+    FakeDecoder,
+    FakeEngine,
+    FakeLoadedCase,
+    prompts,
+)
 from perfline.cases.case import load_cases, with_settings
 from perfline.compare import messages, wire, worker
-from perfline.compare.model import Round, Workload
+from perfline.compare.model import GeneratedTokens, Round, Workload
 from perfline.compare.serve import Launch, prompts_digest
 from perfline.engines.engine import Profile
-from perfline.errors import CaseError, DeviceMemory, WorkerError
+from perfline.errors import CaseError, DeviceMemory, EngineError, WorkerError
 from perfline.fields import Node, as_json
 from perfline.measure.case_run import CaseRun
 from perfline.tasks.sampling import tier_order
@@ -126,6 +134,27 @@ def test_the_fingerprint_is_the_suites_own():
     assert asked == {"fingerprint": as_json(fingerprint)}
 
 
+def test_generated_tokens_come_with_what_else_was_likely():
+    measuring = launch(replace(WORKLOAD, kind="decode"))
+    measuring.ready()
+    reply = measuring.answer("generated", request())
+    sent = request(**reply).items("generated")
+    found = [each.build(GeneratedTokens) for each in sent]
+    assert [each.tokens for each in found] == [tuple(range(16))] * 4
+    assert found[0].likeliest[3] == tuple(range(8))
+    assert found[0].logits[3] == (5.0,) * 8
+    assert found[0].largest == (5.0,) * 16
+
+
+def test_logits_that_are_none_are_no_tokens(monkeypatch):
+    measuring = launch(replace(WORKLOAD, kind="decode"))
+    measuring.ready()
+    broken = np.full((16, 100), np.nan, np.float32)
+    monkeypatch.setattr(FakeDecoder, "logits_after", lambda self, ids, last: broken)
+    with pytest.raises(EngineError, match="case 'tiny': logits are not finite in decode"):
+        measuring.answer("generated", request())
+
+
 def test_answers_are_the_first_of_the_fixed_order_head_last():
     measuring = launch()
     found = measuring.answers()
@@ -176,7 +205,8 @@ def test_any_other_error_ends_the_worker(monkeypatch: pytest.MonkeyPatch):
 
 def test_an_unknown_word_is_refused():
     with pytest.raises(
-        WorkerError, match=r"'sing'; expected ready, round, answers, peak, fingerprint, profile$"
+        WorkerError,
+        match=r"'sing'; expected ready, round, answers, generated, peak, fingerprint, profile$",
     ):
         launch().answer("sing", request())
 

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from fake_workers import FakeLauncher, Script, last, noisy, plan
+from fake_workers import FakeLauncher, Script, generated, last, noisy, plan
 from perfline import jsonfile
 from perfline.compare import record, run
 from perfline.compare.record import Comparison
@@ -68,6 +68,7 @@ def test_prefill_is_as_it_was():
     found = last(launcher(), asked("prefill"))
     assert words(found) == {"core_time": "ok"}
     assert found.alpha_each == ALPHA
+    assert all(verdict.metric != "decode_flips" for verdict in found.verdicts)
     assert found.beside == {}
 
 
@@ -76,6 +77,33 @@ def test_a_word_stays_the_one_that_fell_first():
     assert {d.word for d in (found.decision, *found.beside.values())} == {"ok"}
     again = run._judged(asked("all"), found, ())
     assert (again.decision, again.beside) == (found.decision, found.beside)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "word", "said"),
+    [
+        ((4, 5, 6), "ok", "0 of 6 generated tokens differ from A's (0 more are ties)"),
+        ((4, 9, 7), "ok", "0 of 5 generated tokens differ from A's (1 more are ties)"),
+        ((4, 8, 6), "regressed", "1 of 5 generated tokens differ from A's (0 more are ties)"),
+        ((7, 5, 6), "regressed", "1 of 4 generated tokens differ from A's (0 more are ties)"),
+        ((4, 5), "incomparable", "A generated 6 tokens, B 5"),
+        (None, "missing", "the perfline of B is too old to tell which tokens it generated"),
+    ],
+)
+@pytest.mark.parametrize("alternate", [False, True])
+def test_b_s_tokens_are_held_to_a_s(tokens, word, said, alternate):
+    both = launcher()
+    given = None if tokens is None else (generated(1, 2, 3), generated(*tokens))
+    both.candidate = dataclasses.replace(both.candidate, generated=given)
+    found = last(both, dataclasses.replace(asked("decode"), alternate=alternate))
+    (judged,) = (v for v in found.verdicts if v.metric == "decode_flips")
+    assert (judged.word, judged.reason) == (word, said)
+    assert both.log.count("generated A") == both.log.count("generated B") == 1
+    shown = comparison_text.terminal(
+        Comparison("2026-11-26T03:00:00Z", False, "perfline compare", {"tiny": found}), "run.json"
+    )
+    assert ("first tokens that differ: 1" in shown) == (word == "regressed")
+    assert found.word == word
 
 
 def test_a_worker_that_does_not_tell_is_invalid():

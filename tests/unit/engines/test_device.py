@@ -10,6 +10,7 @@ import pytest
 from perfline.engines import device
 from perfline.engines.device import Device, core_quota, cpu_contention, current_device, slugify
 from perfline.engines.environment import (
+    advertised_bandwidth,
     collect,
     git_commit,
     limits,
@@ -45,6 +46,22 @@ def test_a_device_s_folder_is_its_name_in_plain_letters(name, slug):
 )
 def test_peaks_are_known_or_absent(device, dtype, peak):
     assert peak_flops(device, dtype) == peak
+
+
+@pytest.mark.parametrize(
+    ("device", "gb_per_s"),
+    [
+        ("NVIDIA A100-SXM4-40GB", 1555),
+        ("NVIDIA A100-SXM4-80GB", 2039),
+        ("NVIDIA A100 80GB PCIe", 1935),
+        ("NVIDIA A100-SXM4-64GB", None),  # a kind that no data sheet of ours is on
+        ("NVIDIA H100 80GB HBM3", 3350),
+        ("NVIDIA H200", 4800),
+        ("Some Xeon", None),
+    ],
+)
+def test_the_advertised_bandwidth_is_known_or_absent(device, gb_per_s):
+    assert advertised_bandwidth(device) == (None if gb_per_s is None else gb_per_s * 1e9)
 
 
 def test_this_machine_has_a_device_with_a_slug():

@@ -321,7 +321,7 @@ def test_a_name_that_is_none_says_what_one_is(tiny: Case, named: str):
 
 def test_a_name_that_no_engine_has_is_not_taken_for_one_of_ours(tiny: Case, monkeypatch):
     model = SimpleNamespace(vocabulary=1000, positions=2048, load_s=0.0, load_peak_gib=None)
-    model.engine, model.attention = (lambda name: name), "sdpa"
+    model.engine, model.attention, model.quantization = (lambda name: name), "sdpa", ""
     monkeypatch.setattr("perfline.engines.hf.load", lambda *given: model)
     loaded = open_case(tiny, DEVICE, None, "dummy")
     assert loaded.engine("inductor") == "inductor"

@@ -116,6 +116,15 @@ def test_drift_is_that_of_a_straight_line(samples, drift):
     assert found == drift if drift is None else math.isclose(found, drift, abs_tol=1e-12)
 
 
+def test_token_times_are_steps_from_the_second_token_on():
+    chart = charts.token_times(
+        [Series("inductor", (0.001, 0.0015)), Series("eager", (0.002, 0.002), "b")]
+    )
+    assert {"token", "ms", "0.0"} <= set(texts(chart))
+    assert "inductor, token 3: 1.500 ms" in titles(chart)
+    assert "eager, token 2: 2.000 ms" in titles(chart)
+
+
 def test_a_history_marks_this_run_the_accepted_ones_and_the_baseline_then():
     points = [
         HistoryPoint("2026-11-01", 10.0, "first", "ok", 9.0),

@@ -304,6 +304,57 @@ def test_pandas_reads_bencher():
     assert pd.isna(frame.loc["mem-gib", "lower_value"])
 
 
+# vLLM and TensorRT-LLM
+
+
+def decoded(**more: float) -> exports.Export:
+    """4 tokens behind a prompt: the first in 10 ms, the others in 2 ms each."""
+    values = {"decode": 500.0, "ttft": 0.01, "itl_p50": 0.0019, "itl_p99": 0.004, **more}
+    found = {name: Metric(name, value, "x", "info") for name, value in values.items()}
+    return one(metrics=found, notes={"decode_tokens": 4})
+
+
+def test_decode_by_vllm_s_names():
+    both = decoded(decode_b8=1000.0, ttft_b8=0.03, decode_val=250.0)
+    lines = [json.loads(line) for line in exports.serving([both], "vllm").splitlines()]
+    assert lines == [
+        {
+            **{"date": "2026-11-22T10:00:00Z", "label": "inductor", "model_id": "tiny"},
+            **{"max_concurrency": 1, "output_throughput": 250.0, "mean_ttft_ms": 10.0},
+            **{"mean_tpot_ms": 2.0, "median_itl_ms": 1.9, "p99_itl_ms": 4.0},
+        },
+        {
+            **{"date": "2026-11-22T10:00:00Z", "label": "inductor_b8", "model_id": "tiny"},
+            **{"max_concurrency": 8, "output_throughput": 592.593, "mean_ttft_ms": 30.0},
+            "mean_tpot_ms": 8.0,
+        },
+        {  # its first token was not timed: nothing is said of it
+            **{"date": "2026-11-22T10:00:00Z", "label": "eager", "model_id": "tiny"},
+            **{"max_concurrency": 1, "mean_tpot_ms": 4.0},
+        },
+    ]
+
+
+def test_decode_by_tensorrt_llm_s_names():
+    (line,) = exports.serving([decoded(decode=800.0)], "trtllm").splitlines()
+    found = json.loads(line)
+    assert found["engine"] == {"model": "tiny", "backend": "inductor", "dtype": "fp32"}
+    assert found["streaming_metrics"] == {
+        **{"token_output_speed_tok_s": 800.0, "avg_ttft_ms": 10.0, "avg_tpot_ms": 1.25}
+    }
+    assert found["performance"]["system_output_throughput_tok_s"] == pytest.approx(290.909)
+
+
+def test_a_record_without_decode_has_nothing_to_say_of_it():
+    with pytest.raises(RecordError, match="no decode; run pytest -m decode first"):
+        exports.serving([one()], "vllm")
+    stopped = one(
+        metrics={**metrics(), **decoded().metrics}, verdicts=(verdict("decode", "invalid"),)
+    )
+    with pytest.raises(RecordError, match="no decode"):
+        exports.serving([stopped], "trtllm")
+
+
 # Apache Otava
 
 

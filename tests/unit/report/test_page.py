@@ -374,6 +374,20 @@ def test_a_metric_of_one_s_own_is_drawn_beside_ours_and_right_is_better():
     assert "margin -4.8 %" in figures["speed"][0].svg
 
 
+def test_token_times_are_drawn_and_the_first_is_told():
+    times = {"eager": (0.02, 0.004, 0.004), "inductor": (0.01, 0.002, 0.003)}
+    case = samples.case_record(token_times=times)
+    figures, _ = charts.figures(page_inputs.CaseInputs(case), "2026", True)
+    drawn = next(figure for figure in figures["speed"] if figure.title == "Time of each token")
+    assert "inductor, token 3: 3.00 ms" in drawn.svg
+    assert drawn.caption.endswith("behind the prompt: inductor 10 ms, eager 20 ms.")
+    assert [name for _, name in drawn.keys] == ["inductor", "eager"]
+    for nothing in ({}, {"eager": (0.02,)}):
+        bare = page_inputs.CaseInputs(samples.case_record(token_times=nothing))
+        drawn, _ = charts.figures(bare, "2026", True)
+        assert all(figure.title != "Time of each token" for figure in drawn["speed"])
+
+
 def test_a_run_that_was_added_still_shows_the_interval_it_was_judged_by(tmp_path):
     held = stored(tmp_path, 1.0, 1.01, 0.9)  # the last of them is the run itself
     before = held.values("p_infer_core")[:2]

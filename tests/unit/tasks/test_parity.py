@@ -68,15 +68,49 @@ def write_cmmlu(folder: Path, split: str, rows: Rows) -> None:
 
 
 def write_pro(folder: Path, split: str, rows: Rows) -> None:
+    filed = [row | {"category": "law"} for row in rows]
+    write_parquet(folder / "data" / f"{split}-00000-of-00001.parquet", filed)
+
+
+def arc_row(i: int, split: str) -> dict[str, Any]:
+    n = 3 + i % 3
+    labels = list("12345" if i % 2 else "ABCDE")[:n]
+    choices = {"text": [f"{split} {i} choice {k}" for k in range(n)], "label": labels}
+    right = {"answerKey": labels[i % n]}
+    return {"id": f"r{i}", "question": question(i, split), "choices": choices} | right
+
+
+def hellaswag_row(i: int, split: str) -> dict[str, Any]:
+    endings = [f"[step] ends  as {k} [title] it   began. " for k in range(4)]
+    return {
+        "activity_label": "Washing up",
+        "ctx_a": f"{split} {i} [header] How to wash [title] Take a cup.",
+        "ctx_b": "the Cup" if i % 2 else "",
+        "endings": endings,
+        "label": str(i % 4),
+    }
+
+
+def write_parquet(path: Path, rows: Rows) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     import pyarrow.parquet as parquet
 
-    (folder / "data").mkdir(exist_ok=True)
-    table = pyarrow.Table.from_pylist([row | {"category": "law"} for row in rows])
-    parquet.write_table(table, folder / "data" / f"{split}-00000-of-00001.parquet")
+    path.parent.mkdir(exist_ok=True)
+    parquet.write_table(pyarrow.Table.from_pylist(rows), path)
 
 
-def theirs(files: Sequence[str], splits: dict[str, Rows], folder: Path) -> tuple[Any, Any]:
+def write_arc(folder: Path, split: str, rows: Rows) -> None:
+    write_parquet(folder / "ARC-Challenge" / f"{split}-00000-of-00001.parquet", rows)
+    write_parquet(folder / "ARC-Easy" / f"{split}-00000-of-00001.parquet", rows)
+
+
+def write_hellaswag(folder: Path, split: str, rows: Rows) -> None:
+    write_parquet(folder / "data" / f"{split}-00000-of-00001.parquet", rows)
+
+
+def theirs(
+    files: Sequence[str], splits: dict[str, Rows], folder: Path, shots: int
+) -> tuple[Any, Any]:
     """Their task, of their own files, on our rows; by question, its (prompt, answer) pairs."""
     from lm_eval.api.task import ConfigurableTask
 
@@ -84,7 +118,7 @@ def theirs(files: Sequence[str], splits: dict[str, Rows], folder: Path) -> tuple
     for name in files:
         path = Path(lm_eval.__file__).parent / "tasks" / name
         said |= yaml.safe_load(path.read_text(encoding="utf-8").replace("!function ", ""))
-        for key in ("doc_to_text", "doc_to_choice"):
+        for key in ("doc_to_text", "doc_to_choice", "process_docs"):
             if str(said.get(key)).startswith("utils."):
                 spec = importlib.util.spec_from_file_location("utils", path.with_name("utils.py"))
                 assert spec is not None
@@ -97,7 +131,9 @@ def theirs(files: Sequence[str], splits: dict[str, Rows], folder: Path) -> tuple
         Path(paths[split]).write_text("\n".join(map(json.dumps, rows)))
     dropped = ("include", "tag", "task_alias", "dataset_name")
     said = {key: value for key, value in said.items() if key not in dropped}
-    said |= {"dataset_path": "json", "dataset_kwargs": {"data_files": paths}, "num_fewshot": 5}
+    if said.get("validation_split") not in splits:
+        said.pop("validation_split", None)
+    said |= {"dataset_path": "json", "dataset_kwargs": {"data_files": paths}, "num_fewshot": shots}
     task = ConfigurableTask(config=said)
     task.build_all_requests(rank=0, world_size=1)
     asked: dict[int, list[tuple[str, str]]] = {}
@@ -138,8 +174,23 @@ def theirs(files: Sequence[str], splits: dict[str, Rows], folder: Path) -> tuple
             pro_row,
             write_pro,
         ),
+        ("arc_easy", ["arc/arc_easy.yaml"], ("train", "test"), arc_row, write_arc),
+        (
+            "arc_challenge",
+            ["arc/arc_easy.yaml", "arc/arc_challenge.yaml"],
+            ("train", "test"),
+            arc_row,
+            write_arc,
+        ),
+        (
+            "hellaswag",
+            ["hellaswag/hellaswag.yaml"],
+            ("train", "validation"),
+            hellaswag_row,
+            write_hellaswag,
+        ),
     ],
-    ids=["mmlu_lm_eval", "ceval", "cmmlu", "mmlu_pro"],
+    ids=["mmlu_lm_eval", "ceval", "cmmlu", "mmlu_pro", "arc_easy", "arc_challenge", "hellaswag"],
 )
 def test_every_prompt_is_theirs(
     name: str,
@@ -156,14 +207,15 @@ def test_every_prompt_is_theirs(
     }
     for split in splits:
         write(tmp_path, split, rows[split])
-    (subject,) = load_subjects(tmp_path, 5, load_task(name))
+    own = load_task(name)
+    (subject,) = load_subjects(tmp_path, own.shots, own)
 
-    task, asked = theirs(files, rows, tmp_path)
+    task, asked = theirs(files, rows, tmp_path, own.shots)
 
     assert len(subject.test) == len(asked) == 9
     for ours in subject.test:
-        letters = LETTERS[: len(ours.choices)]
-        prompt = render_prompt(subject, ours, 5)
-        assert asked[ours.index] == [(prompt, f" {letter}") for letter in letters]
+        prompt = render_prompt(subject, ours, own.shots)
+        assert asked[ours.index] == [(prompt, f" {each}") for each in own.answers(ours.choices)]
         gold = task.doc_to_target(rows[splits[1]][ours.index])
+        gold = int(gold) if str(gold).isdigit() else gold
         assert (LETTERS[gold] if isinstance(gold, int) else gold) == ours.label

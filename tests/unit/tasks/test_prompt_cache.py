@@ -9,7 +9,9 @@ import pytest
 from perfline.cases.case import load_cases
 from perfline.cases.data import locate
 from perfline.tasks.prompt_cache import cached_prompts
-from perfline.tasks.prompts import Prompt, load_subjects
+from perfline.tasks.prompts import Prompt, Question, Subject, build_prompts, load_subjects
+from perfline.tasks.task import load_task
+from samples import packaged
 
 
 @pytest.fixture
@@ -103,3 +105,40 @@ def test_without_a_home_and_an_account_nothing_is_kept(tiny, monkeypatch):
     log: list[str] = []
     assert len(cached_prompts(case, weights, subjects, build(subjects, log))) == 780
     assert log == ["built"]
+
+
+@pytest.mark.parametrize("continued", [False, True], ids=["letters", "continued"])
+def test_continuations_come_back_as_they_went(tmp_path, continued):
+    task = dataclasses.replace(load_task("hellaswag" if not continued else "mmlu"), version=9)
+    rows = tuple(Question("s", i, f"q{i}", ("ab", f"c{i} d", "e", "f"), "B") for i in range(3))
+    subject = Subject("s", (), rows, task)
+
+    def encode(texts):
+        return [[ord(sign) for sign in text] for text in texts]
+
+    case = packaged()
+    made = build_prompts([subject], encode, case.mmlu, continued=continued)
+
+    def ask():
+        return cached_prompts(case, tmp_path, [subject], lambda: made, tmp_path, continued)
+
+    ask()
+    made_again = ask()
+
+    assert made_again[0] is not made[0]
+    for one, other in zip(made, made_again, strict=True):
+        assert [c.ids.tolist() for c in one.continuations] == [
+            c.ids.tolist() for c in other.continuations
+        ]
+        assert (one.normalised, one.tokens, one.task) == (
+            other.normalised,
+            other.tokens,
+            other.task,
+        )
+    first = made[0]
+    text = " A" if continued else " ab"
+    assert first.continuations[0].ids.tolist() == [ord(sign) for sign in text]
+    assert first.continuations[0].length == (1 if continued else 2)
+    row = first.rows[0]
+    assert row.ids.tolist() == [*first.ids.tolist(), *map(ord, text[:-1])]
+    assert (row.tail, row.rows) == (len(text), (row,))
