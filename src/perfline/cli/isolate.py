@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from perfline.compare.model import Side, SideName
     from perfline.search.groups import Group, Packages
     from perfline.search.probe import Environment
-    from perfline.search.record import Search
+    from perfline.search.record import Probe, Search
 
 _EXAMPLES = """example:
   perfline isolate tiny --baseline-python old/.venv --candidate-python new/.venv
@@ -105,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
     installed = (groups.packages(ours), groups.packages(theirs))
     if left := groups.unswapped(ours, theirs):
         notes = (*notes, left)
-    probe.terms(margin(args, case), args.max_pairs, isolate.probes(len(found)))
+    probe.terms(margin(args, case), args.max_pairs, isolate.probes(found))
     search = record.resumed(args.out, _fresh(args, case, (a, b), installed, found, notes))
     record.save(args.out, search)
     if args.markdown is not None:
@@ -150,7 +150,7 @@ def run(args: argparse.Namespace) -> int:
         margin_fraction=margin(args, case),
         max_pairs=args.max_pairs,
     )
-    journal = record.Journal(args.out, search, live, told)
+    journal = record.Journal(args.out, search, live, _told)
     try:
         with stopped_politely():
             search = isolate.isolate(question, journal, say)
@@ -211,12 +211,22 @@ def _fresh(
     )
 
 
+def _told(found: Probe, known: bool) -> None:
+    """Say what a comparison found, and what was counted where that is not the metric."""
+    counted = found.role.partition(" ")[0]
+    label = f"{found.b} ({counted})" if counted in ("tokens", "runs") else found.b
+    told(replace(found, b=label), known)
+
+
 def _named(search: Search, found: Sequence[Group]) -> list[Group]:
-    """The groups that did it; of merged ones all."""
+    """The groups that did it, or their parts; of merged ones all."""
     from perfline.search.groups import AND
 
     names = {name for named in search.named for name in named.split(AND)}
-    return [group for group in found if group.name in names]
+    every = list(found)
+    for group in every:
+        every += group.halves
+    return [group for group in every if group.name in names]
 
 
 def _next(args: argparse.Namespace, a: Side, b: Side) -> str:

@@ -4,9 +4,9 @@ A :class:`Group` is what ``isolate`` swaps at once: distributions that the packa
 tie together, the code at a git revision, an environment variable, a setting, or the imports.
 Distributions are tied where moving one without the other, in either direction, would break a
 requirement (``Requires-Dist``) that holds in both environments: ``torch`` with ``triton`` and the
-``nvidia`` wheels that it pins, ``transformers`` with ``tokenizers`` where its pin says so. What
-neither perfline nor the modules that a side imports need, directly or not, is one group:
-:data:`REST`.
+``nvidia`` wheels that it pins, ``transformers`` with ``tokenizers`` where its pin says so. An
+upgrade moves forty packages that seldom matter: what is tied to none of those that a worker
+imports is one group, :data:`REST`, whose :attr:`Group.parts` are looked at where it did it.
 """
 
 from __future__ import annotations
@@ -82,6 +82,7 @@ class Group:
         packages: names of distributions; ``env`` of environment variables; ``settings`` keys.
         code: whether the git revision is swapped; ``imports``: the modules to import.
         near: names of packages that its own require, or are required by, somehow.
+        parts: groups of which it is made, that could be swapped alone.
     """
 
     name: str
@@ -92,6 +93,15 @@ class Group:
     code: bool = False
     imports: bool = False
     near: frozenset[str] = field(default=frozenset(), compare=False)
+    parts: tuple[Group, ...] = field(default=(), compare=False)
+
+    @property
+    def halves(self) -> tuple[Group, ...]:
+        """Its parts in two; none where it has less than two."""
+        middle = (len(self.parts) + 1) // 2
+        if len(self.parts) < 2:
+            return ()
+        return _joined(self.parts[:middle]), _joined(self.parts[middle:])
 
     def with_(self, other: Group) -> Group:
         """Both as one."""
@@ -105,6 +115,16 @@ class Group:
             imports=self.imports or other.imports,
             near=self.near | other.near,
         )
+
+
+def _joined(parts: tuple[Group, ...]) -> Group:
+    """Parts of a group as one; of several, called by the first and the last."""
+    whole, *others = parts
+    for each in others:
+        whole = whole.with_(each)
+    if not others:
+        return whole
+    return replace(whole, name=f"{parts[0].name} to {parts[-1].name}", parts=parts)
 
 
 Swap = Callable[[frozenset[str]], Path]  # A's interpreter with these packages as B has them
@@ -189,17 +209,20 @@ def package_groups(
     for x, y in edges:
         if x in tied.parent and y in tied.parent and _breaks(x, y, (a, of_a), (b, of_b)):
             tied.join(x, y)
-    needed = _reached((*ROOTS, *imported), edges)
-    cut: dict[str, list[str]] = {}
-    for part in tied.parts():
-        used = any(name in needed for name in part)
-        cut.setdefault(_called(part, edges) if used else REST, []).extend(part)
-    first = {name: place for place, name in enumerate(ROOTS)}
-    for name in sorted(cut, key=lambda each: (each == REST, first.get(each, len(first)), each)):
-        held = frozenset(cut[name])
+    rest: list[Group] = []
+    first = {name: place for place, name in enumerate((*ROOTS, *sorted({*imported} - {*ROOTS})))}
+    cut = {_called(part, first, edges): frozenset(part) for part in tied.parts()}
+    for name in sorted(cut, key=lambda each: (first.get(each, len(first)), each)):
+        held = cut[name]
         near = {y for x, y in edges if x in held} | {x for x, y in edges if y in held}
         what = (_change(each, a, b) for each in sorted(held, key=lambda n: (n != name, n)))
-        yield Group(name, tuple(what), packages=held, near=frozenset(near))
+        group = Group(name, tuple(what), packages=held, near=frozenset(near))
+        if name in first:
+            yield group
+        else:
+            rest.append(group)
+    if rest:
+        yield replace(_joined(tuple(rest)), name=REST)
 
 
 def _providers(modules: set[str], *environments: Contents) -> set[str]:
@@ -308,24 +331,9 @@ class _Tied:
         return list(found.values())
 
 
-def _reached(roots: Iterable[str], edges: Iterable[tuple[str, str]]) -> set[str]:
-    """All that the roots require, directly or not, and they themselves."""
-    by: dict[str, list[str]] = {}
-    for x, y in edges:
-        by.setdefault(x, []).append(y)
-    found: set[str] = set()
-    left = list(roots)
-    while left:
-        name = left.pop()
-        if name not in found:
-            found.add(name)
-            left += by.get(name, [])
-    return found
-
-
-def _called(part: Sequence[str], edges: Iterable[tuple[str, str]]) -> str:
-    """The member that a reader knows: one of :data:`ROOTS`, else one that no other requires."""
-    known = [name for name in ROOTS if name in part]
+def _called(part: Sequence[str], first: Iterable[str], edges: Iterable[tuple[str, str]]) -> str:
+    """The member that a reader knows: one of ``first``, else one that no other requires."""
+    known = [name for name in first if name in part]
     asked = {y for x, y in edges if x in part}
     return [*known, *(name for name in part if name not in asked), *part][0]
 

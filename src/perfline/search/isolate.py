@@ -6,14 +6,15 @@ The plan, over :mod:`groups` and ``probe``, and always against A at the same tim
    that is the answer, and nothing is timed.
 2. B, all groups together: no difference, nothing to isolate. What runs inside a forward
    (fingerprint) then is told for B and for each group; it decides nothing.
-3. A with each group alone. One that cannot be made or does not run is merged with a neighbour.
+3. A with each group alone. One that cannot be made or does not run is merged with a neighbour. Of
+   one that is made of parts (``groups.REST``) and did it, A with each half, until one part is left.
 4. Where the groups' shares do not add up to the whole, or none has one: B without each group. What
    is needed for B to be worse did it, together with others.
 
 The margin of 4 is the least that B was shown to be worse by, that of 3 half of it: what has no more
 than a quarter of the whole is not what did it.
-Of 1 + 2 k comparisons each has an equal share of the 1 % in which the answer may name an innocent
-group (``probe.terms``).
+Each of at most 1 + 2 k comparisons, and two for each halving, has an equal share of the 1 % in
+which the answer may name an innocent group (``probe.terms``).
 """
 
 from __future__ import annotations
@@ -79,9 +80,13 @@ def worse(search: Search) -> bool:
     return any(probe.role == ENDS and probe.finding.word != "good" for probe in search.probes)
 
 
-def probes(groups: int) -> int:
-    """Over how many comparisons the error is split: the ends, each group alone, and B without."""
-    return 1 + 2 * groups if groups > 1 else 1
+def probes(groups: Sequence[Group]) -> int:
+    """Over how many comparisons the error is split: the ends, each group alone, and B without.
+
+    And two for each halving of a group's parts.
+    """
+    halvings = sum(math.ceil(math.log2(len(each.parts))) for each in groups if each.parts)
+    return 1 + 2 * halvings + (2 * len(groups) if len(groups) > 1 else 0)
 
 
 @dataclass
@@ -91,12 +96,11 @@ class _Isolation:
     say: Say
     groups: list[Group] = field(init=False)
     notes: list[str] = field(default_factory=list)
+    inner: list[Group] = field(default_factory=list)  # parts of groups
 
     def __post_init__(self) -> None:
         self.groups = list(self.asked.groups)
-        self.first = terms(
-            self.asked.margin_fraction, self.asked.max_pairs, probes(len(self.groups))
-        )
+        self.first = terms(self.asked.margin_fraction, self.asked.max_pairs, probes(self.groups))
 
     def run(self) -> Search:
         """All of the plan."""
@@ -110,7 +114,8 @@ class _Isolation:
             self._tell_what_runs()
         least = _least(ends, self.asked.margin_fraction)
         part = max(least, self.asked.margin_fraction) / 2
-        alone = self._each(ALONE, None, replace(self.first, margin_fraction=part), ends)
+        then = replace(self.first, margin_fraction=part)
+        alone = self._each(ALONE, None, then, ends)
         named = [group for group in self.groups if alone[group.name].word == "bad"]
         together: list[Group] = []
         left = _left_over(ends, list(alone.values()))
@@ -122,6 +127,7 @@ class _Isolation:
                 if group not in named and without[group.name].word == "good"
             ]
             together = [] if len(named) + len(together) < 2 else together
+        named = [self._within(group, then, alone) for group in named]
         return self._end(
             tuple(group.name for group in (*named, *together)),
             self._answer(ends, alone, named, together, left),
@@ -177,6 +183,20 @@ class _Isolation:
                 found[group.name] = probed
         return found
 
+    def _within(self, group: Group, terms: Terms, alone: dict[str, Finding]) -> Group:
+        """The smallest part of a group that does it alone; itself where no half of it does."""
+        while halves := group.halves:
+            for half in halves:
+                environment = self.asked.mix(half.name, [half])
+                found = self.journal.probe(ALONE, self.asked.a, environment, terms)
+                self.inner.append(half)
+                if found.word == "bad":
+                    group, alone[half.name] = half, found
+                    break
+            else:
+                break
+        return group
+
     def _merge(self, group: Group, why: str) -> None:
         others = [each for each in self.groups if each != group]
         near = [each for each in others if group.near & each.packages or each.near & group.packages]
@@ -201,7 +221,7 @@ class _Isolation:
         return found
 
     def _end(self, named: tuple[str, ...], answer: str) -> Search:
-        held = {group.name: group.what for group in self.groups}
+        held = {group.name: group.what for group in (*self.groups, *self.inner)}
         self.journal.search = replace(self.journal.search, groups=held)
         return self.journal.end(named, answer, (*self.journal.search.notes, *self.notes))
 

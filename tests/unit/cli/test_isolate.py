@@ -173,7 +173,9 @@ def test_a_stopped_search_goes_on(
     machine.stopped = 99
     assert isolate() == 1
     assert len(machine.compared) == 6  # what runs in a forward is asked again: it was not told
-    assert "goes on behind 2 comparisons measured before" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "goes on behind 2 comparisons measured before" in said
+    assert "\nB (tokens) against A: good, 1000 -> 1000 (measured before)\nB against A: bad" in said
     assert record.load(OUT).named == ("numpy",)
     assert isolate("--margin", "3") == 1  # another request begins anew
     assert len(machine.compared) == 11

@@ -73,11 +73,15 @@ def test_what_the_pins_tie_moves_together_and_nothing_else_does():
         "torch": {"torch", "triton", "nvidia-cublas"},
         "transformers": {"transformers", "tokenizers"},
         "numpy": {"numpy"},
-        "huggingface-hub": {"huggingface-hub"},
-        REST: {"ruff", "pytest", "pluggy"},
+        REST: {"huggingface-hub", "ruff", "pytest", "pluggy"},
     }
     assert list(cut(OLD, NEW))[:2] == ["torch", "transformers"]
-    assert list(cut(OLD, NEW))[-1] == REST
+    *_, rest = package_groups(OLD, NEW, PYTHON)
+    assert rest.name == REST
+    assert [part.name for part in rest.parts] == ["huggingface-hub", "pluggy", "pytest", "ruff"]
+    assert [half.name for half in rest.halves] == ["huggingface-hub to pluggy", "pytest to ruff"]
+    assert [part.name for part in rest.halves[1].halves] == ["pytest", "ruff"]
+    assert rest.halves[1].halves[0].halves == ()
 
 
 def test_a_group_says_what_changes_its_own_name_first():

@@ -269,6 +269,27 @@ def test_one_group_needs_no_second_comparison(tmp_path: Path):
     assert bench.asked == ["tokens B", "time B", "runs B"]
 
 
+PARTS = tuple(group(f"p{n}") for n in range(5))
+PACKAGES = frozenset(each.name for each in PARTS)
+REST = replace(group("rest"), packages=PACKAGES, parts=PARTS)
+
+
+def test_of_a_group_with_parts_the_part_is_found(tmp_path: Path):
+    bench = Bench(of(p3=0.05), groups=(TORCH, REST))
+    found = bench.run(tmp_path / "r.json")
+    assert found.named == ("p3",)
+    assert found.answer.startswith("p3 did it: +5.1 % [")
+    assert bench.asked[-4:] == ["time rest", "time p0 to p2", "time p3 to p4", "time p3"]
+    assert list(found.groups) == ["torch", "rest", "p0 to p2", "p3 to p4", "p3"]
+
+
+def test_parts_that_only_together_do_it_stay_together(tmp_path: Path):
+    bench = Bench(lambda swapped: 0.05 if {"p0", "p4"} <= swapped else 0.0, groups=(TORCH, REST))
+    found = bench.run(tmp_path / "r.json")
+    assert found.named == ("rest",)
+    assert bench.asked[-2:] == ["time p0 to p2", "time p3 to p4"]
+
+
 def test_a_metric_without_noise_names_who_makes_it_worse(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -313,9 +334,11 @@ def test_a_killed_search_goes_on_behind_what_it_measured(tmp_path: Path, dies_at
 def test_a_group_may_be_named_in_error_in_one_percent_of_all_searches():
     """Each of 1 + 2 k comparisons has its share, over six looks."""
     bench = Bench()
-    every = probe.terms(0.02, 48, isolate.probes(len(bench.groups)))
+    every = probe.terms(0.02, 48, isolate.probes(bench.groups))
     assert every.alpha * 6 * (1 + 2 * 3) == pytest.approx(probe.ERROR)
-    assert isolate.probes(1) == 1
+    assert isolate.probes([TORCH]) == 1
+    parts = tuple(group(f"p{n}") for n in range(5))
+    assert isolate.probes([TORCH, replace(group("rest"), parts=parts)]) == 1 + 2 * 2 + 2 * 3
 
 
 def test_each_group_has_to_have_a_part_of_what_b_is_shown_to_be_worse_by(tmp_path: Path):
