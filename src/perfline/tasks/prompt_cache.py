@@ -110,6 +110,13 @@ def _keep(path: Path, prompts: Sequence[Prompt]) -> None:
         return  # a full or read-only home: the next run tokenises again
 
 
+def _installed(name: str) -> str:
+    """A distribution's version, and its files' digests: a local build may keep the version."""
+    found = metadata.distribution(name)
+    own = hashlib.sha256((found.read_text("RECORD") or "").encode()).hexdigest()
+    return f"{found.version} {own[:16]}"
+
+
 def _digest(case: Case, weights: Path, subjects: Sequence[Subject], continued: bool) -> str:
     said = {
         "format": _FORMAT,
@@ -118,8 +125,8 @@ def _digest(case: Case, weights: Path, subjects: Sequence[Subject], continued: b
         "few_shots": case.mmlu.few_shots,
         "max_prompt_tokens": case.mmlu.max_prompt_tokens,
         "questions": question_set_digest(subjects),
-        "tokenizers": metadata.version("tokenizers"),
-        "transformers": metadata.version("transformers"),
+        "tokenizers": _installed("tokenizers"),
+        "transformers": _installed("transformers"),
     }
     digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
     # What a change of perfline's own code does to the prompts must be seen, not cached away: the

@@ -75,6 +75,22 @@ def test_a_changed_prompt_is_never_served_from_the_cache(tiny, tmp_path, monkeyp
     assert log == ["built", "built"]
 
 
+def test_a_local_build_of_the_same_version_is_another_tokenizer(tiny, tmp_path, monkeypatch):
+    from importlib import metadata
+
+    case, weights, subjects = tiny
+    log: list[str] = []
+    cached_prompts(case, weights, subjects, build(subjects, log), tmp_path)
+    read_text = metadata.PathDistribution.read_text
+    monkeypatch.setattr(
+        metadata.PathDistribution,
+        "read_text",
+        lambda self, name: (read_text(self, name) or "") + ("\n" if name == "RECORD" else ""),
+    )
+    cached_prompts(case, weights, subjects, build(subjects, log), tmp_path)
+    assert log == ["built", "built"]
+
+
 @pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 torn", b"text"])
 def test_a_broken_cache_costs_the_tokenising_anew(tiny, tmp_path, damage):
     case, weights, subjects = tiny
