@@ -130,7 +130,8 @@ def interrupted(search: Search, path: str) -> str:
     """What a search that was stopped had measured."""
     lines = [f"{_title(search)}: not decided, after {_comparisons(search)}", ""]
     if search.probes:
-        lines += [textwrap.indent(_table(search), "  "), ""]
+        table = fitted(*_shares(search)) if search.groups else _table(search)
+        lines += [textwrap.indent(table, "  "), ""]
     lines.append("interrupted: the record is partial; the same command goes on behind it")
     return "\n".join([*lines, f"record: {path}", f"next: {search.command}"])
 

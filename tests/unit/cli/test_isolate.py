@@ -168,7 +168,9 @@ def test_a_stopped_search_goes_on(
     machine.slower = lambda held: 1.06 if held["numpy"] == "2" else 1.0
     machine.stopped = 3
     assert isolate() == 130
-    assert "interrupted: the record is partial" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "interrupted: the record is partial" in shown
+    assert [line.split()[0] for line in shown.splitlines()[2:4]] == ["moved", "all"]
     assert record.load(OUT).partial
     machine.stopped = 99
     assert isolate() == 1
