@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -227,12 +227,17 @@ class FakeLogits:
             1e-6 where nothing is said.
         damage: by how much the model is, from layer ``layer`` on.
         fp32: why the model cannot be had in fp32; empty where it can.
+        dtype: by how much the case's own dtype takes the logits off, by the name of an engine or a
+            variation; "rounded" is the fp32 model that rounds to it. Empty where that is fp32.
+        own: these are the logits in that dtype.
     """
 
     off: dict[str, float] = field(default_factory=dict)
     damage: float = 0.0
     layer: int = 1
     fp32: str = ""
+    dtype: dict[str, float] = field(default_factory=dict)
+    own: bool = False
     letters: tuple[int, ...] = (1, 2, 3, 4)
 
     def _rows(self, prompt: Prompt, off: float) -> np.ndarray:
@@ -244,10 +249,19 @@ class FakeLogits:
     def plain(
         self, name: str, prompt: Prompt, positions: Sequence[int], variation: str | None = None
     ) -> tuple[np.ndarray, list[float]]:
+        if self.own or variation == "rounded":
+            if not self.dtype:
+                raise NoFidelity("the model's own dtype is fp32")
+            return self._rounded(prompt, self.dtype[variation or name])[list(positions)], []
         way = variation or f"{name} plain"
         off = 0.0 if way == "eager plain" else self.off.get(way, 1e-6)
         layers = [number + off + self.damage * (number >= self.layer) for number in range(3)]
         return self._rows(prompt, off)[list(positions)], layers
+
+    def _rounded(self, prompt: Prompt, off: float) -> np.ndarray:
+        rows = self._rows(prompt, 0.0)
+        made = np.random.default_rng(len(prompt.ids))
+        return rows + off * made.normal(size=rows.shape).astype(np.float32)
 
     def shared(self, name: str, prompts: Sequence[Prompt]) -> np.ndarray:
         off = self.off.get(f"{name} shared", 1e-6)
@@ -280,6 +294,9 @@ class FakeLoadedCase:
         if self.numbers.fp32:
             raise NoFidelity(self.numbers.fp32)
         yield self.numbers
+
+    def own_precision(self) -> FakeLogits:
+        return replace(self.numbers, own=True)
 
     def engine(self, name: EngineName) -> FakeEngine:
         return self.engines[name]

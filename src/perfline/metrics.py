@@ -41,7 +41,7 @@ def suffix(engine: str) -> str:
 
 # What perfline's own metrics are called: a metric of the user's own has another name.
 _OURS = re.compile(
-    r"p_.*|acc_.*|fidelity.*|fingerprint.*|flips.*|load_peak|e2e_time"
+    r"p_.*|acc_.*|fidelity.*|drift_.*|fingerprint.*|flips.*|load_peak|e2e_time"
     r"|(compile_time|graphs|graph_breaks|recompiles)(_decode)?|mfu(_\w+)?_computed"
     r"|(decode(_flips|_bandwidth)?|ttft|itl_p50|itl_p99|mbu|mem_decode)((_[bc]\d+)?(_[a-z0-9]+)?)"
     r"|(load_time|warmup_time|timed_time|tokens|questions|mfu|mem|tokens_per_joule|sm_clock"

@@ -99,3 +99,23 @@ def test_random_weights_are_held_against_themselves(asked):
     result = asked.run("-m", "fidelity", "--dummy-weights")
     result.assert_outcomes(skipped=1)
     assert asked.words() == {"fidelity_ways.paired": "ok", "fidelity.baseline": "missing"}
+
+
+ROUNDING = {"rounded": 0.02, "eager": 0.02, "attention": 0.021, "batch": 0.02, "inductor": 0.02}
+
+
+def test_drift_of_the_case_s_own_dtype(asked):
+    path = asked.root / "cases" / "fake.yaml"
+    path.write_text(path.read_text().replace("precision: fp32", "precision: bf16"))
+    asked.script(numbers={"dtype": ROUNDING})
+    result = asked.run("-m", "fidelity", "--dummy-weights")
+    result.assert_outcomes(skipped=1)  # nothing is stored
+    words = asked.words()
+    assert (words["drift_val.paired"], words["drift_infer.paired"]) == ("ok", "ok")
+    result.stdout.fnmatch_lines(["  drift, eager * nats *", "  drift, compiled * nats *"])
+
+    asked.script(numbers={"dtype": {**ROUNDING, "inductor": 0.06}})
+    asked.run("-m", "fidelity").assert_outcomes(failed=1)
+    words = asked.words()
+    assert (words["drift_val.paired"], words["drift_infer.paired"]) == ("ok", "regressed")
+    assert asked.update("--accept-regression") == 2

@@ -210,8 +210,14 @@ def decode(
 
 
 def model_numbers(found: Fidelity, facts: Mapping[str, Scalar], against: Against) -> list[Verdict]:
-    """Does the model compute the same by every way, and as it did? In fp32, in nats."""
+    """Does the model compute the same by every way, and as it did? In nats."""
     verdicts = [fidelity.between_ways(found.ways, found.variations, found.most, found.without)]
+    if (drift := found.drift) is not None:
+        harmless = (drift.engines["eager"], *drift.variations.values())
+        verdicts += [
+            fidelity.drift(f"drift_{pass_name(name)}", errors, harmless, drift.rounded)
+            for name, errors in drift.engines.items()
+        ]
     holder = against.of_reference
     if problem := against.mismatch or holder.mismatch:
         return [

@@ -1,8 +1,9 @@
 """What does a case's model compute in fp32, by each way that perfline runs it, and by detours?
 
-``FullPrecision`` gives logits: of an engine's plain forward, of its shared prefixes, and of the
+``ModelLogits`` gives logits: of an engine's plain forward, of its shared prefixes, and of the
 eager forward by *variations* that change the order of the arithmetic and nothing else (another
-attention kernel, another batch). ``measure.fidelity`` compares them.
+attention kernel, another batch). ``measure.fidelity`` compares them. The logits in the
+model's own dtype are there, too, and those of an fp32 model that rounds to it between its modules.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import itertools
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, cast
 
 import numpy as np
@@ -36,7 +37,7 @@ _HEADROOM = 1.1  # of the memory that the weights take: keys, values and logits 
 
 
 @contextmanager
-def full_precision(model: Model) -> Iterator[FullPrecision]:
+def full_precision(model: Model) -> Iterator[ModelLogits]:
     """Hold ``model`` in fp32, TF32 off; its own dtype comes back, bit by bit.
 
     Every fp16 and bf16 number is an fp32 number, so nothing is loaded twice. What a model keeps in
@@ -70,7 +71,7 @@ def full_precision(model: Model) -> Iterator[FullPrecision]:
     try:  # memory may run out in the midst of it
         _cast(model, short, [torch.float32] * len(short))
         with attending(config, "sdpa") if only_short else nullcontext():
-            yield FullPrecision(model)
+            yield ModelLogits(model, own[0] if own else None)
     finally:
         torch.set_float32_matmul_precision(before)
         _cast(model, short, own)
@@ -85,12 +86,16 @@ def _cast(model: Model, tensors: Sequence[torch.Tensor], dtypes: Sequence[torch.
     model.forget_engines()
 
 
-class FullPrecision:
+class ModelLogits:
     """One model's logits, float32 on the host: ``measure.fidelity.Logits``."""
 
-    def __init__(self, model: Model) -> None:
-        """``model`` is in fp32 for as long as this is used."""
+    def __init__(self, model: Model, rounds_to: torch.dtype | None = None) -> None:
+        """``model`` stays in the dtype that it has for as long as this is used.
+
+        ``rounds_to`` is what the variation ``rounded`` rounds to; None where there is none.
+        """
         self._model = model
+        self._rounds_to = rounds_to
 
     @property
     def letters(self) -> tuple[int, ...]:
@@ -126,7 +131,7 @@ class FullPrecision:
         looked_at = engine.layers if name == "eager" else ()
         hooks = [layer.register_forward_hook(note) for layer in looked_at]
         try:
-            with self._attending(other=variation == "attention"):
+            with self._attending(other=variation == "attention"), self._rounding(variation):
                 logits = engine.forward(batch, "all")[0]
         finally:
             for hook in hooks:
@@ -153,6 +158,29 @@ class FullPrecision:
         runner.forward.watch = seen.append
         runner.run(prompts, plan, on_batch=landed)
         return np.stack([found[prompt.id] for prompt in prompts])
+
+    @contextmanager
+    def _rounding(self, variation: str | None) -> Iterator[None]:
+        """Round what every module takes and gives, while it computes in fp32 as before."""
+        if variation != "rounded":
+            yield
+            return
+        if self._rounds_to is None:
+            raise NoFidelity("the model's own dtype is fp32: there is nothing to round to")
+        dtype = self._rounds_to
+
+        def rounded(given: Any) -> Any:
+            if isinstance(given, torch.Tensor) and given.is_floating_point():
+                return given.to(dtype).to(given.dtype)
+            return tuple(map(rounded, given)) if type(given) is tuple else given
+
+        with ExitStack() as hooks:
+            for module in self._model.module.modules():
+                before = module.register_forward_pre_hook(lambda _, given: rounded(given))
+                after = module.register_forward_hook(lambda _, __, given: rounded(given))
+                hooks.callback(before.remove)
+                hooks.callback(after.remove)
+            yield
 
     def _attending(self, other: bool) -> Any:
         if not other:

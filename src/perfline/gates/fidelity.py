@@ -5,6 +5,9 @@ attention kernel, another batch, rounding) is measured in the same session. A th
 largest of it is let pass: some 30 times in the logits, since KL is quadratic in them. No more,
 however, than rounding can explain at all: where even a variation lies beyond that, a kernel is
 broken.
+
+Drift has noise: which way a 16-bit number is rounded. What the dtype costs by itself is measured in
+the same session, by the fp32 model that rounds to it between its modules.
 """
 
 from __future__ import annotations
@@ -22,6 +25,9 @@ from perfline.tasks.reference import PromptReference, divergences, numbers
 NAME, WAYS, UNIT = "fidelity", "fidelity_ways", "nats"
 _BEYOND_REORDERING = 1000.0  # in KL; 32 in the logits
 _BEYOND_LAYER = 30.0  # of what the variations move a layer's number by
+_BEYOND_ROUNDING = 1.25  # of the rounded fp32 model's error; docs/gate.md has what it sees
+_MOST_LOOSENED = 2.0  # times, by variations that differ among themselves
+_DRIFT_CONFIDENCE = 0.99
 _FEW = 0.9  # of the summed KL in at most a quarter of the prompts: it sits there
 _GROWS = 4.0  # times as far apart in the last third of the positions as in the first
 
@@ -121,6 +127,72 @@ def against_reference(
         f"{'; '.join(filter(None, where))}{context}"
     )
     return _verdict("regressed", largest, limit, reason)
+
+
+def drift(
+    metric: str,
+    errors: Sequence[float],
+    harmless: Sequence[Sequence[float]],
+    rounded: Sequence[float],
+) -> Verdict:
+    """Judge an engine's error in the case's own dtype by what rounding to it costs.
+
+    Mean squared errors against the fp32 model, nats^2, by prompt: of the engine, of the eager
+    engine and its ``harmless`` variations, and of the ``rounded`` fp32 model. With q = rms(engine)
+    / rms(rounded), ``regressed`` iff q is above the limit by more than the interval that a
+    jackknife over the prompts gives log q (Efron 1982), ``unsure`` where it is above by less. The
+    limit is 1.25, times what the harmless ones differ by (at most 2).
+    """
+    known = sum(rounded) > 0
+    if not known or min(map(sum, harmless)) <= 0:
+        reason = "rounding to the case's dtype changes no number: its error cannot be told"
+        return Verdict(metric, "invalid", "paired", UNIT, reason=reason)
+    ratio, low = _ratio(errors, rounded)
+    sizes = [math.sqrt(sum(each)) for each in harmless]
+    limit = _BEYOND_ROUNDING * min(max(sizes) / min(sizes), _MOST_LOOSENED)
+    cost = math.sqrt(sum(rounded) / len(rounded))
+    told = f"{ratio:.2f} times what rounding costs"
+    word: Word = "ok"
+    reason = f"{told}, {cost:.1e} {UNIT}"
+    if low > limit:
+        word = "regressed"
+        reason = (
+            f"{told} ({cost:.1e} {UNIT}), proven above {limit:.2f} times: something is computed in "
+            "a shorter dtype than the case's, or a kernel is broken"
+        )
+    elif ratio > limit:
+        word = "unsure"
+        reason = (
+            f"{told} ({cost:.1e} {UNIT}), and above {limit:.2f} times by chance, perhaps: raise "
+            "fidelity.prompts in the case's YAML"
+        )
+    return Verdict(
+        metric=metric,
+        word=word,
+        gate="paired",
+        unit=UNIT,
+        baseline=cost,
+        measured=ratio * cost,
+        limit=f"{limit * cost:.1e} {UNIT}",
+        reason=reason,
+    )
+
+
+def _ratio(errors: Sequence[float], rounded: Sequence[float]) -> tuple[float, float]:
+    """(rms / rms, its lower bound by a jackknife over prompts); of one prompt the bound is 0."""
+    from scipy.special import stdtrit
+
+    over, under = np.asarray(errors, float), np.asarray(rounded, float)
+    n = len(over)
+    ratio = math.sqrt(over.sum() / under.sum())
+    if n < 2 or ratio == 0:
+        return ratio, 0.0
+    without = [np.delete(over, i).sum() / np.delete(under, i).sum() for i in range(n)]
+    if not (min(without) > 0 and math.isfinite(max(without))):
+        return ratio, 0.0  # all of it in one prompt
+    logs = np.log(without) / 2
+    error = math.sqrt((n - 1) / n * float(((logs - logs.mean()) ** 2).sum()))
+    return ratio, ratio * math.exp(-float(stdtrit(n - 1, _DRIFT_CONFIDENCE)) * error)
 
 
 def _verdict(word: Word, measured: float | None, limit: float, reason: str) -> Verdict:

@@ -101,6 +101,9 @@ class LoadedCase(Protocol):
     def full_precision(self) -> AbstractContextManager[fidelity.Logits]:
         """The model in fp32, meanwhile; NoFidelity where it cannot be had."""
 
+    def own_precision(self) -> fidelity.Logits:
+        """The model in the dtype that the case asks for; NoFidelity where no engine is ours."""
+
     def close(self) -> None:
         """Free the model."""
 
@@ -118,6 +121,7 @@ class OpenCase:
     shared: Callable[[EngineName, Callable[[str], None]], SharedRunner | None]
     decoder: Callable[[EngineName], MeasuredDecoder]
     full_precision: Callable[[], AbstractContextManager[fidelity.Logits]]
+    own_precision: Callable[[], fidelity.Logits]
     close: Callable[[], None]
     more: Mapping[str, Sequence[Prompt]] = field(default_factory=dict)
 
@@ -234,6 +238,13 @@ def open_case(
             raise NoFidelity("no engine of perfline's runs the model")
         return full_precision.full_precision(model)
 
+    def own_precision() -> fidelity.Logits:
+        from perfline.engines.full_precision import ModelLogits
+
+        if model is None:
+            raise NoFidelity("no engine of perfline's runs the model")
+        return ModelLogits(model)
+
     def close() -> None:
         try:
             own.close()
@@ -254,6 +265,7 @@ def open_case(
         shared=shared,
         decoder=decoder,
         full_precision=full_precision,
+        own_precision=own_precision,
         close=close,
     )
 
@@ -399,15 +411,22 @@ class CaseRun:
         return {answered(n, task): (n, task) for n in names for task in self.case.task_names}
 
     def fidelity(self) -> fidelity.Fidelity:
-        """What the model computes in fp32, every way; done once. NoFidelity."""
+        """What the model computes in fp32, every way, and its own dtype's drift; NoFidelity.
+
+        Done once.
+        """
         if self._fidelity is None:
             prompts = fidelity.sample(self.case, self.loaded.prompts)
             ours = [name for name in self.case.engine_names if name in ENGINE_NAMES]
             shared = not self.options.plain
             with self.loaded.full_precision() as model:
-                self._fidelity = fidelity.measure(model, ours, prompts, self.clock, shared)
+                found = fidelity.measure(model, ours, prompts, self.clock, shared)
+            if found.rounded:
+                own = self.loaded.own_precision()
+                found = fidelity.with_drift(found, own, ours, prompts, self.clock)
             if self.case.model.precision != "fp32":  # engines for this dtype begin anew
                 self._compile_anew()
+            self._fidelity = found
         return self._fidelity
 
     def helper(self, word: str) -> AccuracyRun:

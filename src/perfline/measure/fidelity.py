@@ -5,13 +5,16 @@ prompts, the same ones every time, are run in fp32: eager and compiled, by thems
 prefixes. How far apart two ways lie is the largest KL divergence at any position that is looked at
 (``tasks.reference``). What re-ordered arithmetic alone does is measured in the same session, by
 *variations* of the eager forward that leave the mathematics as it is (``gates.fidelity``).
+
+*Drift* is how far the case's own dtype takes each engine from the same fp32 numbers.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -21,19 +24,20 @@ from perfline.cases.case import Case, EngineName
 from perfline.engines.engine import Clock
 from perfline.errors import EngineError, NoFidelity, NoSharedPrefixes
 from perfline.gates.accuracy import ROUNDING_FRACTION
-from perfline.metrics import Metric
+from perfline.metrics import Metric, pass_name
 from perfline.tasks.prompts import Prompt
-from perfline.tasks.reference import PromptReference, kl, prompt_reference
+from perfline.tasks.reference import PromptReference, kl, log_softmax, prompt_reference
 from perfline.tasks.sampling import spread_sample
 
 Floats = npt.NDArray[np.float32]
 POSITIONS = 16  # of a prompt that are looked at, its last token among them
 VARIED = 4  # prompts that the variations are tried on, and whose layers are kept
 VARIATIONS = ("attention", "batch")
+LOOKED_AT = 4  # the likeliest tokens of a position, whose log-probabilities drift is of
 
 
 class Logits(Protocol):
-    """A model in fp32: ``engines.full_precision.FullPrecision``; tests script one."""
+    """A model in fp32, or in its own dtype: ``engines.full_precision``; tests script one."""
 
     @property
     def letters(self) -> tuple[int, ...]:
@@ -53,6 +57,36 @@ class Logits(Protocol):
 
 
 @dataclass(frozen=True)
+class Drift:
+    """What a case's own dtype costs: mean squared error of log-probabilities, nats^2, by prompt.
+
+    The error is against the eager model in fp32, over the ``LOOKED_AT`` tokens that are likeliest
+    there, at all positions that are looked at.
+
+    Attributes:
+        engines: of each engine, in the case's own dtype, each prompt by itself.
+        variations: of the eager engine, in that dtype, in another order of arithmetic.
+        rounded: of the fp32 model that rounds to that dtype what its modules take and give.
+    """
+
+    engines: dict[EngineName, tuple[float, ...]]
+    variations: dict[str, tuple[float, ...]]
+    rounded: tuple[float, ...]
+
+    def metrics(self) -> list[Metric]:
+        """The root mean square of each engine."""
+        return [
+            Metric(f"drift_{pass_name(name)}", rms(errors), "nats", "info")
+            for name, errors in self.engines.items()
+        ]
+
+
+def rms(squares: Sequence[float]) -> float:
+    """Return the root of the mean of squares that are given."""
+    return float(np.sqrt(np.mean(squares)))
+
+
+@dataclass(frozen=True)
 class Fidelity:
     """What one session computed in fp32. KL in nats, the largest of all positions.
 
@@ -66,6 +100,8 @@ class Fidelity:
         layers_off: by how much the variations move a layer's number; by layer.
         without: ways that this model does not have, and why.
         seconds: of all of it.
+        rounded: see ``Drift``; empty where the case's own dtype is fp32.
+        drift: None there, and until it is measured.
     """
 
     prompts: dict[str, PromptReference]
@@ -76,13 +112,15 @@ class Fidelity:
     layers_off: tuple[float, ...]
     without: dict[str, str]
     seconds: float
+    rounded: tuple[float, ...] = ()
+    drift: Drift | None = None
 
     def metrics(self) -> list[Metric]:
         """How far the farthest way is from the eager one, and how long all of it took."""
         found = [Metric("fidelity_time", self.seconds, "s", "info")]
         if self.ways:
             found.append(Metric("fidelity_ways", max(self.ways.values()), "nats", "info"))
-        return found
+        return found + ([] if self.drift is None else self.drift.metrics())
 
 
 def positions_of(prompt: Prompt) -> list[int]:
@@ -117,6 +155,12 @@ def measure(
     varied = prompts[:: max(1, len(prompts) // VARIED)]
     variations, layers_off = _varied(model, varied, logits, layers)
     most, variations["rounding"] = _rounding(logits.values())
+    try:
+        rounded = tuple(
+            _error(logits[p.id], _plain(model, "eager", p, "rounded")[0]) for p in prompts
+        )
+    except NoFidelity:
+        rounded = ()  # fp32 is the case's own dtype
     ways: dict[str, float] = {}
     without: dict[str, str] = {}
     for name in dict.fromkeys(("eager", *names)):
@@ -149,7 +193,47 @@ def measure(
         layers_off=layers_off,
         without=without,
         seconds=clock() - start,
+        rounded=rounded,
     )
+
+
+def with_drift(
+    found: Fidelity,
+    model: Logits,
+    names: Sequence[EngineName],
+    prompts: Sequence[Prompt],
+    clock: Clock = time.perf_counter,
+) -> Fidelity:
+    """Run ``prompts`` by the same model in its own dtype: ``found`` with the drift of it.
+
+    EngineError where logits are not finite.
+    """
+    start = clock()
+
+    def errors(name: EngineName, variation: str | None = None) -> tuple[float, ...]:
+        return tuple(
+            _error(found.logits[p.id], _plain(model, name, p, variation, "its own dtype")[0])
+            for p in prompts
+        )
+
+    variations: dict[str, tuple[float, ...]] = {}
+    for variation in VARIATIONS:
+        with suppress(NoFidelity):  # the model has no such variation
+            variations[variation] = errors("eager", variation)
+    drift = Drift(
+        engines={name: errors(name) for name in dict.fromkeys(("eager", *names))},
+        variations=variations,
+        rounded=found.rounded,
+    )
+    return replace(found, drift=drift, seconds=found.seconds + clock() - start)
+
+
+def _error(reference: Floats, other: Floats) -> float:
+    """Mean squared difference of the log-probabilities of the likeliest tokens, nats^2."""
+    told = log_softmax(reference)
+    likeliest = np.argsort(-told, axis=-1, kind="stable")[:, :LOOKED_AT]
+    off = np.take_along_axis(log_softmax(other) - told, likeliest, axis=-1)
+    return float(np.mean(off**2))
 
 
 def _varied(
@@ -172,10 +256,14 @@ def _varied(
 
 
 def _plain(
-    model: Logits, name: EngineName, prompt: Prompt, variation: str | None = None
+    model: Logits,
+    name: EngineName,
+    prompt: Prompt,
+    variation: str | None = None,
+    dtype: str = "fp32",
 ) -> tuple[Floats, list[float]]:
     rows, layers = model.plain(name, prompt, positions_of(prompt), variation)
-    return _finite(rows, prompt), layers
+    return _finite(rows, prompt, dtype), layers
 
 
 def _rounding(logits: Iterable[Floats]) -> tuple[float, float]:
@@ -194,10 +282,10 @@ def _apart(reference: Floats, other: Floats) -> float:
     return float(kl(reference, other).max())
 
 
-def _finite(logits: Floats, prompt: Prompt) -> Floats:
+def _finite(logits: Floats, prompt: Prompt, dtype: str = "fp32") -> Floats:
     if not np.isfinite(logits).all():
         raise EngineError(
-            f"fidelity: logits of question {prompt.id} in fp32 are not finite: broken weights, "
+            f"fidelity: logits of question {prompt.id} in {dtype} are not finite: broken weights, "
             "or a broken kernel?"
         )
     return logits

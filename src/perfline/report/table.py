@@ -35,6 +35,8 @@ PUBLISHED_TABLE = {
 _BESIDE = {
     "fidelity_ways": "fidelity, ways",
     "fidelity_time": "fidelity time",
+    "drift_val": "drift, eager",
+    "drift_infer": "drift, compiled",
     "mfu_computed": "MFU computed",
     "load_peak": "load peak",
     "compile_time": "compile time",

@@ -43,7 +43,7 @@ class PromptReference:
     Attributes:
         prompt: digest of its token ids.
         at: by position, the log-probabilities as above.
-        layers: one number a decoder layer (``FullPrecision.layers``); empty where not kept.
+        layers: one number a decoder layer (``ModelLogits.plain``); empty where not kept.
     """
 
     prompt: str

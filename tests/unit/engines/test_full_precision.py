@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from perfline.baselines import judge
 from perfline.engines import full_precision as full_precision_module
 from perfline.engines import hf
 from perfline.engines.device import current_device
-from perfline.engines.full_precision import full_precision
+from perfline.engines.full_precision import ModelLogits, full_precision
 from perfline.engines.upstream import attention_of
 from perfline.errors import DeviceMemory, NoFidelity
 from perfline.gates import fidelity as gate
@@ -124,4 +126,41 @@ def test_a_cast_that_fails_half_way_leaves_the_model_as_it_was(monkeypatch):
     after = tensors(model)
     assert all(after[name].dtype == tensor.dtype for name, tensor in before.items())
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    model.close()
+
+
+def test_drift_of_bf16_is_that_of_rounding_and_of_a_wrong_cast_is_not(monkeypatch):
+    model = loaded("bf16")
+
+    def drift():
+        with full_precision(model) as numbers:
+            found = fidelity.measure(numbers, ("eager",), prompts(), shared=False)
+        found = fidelity.with_drift(found, ModelLogits(model), ("eager",), prompts())
+        verdicts = judge.model_numbers(found, {}, judge.Against(Path("x.json"), None, None))
+        return next(v for v in verdicts if v.metric == "drift_val")
+
+    assert drift().word == "ok"
+    norm = type(model.module.model.norm)
+
+    def shorter(self, x):  # what it takes is cut to fp8, in 16 bits alone
+        if x.dtype == torch.bfloat16:
+            x = x.to(torch.float8_e4m3fn).to(x.dtype)
+        return right(self, x)
+
+    right = norm.forward
+    monkeypatch.setattr(norm, "forward", shorter)
+    verdict = drift()
+    assert verdict.word == "regressed", verdict.reason
+    model.close()
+
+
+def test_rounding_leaves_no_hook_behind_and_fp32_has_none():
+    model = loaded("bf16")
+    with full_precision(model) as numbers:
+        plain, _ = numbers.plain("eager", prompts()[0], [5])
+        rounded, _ = numbers.plain("eager", prompts()[0], [5], "rounded")
+        assert np.abs(rounded - plain).max() > 0
+        assert np.array_equal(numbers.plain("eager", prompts()[0], [5])[0], plain)
+    with pytest.raises(NoFidelity, match="nothing to round to"):
+        ModelLogits(model).plain("eager", prompts()[0], [5], "rounded")
     model.close()

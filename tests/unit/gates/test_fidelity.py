@@ -248,3 +248,70 @@ def test_ways_are_told_with_what_they_were_held_against():
     )
     exactly = gate.between_ways({"a": 1e-6}, {"batch": 1e-6}, 1e-6, {})
     assert exactly.word == "ok"
+
+
+def squares(ratio, seed=0, prompts=16, spread=0.3):
+    """Mean squared errors by prompt, ``ratio`` times 0.04 nats in the root."""
+    sizes = np.random.default_rng(seed).lognormal(0, spread, prompts)
+    return (0.04 * ratio) ** 2 * sizes / sizes.mean()
+
+
+def drift(ratio, harmless=(1.0, 1.0), **how):
+    rounded = squares(1.0, 1, **how)
+    all_of = [squares(each, 2 + i, **how) for i, each in enumerate(harmless)]
+    return gate.drift("drift_val", squares(ratio, 7, **how), all_of, rounded)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "word"), [(0.7, "ok"), (1.0, "ok"), (1.2, "ok"), (1.3, "unsure"), (2.0, "regressed")]
+)
+def test_drift_is_held_to_what_rounding_costs(ratio, word):
+    verdict = drift(ratio)
+    assert (verdict.metric, verdict.gate, verdict.word) == ("drift_val", "paired", word)
+    assert verdict.measured == pytest.approx(0.04 * ratio)
+    assert verdict.baseline == pytest.approx(0.04)
+    assert verdict.limit == "5.0e-02 nats"
+
+
+def test_harmless_variations_that_differ_loosen_it_to_a_point():
+    assert drift(2.0, harmless=(1.0, 1.8)).word == "ok"
+    assert drift(2.3, harmless=(1.0, 1.8)).word == "unsure"
+    assert drift(5.0, harmless=(1.0, 50.0)).word == "regressed"
+
+
+def test_a_fault_of_all_variations_alike_is_no_excuse():
+    assert drift(2.0, harmless=(2.0, 2.0, 2.0)).word == "regressed"
+
+
+def test_one_prompt_has_no_interval_and_proves_nothing():
+    assert drift(2.0, prompts=1).word == "unsure"
+    assert drift(1.0, prompts=1).word == "ok"
+
+
+def test_an_error_that_sits_in_one_prompt_is_not_proven():
+    errors = squares(1.0)
+    errors[3] *= 200
+    assert gate.drift("drift_val", errors, [squares(1.0)], squares(1.0)).word == "unsure"
+
+
+@pytest.mark.parametrize("broken", ["rounded", "harmless"])
+def test_a_dtype_that_changes_nothing_was_not_measured(broken):
+    none = [0.0] * 16
+    given = ([squares(1.0)], none) if broken == "rounded" else ([none], squares(1.0))
+    assert gate.drift("drift_val", squares(1.0), *given).word == "invalid"
+
+
+def test_an_engine_without_any_error_is_ok():
+    assert gate.drift("drift_infer", [0.0] * 16, [squares(1.0)], squares(1.0)).word == "ok"
+
+
+def test_drift_s_false_alarms_are_rare_at_the_limit_itself():
+    """1000 sessions whose true ratio is the limit: 1 in 70 is regressed; below it, fewer."""
+    rng = np.random.default_rng(3)
+    red = 0
+    for _ in range(1000):
+        sizes = rng.lognormal(0, 0.5, 16)
+        errors, rounded = sizes * rng.lognormal(0, 0.3, (2, 16))
+        verdict = gate.drift("drift_val", 1.25**2 * errors, [rounded, rounded], rounded)
+        red += verdict.word == "regressed"
+    assert red <= 20

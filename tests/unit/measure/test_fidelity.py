@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -55,3 +57,31 @@ def test_what_is_not_finite_is_no_measurement():
 
     with pytest.raises(EngineError, match=r"question odd/1 in fp32 are not finite"):
         fidelity.measure(Broken(), ("eager",), PROMPTS)
+
+
+def test_a_case_in_fp32_has_no_drift():
+    found = fidelity.measure(fakes.FakeLogits(), ("eager", "inductor"), PROMPTS)
+    assert (found.rounded, found.drift) == ((), None)
+
+
+def test_drift_is_of_each_engine_and_each_prompt():
+    off = {"rounded": 0.02, "eager": 0.02, "attention": 0.02, "batch": 0.02, "inductor": 0.06}
+    numbers = fakes.FakeLogits(dtype=off)
+    found = fidelity.measure(numbers, ("inductor",), PROMPTS)
+    with_drift = fidelity.with_drift(found, replace(numbers, own=True), ("inductor",), PROMPTS)
+    drift = with_drift.drift
+    assert set(drift.engines) == {"eager", "inductor"}
+    assert set(drift.variations) == {"attention", "batch"}
+    assert len(drift.rounded) == len(drift.engines["eager"]) == len(PROMPTS)
+    sizes = {m.name: m.value for m in with_drift.metrics() if m.name.startswith("drift")}
+    assert sizes["drift_val"] == pytest.approx(0.02, rel=0.1)  # rms of what was added
+    assert sizes["drift_infer"] == pytest.approx(0.06, rel=0.1)
+    assert fidelity.rms(drift.rounded) == pytest.approx(0.02, rel=0.1)
+
+
+def test_drift_that_is_not_finite_names_the_dtype():
+    numbers = fakes.FakeLogits(dtype=dict.fromkeys(("rounded", "attention", "batch"), 0.01))
+    numbers.dtype["eager"] = np.inf
+    found = fidelity.measure(numbers, ("eager",), PROMPTS)
+    with pytest.raises(EngineError, match="in its own dtype are not finite"):
+        fidelity.with_drift(found, replace(numbers, own=True), ("eager",), PROMPTS)
