@@ -92,7 +92,14 @@ def test_plain_leaves_shared_prefixes_out(asked):
 def test_a_case_that_has_none_has_no_such_test(asked, how):
     path = asked.root / "cases" / "fake.yaml"
     path.write_text(f"{path.read_text()}{how}\n")
-    asked.run("-m", "fidelity").assert_outcomes()
+    result = asked.run("-m", "fidelity")
+    result.assert_outcomes()
+    key, _, value = how.strip("}").replace(": {", ".").partition(": ")
+    result.stdout.fnmatch_lines([f"case 'fake' has no fidelity: {key} is {value} in *fake.yaml"])
+
+
+def test_what_a_case_leaves_out_is_not_told_where_something_else_runs(suite):
+    assert "has no fidelity" not in suite.run("-m", "accuracy").stdout.str()
 
 
 def test_random_weights_are_held_against_themselves(asked):

@@ -26,7 +26,7 @@ from perfline.gates import accuracy as accuracy_gates
 from perfline.gates import fidelity, performance
 from perfline.gates.verdict import Verdict, signed, worst
 from perfline.measure.record import Record
-from perfline.metrics import Metric, pass_name
+from perfline.metrics import Metric, pass_name, summary
 from perfline.tasks.task import scoring
 
 AGAIN = "run pytest again"
@@ -92,6 +92,20 @@ def _edited(metric: Metric) -> str:
     return ""
 
 
+def _contradicted(metrics: Mapping[str, Metric], verdicts: Iterable[Verdict]) -> Iterator[str]:
+    """Yield where a verdict judged another number than the one that would be stored."""
+    for verdict in verdicts:
+        metric = metrics.get(verdict.metric)
+        if metric is None or verdict.measured is None or verdict.gate == "paired":
+            continue  # what a paired gate shows may be the farthest of several
+        numbers = (metric.value, summary(metric.samples or (metric.value,))[0])
+        if not any(math.isclose(verdict.measured, number, rel_tol=1e-6) for number in numbers):
+            yield (
+                f"{metric.name} is {metric.value:g} {metric.unit}, and its verdict is of "
+                f"{verdict.measured:g}"
+            )
+
+
 def invalid(candidate: Candidate) -> Iterator[str]:
     """Yield what is wrong with the measurement itself; nothing overrides that."""
     measured, case = candidate.measured, candidate.case
@@ -109,6 +123,8 @@ def invalid(candidate: Candidate) -> Iterator[str]:
     for metric in measured.metrics.values():
         if edited := _edited(metric):
             yield f"{edited}: the record was edited; {AGAIN}"
+    for told in dict.fromkeys(_contradicted(measured.metrics, measured.verdicts)):
+        yield f"{told}: the record was edited; {AGAIN}"
     counts = [n for note, n in measured.notes.items() if note.startswith("throughput_ranks_")]
     if any(not candidate.new.machine.endswith(f"-x{n}") for n in counts):
         yield (

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from perfline.plugin.session import CaseUnderTest, Options, Session
 
 NOTICES = pytest.StashKey[Notices]()  # apart: what is imported to measure may warn already
+LEFT_OUT = pytest.StashKey[list[str]]()  # lines on tests that cases do not run
 SESSION = pytest.StashKey["Session"]()  # there once tests of a case are run
 
 
@@ -183,13 +184,37 @@ class _Offered(str):
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out the tests, and the engines, that a case does not run."""
+    config.stash[LEFT_OUT] = list(dict.fromkeys(filter(None, map(_switched_off, items))))
     items[:] = [item for item in items if not _is_not_run(item)]
     if group.launched():
         for item in items:
             if _case_of(item) is not None and item.get_closest_marker("decode") is not None:
                 item.add_marker(pytest.mark.skip(reason=_NO_DECODE_ON_RANKS))
+
+
+def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Item]) -> list[str]:
+    """Say why nothing is left to run, where a case's YAML is the reason."""
+    return [] if items else config.stash.get(LEFT_OUT, [])
+
+
+def _switched_off(item: pytest.Item) -> str:
+    """Say which key of a case's YAML leaves a test out; empty where none does."""
+    case = _case_of(item)
+    if case is None:
+        return ""
+    keys = {
+        "fidelity": "fidelity.prompts is 0" if case.fidelity.prompts == 0 else "",
+        "fingerprint": "" if case.fingerprint else "fingerprint is false",
+        "decode": "decode.tokens is 0" if case.decode.tokens == 0 else "",
+    }
+    for marker, why in keys.items():
+        if item.get_closest_marker(marker) is not None:
+            if not why and case.parallel.tensor > 1:
+                why = f"parallel.tensor is {case.parallel.tensor}"
+            return why and f"case '{case.id}' has no {marker}: {why} in {case.source}"
+    return ""
 
 
 def _is_not_run(item: pytest.Item) -> bool:

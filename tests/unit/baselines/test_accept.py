@@ -10,6 +10,7 @@ from perfline.baselines import accept, baseline
 from perfline.baselines.baseline import Baseline, Figure, Published
 from perfline.baselines.proposal import Candidate, Terms, measured_baseline
 from perfline.errors import BaselineError
+from perfline.gates.verdict import Gate
 from perfline.measure.record import CaseRecord
 from perfline.metrics import Metric
 from samples import (
@@ -414,6 +415,21 @@ def test_an_edited_metric_is_refused_whatever_is_said(metric: Metric, said: str)
 
     assert only_problem(measured, terms=ACCEPT) == (
         f"{said}: the record was edited; run pytest again"
+    )
+
+
+@pytest.mark.parametrize(("name", "gate"), [("p_infer_core", "baseline"), ("mem", "baseline")])
+def test_a_verdict_of_another_number_is_refused(name: str, gate: Gate) -> None:
+    metric = metrics()[name]
+    told = verdict(name, "ok", gate, measured=metric.value, unit=metric.unit)
+    assert accept.problems(candidate(case_record(verdicts=(told,))), PLAIN) == []
+
+    told = dataclasses.replace(told, measured=metric.value * 1.01)
+    line = only_problem(case_record(verdicts=(told,)), terms=ACCEPT)
+
+    assert line == (
+        f"{name} is {metric.value:g} {metric.unit}, and its verdict is of {told.measured:g}: the "
+        "record was edited; run pytest again"
     )
 
 
