@@ -369,8 +369,10 @@ def another_session(folder: Path, factor: float) -> None:
 
 # Known on a GPU, or on a device whose peak is known, only.
 NOT_ON_A_CPU = {"mfu", "sm_clock", "temperature", "power", "tokens_per_joule"}
+NOT_ON_A_CPU |= {"decode_bandwidth_advertised"}
 # Known where the weights fit into no cache only; of batches and contexts, which a case may ask for.
 NOT_OF_TINY = {"mbu", "decode_bandwidth", "decode_bN", "decode_cN", "ttft_bN", "ttft_cN"}
+NOT_OF_TINY |= {"drift_val", "drift_infer"}  # in 16 bits
 # Of a comparison, or verdicts without a metric.
 IN_NO_RECORD = {"core_time", "whole_time", "decode_time", "energy", "letter_logits"}
 VERDICTS_ONLY = {"fidelity", "flips", "acc_val_timed", "acc_infer_timed"}

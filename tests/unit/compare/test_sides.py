@@ -142,7 +142,8 @@ def test_a_key_given_twice_is_refused():
         make_side("baseline", settings=["a=1", "a=2"])
 
 
-def test_each_side_runs_its_own_revision(project: Path):
+def test_each_side_runs_its_own_revision(project: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")  # what is left behind is perfline's own
     old = replace(HERE, ref="old")
     as_it_is = Side("candidate", Path(sys.executable))
     code = "import os, thing; print(thing.version, os.getcwd())"
