@@ -364,6 +364,9 @@ def another_session(folder: Path, factor: float) -> None:
                 if metric["unit"] == "tok/s":
                     metric["value"] *= times
                     metric["samples"] = [times * sample for sample in metric["samples"]]
+            for verdict in measured_case["verdicts"]:
+                if verdict["unit"] == "tok/s" and verdict["measured"] is not None:
+                    verdict["measured"] *= times
         record.with_name(name).write_text(json.dumps(data | {"another_session": True}))
 
 
