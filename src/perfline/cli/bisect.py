@@ -23,6 +23,7 @@ from perfline.cli.compare import (
     LauncherOf,
     add_measuring,
     check_data,
+    check_outputs,
     launchers,
     margin,
     say,
@@ -72,14 +73,7 @@ def add_bisect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="with --repo: what of each commit's tree to install, as behind `pip install` "
         "(default: .)",
     )
-    add(
-        "--metric",
-        metavar="NAME",
-        default="core_time",
-        help="core_time (default), decode_time, ttft; without noise, and so one launch a commit: "
-        "mem, graphs, graph_breaks, recompiles, acc, flips, letter_logits, prompt_tokens, "
-        "fingerprint",
-    )
+    add_metric(parser, "commit")
     add("--improved", action="store_true", help="find where it became better, not worse")
     both = parser.add_argument_group("what all candidates share").add_argument
     both("--python", metavar="PYTHON", help="interpreter or virtual environment (default: this)")
@@ -93,11 +87,22 @@ def add_bisect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add_measuring(parser, "results/bisect.json")
 
 
+def add_metric(parser: argparse.ArgumentParser, probed: str) -> None:
+    """Add which metric is searched by; ``probed`` is what gets a launch of its own."""
+    parser.add_argument(
+        "--metric",
+        metavar="NAME",
+        default="core_time",
+        help="core_time (default), decode_time, ttft; without noise, and so one launch a "
+        f"{probed}: mem, graphs, graph_breaks, recompiles, acc, flips, letter_logits, "
+        "prompt_tokens, fingerprint",
+    )
+
+
 def run(args: argparse.Namespace) -> int:
     """Search; print, save and return the exit status."""
     from perfline import jsonfile
     from perfline.cases.case import load_cases
-    from perfline.compare import record as comparisons
     from perfline.errors import RecordError
     from perfline.report import search_text
     from perfline.search import bisect, candidates, probe, record
@@ -105,10 +110,7 @@ def run(args: argparse.Namespace) -> int:
     metric = probe.sought(args.metric)
     (case,) = load_cases([args.case], args.case_dir)
     case = case.with_engines([args.engine], "--engine")
-    if args.markdown is not None and args.markdown.resolve() == args.out.resolve():
-        raise RecordError(f"{args.out}: is named by --out and by --markdown; name two files")
-    for path in filter(None, (args.out, args.markdown)):
-        comparisons.check_writable(path)
+    check_outputs(args)
     shared = _shared(args)
     candidates.check_needs(shared("baseline").python)
     if not args.dummy_weights:

@@ -191,11 +191,7 @@ def run(args: argparse.Namespace) -> int:
     if task is not None and task[0] > 0:
         raise PerflineError(task[1])
     sides, plans = _plans(args)
-    if args.markdown is not None and args.markdown.resolve() == args.out.resolve():
-        raise RecordError(f"{args.out}: is named by --out and by --markdown; name two files")
-    record.check_writable(args.out)
-    if args.markdown is not None:
-        record.check_writable(args.markdown)
+    check_outputs(args)
     if args.traces is not None:
         _make_traces_directory(args)
     comparison = Comparison(today(), True, command(args), {})
@@ -399,6 +395,17 @@ def _compared(
                     say(f"{name} " * (len(plans) > 1) + progress_line(found))
     settled = compare.settle(list(comparison.cases.values()))
     yield replace(comparison, partial=False, cases={found.case: found for found in settled})
+
+
+def check_outputs(args: argparse.Namespace) -> None:
+    """RecordError where a file cannot be written, or one would be two: told before the hour."""
+    from perfline.compare import record
+    from perfline.errors import RecordError
+
+    if args.markdown is not None and args.markdown.resolve() == args.out.resolve():
+        raise RecordError(f"{args.out}: is named by --out and by --markdown; name two files")
+    for path in filter(None, (args.out, args.markdown)):
+        record.check_writable(path)
 
 
 def say(line: str) -> None:

@@ -21,13 +21,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from perfline.cli.bisect import Progress, told
+from perfline.cli.bisect import Progress, add_metric, told
 from perfline.cli.compare import (
     LauncherOf,
     add_measuring,
     add_sides,
     both_sides,
     check_data,
+    check_outputs,
     command,
     launchers,
     margin,
@@ -63,14 +64,7 @@ def add_isolate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser = add_command(commands, "isolate", run, purpose, _EXAMPLES, more)
     parser.add_argument("cases", metavar="CASE", type=str.strip, nargs=1)
     add_sides(parser)
-    parser.add_argument(
-        "--metric",
-        metavar="NAME",
-        default="core_time",
-        help="core_time (default), decode_time, ttft; without noise, and so one launch a group: "
-        "mem, graphs, graph_breaks, recompiles, acc, flips, letter_logits, prompt_tokens, "
-        "fingerprint",
-    )
+    add_metric(parser, "group")
     add_measuring(parser, "results/isolate.json")
 
 
@@ -78,7 +72,6 @@ def run(args: argparse.Namespace) -> int:
     """Search; print, save and return the exit status."""
     from perfline import jsonfile
     from perfline.cases.case import load_cases
-    from perfline.compare import record as comparisons
     from perfline.compare.sides import with_installed
     from perfline.environments import making
     from perfline.errors import RecordError
@@ -88,10 +81,7 @@ def run(args: argparse.Namespace) -> int:
     metric = probe.sought(args.metric)
     (case,) = load_cases(args.cases, args.case_dir)
     case = case.with_engines([args.engine], "--engine")
-    if args.markdown is not None and args.markdown.resolve() == args.out.resolve():
-        raise RecordError(f"{args.out}: is named by --out and by --markdown; name two files")
-    for path in filter(None, (args.out, args.markdown)):
-        comparisons.check_writable(path)
+    check_outputs(args)
     sides = both_sides(args)
     if not args.dummy_weights:
         check_data(case, sides, args.data_dir)
