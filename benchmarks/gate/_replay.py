@@ -7,15 +7,22 @@ log ratio. Nothing else is simulated: the words are ``sequential``'s, the questi
 
 from __future__ import annotations
 
+import argparse
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
-from _recording import Floats, Recording
+from _recording import Floats, Recording, read
+from tabulate import tabulate
 
+from perfline import jsonfile
 from perfline.compare import sequential
+from perfline.errors import RecordError
 from perfline.search.probe import Environment, Finding, Terms, finding
+
+HERE = Path(__file__).parent
 
 
 def environment(name: str) -> Environment:
@@ -74,3 +81,59 @@ class Replay:
                 break
         self.pairs += len(some)
         return finding(some, word)
+
+
+@dataclass
+class Tally:
+    """What a rule answered."""
+
+    runs: int = 0
+    right: int = 0
+    wrong: int = 0
+    launches: int = 0
+
+    def join(self, other: Tally) -> None:
+        """Count another's answers, too."""
+        for name, count in vars(other).items():
+            setattr(self, name, getattr(self, name) + count)
+
+    def row(self, rule: str, effect: float, what: str, kind: str) -> dict[str, object]:
+        """One row of a table, in per cent; ``what`` is what of some ``kind`` was drawn."""
+        return {
+            "rule": rule,
+            "slow-down": f"{100 * effect:g} %",
+            what: kind,
+            "runs": self.runs,
+            "right": round(100 * self.right / self.runs, 1) if effect else None,
+            "innocent named": round(100 * self.wrong / self.runs, 1),
+            "launches": round(self.launches / self.runs),
+            "how": "replayed",
+        }
+
+
+Rows = Callable[[Recording, int, int], Iterator[dict[str, object]]]
+
+
+def tell(plan: str, doc: str, drawn: str, marks: tuple[str, str], rows: Rows) -> int:
+    """Print the table of ``plan``; with ``--write`` put it into SEARCH.md and results/PLAN.json."""
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    parser.add_argument("--runs", type=int, default=1000, help=f"{drawn} a slow-down")
+    parser.add_argument("--max-pairs", type=int, default=48)
+    parser.add_argument("--write", action="store_true")
+    args = parser.parse_args()
+    recording = read(HERE / "data" / "tiny-cpu-2-cores.json")
+    found = []
+    for each in rows(recording, args.runs, args.max_pairs):
+        found.append(each)
+        print(*each.values(), flush=True)
+    table = tabulate(found, headers="keys", tablefmt="github")
+    print(table)
+    if args.write:
+        told = {"schema": 1, "recording": recording.name, "runs": args.runs, "rows": found}
+        command = f"python benchmarks/gate/{plan}_replay.py --runs {args.runs} --write"
+        told |= {"command": command, "max_pairs": args.max_pairs}
+        jsonfile.write(HERE / "results" / f"{plan}.json", told, RecordError)
+        (begin, end), page = marks, HERE / "SEARCH.md"
+        before, rest = page.read_text().split(begin)
+        page.write_text(f"{before}{begin}\n{table}\n{end}{rest.split(end)[1]}")
+    return 0

@@ -18,7 +18,6 @@ the part of the range with the larger difference between its ends, by golden sec
 
 from __future__ import annotations
 
-import argparse
 import math
 import zlib
 from collections.abc import Iterator, Mapping
@@ -26,12 +25,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from _recording import Recording, read
-from _replay import Replay, environment
-from tabulate import tabulate
+from _recording import Recording
+from _replay import Replay, Tally, environment, tell
 
-from perfline import jsonfile
-from perfline.errors import RecordError
 from perfline.search import bisect
 
 HERE = Path(__file__).parent
@@ -79,6 +75,11 @@ class History:
             for number, name in enumerate(NAMES)
         }
         return cls(effects, frozenset(NAMES[n] for n in guilty) if effect else frozenset())
+
+    def answered(self, named: tuple[str, ...], launches: int) -> Tally:
+        """One answer, counted; ``named`` is empty where it names none."""
+        wrong = bool(named) and not self.guilty & {*named}
+        return Tally(1, self.right(named), wrong, launches)
 
     def right(self, named: tuple[str, ...]) -> bool:
         """Whether these are a guilty commit, beside what does not build."""
@@ -140,28 +141,6 @@ def golden_section(launches: Launches) -> tuple[str, ...]:
     return tuple(NAMES[low + 1 : high + 1])
 
 
-@dataclass
-class Tally:
-    """What a rule answered."""
-
-    runs: int = 0
-    right: int = 0
-    wrong: int = 0
-    launches: int = 0
-
-    def add(self, history: History, named: tuple[str, ...], launches: int) -> None:
-        """Count one answer; ``named`` is empty where it names none."""
-        self.runs += 1
-        self.launches += launches
-        self.right += history.right(named)
-        self.wrong += bool(named) and not history.guilty & {*named}
-
-    def join(self, other: Tally) -> None:
-        """Count another's answers, too."""
-        for name, count in vars(other).items():
-            setattr(self, name, getattr(self, name) + count)
-
-
 RULES = ("perfline bisect", "one run, 7 %", "golden section, one run")
 
 
@@ -185,11 +164,11 @@ def run(
             replay = Replay(recording, history.effects, generator, spread)
             answer = bisect.bisect(envs, replay.ask, every)
             named = answer.named if answer.outcome == "step" else ()
-            tally.add(history, named, 2 * replay.pairs)
+            tally.join(history.answered(named, 2 * replay.pairs))
         else:
             launches = Launches(recording, history.effects, generator)
             named = one_run(launches) if rule == RULES[1] else golden_section(launches)
-            tally.add(history, named, len(launches.taken))
+            tally.join(history.answered(named, len(launches.taken)))
     return tally
 
 
@@ -201,55 +180,17 @@ def rows(recording: Recording, runs: int, pairs: int) -> Iterator[dict[str, obje
             for kind in KINDS if effect else ("skips",):
                 each = run(rule, recording, kind, effect, runs // 4 if effect else runs, pairs)
                 if effect and rule == RULES[0]:
-                    yield row(rule, effect, kind, each)
+                    yield each.row(rule, effect, "history", kind)
                 whole.join(each)
-            yield row(rule, effect, "all" if effect else "no change", whole)
+            yield whole.row(rule, effect, "history", "all" if effect else "no change")
         whole = Tally()
         for kind in KINDS if effect else ("skips",):
             whole.join(
                 run(RULES[0], recording, kind, effect, runs // 4 if effect else runs, pairs, 2)
             )
-        yield row(f"{RULES[0]}, spread x 2", effect, "all" if effect else "no change", whole)
-
-
-def row(rule: str, effect: float, kind: str, tally: Tally) -> dict[str, object]:
-    """One row, in per cent."""
-    return {
-        "rule": rule,
-        "slow-down": f"{100 * effect:g} %",
-        "history": kind,
-        "runs": tally.runs,
-        "right": round(100 * tally.right / tally.runs, 1) if effect else None,
-        "innocent named": round(100 * tally.wrong / tally.runs, 1),
-        "launches": round(tally.launches / tally.runs),
-        "how": "replayed",
-    }
-
-
-def main() -> int:
-    """Print the table; with ``--write`` put it into SEARCH.md and results/bisect.json."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=int, default=1000, help="histories a slow-down")
-    parser.add_argument("--max-pairs", type=int, default=48)
-    parser.add_argument("--write", action="store_true")
-    args = parser.parse_args()
-    recording = read(HERE / "data" / "tiny-cpu-2-cores.json")
-    found = []
-    for each in rows(recording, args.runs, args.max_pairs):
-        found.append(each)
-        print(*each.values(), flush=True)
-    table = tabulate(found, headers="keys", tablefmt="github")
-    print(table)
-    if args.write:
-        told = {"schema": 1, "recording": recording.name, "runs": args.runs, "rows": found}
-        command = f"python benchmarks/gate/bisect_replay.py --runs {args.runs} --write"
-        told |= {"command": command, "max_pairs": args.max_pairs}
-        jsonfile.write(HERE / "results" / "bisect.json", told, RecordError)
-        page = HERE / "SEARCH.md"
-        before, rest = page.read_text().split(BEGIN)
-        page.write_text(f"{before}{BEGIN}\n{table}\n{END}{rest.split(END)[1]}")
-    return 0
+        shown = "all" if effect else "no change"
+        yield whole.row(f"{RULES[0]}, spread x 2", effect, "history", shown)
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(tell("bisect", __doc__, "histories", (BEGIN, END), rows))

@@ -15,7 +15,6 @@ that measures A and each group by one launch of the recording, and names what is
 
 from __future__ import annotations
 
-import argparse
 import math
 import zlib
 from collections.abc import Iterator, Sequence
@@ -23,12 +22,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-from _recording import Recording, read
-from _replay import Replay, environment
-from tabulate import tabulate
+from _recording import Recording
+from _replay import Replay, Tally, environment, tell
 
-from perfline import jsonfile
-from perfline.errors import RecordError
 from perfline.search import isolate, probe, record
 from perfline.search.groups import AND, Group
 from perfline.search.probe import Compare, Environment, Finding, Terms
@@ -155,21 +151,6 @@ def one_run(drawn: Drawn, recording: Recording, generator: np.random.Generator) 
     return tuple(named)
 
 
-@dataclass
-class Tally:
-    """What a rule answered."""
-
-    runs: int = 0
-    right: int = 0
-    wrong: int = 0
-    launches: int = 0
-
-    def join(self, other: Tally) -> None:
-        """Count another's answers, too."""
-        for name, count in vars(other).items():
-            setattr(self, name, getattr(self, name) + count)
-
-
 RULES = ("perfline isolate", "one run, 7 %", "perfline isolate, spread x 2")
 
 
@@ -198,48 +179,10 @@ def rows(recording: Recording, runs: int, pairs: int) -> Iterator[dict[str, obje
             for kind in KINDS if effect else ("one",):
                 each = run(rule, recording, kind, effect, runs // 4 if effect else runs, pairs)
                 if effect and rule == RULES[0]:
-                    yield row(rule, effect, kind, each)
+                    yield each.row(rule, effect, "groups", kind)
                 whole.join(each)
-            yield row(rule, effect, "all" if effect else "no change", whole)
-
-
-def row(rule: str, effect: float, kind: str, tally: Tally) -> dict[str, object]:
-    """One row, in per cent."""
-    return {
-        "rule": rule,
-        "slow-down": f"{100 * effect:g} %",
-        "groups": kind,
-        "runs": tally.runs,
-        "right": round(100 * tally.right / tally.runs, 1) if effect else None,
-        "innocent named": round(100 * tally.wrong / tally.runs, 1),
-        "launches": round(tally.launches / tally.runs),
-        "how": "replayed",
-    }
-
-
-def main() -> int:
-    """Print the table; with ``--write`` put it into SEARCH.md and results/isolate.json."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=int, default=1000, help="differences a slow-down")
-    parser.add_argument("--max-pairs", type=int, default=48)
-    parser.add_argument("--write", action="store_true")
-    args = parser.parse_args()
-    recording = read(HERE / "data" / "tiny-cpu-2-cores.json")
-    found = []
-    for each in rows(recording, args.runs, args.max_pairs):
-        found.append(each)
-        print(*each.values(), flush=True)
-    table = tabulate(found, headers="keys", tablefmt="github")
-    if args.write:
-        told = {"schema": 1, "recording": recording.name, "runs": args.runs, "rows": found}
-        command = f"python benchmarks/gate/isolate_replay.py --runs {args.runs} --write"
-        told |= {"command": command, "max_pairs": args.max_pairs}
-        jsonfile.write(HERE / "results" / "isolate.json", told, RecordError)
-        page = HERE / "SEARCH.md"
-        before, rest = page.read_text().split(BEGIN)
-        page.write_text(f"{before}{BEGIN}\n{table}\n{END}{rest.split(END)[1]}")
-    return 0
+            yield whole.row(rule, effect, "groups", "all" if effect else "no change")
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(tell("isolate", __doc__, "differences", (BEGIN, END), rows))
