@@ -118,7 +118,7 @@ def tell(plan: str, doc: str, drawn: str, marks: tuple[str, str], rows: Rows) ->
     """Print the table of ``plan``; with ``--write`` put it into SEARCH.md and results/PLAN.json."""
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument("--runs", type=int, default=1000, help=f"{drawn} a slow-down")
-    parser.add_argument("--max-pairs", type=int, default=48)
+    parser.add_argument("--max-pairs", type=int, default=sequential.LOOKS[-1])
     parser.add_argument("--write", action="store_true")
     args = parser.parse_args()
     recording = read(HERE / "data" / "tiny-cpu-2-cores.json")

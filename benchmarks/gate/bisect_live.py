@@ -10,13 +10,10 @@ from __future__ import annotations
 
 import argparse
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
-from perfline import jsonfile
-from perfline.errors import RecordError
-from perfline.search import record
+import _live
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "bisect-live.json"
@@ -66,52 +63,26 @@ def make(folder: Path, commits: int, step: int, effect: float) -> list[str]:
 def main() -> int:
     """Make the history, search it, and say whether the answer is right."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--effect", type=float, default=0.05)
+    _live.add_options(parser, RESULTS)
     parser.add_argument("--commits", type=int, default=8)
     parser.add_argument("--step", type=int, default=5)
-    parser.add_argument("--note", default="", help="such as how busy the machine was")
-    parser.add_argument("--write", action="store_true", help=f"add the result to {RESULTS.name}")
     args, more = parser.parse_known_args()
     with tempfile.TemporaryDirectory(prefix="bisect-live-") as made:
         folder = Path(made)
         commits = make(folder, args.commits, args.step, args.effect)
         words = ["bisect", "tiny", "--good", commits[0], "--bad", "main"]
         words += ["--import", "made_history", *more]
-        done = subprocess.run([sys.executable, "-m", "perfline", *words], cwd=folder, check=False)
-        if done.returncode not in (0, 1):
-            return done.returncode
-        search = record.load(folder / "results" / "bisect.json")
-    wanted = (commits[args.step],) if args.effect else ()
-    right = search.named == wanted
-    print(f"{'right' if right else 'WRONG'}: expected {wanted}, named {search.named}")
-    if args.write:
-        rows: list[object] = []
-        if RESULTS.exists():
-            stored = jsonfile.read(RESULTS, 1, RecordError, "delete it")
-            rows += stored.get("rows", tuple[object, ...])
-        row = {
-            "how": "live",
-            "note": args.note,
-            "command": " ".join(["python benchmarks/gate/bisect_live.py", *sys.argv[1:]]),
-            "effect": args.effect,
-            "commits": args.commits,
-            "right": right,
-            "answer": search.answer,
-            "minutes": round(search.minutes, 1),
-            "probes": [
-                {
-                    "number": commits.index(each.b),
-                    "against": commits.index(each.a),
-                    "word": each.finding.word,
-                    "change": each.finding.change,
-                    "pairs": each.finding.pairs,
-                    "minutes": round(each.finding.minutes, 1),
-                }
-                for each in search.probes
-            ],
-        }
-        jsonfile.write(RESULTS, {"schema": 1, "rows": [*rows, row]}, RecordError)
-    return int(not right)
+        search = _live.search(words, folder, folder / "results" / "bisect.json")
+    wanted = {commits[args.step]} if args.effect else set()
+    facts = {"effect": args.effect, "commits": args.commits}
+    return _live.told(
+        search,
+        wanted,
+        args,
+        RESULTS,
+        facts,
+        lambda probe: {"number": commits.index(probe.b), "against": commits.index(probe.a)},
+    )
 
 
 if __name__ == "__main__":

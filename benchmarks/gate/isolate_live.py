@@ -14,15 +14,11 @@ Half an hour to an hour on 2 quiet cores, ``tokens`` a minute; what other option
 from __future__ import annotations
 
 import argparse
-import subprocess
-import sys
 import tempfile
 import zipfile
 from pathlib import Path
 
-from perfline import jsonfile
-from perfline.errors import RecordError
-from perfline.search import record
+import _live
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "isolate-live.json"
@@ -107,14 +103,12 @@ def main() -> int:
     """Make the wheels, isolate, and say whether the answer is right."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("kind", choices=list(GUILTY))
-    parser.add_argument("--effect", type=float, default=0.05)
-    parser.add_argument("--note", default="", help="such as how busy the machine was")
-    parser.add_argument("--write", action="store_true", help=f"add the result to {RESULTS.name}")
+    _live.add_options(parser, RESULTS)
     args, more = parser.parse_known_args()
     with tempfile.TemporaryDirectory(prefix="isolate-live-") as made:
         folder = Path(made)
         second = modules(args.kind, args.effect)
-        words = ["isolate", "tiny", "--out", str(folder / "isolate.json"), *more]
+        words = ["isolate", "tiny", *more]
         for side, version in (("baseline", "1"), ("candidate", "2")):
             wheels = [
                 wheel(folder, name, version, _IDLE if version == "1" else second[name])
@@ -123,39 +117,15 @@ def main() -> int:
             words += [f"--{side}-install", " ".join(["--no-index", *map(str, wheels)])]
             option = "--baseline-import" if version == "1" else "--import"
             words += [word for name in NAMES for word in (option, name)]
-        done = subprocess.run([sys.executable, "-m", "perfline", *words], check=False)
-        if done.returncode not in (0, 1):
-            return done.returncode
-        search = record.load(folder / "isolate.json")
-    right = {*search.named} == GUILTY[args.kind]
-    print(f"{'right' if right else 'WRONG'}: expected {GUILTY[args.kind]}, named {search.named}")
-    if args.write:
-        rows: list[object] = []
-        if RESULTS.exists():
-            stored = jsonfile.read(RESULTS, 1, RecordError, "delete it")
-            rows += stored.get("rows", tuple[object, ...])
-        row = {
-            "how": "live",
-            "note": args.note,
-            "command": " ".join(["python benchmarks/gate/isolate_live.py", *sys.argv[1:]]),
-            "kind": args.kind,
-            "right": right,
-            "answer": search.answer,
-            "minutes": round(search.minutes, 1),
-            "probes": [
-                {
-                    "role": each.role,
-                    "of": each.b,
-                    "word": each.finding.word,
-                    "change": each.finding.change,
-                    "pairs": each.finding.pairs,
-                    "minutes": round(each.finding.minutes, 1),
-                }
-                for each in search.probes
-            ],
-        }
-        jsonfile.write(RESULTS, {"schema": 1, "rows": [*rows, row]}, RecordError)
-    return int(not right)
+        search = _live.search(words, Path.cwd(), folder / "isolate.json")
+    return _live.told(
+        search,
+        GUILTY[args.kind],
+        args,
+        RESULTS,
+        {"kind": args.kind},
+        lambda probe: {"role": probe.role, "of": probe.b},
+    )
 
 
 if __name__ == "__main__":

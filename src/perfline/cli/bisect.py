@@ -31,7 +31,7 @@ from perfline.cli.compare import (
     workload,
     write_markdown,
 )
-from perfline.cli.options import add_command
+from perfline.cli.options import MAX_PAIRS, add_command
 
 if TYPE_CHECKING:
     from perfline.cases.case import Case
@@ -263,8 +263,9 @@ def command(args: argparse.Namespace) -> str:
     defaults: dict[str, object] = dict.fromkeys(
         ("package", "repo", "python", "margin", "rounds", "questions", "data_dir")
     )
-    defaults |= {"install": ".", "metric": "core_time", "engine": "inductor", "max_pairs": 48}
-    defaults |= {"ranks": 1, "timeout": 3600, "out": Path("results/bisect.json")}
+    defaults |= {"install": ".", "metric": "core_time", "engine": "inductor"}
+    defaults |= {"max_pairs": MAX_PAIRS, "ranks": 1, "timeout": 3600}
+    defaults |= {"out": Path("results/bisect.json")}
     for name, default in defaults.items():
         if (value := vars(args)[name]) != default:
             text = f"{value:g}" if isinstance(value, float) else masked(str(value))

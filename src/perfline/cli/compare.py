@@ -25,7 +25,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from perfline.cli.options import add_case_dir, add_command, add_data_dir
+from perfline.cli.options import MAX_PAIRS, add_case_dir, add_command, add_data_dir
 
 if TYPE_CHECKING:
     from perfline.cases.case import Case
@@ -43,7 +43,7 @@ _EXAMPLES = """example:
 
 A is the baseline, B the candidate. Each launch pair starts one process of each
 (with --ranks several, by torchrun) and times them in turn; after 10, 14, 18,
-24, 36 and 48 pairs it is decided, if it can be."""
+24, 36 and 60 pairs it is decided, if it can be."""
 
 
 def add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -93,7 +93,13 @@ def add_measuring(parser: argparse.ArgumentParser, out: str) -> None:
         help="slowdown of B that must be ruled out for ok, in per cent (default: the case's "
         "compare.margin_fraction, 2 %% where it has none)",
     )
-    add("--max-pairs", metavar="N", type=_at_least(1, 500), default=48, help="default: 48")
+    add(
+        "--max-pairs",
+        metavar="N",
+        type=_at_least(1, 500),
+        default=MAX_PAIRS,
+        help=f"default: {MAX_PAIRS}",
+    )
     add(
         "--rounds",
         metavar="N",
@@ -272,9 +278,9 @@ def command(
     ours: dict[str, object] = {"workload": "prefill", "traces": None}
     ours |= {"explain": False, "strict": False}
     defaults: dict[str, object] = {"engine": "inductor", **(ours if own is None else own)}
-    defaults |= {"margin": None, "max_pairs": 48, "rounds": None, "questions": None, "ranks": 1}
-    defaults |= {"timeout": 3600, "alternate": False, "dummy_weights": False, "data_dir": None}
-    defaults |= {"out": Path(f"results/{name}.json")}
+    defaults |= {"margin": None, "max_pairs": MAX_PAIRS, "rounds": None, "questions": None}
+    defaults |= {"ranks": 1, "timeout": 3600, "alternate": False, "dummy_weights": False}
+    defaults |= {"data_dir": None, "out": Path(f"results/{name}.json")}
     for option, default in defaults.items():
         if (value := getattr(args, option)) == default:
             continue

@@ -202,14 +202,14 @@ def test_the_stored_gate_is_the_one_that_pytest_runs(factor: float, word: str) -
 
 def test_the_ab_gate_looks_only_at_looks_and_may_run_out_of_pairs() -> None:
     assert rules.ab_gate([0.05] * 9) is None
-    first = rules.ab_gate([0.05 + 0.001 * index for index in range(48)])
+    first = rules.ab_gate([0.05 + 0.001 * index for index in range(60)])
     assert first is not None
     assert (first.word, first.pairs) == ("regressed", LOOKS[0])
-    noisy = [0.3 * (-1) ** index * (1 + index) for index in range(48)]
-    assert rules.ab_gate(noisy[:47]) is None
+    noisy = [0.3 * (-1) ** index * (1 + index) for index in range(60)]
+    assert rules.ab_gate(noisy[:59]) is None
     last = rules.ab_gate(noisy)
     assert last is not None
-    assert (last.word, last.pairs) == ("unsure", 48)
+    assert (last.word, last.pairs) == ("unsure", 60)
 
 
 # --- reading

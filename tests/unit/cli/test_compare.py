@@ -15,7 +15,9 @@ import pytest
 from fake_workers import FakeLauncher, answers, pair, ready
 from perfline.cli import compare as compare_cli
 from perfline.cli import main as cli
+from perfline.cli.options import MAX_PAIRS
 from perfline.compare import record, sides
+from perfline.compare.sequential import LOOKS
 from perfline.environments.making import Made
 from perfline.errors import InstallError, RecordError, WorkerError
 
@@ -68,6 +70,10 @@ def other_case(directory: Path, name: str = "other") -> str:
     return f"--case-dir={directory}"
 
 
+def test_the_default_of_max_pairs_is_the_last_look() -> None:
+    assert LOOKS[-1] == MAX_PAIRS
+
+
 def test_a_slower_candidate_exits_1(started: Started, capsys: pytest.CaptureFixture[str]) -> None:
     started.launchers = [pair(1.0, 1.25, sd=0.01)]
 
@@ -76,7 +82,7 @@ def test_a_slower_candidate_exits_1(started: Started, capsys: pytest.CaptureFixt
     shown = capsys.readouterr()
     assert shown.out.startswith("tiny inductor regressed +24.")
     progress = shown.err.splitlines()
-    assert progress[0] == "tiny inductor, at most 48 launch pairs; B against A: nothing (A/A)"
+    assert progress[0] == "tiny inductor, at most 60 launch pairs; B against A: nothing (A/A)"
     assert [line.split(":")[0] for line in progress[1:]] == [f"pair {n}" for n in range(1, 11)]
     found = record.load(Path("results/compare.json"))
     assert (found.partial, found.command) == (False, "perfline compare tiny")
@@ -301,7 +307,7 @@ def test_what_is_asked_for_is_installed_beside_the_side_s_packages_and_every_ver
     shown = capsys.readouterr()
     assert shown.err.splitlines()[:2] == [
         "--candidate-install: installed",
-        "tiny inductor, at most 48 launch pairs; B against A: + a==2",
+        "tiny inductor, at most 60 launch pairs; B against A: + a==2",
     ]
     for text in (shown.out, Path("summary.md").read_text()):
         text = " ".join(html.unescape(text).replace("\\", "").split())
