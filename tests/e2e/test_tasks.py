@@ -74,7 +74,12 @@ def test_a_task_of_ones_own_is_measured_accepted_and_judged(repository: Path):
     assert {v["metric"]: v["word"] for v in first["verdicts"]} == {
         "acc_val": "missing",
         "acc_val_sums": "missing",
+        "acc_val_sums_said": "missing",
     }
+    values = {name: metric["value"] for name, metric in first["metrics"].items()}
+    assert values["acc_val_sums_said"] == values["acc_val_sums_said_norm"]
+    assert {f"acc_val_sums{end}" for end in ("_letters", "_said_raw")} <= set(values)
+    assert not {name for name in values if name.startswith("acc_val_sums_said_letters")}
     assert first["metrics"]["acc_val_sums_questions"]["value"] == QUESTIONS
     assert first["facts"]["sums_task"].startswith("version 1, sha256:")
     assert len(first["facts"]["sums_data"]) == 64
@@ -86,6 +91,7 @@ def test_a_task_of_ones_own_is_measured_accepted_and_judged(repository: Path):
     again = measure(repository)
 
     words = {v["metric"]: v["word"] for v in again["verdicts"]}
-    assert (words["acc_val"], words["acc_val_sums"]) == ("ok", "ok")
+    assert [words[f"acc_val{task}"] for task in ("", "_sums", "_sums_said")] == ["ok"] * 3
     (stored,) = (repository / "baselines").rglob("mine.json")
-    assert set(json.loads(stored.read_text())["accuracy"]) == {"eager", "val_sums"}
+    answers = json.loads(stored.read_text())["accuracy"]
+    assert set(answers) == {"eager", "val_sums", "val_sums_said"}

@@ -125,7 +125,7 @@ def answers(
     if not (a.has_logits and b.has_logits):
         return _without_logits(case, engine, a, b, tolerance)
     differences = np.nanmax(np.abs(a.letter_logits - b.letter_logits), axis=1)
-    largest = np.nanmax(np.maximum(np.abs(a.letter_logits), np.abs(b.letter_logits)), axis=1)
+    largest = np.maximum(a.rounding_scales, b.rounding_scales)
     labelled = a.labels is not None and b.labels is not None
     record = AnswersRecord(
         questions=len(a.ids),

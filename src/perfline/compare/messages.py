@@ -51,6 +51,7 @@ def answers_json(answers: Answers) -> dict[str, object]:
         "argmax_letter": answers.argmax_letter,
         "labels": answers.labels,
         "shots": list(answers.shots),
+        "scales": None if answers.scales is None else answers.scales.tolist(),
     }
 
 
@@ -64,6 +65,7 @@ def answers(found: Node) -> Answers:
     try:
         logits = cast("list[list[float | None]]", found.data["letter_logits"])
         width = len(logits[0]) if logits else 4
+        scales = found.data.get("scales")  # an older perfline of a project's ref tells none
         return Answers(
             ids=ids,
             letter_logits=np.asarray(logits, np.float32).reshape(len(ids), width),
@@ -71,6 +73,7 @@ def answers(found: Node) -> Answers:
             argmax_letter=letters,
             labels=labels,
             shots=tuple(map(int, cast("list[int]", found.data["shots"]))),
+            scales=None if scales is None else np.asarray(scales, np.float32).reshape(len(ids)),
         )
     except (KeyError, OverflowError, TypeError, ValueError, DataError) as error:
         raise WorkerError(f"{found.file}: sent answers that are none: {error}") from error

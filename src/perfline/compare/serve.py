@@ -138,7 +138,7 @@ class Launch:
             digest=case.digest(self.workload.weights),
             dtype=case.model.precision,
             prompts_digest=prompts_digest(sample),
-            tokens=sum(len(prompt.ids) for prompt in sample),
+            tokens=sum(prompt.tokens for prompt in sample),
             load_s=_load_s(case_run.loaded),
             compile_s=done.compile_s,
             warmup_s=done.warmup_s,
@@ -332,11 +332,13 @@ def _decode_faults(decoded: Decoded) -> tuple[str, ...]:
 
 
 def prompts_digest(prompts: Sequence[Prompt]) -> str:
-    """``sha256:`` and 16 hex digits over ids and token ids, in order."""
+    """``sha256:`` and 16 hex digits over ids and token ids of what is run, in order."""
     digest = hashlib.sha256()
-    for prompt in prompts:
-        digest.update(f"{prompt.id} {len(prompt.ids)} ".encode())
-        digest.update(prompt.ids.astype("<i8").tobytes())
+    for row in (row for prompt in prompts for row in prompt.rows):
+        digest.update(f"{row.id} {len(row.ids)} ".encode())
+        digest.update(row.ids.astype("<i8").tobytes())
+        if row.targets is not None:
+            digest.update(row.targets.astype("<i8").tobytes())
     return f"sha256:{digest.hexdigest()[:16]}"
 
 

@@ -142,6 +142,10 @@ class Engine(Protocol):
         synchronize()             wait for queued work; torch's device is waited for without it
         letter_logits(output)     logits of the tokens A, B, C, D at the last position, 4 numbers;
                                   more where the case's tasks have more choices
+        log_probability(output, targets)   for tasks that are scored by continuation: the sum of the
+                                  log-probabilities of the token ids ``targets``, each read at the
+                                  position before it; the last is not in the prompt. ``forward``
+                                  was asked for ``head="all"``
         compiled_graphs() -> int  compiled so far; more in a timed round make the run invalid
         flops(tokens, head)       FLOPs of one forward of ``tokens``, or None; gives mfu_computed
         reset_peak_memory(), peak_memory_gib()   peak in GiB since the reset, or None
@@ -172,6 +176,16 @@ class MeasuredEngine(Protocol):
 
     def forward(self, batch: Any, head: Head) -> Any:
         """Queue the forward; logits of shape (1, tokens or 1, vocabulary)."""
+
+    def score(self, batch: Any, targets: Ints, head: Head) -> Any:
+        """Queue the forward and the score of ``targets`` (tokens), read at its last positions."""
+
+    def read_score(self, scored: Any) -> tuple[float, float]:
+        """(sum of the targets' log-probabilities, what its rounding is a share of).
+
+        The second is the root of the sum of squares of the largest logits, without sign, at their
+        positions: errors of independent positions add up so.
+        """
 
     def synchronize(self) -> None:
         """Wait for the device."""
@@ -284,27 +298,41 @@ def run_pass(
 ) -> Pass:
     """Answer every prompt by a forward of its own (batch 1, the published workload).
 
-    EngineError where logits are not finite: that is no wrong answer but no measurement.
+    A prompt with continuations takes one forward for each. EngineError where logits are not finite:
+    that is no wrong answer but no measurement.
     """
     letters = letter_table(prompts)
-    argmax = np.empty(len(prompts), dtype=np.int64)
+    argmax = np.full(len(prompts), -1, dtype=np.int64)
     told = np.ones(len(prompts), dtype=bool)
+    scales: list[float] = []
     argmax_letters: list[str] = []
     core_s = 0.0
     engine.begin(prompts, head)
     begin = clock()
     for row, prompt in enumerate(prompts):
-        batch = engine.prepare(prompt)
-        engine.synchronize()
-        start = clock()
-        logits = engine.forward(batch, head)
-        engine.synchronize()
-        core_s += clock() - start
-        given, argmax[row], text = engine.read(logits)
-        if given is not None:
-            letters[row, : prompt.choices] = _of_choices(engine, prompt, given)
-        told[row] = given is not None
-        argmax_letters.append(full_vocab_letter(text, prompt.choices))
+        scored = []
+        for part in prompt.rows:
+            batch = engine.prepare(part)
+            engine.synchronize()
+            start = clock()
+            if part.targets is None:
+                found = engine.forward(batch, head)
+            else:
+                found = engine.score(batch, part.targets, head)
+            engine.synchronize()
+            core_s += clock() - start
+            if part.targets is not None:
+                scored.append(engine.read_score(found))
+        if scored:
+            letters[row, : prompt.choices], letter, scale = prompt.scored(scored)
+            scales.append(scale)
+        else:
+            given, argmax[row], text = engine.read(found)
+            if given is not None:
+                letters[row, : prompt.choices] = _of_choices(engine, prompt, given)
+            told[row] = given is not None
+            letter = full_vocab_letter(text, prompt.choices)
+        argmax_letters.append(letter)
         if progress is not None:
             progress(row + 1, len(prompts))
     whole_s = clock() - begin
@@ -323,8 +351,9 @@ def run_pass(
         argmax_letter="".join(argmax_letters),
         labels="".join(label for label in labels if label) if all(labels) else None,
         shots=tuple(prompt.shots for prompt in prompts),
+        scales=np.array(scales, dtype=np.float32) if scales else None,
     )
-    return Pass(answers, sum(len(prompt.ids) for prompt in prompts), core_s, whole_s)
+    return Pass(answers, sum(prompt.tokens for prompt in prompts), core_s, whole_s)
 
 
 def _of_choices(engine: MeasuredEngine, prompt: Prompt, given: Sequence[float]) -> Sequence[float]:

@@ -12,7 +12,7 @@ import math
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,8 +28,14 @@ from perfline.distributed.replica import Replica
 from perfline.engines import tensor_parallel, upstream
 from perfline.engines.device import Device
 from perfline.engines.engine import EngineName
-from perfline.engines.torch_engine import TorchEngine, apart, out_of_memory, proof_ids
-from perfline.errors import CaseError, DataError, EngineError, NoSharedPrefixes, PerflineError
+from perfline.engines.torch_engine import (
+    PROOF_TAIL,
+    TorchEngine,
+    apart,
+    out_of_memory,
+    proof_ids,
+)
+from perfline.errors import CaseError, EngineError, NoSharedPrefixes, PerflineError
 from perfline.tasks import prompts
 
 DTYPES: dict[Precision, Any] = {
@@ -45,7 +51,9 @@ class Model:
     """A loaded model; ``engine()`` gives the two ways of running it. ``close()`` frees it.
 
     Attributes:
-        letters: tokens that answer A, B ...; None under ``--dummy-weights`` (no tokenizer).
+        letters: tokens that answer A, B ...; None under ``--dummy-weights`` (no tokenizer), and
+            where no task is answered by letters.
+        without_letters: by task, why its letters are scored as continuations.
         positions: the longest prompt that the model takes, in tokens.
         load_s: seconds from disk (or random initialisation) to the device.
         load_peak_gib: peak device memory of the load; None where the device does not count it.
@@ -64,6 +72,7 @@ class Model:
     vocabulary: int
     load_s: float
     load_peak_gib: float | None
+    without_letters: Mapping[str, str] = field(default_factory=dict)
     replica: Replica | None = None
     cache_shapes: list[tuple[int, int, int]] = field(default_factory=list)
     unshared: str = ""
@@ -124,6 +133,7 @@ class Vocabulary:
     encode: prompts.Encode
     positions: int
     vocabulary: int
+    without_letters: Mapping[str, str] = field(default_factory=dict)
 
 
 def vocabulary(case: Case, device: Device, weights: Path | None) -> Vocabulary:
@@ -206,17 +216,17 @@ def _load(case: Case, device: Device, weights: Path | None, replica: Replica | N
     config = module.config.get_text_config()
     if replica is not None:
         tensor_parallel.check_split(case, module, replica.size)
-    letters = None
+    letters: tuple[int, ...] | None = None
+    without: Mapping[str, str] = {}
     if tokenizer is not None:
         letters, without = prompts.case_letters(case, prompts.hf_encode(tokenizer, case.model.bos))
-        for name, why in without.items():
-            raise DataError(f"{case.source}: task '{name}' is not answered by letters: {why}")
     model = Model(
         case=case,
         device=device,
         module=module,
         tokenizer=tokenizer,
         letters=letters,
+        without_letters=without,
         positions=_positions(config),
         vocabulary=int(config.vocab_size),
         load_s=load_s,
@@ -429,8 +439,9 @@ def _prove(model: Model) -> None:
     with engine.running("a forward of a few tokens at the load"):
         for ids in proof_ids(model.vocabulary):
             batch = torch.from_numpy(ids)[None].to(model.device.torch)
-            own = engine.untouched(batch)
-            found = [engine.forward(batch, head)[0, -1] for head in ("all", "last")]
+            own = engine.untouched(batch, PROOF_TAIL)
+            found = [engine.tail(batch, PROOF_TAIL, head) for head in ("all", "last")]
+            found.append(torch.cat([own[:-1], engine.forward(batch, "last")[0]]))
             off = apart(torch.stack(found), own)
             if off > allowed:
                 raise EngineError(

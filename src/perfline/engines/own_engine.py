@@ -21,20 +21,20 @@ from typing import Any, NoReturn, cast
 
 from perfline.cases.case import Case, EngineName, engine_name
 from perfline.engines.device import Device
-from perfline.engines.engine import CompileCounts, Engine, Head
+from perfline.engines.engine import CompileCounts, Engine, Head, Ints
 from perfline.errors import EngineError
 from perfline.fields import MOST
-from perfline.metrics import answered
 from perfline.tasks.answers import LETTERS
 from perfline.tasks.prompts import Prompt
-from perfline.tasks.task import scoring
+from perfline.tasks.task import scores, tasks_of
 
 _NEEDED = ("forward", "answer")
 _OPTIONAL = (
-    *("begin", "prepare", "synchronize", "letter_logits", "compiled_graphs", "flops"),
-    *("reset_peak_memory", "peak_memory_gib", "close"),
+    *("begin", "prepare", "synchronize", "letter_logits", "log_probability", "compiled_graphs"),
+    *("flops", "reset_peak_memory", "peak_memory_gib", "close"),
 )
 _PAGE = "docs/extending.md shows one"
+_UNSCORED = f"choices are scored by continuation, and it has no method 'log_probability'; {_PAGE}"
 
 
 class OwnEngine:
@@ -87,6 +87,21 @@ class OwnEngine:
         if not isinstance(text, str):
             self._wrong("answer", text, "text such as ' B'")
         return self._letter_logits(logits), -1, text
+
+    def score(self, batch: Any, targets: Ints, head: Head) -> tuple[Any, Ints]:
+        """Its forward, with logits at all positions."""
+        if "log_probability" not in self._can:  # a tokenizer without tokens for the letters, say
+            raise EngineError(f"{self._named}: {_UNSCORED}")
+        return self.forward(batch, "all"), targets
+
+    def read_score(self, scored: tuple[Any, Ints]) -> tuple[float, float]:
+        """The log-probability that it tells; what that was made of, it does not."""
+        output, targets = scored
+        found = self._ask("log_probability", output, targets)
+        number = cast("float", found) if isinstance(found, Real) else 1
+        if isinstance(found, bool) or not number <= 0:
+            self._wrong("log_probability", found, "a number of at most 0")
+        return float(number), abs(float(number))
 
     def forget_compiled(self) -> None:
         """What it compiles is its own affair."""
@@ -231,8 +246,10 @@ def find(named: str, case: Case) -> type:
         ) from error
     except ValueError:  # a class of C has no signature to look at
         pass
-    scorings = {scoring(case, answered(engine_name(named), task)) for task in case.task_names}
-    if "letters" in scorings and not hasattr(found, "letter_logits"):
+    scored = {scores(case, task) for task in tasks_of(case)}
+    if "continuation" in scored and not hasattr(found, "log_probability"):
+        raise EngineError(f"{who}: {_UNSCORED}")
+    if "letters" in scored and not hasattr(found, "letter_logits"):
         raise EngineError(
             f"{who}, and the case scores the letters' logits (mmlu.scoring): the class has no "
             "method 'letter_logits'; add it, or score full-vocab"

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,7 +26,14 @@ from torch.nn import functional
 from transformers import AttentionInterface
 
 from perfline.cases.case import ROUNDING_FRACTION, Precision
-from perfline.engines.torch_engine import PROOF_PREFIX, TorchEngine, apart, proof_ids
+from perfline.engines.torch_engine import (
+    PROOF_PREFIX,
+    PROOF_TAIL,
+    TorchEngine,
+    apart,
+    log_probabilities,
+    proof_ids,
+)
 from perfline.engines.upstream import (
     FULL,
     MASKED_ATTENTIONS,
@@ -188,15 +195,26 @@ class PrefixForward:
                 for row, length in enumerate(lengths.tolist())
             ]
 
-    def answer(self, above: KeysValues, ids: Ints, lengths: Ints) -> torch.Tensor:
-        """Letter logits and arg-max at each row's last token, on their way to the host: (rows, 5).
+    def answer(
+        self, above: KeysValues, ids: Ints, lengths: Ints, targets: Sequence[Ints] = ()
+    ) -> torch.Tensor:
+        """What each row answers, on its way to the host.
 
-        ``ids`` is (rows, width), rows of ``lengths`` tokens padded on the right: a pad comes after
-        all that is read. Raises DeviceMemory, EngineError.
+        (rows, letters + 1): letter logits and arg-max at its last token. With ``targets``, tokens
+        of each row that are scored at its last positions, (rows, 2): ``log_probabilities``. ``ids``
+        is (rows, width), rows of ``lengths`` tokens padded on the right: a pad comes after all that
+        is read. Raises DeviceMemory, EngineError.
         """
         with self._engine.running(_what(above, ids)):
-            logits = self._logits(above, ids, lengths)
-            return self._engine.read_rows(logits).to("cpu", non_blocking=self._overlap)
+            tails = np.array([len(each) for each in targets] or [1] * len(ids))
+            logits = self._logits(above, ids, lengths, tails)
+            if targets:
+                wanted = self._to_device(np.concatenate(targets))
+                rows = self._to_device(np.repeat(np.arange(len(ids)), tails))
+                found = log_probabilities(logits, wanted, rows, len(ids))
+            else:
+                found = self._engine.read_rows(logits)
+            return found.to("cpu", non_blocking=self._overlap)
 
     def prove(self) -> None:
         """NoSharedPrefixes where logits after a prefix are not those of the model's own forward."""
@@ -207,19 +225,21 @@ class PrefixForward:
         for i, row in enumerate(rows):
             ids[i, : lengths[i]] = row[PROOF_PREFIX:]
         with self._engine.running(_what(above, ids)):
-            logits = self._logits(above, ids, lengths)
-        own = [self._engine.untouched(self._to_device(row[None])) for row in rows]
-        off = apart(logits, torch.stack(own))
+            logits = self._logits(above, ids, lengths, np.full(len(rows), PROOF_TAIL))
+        own = [self._engine.untouched(self._to_device(row[None]), PROOF_TAIL) for row in rows]
+        off = apart(logits, torch.cat(own))
         if off > (allowed := ROUNDING_FRACTION[_PRECISIONS[self._dtype]]):
             raise NoSharedPrefixes(
                 f"logits of {type(self._engine.module).__name__} after a prefix are off by "
                 f"{off:.2g} of the largest from those of its own forward (allowed {allowed:g})"
             )
 
-    def _logits(self, above: KeysValues, ids: Ints, lengths: Ints) -> torch.Tensor:
-        """Logits at each row's last token, (rows, vocabulary)."""
-        rows = torch.arange(len(lengths), device=self._device)[:, None]
-        at = (rows, self._to_device(lengths - 1)[:, None])
+    def _logits(self, above: KeysValues, ids: Ints, lengths: Ints, tails: Ints) -> torch.Tensor:
+        """Logits at the last ``tails`` tokens of each row, (positions, vocabulary)."""
+        rows = np.repeat(np.arange(len(ids)), tails)
+        ends = np.repeat(np.cumsum(tails), tails)  # of each row's positions among all
+        places = lengths[rows] - (ends - np.arange(len(rows)))
+        at = (self._to_device(rows)[:, None], self._to_device(places)[:, None])
         _, logits = self._run(above, ids, at, keep=False)
         if self.watch is not None:
             self.watch(logits[:, 0])

@@ -119,7 +119,7 @@ def plan(prompts: Sequence[Prompt], limits: Limits) -> Plan:
         raise ValueError("a prompt without tokens; expected at least one")
     keys = [prompt.ids.astype(">u4").tobytes() for prompt in prompts]  # bytes sort as the ids do
     order = sorted(range(len(prompts)), key=keys.__getitem__)
-    shared = _shared_lengths([prompts[row].ids for row in order])
+    shared = _shared_lengths([prompts[row] for row in order])
     nodes, members = _tree(order, shared, 2 * limits.forward_cost_tokens)
     groups = tuple(_groups(nodes, limits))
     depth_first = [*(node for node in members if node is not None), *({None} & set(members))]
@@ -148,12 +148,15 @@ def plan(prompts: Sequence[Prompt], limits: Limits) -> Plan:
     )
 
 
-def _shared_lengths(ids: Sequence[Ints]) -> Ints:
-    """Tokens that each prompt shares with the next in order, the last token of both left out."""
-    shared = np.zeros(max(0, len(ids) - 1), dtype=np.int64)
-    for i, (one, other) in enumerate(pairwise(ids)):
-        most = min(len(one), len(other)) - 1
-        differ = one[:most] != other[:most]
+def _shared_lengths(prompts: Sequence[Prompt]) -> Ints:
+    """Tokens that each prompt shares with the next in order, both's last ones left out.
+
+    Those are the positions whose logits are needed (``Prompt.tail``).
+    """
+    shared = np.zeros(max(0, len(prompts) - 1), dtype=np.int64)
+    for i, (one, other) in enumerate(pairwise(prompts)):
+        most = min(len(one.ids) - one.tail, len(other.ids) - other.tail)
+        differ = one.ids[:most] != other.ids[:most]
         shared[i] = differ.argmax() if differ.any() else most
     return shared
 

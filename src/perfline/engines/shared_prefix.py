@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from perfline.engines import prefix_plan
@@ -60,7 +61,7 @@ class SharedPass:
 
 @dataclass
 class _Flight:
-    """A batch on its way: its result is queued, not yet read."""
+    """A batch on its way: its result is queued, not yet read; ``rows`` are of ``_Gathered``."""
 
     rows: list[int]
     result: torch.Tensor
@@ -69,29 +70,65 @@ class _Flight:
 
 
 class _Gathered:
-    """What a pass has found so far."""
+    """What a pass has found so far.
+
+    Attributes:
+        rows: of all prompts (``Prompt.rows``): what is run.
+        left: how many rows of each prompt are not done yet.
+    """
 
     def __init__(self, prompts: Sequence[Prompt]) -> None:
         n = len(prompts)
         self.prompts = prompts
+        self.rows = [row for prompt in prompts for row in prompt.rows]
+        self.left = np.array([len(prompt.rows) for prompt in prompts], dtype=np.int64)
+        self._ends = np.cumsum(self.left)
+        self._scores = np.full((len(self.rows), 2), np.nan)
         self.letters = letter_table(prompts)
-        self.argmax = np.zeros(n, dtype=np.int64)
+        self.argmax = np.full(n, -1, dtype=np.int64)
         self.argmax_letter = [""] * n
-        self.done = np.zeros(n, dtype=np.bool_)
+        self.scales = np.zeros(n, dtype=np.float32)
+        self.done = np.zeros(len(self.rows), dtype=np.bool_)
         self.core_s = 0.0
         self.computed = self.padded = 0
         self.flops: float | None = 0.0
 
-    def answers(self, rows: Sequence[int]) -> Answers:
+    def prompt_of(self, row: int) -> int:
+        """Whose row it is."""
+        return int(np.searchsorted(self._ends, row, side="right"))
+
+    def take(self, row: int, found: npt.NDArray[np.float32], text: Callable[[int], str]) -> bool:
+        """Take in what ``PrefixForward.answer`` gave for a row: whether its prompt is answered."""
+        number = self.prompt_of(row)
+        prompt, end = self.prompts[number], int(self._ends[number])
+        self.done[row] = True
+        self.left[number] -= 1
+        if prompt.continuations:
+            self._scores[row] = found
+            if not self.left[number]:
+                scored = self._scores[end - prompt.choices : end].tolist()
+                own, letter, self.scales[number] = prompt.scored(scored)
+                self.letters[number, : prompt.choices] = own
+                self.argmax_letter[number] = letter
+        else:
+            self.argmax[number] = int(found[-1])
+            self.letters[number, : prompt.choices] = found[: prompt.choices]
+            letter = full_vocab_letter(text(int(found[-1])), prompt.choices)
+            self.argmax_letter[number] = letter
+        return not self.left[number]
+
+    def answers(self, numbers: Sequence[int]) -> Answers:
         """The answers to those prompts."""
-        labels = [self.prompts[row].label for row in rows]
+        labels = [self.prompts[number].label for number in numbers]
+        continued = any(self.prompts[number].continuations for number in numbers)
         return Answers(
-            ids=tuple(self.prompts[row].id for row in rows),
-            letter_logits=self.letters[list(rows)],
-            argmax=self.argmax[list(rows)],
-            argmax_letter="".join(self.argmax_letter[row] for row in rows),
+            ids=tuple(self.prompts[number].id for number in numbers),
+            letter_logits=self.letters[list(numbers)],
+            argmax=self.argmax[list(numbers)],
+            argmax_letter="".join(self.argmax_letter[number] for number in numbers),
             labels="".join(label for label in labels if label) if all(labels) else None,
-            shots=tuple(self.prompts[row].shots for row in rows),
+            shots=tuple(self.prompts[number].shots for number in numbers),
+            scales=self.scales[list(numbers)] if continued else None,
         )
 
 
@@ -100,7 +137,8 @@ class _Pass:
     """One plan on its way through the device.
 
     Attributes:
-        todo: the prompts that the plan's rows stand for.
+        todo: the rows of ``gathered`` that the plan's rows stand for.
+        landed: takes the prompts that were answered.
         held: keys and values of the nodes on the current path.
     """
 
@@ -137,8 +175,10 @@ class _Pass:
         ids, lengths = self._padded(rows, batch.prefix, [None] * len(rows), batch.width)
         start = self._mark()
         above = self._descend(batch.node)
-        result = self.runner.forward.answer(above, ids, lengths)
-        self._count(ids, lengths, batch.prefix, head_rows=len(rows))
+        parts = [self.gathered.rows[row] for row in rows]
+        targets = [part.targets for part in parts if part.targets is not None]
+        result = self.runner.forward.answer(above, ids, lengths, targets)
+        self._count(ids, lengths, batch.prefix, head_rows=sum(part.tail for part in parts))
         return _Flight(rows, result, start, self._mark())
 
     def _descend(self, last: int | None) -> KeysValues:
@@ -164,11 +204,11 @@ class _Pass:
     def _padded(
         self, rows: Sequence[int], start: int, ends: Sequence[int | None], width: int
     ) -> tuple[Ints, Ints]:
-        """Token ids of those prompts from ``start`` on, (rows, width), and how many are real."""
+        """Token ids of those rows from ``start`` on, (rows, width), and how many are real."""
         ids = np.zeros((len(rows), width), dtype=np.int64)
         lengths = np.zeros(len(rows), dtype=np.int64)
         for i, (row, end) in enumerate(zip(rows, ends, strict=True)):
-            piece = self.gathered.prompts[row].ids[start:end]
+            piece = self.gathered.rows[row].ids[start:end]
             ids[i, : len(piece)], lengths[i] = piece, len(piece)
         return ids, lengths
 
@@ -184,17 +224,13 @@ class _Pass:
         if broken.size:
             raise EngineError(
                 f"{engine.name}: logits of {broken.size} of {len(table)} prompts are not finite "
-                f"(first: question {gathered.prompts[flight.rows[broken[0]]].id}); an overflow in "
+                f"(first: question {gathered.rows[flight.rows[broken[0]]].id}); an overflow in "
                 "fp16, or a broken kernel?"
             )
-        gathered.argmax[flight.rows] = table[:, -1].astype(np.int64)
-        for row, logits in zip(flight.rows, table, strict=True):
-            choices = gathered.prompts[row].choices
-            gathered.letters[row, :choices] = logits[:choices]
-            text = engine.text(int(gathered.argmax[row]))
-            gathered.argmax_letter[row] = full_vocab_letter(text, choices)
-        gathered.done[flight.rows] = True
-        self.landed(flight.rows)
+        rows = zip(flight.rows, table, strict=True)
+        whole = [row for row, found in rows if gathered.take(row, found, engine.text)]
+        if whole:
+            self.landed([gathered.prompt_of(row) for row in whole])
 
     def _mark(self) -> Any:
         """A point in time: of the device where it runs behind the host, else of the clock."""
@@ -247,8 +283,9 @@ class SharedPrefixRunner:
         self._say = say
 
     def plan(self, prompts: Sequence[Prompt]) -> Plan:
-        """Plan ``prompts`` within the runner's limits."""
-        return prefix_plan.plan(prompts, replace(self.limits, least_rows=self.least_rows))
+        """Plan the rows of ``prompts`` within the runner's limits."""
+        rows = [row for prompt in prompts for row in prompt.rows]
+        return prefix_plan.plan(rows, replace(self.limits, least_rows=self.least_rows))
 
     def warm_up(self, plan: Plan) -> None:
         """Compile what any plan needs, and run this one's heaviest batch once."""
@@ -302,14 +339,14 @@ class SharedPrefixRunner:
         self.engine.tell(do="shared", prompts=[prompt.id for prompt in prompts], **limits)
         gathered, begin = _Gathered(prompts), clock()
 
-        def landed(rows: list[int]) -> None:
+        def landed(numbers: list[int]) -> None:
             if on_batch is not None:
-                on_batch(gathered.answers(rows))
+                on_batch(gathered.answers(numbers))
             if progress is not None:
-                progress(int(gathered.done.sum()), len(prompts))
+                progress(int((gathered.left == 0).sum()), len(prompts))
 
         halvings, stuck = 0, False
-        todo = list(range(len(prompts)))
+        todo = list(range(len(gathered.rows)))
         while todo:
             failed = _Pass(self, gathered, plan, todo, clock, landed).run()
             left = [row for row in todo if not gathered.done[row]]
@@ -321,11 +358,11 @@ class SharedPrefixRunner:
                 stuck = len(batch.rows) == 1
                 halvings += 1
                 self._shrink(batch)
-                plan = self.plan([prompts[row] for row in left])
+                plan = self.plan([gathered.rows[row] for row in left])
             todo = left
         return SharedPass(
             answers=gathered.answers(range(len(prompts))),
-            served_tokens=sum(len(prompt.ids) for prompt in prompts),
+            served_tokens=sum(prompt.tokens for prompt in prompts),
             computed_tokens=gathered.computed,
             padded_tokens=gathered.padded,
             core_s=gathered.core_s,

@@ -41,7 +41,9 @@ if TYPE_CHECKING:
 
 
 PROOF_PREFIX = 5  # tokens that all of ``proof_ids`` begin with
+PROOF_TAIL = 3  # of their last positions, at which logits are looked at
 LAST = (slice(None), slice(-1, None))  # for ``logits``: every row's last position
+_AT_ONCE = 256  # positions whose logits are float32 at a time
 _WINDOWS = ("sliding_attention", "chunked_attention")
 
 
@@ -94,6 +96,24 @@ class TorchEngine:
             at = None if head == "all" else LAST
             return self.logits(at, input_ids=batch, **self._cache_arguments())
 
+    def score(self, batch: torch.Tensor, targets: npt.NDArray[np.int64], head: Head) -> Any:
+        """The targets' log-probability and its scale, (1, 2): ``engine.MeasuredEngine``."""
+        with self.running("the log-probabilities of a choice"):
+            logits = self.tail(batch, len(targets), head)
+            wanted = torch.from_numpy(targets).to(self._torch_device)
+            return log_probabilities(logits, wanted, torch.zeros_like(wanted), 1)
+
+    def tail(self, batch: torch.Tensor, last: int, head: Head) -> torch.Tensor:
+        """Logits (last, vocabulary) after the last tokens of a prompt (1, tokens)."""
+        with self.running(f"a forward of {batch.shape[1]} tokens"):
+            at = None if head == "all" else (slice(None), slice(-last, None))
+            return self.logits(at, input_ids=batch, **self._cache_arguments())[0, -last:]
+
+    def read_score(self, scored: torch.Tensor) -> tuple[float, float]:
+        """Of ``score``."""
+        total, scale = scored[0].tolist()
+        return total, scale
+
     def logits(self, at: Any, **arguments: Any) -> torch.Tensor:
         """The logits that the model's own forward gives for ``arguments``, within ``running``.
 
@@ -118,13 +138,13 @@ class TorchEngine:
             hook.remove()
         return logits if reached else logits[at]
 
-    def untouched(self, batch: torch.Tensor) -> torch.Tensor:
-        """Logits (vocabulary) after the last token as the model's own forward gives them, eager.
+    def untouched(self, batch: torch.Tensor, last: int = 1) -> torch.Tensor:
+        """Logits (last, vocabulary) after its last tokens by the model's own forward, eager.
 
         No hook of ours, nothing compiled: what the other ways are held against.
         """
         with self._model.engine("eager").running("the model's own forward"):
-            return cast("torch.Tensor", self.module(input_ids=batch)[0][0, -1])
+            return cast("torch.Tensor", self.module(input_ids=batch)[0][0, -last:])
 
     def synchronize(self) -> None:
         """Wait for the device."""
@@ -185,7 +205,7 @@ class TorchEngine:
         On a CPU the first one compiles anew, so that inductor's kernels tell their names: nothing
         that was timed before had to.
         """
-        batches = [self.prepare(prompt) for prompt in prompts]
+        batches = [self.prepare(row) for prompt in prompts for row in prompt.rows]
 
         def forward(batch: torch.Tensor) -> None:
             self.forward(batch, head)
@@ -199,7 +219,7 @@ class TorchEngine:
                 with named_kernels():
                     for run in runs:
                         run()
-        tokens, on_device = sum(len(prompt.ids) for prompt in prompts), self.device.kind != "cpu"
+        tokens, on_device = sum(prompt.tokens for prompt in prompts), self.device.kind != "cpu"
         return self._profiler.round(runs, tokens, on_device, trace)
 
     def flops(self, tokens: int, head: Head) -> float | None:
@@ -329,6 +349,25 @@ class TorchEngine:
             f"{type(error).__name__}: {first}; see whether transformers runs "
             "it by itself; if so, tell us, and run it by an engine of your own meanwhile"
         )
+
+
+def log_probabilities(
+    logits: torch.Tensor, targets: torch.Tensor, rows: torch.Tensor, count: int
+) -> torch.Tensor:
+    """Sums of the targets' log-probabilities by row, and their scales: (count, 2), float32.
+
+    ``logits`` (positions, vocabulary) stand before ``targets`` (positions), which belong to
+    ``rows`` (positions) of ``count``. Scale: ``engine.MeasuredEngine.read_score``.
+    """
+    found = torch.zeros(count, 2, device=logits.device)
+    for start in range(0, len(targets), _AT_ONCE):
+        piece = slice(start, start + _AT_ONCE)
+        some, wanted, of = logits[piece].float(), targets[piece], rows[piece]
+        own = some.gather(1, wanted[:, None])[:, 0] - some.logsumexp(dim=1)
+        found[:, 0].index_add_(0, of, own)
+        found[:, 1].index_add_(0, of, some.abs().amax(dim=1).square())
+    found[:, 1].sqrt_()
+    return found
 
 
 def proof_ids(vocabulary: int) -> list[npt.NDArray[np.int64]]:

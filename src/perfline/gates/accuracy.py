@@ -135,23 +135,29 @@ def same_answers(reference: Answers, answers: Answers, precision: Precision) -> 
     """Judge the compiled engine's answers by the eager engine's, in the same run.
 
     A differing answer counts, unless the two best letters of both engines lie within the rounding
-    of the dtype, as a share of the question's largest letter logit: then either answer is as good.
+    of the dtype, as a share of the question's largest logit (``Answers.rounding_scales``): then
+    either answer is as good.
     An engine that tells no letter logits is held to the full-vocabulary answers, ties and all.
     """
     if not answers.has_logits:
         return _same_letters(reference, answers)
     tolerance = ROUNDING_FRACTION[precision]
     before = dict(zip(reference.ids, reference.letter_logits, strict=True))
+    scales = dict(zip(reference.ids, reference.rounding_scales, strict=True))
     old_letters = dict(zip(reference.ids, reference.letters(), strict=True))
     flips, ties, largest = [], 0, 0.0
-    for name, logits, letter in zip(
-        answers.ids, answers.letter_logits, answers.letters(), strict=True
+    for name, logits, scale, letter in zip(
+        answers.ids,
+        answers.letter_logits,
+        answers.rounding_scales,
+        answers.letters(),
+        strict=True,
     ):
         old, logits = _told(before[name]), _told(logits)
         largest = max(largest, float(abs(logits - old).max()))
         if letter == old_letters[name]:
             continue
-        limit = tolerance * float(max(abs(old).max(), abs(logits).max()))
+        limit = tolerance * float(max(scales[name], scale))
         if _margin(old) <= limit and _margin(logits) <= limit:
             ties += 1
         else:
@@ -244,10 +250,11 @@ def verified(
     """
     after = dict(zip(answers.ids, answers.letter_logits, strict=True))
     share = 0.0
-    for question, plain in zip(reference.ids, reference.letter_logits, strict=True):
+    for question, plain, scale in zip(
+        reference.ids, reference.letter_logits, reference.rounding_scales, strict=True
+    ):
         told, now = _told(plain), _told(after[question])
-        largest = max(float(abs(told).max()), 1e-6)
-        share = max(share, float(abs(now - told).max()) / largest)
+        share = max(share, float(abs(now - told).max()) / max(float(scale), 1e-6))
     tolerance = ROUNDING_FRACTION[precision]
     found = same_answers(reference, subset(answers, reference.ids), precision)
     reason = (

@@ -34,7 +34,7 @@ from perfline.metrics import Metric, pass_name
 from perfline.tasks.answers import Answers, accuracy, no_answers, subset, union
 from perfline.tasks.prompts import Prompt
 from perfline.tasks.sampling import tier_order
-from perfline.tasks.task import scoring
+from perfline.tasks.task import measures, scoring
 
 KEEP_EVERY = 16  # plain answers that an interrupt may cost
 Keep = Callable[[Answers], None]
@@ -157,7 +157,7 @@ def plain_part(
         core_s += batch.core_s
         if progress is not None:
             progress(min(start + KEEP_EVERY, len(prompts)), len(prompts))
-    each = [engine.flops(len(prompt.ids), "last") for prompt in prompts]
+    each = [engine.flops(len(row.ids), "last") for prompt in prompts for row in prompt.rows]
     return Part(
         answers=union(batches),
         served_tokens=_tokens(prompts),
@@ -169,11 +169,11 @@ def plain_part(
 
 
 def _tokens(prompts: Sequence[Prompt]) -> int:
-    return sum(len(prompt.ids) for prompt in prompts)
+    return sum(prompt.tokens for prompt in prompts)
 
 
 def accuracy_metrics(case: Case, name: str, done: AccuracyPass, peak: float | None) -> list[Metric]:
-    """Micro accuracy (correct / asked) as the case scores it and by both scorings, and its cost.
+    """Micro accuracy (correct / asked) as the case scores it and as it might, and its cost.
 
     The cost is of the forwards of this session: served tokens are the prompts', computed ones those
     really run; with shared prefixes the published MFU formula would read above 100 %, so only the
@@ -187,11 +187,17 @@ def accuracy_metrics(case: Case, name: str, done: AccuracyPass, peak: float | No
     by_scoring = {
         each: correct / asked for each in scorings for correct, asked in [accuracy(answers, each)]
     }
-    by_letters = Metric(f"{prefix}_letters", by_scoring["letters"], "fraction", "info")
+    told: dict[str, Scoring] = {"full_vocab": "full-vocab"}
+    if answers.has_logits:
+        told["letters"] = "letters"
+    if answers.scales is not None:  # continuations: ``answers.of_continuations``
+        told = measures(case, done.task)
     return [
         Metric(prefix, by_scoring[scoring(case, name)], "fraction", "higher"),
-        Metric(f"{prefix}_full_vocab", by_scoring["full-vocab"], "fraction", "info"),
-        *([by_letters] if answers.has_logits else []),
+        *(
+            Metric(f"{prefix}_{end}", by_scoring[by], "fraction", "info")
+            for end, by in told.items()
+        ),
         Metric(f"{prefix}_questions", len(answers.ids), "questions", "info"),
         *_cost(prefix, done, peak),
     ]
@@ -416,7 +422,7 @@ class AccuracyRun:
             assert self.runner is not None
             plan = self.runner.plan(prompts)
             return int(plan.computed_tokens + plan.padded_tokens)
-        return sum(len(prompt.ids) for prompt in prompts)
+        return _tokens(prompts)
 
     def part(
         self, prompts: Sequence[Prompt], keep: Keep | None, progress: Progress | None = None

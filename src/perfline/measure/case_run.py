@@ -35,6 +35,7 @@ from perfline.errors import (
     NoFidelity,
     NoSharedPrefixes,
     RankError,
+    clip,
 )
 from perfline.measure import decode as decoding
 from perfline.measure import fidelity, throughput
@@ -52,13 +53,16 @@ from perfline.measure.parallel_rounds import AggregateTimings, Repeat, TimedRun
 from perfline.measure.throughput import Ready, TimedRegion, Timings
 from perfline.metrics import Metric, answered, pass_name
 from perfline.tasks.answers import Answers
-from perfline.tasks.prompts import Prompt, stratified_sample
+from perfline.tasks.prompts import Prompt, Subject, stratified_sample
 from perfline.tasks.reference import PromptReference
 
 if TYPE_CHECKING:
     from perfline.distributed.replica import Replica
+    from perfline.engines import hf
+    from perfline.tasks.task import Task
 
 
+SCORED = "_scored"  # behind a task's name: the fact that its letters are scored as continuations
 _ALIKE = ("torch", "transformers")  # on all ranks that hold one model between them
 
 
@@ -142,7 +146,7 @@ def open_case(
     """
     from perfline.cases import data
     from perfline.engines import hf, own_engine, upstream
-    from perfline.tasks import prompt_cache, prompt_lengths, prompts, task
+    from perfline.tasks import prompt_lengths
 
     if replica is None and case.parallel.tensor > 1:
         raise MissingRanks(
@@ -158,20 +162,9 @@ def open_case(
     if weights == "real":
         with replica.agreeing() if replica is not None else nullcontext():
             directory = data.find_weights(case, data_dir)
-            tasks = task.tasks_of(case)
-            for each in tasks:
-                if each.score == "continuation":
-                    raise DataError(
-                        f"{case.source}: task '{each.name}' is scored by continuation, which no "
-                        "engine runs yet; `perfline prompt` shows its prompts"
-                    )
-            rows = {each.name: task.find_rows(case, each, data_dir) for each in tasks}
+            asked = _asked(case, data_dir)
             if ours:
                 data.check_weights(directory)
-            asked = {
-                each.name: prompts.load_subjects(rows[each.name], task.shots(case, each), each)
-                for each in tasks
-            }
     if ours:
         model = hf.load(case, device, directory, replica)
     known: hf.Model | hf.Vocabulary = model or hf.vocabulary(case, device, directory)
@@ -179,27 +172,18 @@ def open_case(
         limit = min(case.mmlu.max_prompt_tokens, known.positions)
         made = {case.task_names[0]: prompt_lengths.dummy_prompts(known.vocabulary, limit)}
     else:
-        made = {
-            name: prompt_cache.cached_prompts(
-                case,
-                directory,
-                subjects,
-                partial(prompts.build_prompts, subjects, known.encode, case.mmlu, known.positions),
-            )
-            for name, subjects in asked.items()
-        }
-        for each in tasks:
-            facts[each.name] = prompts.question_set_digest(asked[each.name])
-            if each.name != "mmlu":
-                facts[f"{each.name}_task"] = each.said
-                facts[f"{each.name}_data"] = prompts.data_digest(rows[each.name], each)
         if ours or any(directory.glob("*.safetensors")):
-            facts = {"weights": data.weights_digest(directory), **facts}
+            facts["weights"] = data.weights_digest(directory)
+        facts |= {name: fact for each in asked for name, fact in each.facts().items()}
+        made = {each.task.name: each.prompts(case, directory, known) for each in asked}
 
-    if model is not None and model.attention != case.model.attention:
-        facts["attention"] = model.attention
-    if model is not None and model.quantization:
-        facts["quantization"] = model.quantization
+    if model is not None:
+        for name, why in model.without_letters.items():
+            facts[f"{name}{SCORED}"] = f"by continuation: {clip(why, 200)}"
+        if model.attention != case.model.attention:
+            facts["attention"] = model.attention
+        if model.quantization:
+            facts["quantization"] = model.quantization
     for built in made.values():
         _check_ids(case, built, known.vocabulary)
     if model is not None and replica is not None:
@@ -270,13 +254,56 @@ def open_case(
     )
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """A task's rows, read before a model is loaded."""
+
+    task: Task
+    rows: Path
+    subjects: tuple[Subject, ...]
+
+    def facts(self) -> dict[str, str]:
+        """What is asked."""
+        from perfline.tasks import prompts
+
+        name = self.task.name
+        found = {name: prompts.question_set_digest(self.subjects)}
+        if name != "mmlu":
+            found[f"{name}_task"] = self.task.said
+            found[f"{name}_data"] = prompts.data_digest(self.rows, self.task)
+        return found
+
+    def prompts(self, case: Case, weights: Path, known: hf.Model | hf.Vocabulary) -> list[Prompt]:
+        """The prompts, in the tokens of what is ``known`` of the model."""
+        from perfline.tasks import prompt_cache, prompts
+
+        continued = self.task.name in known.without_letters
+        asked = (self.subjects, known.encode, case.mmlu, known.positions, continued)
+        build = partial(prompts.build_prompts, *asked)
+        kept = prompt_cache.cached_prompts
+        return kept(case, weights, self.subjects, build, continued=continued)
+
+
+def _asked(case: Case, data_dir: Path | None) -> list[_Asked]:
+    """The rows of the case's tasks; MissingData, DataError."""
+    from perfline.tasks import prompts, task
+
+    tasks = task.tasks_of(case)
+    rows = [task.find_rows(case, each, data_dir) for each in tasks]
+    return [
+        _Asked(each, folder, prompts.load_subjects(folder, task.shots(case, each), each))
+        for each, folder in zip(tasks, rows, strict=True)
+    ]
+
+
 def _check_ids(case: Case, prompts: Sequence[Prompt], rows: int) -> None:
     """Refuse a prompt with a token that the model has no row for.
 
     A tokenizer may know more tokens than the model has rows, as those of published checkpoints do.
     """
     for prompt in prompts:
-        if (largest := int(prompt.ids.max())) >= rows:
+        ids = [prompt.ids, *(choice.ids for choice in prompt.continuations)]
+        if (largest := max(int(each.max()) for each in ids)) >= rows:
             raise DataError(
                 f"case '{case.id}': question {prompt.id} holds token {largest}, and the model has "
                 f"{rows} rows: the tokenizer belongs to another model"
@@ -330,7 +357,7 @@ class CaseRun:
     def sample(self) -> list[Prompt]:
         """The fixed, length-stratified sample that throughput is timed over."""
         prompts = self.loaded.prompts
-        chosen = stratified_sample([len(p.ids) for p in prompts], self.case.throughput.sample)
+        chosen = stratified_sample([p.tokens for p in prompts], self.case.throughput.sample)
         return [prompts[index] for index in chosen]
 
     @property
@@ -339,7 +366,7 @@ class CaseRun:
         prompts = self.loaded.prompts if self.full_pass else self.sample
         return {
             "questions": len(prompts),
-            "tokens": sum(len(prompt.ids) for prompt in prompts),
+            "tokens": sum(prompt.tokens for prompt in prompts),
             "full_pass": self.full_pass,
         }
 
@@ -359,7 +386,7 @@ class CaseRun:
                 throughput.middle(sample),
                 self.case.throughput.head,
                 (ready.first, ready.later),
-                sum(len(prompt.ids) for prompt in sample),
+                sum(prompt.tokens for prompt in sample),
             )
             if found is None:
                 return None
@@ -666,13 +693,15 @@ class CaseRun:
         return notes
 
     def _accuracy_run(self, word: str) -> AccuracyRun:
-        name, _ = self._answered[word]
+        name, task = self._answered[word]
 
         def without(why: NoSharedPrefixes) -> None:
             line = f"{self.case.id}, {name}: each question by itself, as --plain does, since {why}"
             self.notices.once([line])
             self.say(line)
 
+        if why := self.loaded.facts.get(f"{task}{SCORED}"):
+            self.notices.once([f"{self.case.id}: letters of {task} are scored {why}"])
         runner: SharedRunner | None = None
         if not self.options.plain:
             try:

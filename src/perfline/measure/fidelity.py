@@ -131,9 +131,13 @@ def positions_of(prompt: Prompt) -> list[int]:
 
 
 def sample(case: Case, prompts: Sequence[Prompt]) -> list[Prompt]:
-    """Return the case's prompts for this: ``fidelity.prompts`` of all lengths and subjects."""
+    """Return the case's prompts for this: ``fidelity.prompts`` of all lengths and subjects.
+
+    Without the continuations that some tasks score: positions of the prompt itself are looked at.
+    """
     subjects, lengths = [p.subject for p in prompts], [len(p.ids) for p in prompts]
-    return [prompts[index] for index in spread_sample(subjects, lengths, case.fidelity.prompts)]
+    chosen = spread_sample(subjects, lengths, case.fidelity.prompts)
+    return [replace(prompts[index], continuations=()) for index in chosen]
 
 
 def measure(

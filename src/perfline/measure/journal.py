@@ -107,6 +107,7 @@ def to_row(answers: Answers) -> dict[str, object]:
         "argmax_letter": answers.argmax_letter,
         "labels": answers.labels,
         "shots": answers.shots,
+        "scales": None if answers.scales is None else answers.scales.tolist(),
     }
 
 
@@ -116,6 +117,7 @@ def from_row(row: Mapping[str, object]) -> Answers:
     if not isinstance(ids, list) or not isinstance(shots, list):
         raise TypeError("ids and shots are lists")
     logits = cast("list[list[float | None]]", row["letter_logits"])
+    scales = row.get("scales")  # none by an older perfline
     width = len(logits[0]) if logits else 4
     return Answers(
         ids=tuple(map(str, ids)),
@@ -124,4 +126,5 @@ def from_row(row: Mapping[str, object]) -> Answers:
         argmax_letter=str(row["argmax_letter"]),
         labels=None if labels is None else str(labels),
         shots=tuple(map(int, shots)),
+        scales=None if scales is None else np.array(cast("list[float]", scales), dtype=np.float32),
     )

@@ -241,7 +241,11 @@ class TimedRegion:
         """End the region: rounds in which the device slowed itself do not count."""
         assert self._last is not None, "finish() before any round()"
         kept, thrown_out, faults = counted(self._rounds)
-        flops = [self._engine.flops(len(prompt.ids), self._head) for prompt in self._prompts]
+        flops = [
+            self._engine.flops(len(row.ids), self._head)
+            for prompt in self._prompts
+            for row in prompt.rows
+        ]
         return Timings(
             engine=self._engine.name,
             ready=self._ready,

@@ -109,6 +109,8 @@ def scoring_of(inputs: CaseInputs, metric: str) -> Scoring | None:
     if inputs.case is not None:
         return scoring(inputs.case, metric.removeprefix("acc_"))
     values = {name: each.value for name, each in inputs.measured.metrics.items()}
+    if f"{metric}_norm" in values:
+        return "letters"  # so are continuations: ``tasks.task.scoring``
     options: tuple[tuple[Scoring, str], ...] = (
         ("full-vocab", f"{metric}_full_vocab"),
         ("letters", f"{metric}_letters"),

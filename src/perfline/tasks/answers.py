@@ -238,7 +238,8 @@ class Answers:
     """What an engine answered: one row per question, in prompt order.
 
     ``argmax_letter`` holds :func:`full_vocab_letter` of the arg-max token, ``labels`` the right
-    letters (None where there are none), both as one character per question.
+    letters (None where there are none), both as one character per question. Of a task that is
+    scored by continuation, see :func:`of_continuations`.
     """
 
     ids: tuple[str, ...]
@@ -248,11 +249,15 @@ class Answers:
     argmax_letter: str
     labels: str | None
     shots: tuple[int, ...]
+    # (n,): of continuations, the logits that their scores were made of; None: the scores are logits
+    scales: npt.NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
         """Refuse rows that do not match, and a question that is answered twice."""
         n = len(self.ids)
         lengths = {len(self.argmax), len(self.argmax_letter), len(self.shots)}
+        if self.scales is not None:
+            lengths.add(len(self.scales))
         if self.labels is not None:
             lengths.add(len(self.labels))
         shape = self.letter_logits.shape
@@ -264,6 +269,16 @@ class Answers:
         if len(set(self.ids)) != n:
             twice = Counter(self.ids).most_common(1)[0][0]
             raise DataError(f"question {twice} is answered twice; expected each id once")
+
+    @property
+    def rounding_scales(self) -> npt.NDArray[np.float32]:
+        """Per question, what a dtype's rounding is a share of: the largest logit behind it."""
+        if self.scales is not None:
+            return self.scales
+        told: npt.NDArray[np.float32] = np.where(
+            np.isnan(self.letter_logits), np.float32(0), np.abs(self.letter_logits)
+        ).max(axis=1)
+        return told
 
     def letters(self) -> str:
         """Return the arg-max of the letters per question: ties to the first, none told to '-'."""
@@ -308,6 +323,9 @@ def union(parts: Sequence[Answers]) -> Answers:
         argmax_letter="".join(part.argmax_letter for part in some),
         labels=None if None in labels else "".join(label for label in labels if label),
         shots=tuple(shots for part in some for shots in part.shots),
+        scales=None
+        if all(part.scales is None for part in some)
+        else np.concatenate([part.rounding_scales for part in some]),
     )
 
 
@@ -315,6 +333,23 @@ def letter_table(prompts: Sequence[Asked]) -> npt.NDArray[np.float32]:
     """Return letter logits of no engine yet, as wide as the most choices of ``prompts``."""
     most = max((4, *(prompt.choices for prompt in prompts)))
     return np.full((len(prompts), most), np.nan, np.float32)
+
+
+def of_continuations(
+    sums: Sequence[float], scales: Sequence[float], lengths: Sequence[int], normalised: bool
+) -> tuple[Sequence[float], str, float]:
+    """Return what stands for ``letter_logits``, ``argmax_letter`` and ``scales`` of a question.
+
+    A choice's score is the sum of its tokens' log-probabilities, divided by its length where the
+    task is ``normalised``; the letter is that of the best choice by the other of the two (``acc``
+    and ``acc_norm`` of lm-evaluation-harness). ``scales`` are those of the sums
+    (``engine.MeasuredEngine.read_score``).
+    """
+    by_length = [total / length for total, length in zip(sums, lengths, strict=True)]
+    own, other = (by_length, sums) if normalised else (sums, by_length)
+    divided = lengths if normalised else [1] * len(lengths)
+    scale = max(scale / by for scale, by in zip(scales, divided, strict=True))
+    return own, LETTERS[int(np.argmax(other))], scale
 
 
 def _wide(logits: npt.NDArray[np.float32], most: int) -> npt.NDArray[np.float32]:
@@ -352,6 +387,7 @@ def subset(answers: Answers, ids: Sequence[str]) -> Answers:
         argmax_letter="".join(answers.argmax_letter[row] for row in rows),
         labels=None if answers.labels is None else "".join(answers.labels[row] for row in rows),
         shots=tuple(answers.shots[row] for row in rows),
+        scales=None if answers.scales is None else answers.scales[rows],
     )
 
 

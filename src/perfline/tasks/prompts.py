@@ -23,7 +23,7 @@ import numpy.typing as npt
 from perfline.cases.case import Case, MmluSpec
 from perfline.errors import DataError, clip
 from perfline.tasks import rows
-from perfline.tasks.answers import LETTERS
+from perfline.tasks.answers import LETTERS, of_continuations
 from perfline.tasks.rows import Place
 from perfline.tasks.task import SUBJECT, Task, fill, load_task, scores, tasks_of
 
@@ -109,7 +109,14 @@ class Prompt:
     @property
     def tokens(self) -> int:
         """Of all its rows, as if each were run by itself."""
-        return sum(len(row.ids) for row in self.rows)
+        more = sum(len(choice.ids) - 1 for choice in self.continuations)
+        return len(self.ids) * max(1, len(self.continuations)) + more
+
+    def scored(self, found: Sequence[tuple[float, float]]) -> tuple[Sequence[float], str, float]:
+        """``answers.of_continuations`` of (score, scale) of each of its rows."""
+        sums, scales = zip(*found, strict=True)
+        lengths = [choice.length for choice in self.continuations]
+        return of_continuations(sums, scales, lengths, self.normalised)
 
 
 def load_subjects(

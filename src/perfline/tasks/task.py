@@ -295,6 +295,19 @@ def scoring(case: Case, word: str) -> Scoring:
     return "full-vocab" if full else "letters"
 
 
+def measures(case: Case, name: str) -> dict[str, Scoring]:
+    """Where a task's answers hold what lm-evaluation-harness calls ``acc`` and ``acc_norm``.
+
+    ``raw``: the choice of the largest log-probability; ``norm``: that divided by its length. Empty
+    where letters are scored.
+    """
+    for task in tasks_of(case):
+        if task.name == name and task.score == "continuation":
+            own, other = ("raw", "norm") if task.normalise == "none" else ("norm", "raw")
+            return {own: "letters", other: "full-vocab"}
+    return {}
+
+
 def scores(case: Case, task: Task) -> Score:
     """What a case scores of a task: of MMLU as the case says."""
     return case.mmlu.scoring if task.name == "mmlu" else task.score

@@ -162,7 +162,7 @@ def test_out_of_memory_says_how_much_and_what_to_lower(model, monkeypatch):
 def test_logits_that_are_more_than_a_product_are_the_model_s_own(config):
     loaded = hf.load(case(config={**CONFIG, **config}), current_device(), None)
     engine, (prompt,) = loaded.engine("eager"), some_prompts(20)
-    own = engine.untouched(engine.prepare(prompt))
+    (own,) = engine.untouched(engine.prepare(prompt))
     for head in ("all", "last"):
         torch.testing.assert_close(engine.forward(engine.prepare(prompt), head)[0, -1], own)
     runner = SharedPrefixRunner(engine)

@@ -28,6 +28,7 @@ from perfline.jsonfile import Node
 from perfline.measure import journal
 from perfline.measure.case_run import open_case
 from perfline.tasks.answers import StoredAnswers
+from perfline.tasks.prompts import Continuation
 
 
 class Least:
@@ -96,6 +97,47 @@ def test_what_it_does_not_have_is_absent():
     assert (least.flops(9, "all"), least.peak_memory_gib()) == (None, None)
     least.reset_peak_memory()
     least.close()
+
+
+def continued():
+    choices = [Continuation(np.arange(1, n + 2), 2 * n + 2) for n in range(3)]
+    (prompt,) = prompts(1)
+    return dataclasses.replace(prompt, choices=3, continuations=tuple(choices))
+
+
+def test_continuations_are_scored_by_the_log_probability_that_it_tells():
+    class Scoring(Least):
+        def log_probability(self, output, targets):
+            assert output.ids[-1] != targets[-1]  # which is not in the prompt
+            return -2.0 + 0.5 * len(targets)
+
+    answers = run_pass(engine(Scoring()), [continued()], "last").answers
+    assert answers.letter_logits[0, :3].tolist() == [-1.5, -1.0, -0.5]
+    assert (answers.letters(), answers.argmax_letter) == ("C", "C")
+    assert answers.scales.tolist() == [1.5]
+
+
+@pytest.mark.parametrize("told", [0.5, float("nan"), "much", None, True])
+def test_what_is_no_log_probability_is_refused(told):
+    class Wrong(Least):
+        def log_probability(self, output, targets):
+            return told
+
+    with pytest.raises(EngineError, match=r"log_probability\(\) gave .*; expected a number of at"):
+        run_pass(engine(Wrong()), [continued()], "last")
+
+
+def test_continuations_need_an_engine_that_scores_them(tiny: Case, monkeypatch):
+    with pytest.raises(EngineError, match="by continuation, and it has no method 'log_probabil"):
+        run_pass(engine(Most()), [continued()], "last")
+    case = dataclasses.replace(tiny, tasks=("arc_easy",))
+    stand_in = type("StandIn", (Most,), {"__init__": lambda self, case, weights: None})
+    monkeypatch.setitem(sys.modules, "stand_in", SimpleNamespace(StandIn=stand_in))
+    named = case.with_engines(["stand_in:StandIn"], "--engines")
+    with pytest.raises(
+        EngineError, match=r"^--engines names 'stand_in:StandIn': .* by continuation"
+    ):
+        OwnEngines(named)
 
 
 def test_what_it_has_is_asked():
@@ -322,6 +364,7 @@ def test_a_name_that_is_none_says_what_one_is(tiny: Case, named: str):
 def test_a_name_that_no_engine_has_is_not_taken_for_one_of_ours(tiny: Case, monkeypatch):
     model = SimpleNamespace(vocabulary=1000, positions=2048, load_s=0.0, load_peak_gib=None)
     model.engine, model.attention, model.quantization = (lambda name: name), "sdpa", ""
+    model.without_letters = {}
     monkeypatch.setattr("perfline.engines.hf.load", lambda *given: model)
     loaded = open_case(tiny, DEVICE, None, "dummy")
     assert loaded.engine("inductor") == "inductor"

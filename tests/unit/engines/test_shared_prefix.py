@@ -20,7 +20,7 @@ from perfline.engines.shared_prefix import SharedPrefixRunner, default_limits
 from perfline.engines.upstream import cache_argument
 from perfline.errors import DeviceMemory, EngineError, NoSharedPrefixes
 from perfline.tasks.answers import LETTERS
-from perfline.tasks.prompts import Prompt
+from perfline.tasks.prompts import Continuation, Prompt
 from random_llama import CONFIG, case, traced_only
 
 ROOMY = Limits(forward_tokens=512, forward_cost_tokens=4)
@@ -45,6 +45,33 @@ def some_prompts():
         rows += [np.concatenate([passage, run(9 - i)]) for i in range(4)]
     rows += [rows[3], rows[4][:-1], rows[0][:1], run(33), run(1)]
     return [Prompt(f"s/{i}", "s", row, i % 6, LETTERS[i % 4]) for i, row in enumerate(rows)]
+
+
+def continued_prompts(normalised=False):
+    """The same, each with 2 to 5 choices of 1 to 7 tokens; some begin alike, two are twins."""
+    rng = np.random.default_rng(1)
+    found = []
+    for i, prompt in enumerate(some_prompts()):
+        tokens = [rng.integers(320, size=rng.integers(1, 8)) for _ in range(2 + i % 4)]
+        tokens[1][0] = tokens[0][0]
+        if len(tokens) > 3:
+            tokens[3] = tokens[2]
+        choices = tuple(Continuation(each, int(rng.integers(1, 30))) for each in tokens)
+        new = {"choices": len(choices), "continuations": choices, "normalised": normalised}
+        found.append(dataclasses.replace(prompt, label="AB"[i % 2], **new))
+    return found
+
+
+def scores_of(model, prompt):
+    """By the model's own forward and nothing else: (sums, sums by length)."""
+    sums = []
+    for choice in prompt.continuations:
+        ids = torch.from_numpy(np.concatenate([prompt.ids, choice.ids]))[None]
+        with torch.inference_mode():
+            told = model.module(input_ids=ids)[0][0].double().log_softmax(dim=-1)
+        wanted = ids[0, len(prompt.ids) :]
+        sums.append(float(told[len(prompt.ids) - 1 : -1].gather(1, wanted[:, None]).sum()))
+    return sums, [total / c.length for total, c in zip(sums, prompt.continuations, strict=True)]
 
 
 def load(**config):
@@ -90,6 +117,50 @@ def test_answers_and_totals_are_the_plain_path_s_within_any_limits(model, plain,
     )
     assert done.computed_tokens < done.served_tokens / 3
     assert 0 < done.core_s <= done.whole_s
+
+
+@pytest.mark.parametrize("normalised", [False, True])
+def test_continuations_are_scored_by_the_log_probabilities_of_their_tokens(model, normalised):
+    prompts = continued_prompts(normalised)
+    done = run_pass(model.engine("eager"), prompts, "last")
+    answers = done.answers
+    assert done.tokens == sum(len(row.ids) for prompt in prompts for row in prompt.rows)
+    assert (answers.argmax.tolist(), len(answers.scales)) == ([-1] * len(prompts), len(prompts))
+    for number, prompt in enumerate(prompts):
+        own, other = scores_of(model, prompt)[:: -1 if normalised else 1]
+        found = answers.letter_logits[number]
+        np.testing.assert_allclose(found[: prompt.choices], own, rtol=1e-5)
+        assert np.isnan(found[prompt.choices :]).all()
+        assert answers.argmax_letter[number] == LETTERS[int(np.argmax(other))]
+
+
+@pytest.mark.parametrize("limits", [ROOMY, ONE_ROW, NO_KV, SMALL])
+def test_continuations_share_prefixes_too(model, limits):
+    prompts = continued_prompts()
+    plain = run_pass(model.engine("eager"), prompts, "all").answers
+    runner, batches, seen = SharedPrefixRunner(model.engine("eager"), limits), [], []
+    plan = runner.plan(prompts)
+    done = runner.run(
+        prompts, plan, progress=lambda *done: seen.append(done), on_batch=batches.append
+    )
+    assert_same(done.answers, plain)
+    np.testing.assert_allclose(done.answers.scales, plain.scales, rtol=1e-5)
+    assert done.served_tokens == plan.served_tokens == sum(p.tokens for p in prompts)
+    assert done.computed_tokens == plan.computed_tokens < done.served_tokens / 3
+    # Whole questions are handed over, each once, though their choices run in several batches.
+    assert sorted(name for batch in batches for name in batch.ids) == sorted(plain.ids)
+    assert seen[-1] == (len(prompts), len(prompts))
+    assert [count for count, _ in seen] == np.cumsum([len(b.ids) for b in batches]).tolist()
+
+
+def test_memory_that_runs_out_among_a_question_s_choices_loses_none(model, monkeypatch):
+    prompts = continued_prompts()
+    plain = run_pass(model.engine("eager"), prompts, "last").answers
+    out_of_memory_above(model, monkeypatch, 60)
+    runner = SharedPrefixRunner(model.engine("eager"), FULL)
+    done = runner.run(prompts, runner.plan(prompts))
+    assert done.halvings
+    assert_same(done.answers, plain)
 
 
 @pytest.mark.parametrize(
@@ -144,7 +215,7 @@ def test_what_grouped_attention_does_not_know_is_left_to_transformers():
     torch.testing.assert_close(found, expected)
 
 
-def test_compiled_answers_are_the_same_from_one_graph_and_no_recompile(plain):
+def test_compiled_answers_are_the_same_from_one_graph_and_no_recompile(model, plain):
     loaded, prompts = load(), some_prompts()
     engine = loaded.engine("inductor")
     runner = SharedPrefixRunner(engine, ROOMY)
@@ -154,6 +225,9 @@ def test_compiled_answers_are_the_same_from_one_graph_and_no_recompile(plain):
     for limits in (ROOMY, ONE_ROW, NO_KV, SMALL):
         runner.limits = limits
         assert_same(runner.run(prompts, runner.plan(prompts)).answers, plain)
+    scored = continued_prompts()
+    by_model = run_pass(model.engine("eager"), scored, "last").answers
+    assert_same(runner.run(scored, runner.plan(scored)).answers, by_model)
     rng = np.random.default_rng(1)
     for rows, width, before in itertools.product((1, 2, 4, 16), (2, 16, 64), (0, 2, 64)):
         above = runner.forward.empty

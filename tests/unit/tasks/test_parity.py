@@ -9,11 +9,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
+from perfline.cases import data
+from perfline.cases.case import load_cases
+from perfline.engines import hf
+from perfline.engines.device import current_device
+from perfline.engines.engine import run_pass
 from perfline.tasks.answers import LETTERS
-from perfline.tasks.prompts import load_subjects, render_prompt
+from perfline.tasks.prompts import Subject, build_prompts, hf_encode, load_subjects, render_prompt
 from perfline.tasks.task import load_task
 
 lm_eval = pytest.importorskip("lm_eval", reason="needs the extra 'bench' (lm-eval)")
@@ -142,55 +148,77 @@ def theirs(
     return task, asked
 
 
+def both(
+    name: str,
+    files: Sequence[str],
+    splits: tuple[str, str],
+    row: Callable[[int, str], dict[str, Any]],
+    write: Callable[[Path, str, Rows], None],
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> tuple[Any, Any, Subject, Rows]:
+    """Their task and what it asks, our reading of the same rows, and the rows that are asked."""
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(folder / "cache"))
+    rows = {
+        split: [row(i, split) for i in range(n)] for split, n in zip(splits, (5, 9), strict=True)
+    }
+    for split in splits:
+        write(folder, split, rows[split])
+    own = load_task(name)
+    (subject,) = load_subjects(folder, own.shots, own)
+    return *theirs(files, rows, folder, own.shots), subject, rows[splits[1]]
+
+
+TASKS: list[Any] = [
+    (
+        "mmlu_lm_eval",
+        ["mmlu/default/_default_template_yaml", "mmlu/default/mmlu_anatomy.yaml"],
+        ("dev", "test"),
+        mmlu_row,
+        write_mmlu,
+    ),
+    (
+        "ceval",
+        ["ceval/_default_ceval_yaml", "ceval/ceval-valid_law.yaml"],
+        ("dev", "val"),
+        chinese_row,
+        write_ceval,
+    ),
+    (
+        "cmmlu",
+        ["cmmlu/_default_template_yaml", "cmmlu/cmmlu_anatomy.yaml"],
+        ("dev", "test"),
+        lambda i, split: chinese_row(i, split, "Question", "Answer"),
+        write_cmmlu,
+    ),
+    (
+        "mmlu_pro",
+        ["leaderboard/mmlu_pro/mmlu_pro.yaml"],
+        ("validation", "test"),
+        pro_row,
+        write_pro,
+    ),
+    ("arc_easy", ["arc/arc_easy.yaml"], ("train", "test"), arc_row, write_arc),
+    (
+        "arc_challenge",
+        ["arc/arc_easy.yaml", "arc/arc_challenge.yaml"],
+        ("train", "test"),
+        arc_row,
+        write_arc,
+    ),
+    (
+        "hellaswag",
+        ["hellaswag/hellaswag.yaml"],
+        ("train", "validation"),
+        hellaswag_row,
+        write_hellaswag,
+    ),
+]
+
+
 @pytest.mark.filterwarnings("default")  # theirs
 @pytest.mark.parametrize(
-    ("name", "files", "splits", "row", "write"),
-    [
-        (
-            "mmlu_lm_eval",
-            ["mmlu/default/_default_template_yaml", "mmlu/default/mmlu_anatomy.yaml"],
-            ("dev", "test"),
-            mmlu_row,
-            write_mmlu,
-        ),
-        (
-            "ceval",
-            ["ceval/_default_ceval_yaml", "ceval/ceval-valid_law.yaml"],
-            ("dev", "val"),
-            chinese_row,
-            write_ceval,
-        ),
-        (
-            "cmmlu",
-            ["cmmlu/_default_template_yaml", "cmmlu/cmmlu_anatomy.yaml"],
-            ("dev", "test"),
-            lambda i, split: chinese_row(i, split, "Question", "Answer"),
-            write_cmmlu,
-        ),
-        (
-            "mmlu_pro",
-            ["leaderboard/mmlu_pro/mmlu_pro.yaml"],
-            ("validation", "test"),
-            pro_row,
-            write_pro,
-        ),
-        ("arc_easy", ["arc/arc_easy.yaml"], ("train", "test"), arc_row, write_arc),
-        (
-            "arc_challenge",
-            ["arc/arc_easy.yaml", "arc/arc_challenge.yaml"],
-            ("train", "test"),
-            arc_row,
-            write_arc,
-        ),
-        (
-            "hellaswag",
-            ["hellaswag/hellaswag.yaml"],
-            ("train", "validation"),
-            hellaswag_row,
-            write_hellaswag,
-        ),
-    ],
-    ids=["mmlu_lm_eval", "ceval", "cmmlu", "mmlu_pro", "arc_easy", "arc_challenge", "hellaswag"],
+    ("name", "files", "splits", "row", "write"), TASKS, ids=[name for name, *_ in TASKS]
 )
 def test_every_prompt_is_theirs(
     name: str,
@@ -201,21 +229,49 @@ def test_every_prompt_is_theirs(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    rows = {
-        split: [row(i, split) for i in range(n)] for split, n in zip(splits, (5, 9), strict=True)
-    }
-    for split in splits:
-        write(tmp_path, split, rows[split])
-    own = load_task(name)
-    (subject,) = load_subjects(tmp_path, own.shots, own)
-
-    task, asked = theirs(files, rows, tmp_path, own.shots)
-
+    task, asked, subject, rows = both(name, files, splits, row, write, tmp_path, monkeypatch)
+    own = subject.task
     assert len(subject.test) == len(asked) == 9
     for ours in subject.test:
         prompt = render_prompt(subject, ours, own.shots)
         assert asked[ours.index] == [(prompt, f" {each}") for each in own.answers(ours.choices)]
-        gold = task.doc_to_target(rows[splits[1]][ours.index])
+        gold = task.doc_to_target(rows[ours.index])
         gold = int(gold) if str(gold).isdigit() else gold
         assert (LETTERS[gold] if isinstance(gold, int) else gold) == ours.label
+
+
+CONTINUED = [each for each in TASKS if load_task(each[0]).score == "continuation"]
+
+
+@pytest.mark.filterwarnings("default")  # theirs
+@pytest.mark.parametrize(
+    ("name", "files", "splits", "row", "write"), CONTINUED, ids=[name for name, *_ in CONTINUED]
+)
+def test_every_score_is_theirs(
+    name: str,
+    files: Sequence[str],
+    splits: tuple[str, str],
+    row: Callable[[int, str], dict[str, Any]],
+    write: Callable[[Path, str, Rows], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On the tiny model: the sums by choice, and which choices ``acc`` and ``acc_norm`` take."""
+    from lm_eval.models.huggingface import HFLM
+
+    task, asked, subject, _ = both(name, files, splits, row, write, tmp_path, monkeypatch)
+    (case,) = load_cases(["tiny"])
+    model = hf.load(case, current_device(), data.find_weights(case, None))
+    encode = hf_encode(model.tokenizer, case.model.bos)
+    prompts = build_prompts([subject], encode, case.mmlu, model.positions)
+    found = run_pass(model.engine("eager"), prompts, "last").answers
+    lm = HFLM(model.module, tokenizer=model.tokenizer, add_bos_token=True, device="cpu")
+    told = iter(lm.loglikelihood(task.instances, disable_tqdm=True))
+    for number, ours in enumerate(subject.test):
+        sums = np.array([next(told)[0] for _ in asked[ours.index]])
+        by_length = sums / [len(choice) for choice in ours.choices]
+        own, other = (by_length, sums) if prompts[number].normalised else (sums, by_length)
+        scores = found.letter_logits[number, : len(sums)]
+        np.testing.assert_allclose(scores, own, rtol=1e-4)
+        letters = found.letters()[number] + found.argmax_letter[number]
+        assert letters == LETTERS[own.argmax()] + LETTERS[other.argmax()]
