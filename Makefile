@@ -94,7 +94,10 @@ perf: setup
 	$(BIN)/pytest tests/accuracy tests/perf -m "perf or accuracy" --benchmark-json=results/benchmark.json $${CASES:+"--cases=$$CASES"} $(ARGS)
 
 SLIM := llama3-8b-slim,deepseek-7b-slim
-# What a pull request can know without a clock, a GPU or a checkpoint.
+# What a pull request can know without a clock, a GPU or a checkpoint. None of it depends on how fast
+# the machine is: one instruction set and one name, and all of them share one baseline.
+quick: export PERFLINE_MACHINE = any-$(shell uname -m)
+quick: export ATEN_CPU_CAPABILITY = avx2
 quick: setup
 	$(BIN)/pytest tests/accuracy tests/perf -m quick --cases tiny --results results/quick.json $(ARGS)
 	$(BIN)/pytest tests/accuracy tests/perf -m quick --cases $(SLIM) --dummy-weights --results results/quick-slim.json $(ARGS)

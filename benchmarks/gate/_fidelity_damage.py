@@ -190,6 +190,137 @@ OF_FILES: dict[str, Callable[[Path], None]] = {
 }
 
 
+SHORT = (torch.bfloat16, torch.float16)
+
+
+def fp8(weight: torch.Tensor) -> torch.Tensor:
+    """There and back, scaled to the largest number that fp8 (e4m3) has."""
+    wide = weight.float()
+    step = wide.abs().amax().clamp(min=1e-9) / 448
+    short = (wide / step).clamp(-448, 448).to(torch.float8_e4m3fn)
+    return (short.float() * step).to(weight.dtype)
+
+
+def given_by(part: str, change: Callable[[Any, Any, Any], Any]) -> Damage:
+    """Change what modules give whose name ends so, in 16 bits alone: fp32 stays as it is."""
+
+    def hook(module: Any, taken: Any, given: Any) -> Any:
+        return change(module, taken, given) if given.dtype in SHORT else given
+
+    def damage(stack: ExitStack, model: Model) -> None:
+        for name, module in model.module.named_modules():
+            if name.endswith(part):
+                stack.callback(module.register_forward_hook(hook).remove)
+
+    return damage
+
+
+def output(part: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Damage:
+    return given_by(part, lambda _, __, given: change(given))
+
+
+def used(part: str, change: Callable[[str, torch.Tensor], torch.Tensor]) -> Damage:
+    """Linear maps whose weights are changed as they are used, in 16 bits alone."""
+    return given_by(
+        part,
+        lambda module, taken, _: torch.nn.functional.linear(
+            taken[0], change("", module.weight.float()).to(module.weight.dtype), module.bias
+        ),
+    )
+
+
+def used_fp8(part: str) -> Damage:
+    return used(part, lambda _, weight: fp8(weight))
+
+
+def short_rope(stack: ExitStack, model: Model) -> None:
+    """Rotary angles computed in the case's dtype."""
+    rotary: Any = model.module.model.rotary_emb  # type: ignore[union-attr]
+    right = type(rotary).forward
+
+    def forward(self: Any, x: torch.Tensor, position_ids: torch.Tensor) -> Any:
+        if x.dtype not in SHORT:
+            return right(self, x, position_ids)
+        half = position_ids[..., None].to(x.dtype) * self.inv_freq.to(x.dtype)
+        angles = torch.cat((half, half), dim=-1)
+        return angles.cos(), angles.sin()
+
+    stack.enter_context(patch.object(type(rotary), "forward", forward))
+
+
+def short_norm(stack: ExitStack, model: Model) -> None:
+    """RMS norms computed in the case's dtype."""
+    norm: Any = model.module.model.norm
+    right = type(norm).forward
+
+    def forward(self: Any, x: torch.Tensor) -> Any:
+        if x.dtype not in SHORT:
+            return right(self, x)
+        size = x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon
+        return self.weight * (x * torch.rsqrt(size))
+
+    stack.enter_context(patch.object(type(norm), "forward", forward))
+
+
+def short_softmax(stack: ExitStack, model: Model) -> None:
+    """Scores and softmax of the attention in the case's dtype."""
+    right = torch.nn.functional.scaled_dot_product_attention
+
+    def attention(query: Any, key: Any, value: Any, attn_mask: Any = None, **rest: Any) -> Any:
+        if query.dtype not in SHORT or attn_mask is not None or query.shape[2] == 1:
+            return right(query, key, value, attn_mask=attn_mask, **rest)
+        groups = query.shape[1] // key.shape[1]
+        key, value = (each.repeat_interleave(groups, dim=1) for each in (key, value))
+        scores = query @ key.transpose(2, 3) * rest["scale"]
+        later = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
+        return scores.masked_fill(later, float("-inf")).softmax(-1) @ value
+
+    stack.enter_context(
+        patch.object(torch.nn.functional, "scaled_dot_product_attention", attention)
+    )
+
+
+def compiled_logits(change: Callable[[torch.Tensor], torch.Tensor]) -> Damage:
+    forward = TorchEngine.forward
+
+    def changed(engine: TorchEngine, batch: torch.Tensor, head: Any) -> torch.Tensor:
+        logits = forward(engine, batch, head)
+        wrong = engine.name == "inductor" and logits.dtype in SHORT
+        return change(logits) if wrong else logits
+
+    return attribute(TorchEngine, "forward", changed)
+
+
+# Faults of 16 bits alone; those that the docs promise first.
+PROMISED: dict[str, Damage] = {
+    "RoPE angles in the dtype": short_rope,
+    "logits in fp8": output("lm_head", fp8),
+    "compiled logits in fp8": compiled_logits(fp8),
+    "every matrix in fp8": used_fp8("_proj"),
+    "every MLP's output in fp8": output(".mlp", fp8),
+}
+OF_DTYPE: dict[str, Damage] = {
+    **PROMISED,
+    "norms in the dtype": short_norm,
+    "scores and softmax in the dtype": short_softmax,
+    "every matrix in int8, by row": used("_proj", int8),
+    "last layer's MLP output in fp8": output("layers.3.mlp", fp8),
+    "first layer's MLP output in fp8": output("layers.0.mlp", fp8),
+    "last layer's MLP x 1.02": output("layers.3.mlp", lambda given: given * 1.02),
+    "last layer's MLP x 1.10": output("layers.3.mlp", lambda given: given * 1.10),
+    "logits x 1.01": output("lm_head", lambda given: given * 1.01),
+    "logits x 1.05": output("lm_head", lambda given: given * 1.05),
+    "compiled logits x 1.01": compiled_logits(lambda given: given * 1.01),
+}
+
+
+def drawn_fp8(seed: int, model: Model) -> dict[str, Damage]:
+    """Ten linear maps of the model whose weights are used in fp8, in 16 bits alone."""
+    maps = [name for name, _ in model.module.named_modules() if name.endswith("_proj")]
+    names = np.random.default_rng(seed).choice(maps, size=10, replace=False)
+    return {f"{name.removeprefix('model.')} in fp8": used_fp8(str(name)) for name in names}
+
+
 def drawn(seed: int, model: Model) -> dict[str, Damage]:
     """Ten matrices of the model, each scaled by 1 to 10 % up or down."""
     rng = np.random.default_rng(seed)

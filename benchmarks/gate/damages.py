@@ -8,6 +8,7 @@ does beside it. Then undamaged runs with other threads and attention kernels.
 
     python benchmarks/gate/damages.py               # print the table: 10 minutes on 2 busy cores
     python benchmarks/gate/damages.py --out FILE    # ... and keep it as JSON
+    python benchmarks/gate/damages.py --precision bf16    # drift: faults of 16 bits alone
 
 ``--seed`` draws ten weight matrices, and the factors that they are scaled by.
 """
@@ -15,6 +16,7 @@ does beside it. Then undamaged runs with other threads and attention kernels.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import shutil
 import sys
@@ -28,10 +30,18 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from _fidelity_damage import OF_FILES, OF_MODEL, OF_PROMPTS, drawn
+from _fidelity_damage import (
+    OF_DTYPE,
+    OF_FILES,
+    OF_MODEL,
+    OF_PROMPTS,
+    PROMISED,
+    drawn,
+    drawn_fp8,
+)
 from tabulate import tabulate
 
-from perfline.baselines.judge import scored
+from perfline.baselines.judge import Against, model_numbers, scored
 from perfline.cases.case import Case, load_cases
 from perfline.cases.data import PACKAGED_DATA
 from perfline.engines.device import current_device
@@ -128,14 +138,81 @@ def unchanged(lab: Lab, opened: OpenCase, model: Model, runs: int) -> list[dict[
     return found
 
 
+def drifted(opened: OpenCase, case: Case, compiled: bool = False) -> list[dict[str, Any]]:
+    """What the suite says of each engine's drift, and how far off it is."""
+    prompts, names = fidelity.sample(case, opened.prompts), ("inductor",) if compiled else ()
+    with opened.full_precision() as model:
+        found = fidelity.measure(model, (), prompts, shared=False)
+    found = fidelity.with_drift(found, opened.own_precision(), names, prompts)
+    nowhere = Against(Path("x.json"), None, None)
+    return [
+        {
+            "metric": verdict.metric,
+            "word": verdict.word,
+            "nats": verdict.measured,
+            "rounding": verdict.baseline,
+            "limit": verdict.limit,
+        }
+        for verdict in model_numbers(found, {}, nowhere)
+        if verdict.metric.startswith("drift_")
+    ]
+
+
+def of_dtype(case: Case, seed: int, runs: int, out: Path | None) -> int:
+    """Print what drift says of faults of 16 bits; 1 where one that is promised was not seen."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    opened = open_case(case, current_device(), None, "real")
+    model: Any = opened.engine("eager")._model  # type: ignore[attr-defined]
+    rows, quiet = [], []
+    for name, damage in {**OF_DTYPE, **drawn_fp8(seed, model)}.items():
+        with ExitStack() as stack:
+            damage(stack, model)
+            found = drifted(opened, case, name.startswith("compiled"))[-1]
+        rows.append({"damage": name, "promised": name in PROMISED, **found})
+        print(f"{name}: {found['word']}", file=sys.stderr)
+    before = torch.get_num_threads()
+    kernels = (SDPBackend.MATH, SDPBackend.FLASH_ATTENTION)
+    for run in range(runs):
+        torch.set_num_threads(1 + run % 4)
+        with sdpa_kernel(kernels[run // 4 % 2]):
+            quiet += [{"threads": 1 + run % 4, **each} for each in drifted(opened, case, run == 0)]
+    torch.set_num_threads(before)
+    opened.close()
+    table = [
+        [
+            each["damage"],
+            each["metric"],
+            f"{each['nats'] / each['rounding']:.2f}",
+            f"{float(each['limit'].split()[0]) / each['rounding']:.2f}",
+            each["word"],
+        ]
+        for each in rows
+    ]
+    print(tabulate(table, ["damage", "metric", "x rounding", "limit", "word"], floatfmt=".2f"))
+    red = [each for each in quiet if each["word"] != "ok"]
+    missed = [each["damage"] for each in rows if each["promised"] and each["word"] != "regressed"]
+    print(f"\nunchanged: {len(quiet)} verdicts, {len(red)} not ok; promised, not seen: {missed}")
+    if out is not None:
+        kept = {"case": case.id, "precision": case.model.precision, "seed": seed}
+        kept |= {"torch": torch.__version__, "damages": rows, "unchanged": quiet}
+        out.write_text(json.dumps(kept, indent=1) + "\n")
+    return 1 if missed or red else 0
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Print the table; 1 where a damage was not seen, or an unchanged run was red."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seed", type=int, default=20261125)
     parser.add_argument("--unchanged", type=int, default=REORDERED, metavar="RUNS")
+    parser.add_argument("--precision", choices=("bf16", "fp16"))
     parser.add_argument("--out", type=Path)
     given = parser.parse_args(arguments)
     device, (case,) = current_device(), load_cases(["tiny"])
+    if given.precision is not None:
+        short = dataclasses.replace(case.model, precision=given.precision)
+        case = dataclasses.replace(case, model=short)
+        return of_dtype(case, given.seed, given.unchanged, given.out)
     opened = open_case(case, device, None, "real")
     model: Any = opened.engine("eager")._model  # type: ignore[attr-defined]
     start = time.perf_counter()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -67,6 +68,28 @@ def test_what_can_write_installs_nothing(file, job, target):
     recipe = re.search(rf"(?m)^{target}:\n((?:\t.*\n)+)", MAKEFILE.read_text())
     assert recipe is not None
     assert re.fullmatch(r"\t\$\(PYTHON\) scripts/proposals.py [a-z]+\n", recipe[1])
+
+
+def test_quick_shares_one_baseline_among_all_machines_of_one_architecture(tmp_path):
+    (tmp_path / "bin").mkdir()
+    stub = tmp_path / "bin" / "pytest"
+    stub.write_text('#!/bin/sh\necho "$PERFLINE_MACHINE $ATEN_CPU_CAPABILITY $*"\n')
+    stub.chmod(0o755)
+    (tmp_path / "installed-test").touch()
+    os.utime(
+        tmp_path / "installed-test", (2**32 - 1, 2**32 - 1)
+    )  # `make setup` finds its work done
+    given = {
+        "PATH": os.environ["PATH"],
+        "PERFLINE_MACHINE": "mine",
+        "ATEN_CPU_CAPABILITY": "avx512",
+    }
+    command = ["make", "--silent", "quick", f"VENV={tmp_path}"]
+    done = subprocess.run(
+        command, cwd=actions.REPOSITORY, env=given, capture_output=True, text=True, check=True
+    )
+    both = f"any-{platform.machine()} avx2 tests/accuracy tests/perf -m quick --cases "
+    assert [line.startswith(both) for line in done.stdout.splitlines()] == [True, True]
 
 
 @pytest.mark.parametrize("job", jobs())

@@ -22,7 +22,7 @@ from perfline.metrics import pass_name, suffix
 
 Seconds = Literal["core_s", "whole_s", "first_s"]  # of a comparison's rounds
 # Of the machine: no side of a comparison can have another one's.
-OF_MACHINE = frozenset({"driver", "os", "runner", "threads"})
+OF_MACHINE = frozenset({"device", "driver", "os", "runner", "threads"})
 _PLACED = "VISIBLE_DEVICES"  # so end the variables that say which card
 
 

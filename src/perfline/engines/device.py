@@ -72,6 +72,7 @@ _COPIES = 8
 _CPUS = Path("/sys/devices/system/cpu")
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
+MACHINE = "PERFLINE_MACHINE"  # in the environment: what machines are called that are one to people
 _TASKS = Path("/proc/self/task")
 _MEMINFO = Path("/proc/meminfo")
 _GROUPS, _OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
@@ -203,18 +204,25 @@ class Device:
 
 
 def current_device() -> Device:
-    """The accelerator that torch would use, or the CPU."""
+    """The accelerator that torch would use, or the CPU.
+
+    Where ``MACHINE`` is set, its folder has that name for the model of the device and the number of
+    cores: machines that somebody takes for one. The kind of device stays in it, and a CPU's
+    instruction set.
+    """
     import torch
 
+    given = os.environ.get(MACHINE)
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     if accelerator is None:
         name, cores, quota = _cpu_name(), len(usable_cores()), core_quota()
         shown = f"{cores}" if quota is None else f"{quota:g}-of-{cores}"
         capability = torch.backends.cpu.get_cpu_capability()
-        return Device("cpu", name, slugify(f"cpu-{name}-{shown}-cores-{capability}"))
-    module = torch.get_device_module(accelerator.type)
-    name = module.get_device_name() if hasattr(module, "get_device_name") else accelerator.type
-    return Device(accelerator.type, str(name), slugify(str(name)))
+        machine = given or f"{name}-{shown}-cores"
+        return Device("cpu", name, slugify(f"cpu-{machine}-{capability}"))
+    kind, module = accelerator.type, torch.get_device_module(accelerator.type)
+    name = str(module.get_device_name() if hasattr(module, "get_device_name") else kind)
+    return Device(kind, name, slugify(f"{kind}-{given}" if given else name))
 
 
 def synchronized_timer() -> float:

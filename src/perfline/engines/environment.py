@@ -21,7 +21,7 @@ from typing import Any
 
 import yaml
 
-from perfline.engines.device import core_quota, current_device, usable_cores
+from perfline.engines.device import MACHINE, core_quota, current_device, usable_cores
 from perfline.fields import OPTIONAL
 
 PACKAGES = ("torch", "triton", "transformers", "tokenizers", "safetensors", "numpy")
@@ -95,11 +95,14 @@ def layout_of(hosts: Sequence[str]) -> str:
 def collect(root: Path) -> Environment:
     """The environment of this process; ``root`` is the git work tree whose commit is recorded."""
     device = current_device()
+    context = _context(root)
+    if os.environ.get(MACHINE):  # the folder does not tell them apart
+        context["device"] = device.name
     return Environment(
         device.slug,
         device.name,
         device.kind,
-        _context(root),
+        context,
         packages=packages(editable=False),
         variables=variables(os.environ),
     )

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -64,11 +65,48 @@ def test_the_advertised_bandwidth_is_known_or_absent(device, gb_per_s):
     assert advertised_bandwidth(device) == (None if gb_per_s is None else gb_per_s * 1e9)
 
 
-def test_this_machine_has_a_device_with_a_slug():
+def test_this_machine_has_a_device_with_a_slug(monkeypatch):
+    monkeypatch.delenv("PERFLINE_MACHINE", raising=False)
     device = current_device()
     assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", device.slug)
     if device.kind == "cpu":
         assert re.search(r"-\d+-cores-", device.slug)
+
+
+def test_machines_that_one_name_is_given_to_are_one_of_each_kind_and_instruction_set(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("PERFLINE_MACHINE", "hosted_x86")
+    monkeypatch.setattr("torch.accelerator.current_accelerator", lambda check_available: None)
+    found = []
+    for model, cores, capability in (
+        ("Xeon", 4, "AVX2"),
+        ("EPYC", 2, "AVX2"),
+        ("Xeon", 4, "AVX512"),
+    ):
+        monkeypatch.setattr("perfline.engines.device._cpu_name", lambda model=model: model)
+        monkeypatch.setattr(
+            "perfline.engines.device.usable_cores", lambda cores=cores: list(range(cores))
+        )
+        monkeypatch.setattr(
+            "torch.backends.cpu.get_cpu_capability", lambda capability=capability: capability
+        )
+        device = current_device()
+        found.append((device.name, device.slug))
+    assert found == [
+        ("Xeon", "cpu-hosted-x86-avx2"),
+        ("EPYC", "cpu-hosted-x86-avx2"),
+        ("Xeon", "cpu-hosted-x86-avx512"),
+    ]
+    environment = collect(tmp_path)  # what the folder leaves out stands beside the verdict
+    assert (environment.machine, environment.context["device"]) == found[-1][::-1]
+
+    gpu = SimpleNamespace(type="cuda", get_device_name=lambda: "NVIDIA A100-SXM4-40GB")
+    monkeypatch.setattr("torch.accelerator.current_accelerator", lambda check_available: gpu)
+    monkeypatch.setattr("torch.get_device_module", lambda kind: gpu)
+    assert current_device().slug == "cuda-hosted-x86"
+    monkeypatch.setenv("PERFLINE_MACHINE", "")  # as a workflow sets what it leaves empty
+    assert current_device().slug == "nvidia-a100-sxm4-40gb"
 
 
 GROUPS = {  # which files there are, as their text; the cores, and the GiB that are left
@@ -112,6 +150,7 @@ def test_a_container_has_what_its_control_groups_leave_it(tmp_path, monkeypatch,
         (tmp_path / path).write_text(text)
     (tmp_path / "own").write_text(own)
     (tmp_path / "meminfo").write_text(f"MemAvailable: {8 * 1024**2} kB\n")
+    monkeypatch.delenv("PERFLINE_MACHINE", raising=False)
     monkeypatch.setattr("perfline.engines.device._GROUPS", tmp_path)
     monkeypatch.setattr("perfline.engines.device._OWN_GROUPS", tmp_path / "own")
     monkeypatch.setattr("perfline.engines.device._MEMINFO", tmp_path / "meminfo")

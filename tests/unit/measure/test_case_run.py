@@ -1,23 +1,36 @@
-"""What is refused before anything is measured."""
+"""What is refused before anything is measured; and what is, in whatever order it is asked for."""
 
 from __future__ import annotations
+
+import dataclasses
+import itertools
 
 import pytest
 
 import fakes
-from perfline.cases.case import load_cases
+import random_llama
+from perfline.cases.case import FidelitySpec, ThroughputSpec, load_cases
 from perfline.engines.device import current_device
 from perfline.engines.engine import run_pass
 from perfline.errors import DataError
-from perfline.measure.case_run import CaseRun, _check_ids, open_case
-from random_llama import case
+from perfline.measure.accuracy import AccuracyOptions
+from perfline.measure.case_run import CaseRun, _check_ids, in_turn, open_case
+from random_llama import CONFIG
+
+TESTS = {
+    "accuracy": lambda run: run.answer_all("inductor"),
+    "fidelity": lambda run: run.fidelity(),
+    "throughput": lambda run: run.time("inductor", in_turn),
+}
+SMALL = CONFIG | {"max_position_embeddings": 4096, "num_hidden_layers": 1}
+HEALTH = ("graphs", "graph_breaks", "recompiles")
 
 
 def test_a_token_that_the_model_has_no_row_for_is_refused():
     prompts = fakes.prompts(3, length=100)  # their tokens go up to 101
-    _check_ids(case(), prompts, 102)
+    _check_ids(random_llama.case(), prompts, 102)
     with pytest.raises(DataError, match=r"question even/1 holds token 101, .* has 101 rows"):
-        _check_ids(case(), prompts, 101)
+        _check_ids(random_llama.case(), prompts, 101)
 
 
 def test_letters_without_a_token_of_their_own_are_scored_as_continuations(monkeypatch):
@@ -44,3 +57,35 @@ def test_letters_without_a_token_of_their_own_are_scored_as_continuations(monkey
     assert by_score.ids == by_token.ids
     assert by_score.letters() == by_token.letters() == by_score.argmax_letter
     assert by_score.margins() == pytest.approx(by_token.margins(), abs=1e-4)
+
+
+@pytest.fixture(scope="module")
+def case():
+    return dataclasses.replace(
+        random_llama.case("bf16", SMALL),
+        throughput=ThroughputSpec(sample=2, rounds=1, min_round_s=1e-3),
+        fidelity=FidelitySpec(prompts=2),
+    )
+
+
+@pytest.fixture
+def opened(monkeypatch, case):
+    random_llama.traced_only(monkeypatch)
+    loaded = open_case(case, current_device(), None, "dummy")
+    shortest = sorted(loaded.prompts, key=lambda prompt: len(prompt.ids))
+    yield dataclasses.replace(loaded, prompts=shortest[:4])
+    loaded.close()
+
+
+def test_compile_health_and_the_fingerprint_are_the_same_in_any_order(case, opened):
+    found = {}
+    for order in itertools.permutations(TESTS):
+        run = CaseRun(case, opened, current_device(), options=AccuracyOptions(verify=2))
+        for test in order:
+            TESTS[test](run)
+        fingerprint = run.fingerprint("inductor")
+        metrics = run.metrics()
+        found[order] = fingerprint, [metrics[name].value for name in HEALTH]
+    (first, health), *others = found.values()
+    assert health == [1, 0, 0]
+    assert [each for each in others if each != (first, health)] == []
