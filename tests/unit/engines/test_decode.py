@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,9 @@ import transformers
 import random_llama
 from perfline.engines import decode, hf, upstream
 from perfline.engines.device import current_device
+from perfline.engines.engine import CompileCounts
 from perfline.errors import NoDecode
+from perfline.gates.fingerprint import SAME, against_stored
 
 WIDTHS = (37, 20, 61)
 TOKENS = 12
@@ -103,6 +107,42 @@ def test_the_compiled_engine_gives_the_eager_tokens_and_compiles_a_form_once(sco
     assert first.tokens.tolist() == eager[0].tolist()
     assert engine.compile_counts() == counts
     model.close()
+
+
+def test_every_eighth_token_that_runs_eagerly_is_named_by_the_fingerprint(monkeypatch):
+    """In the compiled engine alone; and the tokens are the same."""
+
+    def counted(name):
+        model = loaded()
+        decoder, ids = decode.Decoder(model, name), prompts()[0]
+        decoder.generate(ids, 17, LENGTH)
+        counts = model.engine(name).compile_counts()
+        twice = [
+            decoder.fingerprint(ids, 17, LENGTH, (counts, CompileCounts()), 9) for _ in range(2)
+        ]
+        assert twice[0] == twice[1]
+        model.close()
+        return twice[0]
+
+    eager, compiled = counted("eager"), counted("inductor")
+    assert "eager_ops" not in eager.counts
+    forward, calls = decode.Decoder._next, itertools.count()
+
+    def eighth(self, *arguments):
+        if self.name == "eager" or next(calls) % 17 % 8 != 7:
+            return forward(self, *arguments)
+        with torch.compiler.set_stance("force_eager"):
+            return forward(self, *arguments)
+
+    monkeypatch.setattr(decode.Decoder, "_next", eighth)
+    judged = against_stored("fingerprint_decode_val", eager, counted("eager"), "b.json", True)
+    assert (judged.word, judged.reason) == ("ok", SAME)
+    now = counted("inductor")
+    assert (now.counts["graphs"], compiled.counts["graphs"]) == (2, 2)
+    judged = against_stored("fingerprint_decode", compiled, now, "b.json", True)
+    assert judged.word == "regressed"
+    assert "fell off the fast path: operators outside of compiled graphs" in judged.reason
+    assert now.counts["eager_ops"] > compiled.counts["eager_ops"] + 2 * 3 * 7  # matrices of 2 steps
 
 
 @pytest.mark.parametrize("layers", [12, 32])
