@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,11 +11,14 @@ import torch
 import transformers
 
 import random_llama
+from perfline.cases.case import DecodeSpec
 from perfline.engines import decode, hf, upstream
 from perfline.engines.device import current_device
 from perfline.engines.engine import CompileCounts
 from perfline.errors import NoDecode
 from perfline.gates.fingerprint import SAME, against_stored
+from perfline.measure import decode as measured
+from perfline.tasks.prompts import Prompt
 
 WIDTHS = (37, 20, 61)
 TOKENS = 12
@@ -146,8 +150,7 @@ def test_every_eighth_token_that_runs_eagerly_is_named_by_the_fingerprint(monkey
 
 
 @pytest.mark.parametrize("layers", [12, 32])
-def test_one_graph_serves_all_layers(layers, monkeypatch):
-    random_llama.traced_only(monkeypatch)
+def test_one_graph_serves_all_layers(layers):
     model = loaded(layers)
     eager = tokens(decode.Decoder(model, "eager"))
     decoder, engine = decode.Decoder(model, "inductor"), model.engine("inductor")
@@ -158,6 +161,38 @@ def test_one_graph_serves_all_layers(layers, monkeypatch):
     assert [t.tolist() for t in tokens(decoder)] == [t.tolist() for t in eager]
     assert len(long.steps_s) == 128
     assert engine.compile_counts() == counts
+    model.close()
+
+
+def test_every_context_has_a_cache_of_its_own_and_recompiles_nothing(monkeypatch):
+    random_llama.traced_only(monkeypatch)
+    spec = DecodeSpec(batch_sizes=(1, 8, 32), context=(64, 128, 256, 512))
+    asked = [Prompt(f"s/{ids.size}", "s", ids[0], 5, None) for ids in prompts()]
+    model = loaded(2)
+    forms, lines = measured.forms(replace(model.case, decode=spec), asked, 4, model.positions)
+    assert len(lines) == 1  # the model has 256 positions
+    given = {}
+    for name in ("eager", "inductor"):
+        decoder, engine = decode.Decoder(model, name), model.engine(name)
+        work = measured.Work(engine, decoder, tuple(forms), 4)
+        region = measured.DecodeRegion(work, work.make_ready(0.0))
+        region.round()
+        found = region.finish(lambda: None, None)
+        given[name] = found.given
+        lengths = {"": 128, "b8": 64, "b32": 64, "c64": 64, "c128": 128, "c256": 256}
+        assert {form.name: form.length for form in forms} == lengths
+        assert set(decoder._caches) == {(form.rows, form.length) for form in forms}
+        for (rows, length), cache in decoder._caches.items():
+            assert cache.layers[0].keys.shape[::2] == (rows, length)
+    # A prompt and a token, by one row or by several: any length of cache runs in those.
+    assert (found.ready.first.graphs, found.ready.later.graphs, found.timed.graphs) == (4, 0, 0)
+    assert measured.tokens_apart(given["inductor"], given["eager"], forms, decoder)[0] == []
+    names = {metric.name for metric in found.metrics()}
+    of = {"decode_b8", "decode_b32", "decode_c64", "decode_c128", "decode_c256"}
+    assert {name for name in names if name.startswith("decode_")} == of
+    assert {name for name in names if name.startswith("ttft_")} == {
+        name.replace("decode", "ttft") for name in of
+    }
     model.close()
 
 
