@@ -14,6 +14,8 @@ is the Hodges-Lehmann estimate with the exact signed-rank interval (``compare.se
 ``whole/core``: tokens a second of the measured loop over those of the bare forwards. On a CPU it is
 of CPU seconds, on which other processes hardly weigh; else of the clock. At least 0.99 is asked
 for: `ok` where the whole interval is above it, `exceeded` where all of it is below, else `unsure`.
+Beside it, since a busy machine makes that interval wide: what the marks take when nothing runs
+between them, as a share of the loop.
 """
 
 from __future__ import annotations
@@ -44,6 +46,7 @@ ROOT = Path(__file__).resolve().parents[1]
 WIDTH = 128  # tokens of the prompt
 LEAST = 0.99  # of whole/core
 CONFIDENCE = 0.99  # of every interval
+MARKS = 10_000  # are timed by themselves
 BUSY = 0.1  # share of the CPU that other processes took, above which a run is no evidence
 MODELS: dict[str, dict[str, object]] = {
     "tiny": {
@@ -130,6 +133,7 @@ def measured(
     counts = model.engine("inductor").compile_counts()
     seconds = in_turns(ways, rounds)
     later = model.engine("inductor").compile_counts() - counts
+    marks_s = seconds_of_a_mark(decode.Decoder(model, "inductor")) * (tokens + 1)
     clock = "cpu_s" if model.device.kind == "cpu" else "wall_s"
     parameters = sum(each.numel() for each in cast("Any", model.module).parameters())
     model.close()
@@ -157,6 +161,10 @@ def measured(
                 if against in seconds
             }
             for way in ("perfline eager", "perfline inductor")
+        },
+        "marks_share": {
+            engine: marks_s / statistics.median(seconds[f"perfline {engine}"][clock])
+            for engine in ("eager", "inductor")
         },
         "between_marks": {name: statistics.median(shares) for name, shares in between.items()},
         "seconds": seconds,
@@ -191,6 +199,15 @@ def ways_of(
         ways |= {f"perfline {name}": whole, f"bare {name}": core}
     ways["generate"] = lambda: generate(model, ids, tokens, compiled=False)
     return ways
+
+
+def seconds_of_a_mark(decoder: decode.Decoder) -> float:
+    """CPU seconds of this process; marks of a device are queued, and waited for in the end."""
+    start = time.process_time()
+    for _ in range(MARKS):
+        decoder._mark()
+    decoder._engine.synchronize()
+    return (time.process_time() - start) / MARKS
 
 
 def generate(model: hf.Model, ids: Any, tokens: int, compiled: bool) -> Any:
@@ -274,6 +291,7 @@ def table(name: str, found: Mapping[str, Any]) -> str:
         share = found["between_marks"][engine]
         lines.append(f"  whole/core {engine:10} {shown(each)}  {each['word']} (>= {LEAST})")
         lines.append(f"  between the marks {engine}: {share:.5f} of the loop")
+        lines.append(f"  the marks alone, {engine}: {found['marks_share'][engine]:.6f} of the loop")
     for way, by in found["over_generate"].items():
         lines += [f"  {way} / {against}: {shown(each)}" for against, each in by.items()]
     lines.append(
