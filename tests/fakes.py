@@ -152,7 +152,7 @@ class FakeEngine:
                 "recompiles": later.graphs,
             }
         operators = {"aten::mm": 29 + self.more_mm}
-        return Fingerprint(prompt_digest(prompt), self.software, counts, operators)
+        return Fingerprint(prompt_digest(prompt.ids), self.software, counts, operators)
 
     def profile(self, prompts: Sequence[Prompt], head: Head, trace: Path | None = None) -> Profile:
         self.log.append(f"profile {len(prompts)} {head}")
@@ -181,6 +181,7 @@ class FakeDecoder:
         graphs_at: numbers of the generations (from 0) at which the engine compiles a graph.
         factors: in the n-th generation all takes ``factors[n % len]`` times as long.
         streamed: bytes that a step reads.
+        eager_ops: of its fingerprint, a token.
     """
 
     engine: FakeEngine
@@ -191,6 +192,7 @@ class FakeDecoder:
     graphs_at: tuple[int, ...] = ()
     factors: Sequence[float] = (1.0,)
     streamed: int | None = None
+    eager_ops: int = 9
     static: bool = True
     positions: int = 4096
     _generations: int = 0
@@ -216,6 +218,20 @@ class FakeDecoder:
 
     def streamed_bytes(self, rows: int, length: int) -> int | None:
         return self.streamed
+
+    def fingerprint(
+        self,
+        ids: Ints,
+        tokens: int,
+        length: int,
+        compiled: tuple[CompileCounts, CompileCounts],
+        prompt_tokens: int,
+    ) -> Fingerprint:
+        prompt = Prompt("s/0", "s", ids[0], 5, None)
+        found = self.engine.fingerprint(prompt, "last", compiled, prompt_tokens)
+        if self.engine.name == "eager":
+            return found
+        return replace(found, counts={**found.counts, "eager_ops": self.eager_ops * tokens})
 
 
 @dataclass

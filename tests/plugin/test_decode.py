@@ -124,6 +124,29 @@ def test_more_bandwidth_than_there_is_is_invalid(accepted, monkeypatch):
     assert "would read 120 % of the memory bandwidth" in " ".join(result.stdout.str().split())
 
 
+def test_operators_of_a_token_that_left_the_compiled_graphs_are_named(decoding, capsys):
+    decoding.default("fingerprint: false").run("-m", "perf").assert_outcomes(skipped=6)
+    assert decoding.words()["fingerprint_decode.baseline"] == "missing"
+    assert decoding.update() == 0
+    assert "fingerprint of inductor decode: new" in capsys.readouterr().out
+    names = {"eager", "inductor", "eager decode", "inductor decode"}
+    assert set(decoding.baseline()["fingerprints"]) == names
+    decoding.run(*DECODE, "--strict-verdicts").assert_outcomes(passed=2)
+
+    decoding.script(decode={"inductor": {"eager_ops": 12}})
+    result = decoding.run("-m", "perf")
+    result.assert_outcomes(passed=5, failed=1)
+    result.stdout.fnmatch_lines(["fingerprint_decode regressed +1 (limit +0)"])
+    told = " ".join(result.stdout.str().split())
+    assert "operators outside of compiled graphs 144 -> 192" in told
+    assert decoding.words()["fingerprint.baseline"] == "ok"
+    assert decoding.words()["decode.baseline"] == "ok"
+    assert decoding.update() == 2
+
+    decoding.script(inductor={"software": "torch 10"}, decode={"inductor": {"eager_ops": 12}})
+    decoding.run(*DECODE).assert_outcomes(passed=2)  # another version may run other operators
+
+
 def test_an_engine_that_cannot_decode_is_missing(accepted):
     accepted.script(no_decode="Mamba takes no cache")
     result = accepted.run(*DECODE)

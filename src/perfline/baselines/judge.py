@@ -61,8 +61,8 @@ class Against:
         """Where the stored fp32 numbers are looked for, which depend on no number of ranks."""
         return self._where(self.stored is not None and self.stored.reference is not None)
 
-    def of_fingerprint(self, name: EngineName) -> Against:
-        """Where an engine's stored fingerprint is looked for; the same."""
+    def of_fingerprint(self, name: str) -> Against:
+        """Where a stored fingerprint is looked for, by its name in the record; the same."""
         return self._where(self.stored is not None and name in self.stored.fingerprints)
 
     def _where(self, held: bool) -> Against:
@@ -206,6 +206,11 @@ def decode(
     if decoded.compared:
         others = decoded.others, decoded.compared
         verdicts.append(accuracy.same_tokens(decoded.engine, *others, case.model.precision))
+    if decoded.fingerprint is not None:
+        metric = f"{fingerprint.NAME}_decode{suffix(decoded.engine)}"
+        held = against.stored is not None and bool(against.stored.values(f"{HEALTH[0]}_decode"))
+        name = decoded.fingerprint_name
+        verdicts.append(_runs_as_stored(metric, name, decoded.fingerprint, held, against))
     return verdicts
 
 
@@ -245,12 +250,20 @@ def model_numbers(found: Fidelity, facts: Mapping[str, Scalar], against: Against
 
 def what_runs(name: EngineName, found: Fingerprint, timed: bool, against: Against) -> list[Verdict]:
     """Does another thing run inside a forward than did? ``timed``: throughput was, too."""
-    metric, holder = f"{fingerprint.NAME}{suffix(name)}", against.of_fingerprint(name)
+    held = against.stored is not None and bool(against.stored.values(HEALTH[0]))
+    metric = f"{fingerprint.NAME}{suffix(name)}"
+    return [_runs_as_stored(metric, name, found, timed and held, against)]
+
+
+def _runs_as_stored(
+    metric: str, name: str, found: Fingerprint, counts_judged: bool, against: Against
+) -> Verdict:
+    """Judge the fingerprint of that name; ``counts_judged``: elsewhere, those of compilation."""
+    holder = against.of_fingerprint(name)
     if problem := against.mismatch or holder.mismatch:
-        return [Verdict(metric, "incomparable", "baseline", "count", reason=problem)]
+        return Verdict(metric, "incomparable", "baseline", "count", reason=problem)
     stored = None if holder.stored is None else holder.stored.fingerprints.get(name)
-    held = against.stored is not None and against.stored.values(HEALTH[0])
-    return [fingerprint.against_stored(metric, stored, found, holder.shown, timed and bool(held))]
+    return fingerprint.against_stored(metric, stored, found, holder.shown, counts_judged)
 
 
 def own_metric(

@@ -23,7 +23,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from perfline.engines.engine import EngineName, Generated, Ints
+from perfline.engines.engine import CompileCounts, EngineName, Fingerprint, Generated, Ints
+from perfline.engines.fingerprint import of_run
 from perfline.engines.hf import Model
 from perfline.engines.prefix_forward import see
 from perfline.engines.torch_engine import LAST
@@ -117,6 +118,22 @@ class Decoder:
         cache = self._cache(rows, length)
         read = (tensor.nbytes for part in cache.layers for tensor in (part.keys, part.values))
         return int(sum(weights.values()) + sum(read))
+
+    def fingerprint(
+        self,
+        ids: Ints,
+        tokens: int,
+        length: int,
+        compiled: tuple[CompileCounts, CompileCounts],
+        prompt_tokens: int,
+    ) -> Fingerprint:
+        """What runs in ``generate``, once its forms are compiled: ``fingerprint.of_run``."""
+
+        def run() -> None:
+            self.generate(ids, tokens, length)
+
+        module, kind = self._engine.module, self._engine.device.kind
+        return of_run(self.name, module, kind, run, ids[0], compiled, prompt_tokens)
 
     def _next(self, cache: Any, ids: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
         """The most likely token behind ``ids`` (rows, width), which stand at ``places``."""

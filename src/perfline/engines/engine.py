@@ -68,7 +68,7 @@ class CompileCounts:
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What ran in one forward of one engine, and on what.
+    """What ran in one forward of one engine, or while it generated tokens, and on what.
 
     Attributes:
         prompt: digest of the tokens that were run.
@@ -212,7 +212,7 @@ class MeasuredEngine(Protocol):
         compiled: tuple[CompileCounts, CompileCounts],
         sample_tokens: int,
     ) -> Fingerprint | None:
-        """What runs in a forward (``fingerprint.of_forward``); None where that is not known."""
+        """What runs in a forward (``fingerprint.of_run``); None where that is not known."""
 
     def profile(
         self, prompts: Sequence[Prompt], head: Head, trace: Path | None = None
@@ -270,6 +270,19 @@ class MeasuredDecoder(Protocol):
 
     def streamed_bytes(self, rows: int, length: int) -> int | None:
         """Bytes that one step reads from memory; None where not known."""
+
+    def fingerprint(
+        self,
+        ids: Ints,
+        tokens: int,
+        length: int,
+        compiled: tuple[CompileCounts, CompileCounts],
+        prompt_tokens: int,
+    ) -> Fingerprint:
+        """What runs while ``tokens`` are generated behind ``ids`` (1, width).
+
+        ``compiled`` and ``prompt_tokens`` as of ``MeasuredEngine.fingerprint``.
+        """
 
 
 @dataclass(frozen=True)

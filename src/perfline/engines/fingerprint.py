@@ -1,9 +1,9 @@
-"""What runs inside one forward? Counts that have no noise: two runs of one stack give the same.
+"""What runs inside a forward? Counts that have no noise: two runs of one stack give the same.
 
-One prompt is run once more, after everything that is timed: under torch's profiler, which sees the
-operators and kernels of eager and compiled code alike, and for the eager engine under
-``FlopCounterMode``. That is a TorchDispatchMode, under which compiled layers would run eagerly: the
-FLOPs by module are eager's, and called so.
+One prompt is run once more, or generated behind, after everything that is timed: under torch's
+profiler, which sees the operators and kernels of eager and compiled code alike, and for the eager
+engine under ``FlopCounterMode``. That is a TorchDispatchMode, under which compiled layers would run
+eagerly: the FLOPs by module are eager's, and called so.
 """
 
 from __future__ import annotations
@@ -16,9 +16,8 @@ from typing import Any
 from torch import nn, profiler
 from torch.utils.flop_counter import FlopCounterMode
 
-from perfline.engines.engine import CompileCounts, EngineName, Fingerprint
+from perfline.engines.engine import CompileCounts, EngineName, Fingerprint, Ints
 from perfline.engines.upstream import is_compiled_region
-from perfline.tasks.prompts import Prompt
 from perfline.tasks.reference import prompt_digest
 
 _profiler: Any = profiler
@@ -26,20 +25,20 @@ _LONGEST = 100  # characters of a kernel's name
 _DEPTH = 3  # ``layers.2.mlp``: modules below are within it
 
 
-def of_forward(
+def of_run(
     name: EngineName,
     model: nn.Module,
     device: str,
     run: Callable[[], object],
-    prompt: Prompt,
+    ids: Ints,
     compiled: tuple[CompileCounts, CompileCounts],
     sample_tokens: int,
 ) -> Fingerprint:
-    """Call ``run``, a forward of ``prompt`` by the engine ``name``, and say what ran.
+    """Call ``run``, forwards of the engine ``name`` from the prompt ``ids`` on, and say what ran.
 
-    ``device`` is the kind that it should run on, such as ``cuda``; ``compiled``: what the first
-    forward compiled, and what the warm-up did after it; ``sample_tokens``: of all prompts that
-    throughput is timed over.
+    ``ids`` are (tokens,). ``device`` is the kind that it should run on, such as ``cuda``;
+    ``compiled``: what the first forward compiled, and what the warm-up did after it;
+    ``sample_tokens``: of all prompts that are timed.
     """
     operators: Counter[str] = Counter()
     kernels: Counter[str] = Counter()
@@ -71,7 +70,7 @@ def of_forward(
         kernels.update(generated=both.kernels, nodes=both.nodes)
     versions = (f"{package} {metadata.version(package)}" for package in ("torch", "transformers"))
     return Fingerprint(
-        prompt=prompt_digest(prompt),
+        prompt=prompt_digest(ids),
         software=", ".join(versions),
         counts=counts,
         operators=dict(sorted(operators.items())),

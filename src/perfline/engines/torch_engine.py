@@ -21,7 +21,7 @@ from torch import nn
 
 from perfline.engines.device import Device
 from perfline.engines.engine import CompileCounts, EngineName, Fingerprint, Head, Profile
-from perfline.engines.fingerprint import of_forward
+from perfline.engines.fingerprint import of_run
 from perfline.engines.profile import Profiler
 from perfline.engines.upstream import (
     cache_argument,
@@ -189,7 +189,7 @@ class TorchEngine:
         compiled: tuple[CompileCounts, CompileCounts],
         sample_tokens: int,
     ) -> Fingerprint:
-        """What runs in a forward of ``prompt``: ``fingerprint.of_forward``."""
+        """What runs in a forward of ``prompt``: ``fingerprint.of_run``."""
         batch, model = self.prepare(prompt), self._model.module
 
         def run() -> None:
@@ -197,7 +197,7 @@ class TorchEngine:
             self.synchronize()
 
         kind = self.device.kind
-        return of_forward(self.name, model, kind, run, prompt, compiled, sample_tokens)
+        return of_run(self.name, model, kind, run, prompt.ids, compiled, sample_tokens)
 
     def profile(self, prompts: Sequence[Prompt], head: Head, trace: Path | None = None) -> Profile:
         """One round under the profiler: ``profile.Profiler``.

@@ -33,7 +33,8 @@ def against_stored(
 ) -> Verdict:
     """Judge one engine's fingerprint by the stored one; ``shown`` is the baseline's file.
 
-    ``timed``: throughput has judged what was compiled.
+    ``timed``: other verdicts have judged what was compiled. A count that one of them lacks is not
+    compared: absent is not 0.
     """
     verdict = Verdict(metric, "missing", "baseline", "count")
     if stored is None:
@@ -44,8 +45,8 @@ def against_stored(
         f"{what} {before:.12g} -> {after:.12g}"
         for name, what in _WORSE.items()
         if name not in left_out
-        for before, after in [(stored.counts.get(name, 0), now.counts.get(name, 0))]
-        if after > before
+        for before, after in [(stored.counts.get(name), now.counts.get(name))]
+        if before is not None and after is not None and after > before
     ]
     told = "; ".join(_first(_changes(stored, now, alike)))
     verdict = replace(verdict, word="ok", baseline=0.0, measured=float(len(worse)), limit="+0")
@@ -62,11 +63,17 @@ def differences(a: Fingerprint, b: Fingerprint) -> list[str]:
     Unlike by a stored one, operators are compared whatever the versions.
     """
     counts = [
-        f"{_WORSE[name]} {a.counts.get(name, 0):.12g} -> {b.counts.get(name, 0):.12g}"
-        for name in _WORSE
-        if a.counts.get(name, 0) != b.counts.get(name, 0)
+        f"{what} {_shown(before)} -> {_shown(after)}"
+        for name, what in _WORSE.items()
+        for before, after in [(a.counts.get(name), b.counts.get(name))]
+        if before != after
     ]
     return _first([*counts, *_changes(a, b, alike=True)])
+
+
+def _shown(count: float | None) -> str:
+    """A count, or that a stack does not tell it: that is not 0."""
+    return "not counted" if count is None else f"{count:.12g}"
 
 
 def _first(changes: Iterable[str]) -> list[str]:

@@ -394,9 +394,14 @@ class CaseRun:
         return self._fingerprints[name]
 
     @property
-    def fingerprints(self) -> Mapping[EngineName, Fingerprint]:
-        """What is known of that, by engine."""
-        return self._fingerprints
+    def fingerprints(self) -> Mapping[str, Fingerprint]:
+        """What is known of that, by engine; ``<engine> decode``: while it generates tokens."""
+        decoded = {
+            each.fingerprint_name: found
+            for each in self._decoded.values()
+            if (found := each.fingerprint) is not None
+        }
+        return self._fingerprints | decoded
 
     def answer_all(
         self,
@@ -545,6 +550,8 @@ class CaseRun:
 
             repeat(timed_round, self.case.throughput.rounds)
             found = region.finish(lambda: self._memory_bandwidth, self.device.uncached_bytes())
+        if self.case.fingerprint:
+            found = replace(found, fingerprint=work.fingerprint(ready))
         if name != "eager":
             eager = self.loaded.decoder("eager")
             if "eager" in self._decoded:

@@ -24,6 +24,7 @@ from perfline.engines.engine import (
     Clock,
     CompileCounts,
     EngineName,
+    Fingerprint,
     Generated,
     Ints,
     MeasuredDecoder,
@@ -39,6 +40,7 @@ from perfline.tasks.prompts import Prompt, stratified_sample
 PROMPTS = 4  # of a round, one by one, stratified by length
 _TOKENS_CPU, _TOKENS = 16, 128  # behind each prompt, where the case does not say
 _ALIGN = 64  # a cache's length is a multiple of it
+_COUNTED = 17  # tokens whose operators are counted: a fault of every eighth shows
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,7 @@ class Decoded:
         bandwidth: bytes a second that the device reads, or copies; None where not measured.
         others: tokens that differ from the eager engine's; empty for that one.
         compared: how many tokens were.
+        fingerprint: what runs while some tokens are generated; None where that was not asked.
     """
 
     engine: EngineName
@@ -151,6 +154,12 @@ class Decoded:
     timed_s: float = 0.0
     others: tuple[OtherToken, ...] = ()
     compared: int = 0
+    fingerprint: Fingerprint | None = None
+
+    @property
+    def fingerprint_name(self) -> str:
+        """What records and baselines hold the fingerprint by, beside that of a forward."""
+        return f"{self.engine} decode"
 
     @property
     def step_s(self) -> float:
@@ -262,6 +271,18 @@ class Work:
         """Generate behind one prompt, or one batch."""
         return self.decoder.generate(ids, self.tokens, form.length)
 
+    def fingerprint(self, ready: Ready) -> Fingerprint:
+        """What runs while tokens are generated behind one prompt of the middle length.
+
+        They are few: a profiler keeps every operator of them.
+        """
+        form = self.forms[0]
+        ids = _middle(form)
+        compiled = ready.first, ready.later
+        lengths = sum(each.size for of in self.forms for each in of.prompts)
+        tokens = min(self.tokens, _COUNTED)
+        return self.decoder.fingerprint(ids, tokens, form.length, compiled, lengths)
+
     def make_ready(self, min_round_s: float, *, anew: bool = True) -> Ready:
         """Compile by the first generation of each form, then warm up over all prompts.
 
@@ -272,7 +293,7 @@ class Work:
             engine.forget_compiled()
         before, start = engine.compile_counts(), clock()
         for form in self.forms:  # by a prompt of the middle length, as throughput's first forward
-            self.generate(form, sorted(form.prompts, key=np.size)[len(form.prompts) // 2])
+            self.generate(form, _middle(form))
         compiled, first = clock(), engine.compile_counts()
         self.once()
         end, later = clock(), engine.compile_counts() - first
@@ -283,6 +304,11 @@ class Work:
         repeats = max(1, math.ceil(min_round_s / pass_s)) if pass_s > 0 else 1
         took = compiled - start, end - compiled
         return Ready(*took, first - before, later, repeats, engine.not_compiled())
+
+
+def _middle(form: Form) -> Ints:
+    """Of a form's prompts, the one of the middle length."""
+    return sorted(form.prompts, key=np.size)[len(form.prompts) // 2]
 
 
 class DecodeRegion:

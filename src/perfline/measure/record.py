@@ -44,7 +44,7 @@ class CaseRecord:
         facts: what was measured, such as the weights' digest; part of a baseline's context.
         errors: tests that ended without a verdict, one line each; see ``ABSENT``.
         reference: what was computed in fp32; None where that was not asked.
-        fingerprints: what runs in a forward, by engine.
+        fingerprints: what runs in a forward, by engine; ``<engine> decode``: in generated tokens.
         token_times: seconds of the first token, the second, and so on, one by one behind a single
             prompt: the median of each over prompts and rounds; by engine.
     """

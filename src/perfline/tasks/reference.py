@@ -87,10 +87,10 @@ class Reference:
     prompts: Mapping[str, PromptReference]
 
 
-def prompt_digest(prompt: Prompt) -> str:
-    """Return 16 hex digits over a prompt's token ids."""
-    ids = ",".join(map(str, prompt.ids.tolist()))
-    return hashlib.sha256(ids.encode()).hexdigest()[:16]
+def prompt_digest(ids: npt.NDArray[np.int64]) -> str:
+    """Return 16 hex digits over a prompt's token ids; (tokens,)."""
+    told = ",".join(map(str, ids.tolist()))
+    return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
 def prompt_reference(
@@ -111,7 +111,7 @@ def prompt_reference(
             told.append((REST, max(np.logaddexp.reduce(rest), _LEAST)))
         at[str(position)] = " ".join(f"{name}:{max(value, _LEAST):.9g}" for name, value in told)
     shown = " ".join(f"{number:.9g}" for number in layers)
-    return PromptReference(prompt_digest(prompt), at, shown)
+    return PromptReference(prompt_digest(prompt.ids), at, shown)
 
 
 def distribution(text: str) -> dict[str, float]:

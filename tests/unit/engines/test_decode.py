@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 import transformers
 
 import random_llama
+from perfline.cases.case import DecodeSpec
 from perfline.engines import decode, hf, upstream
 from perfline.engines.device import current_device
+from perfline.engines.engine import CompileCounts
 from perfline.errors import NoDecode
+from perfline.gates.fingerprint import SAME, against_stored
+from perfline.measure import decode as measured
+from perfline.tasks.prompts import Prompt
 
 WIDTHS = (37, 20, 61)
 TOKENS = 12
@@ -41,17 +49,25 @@ def model():
     made.close()
 
 
-def test_eager_tokens_are_those_of_generate(model):
+def of_generate(model):
+    """The tokens that transformers' own ``generate`` gives, greedily and without an end."""
     neutral = transformers.GenerationConfig(
         max_new_tokens=TOKENS, do_sample=False, eos_token_id=None, pad_token_id=0
     )
+    model.activate("eager")
     model.module.generation_config = neutral
-    given = tokens(decode.Decoder(model, "eager"))
-    for ids, found in zip(prompts(), given, strict=True):
+    found = []
+    for ids in prompts():
         batch = torch.from_numpy(ids)
         seen = torch.ones_like(batch)  # else token 0 is taken for padding
         whole = model.module.generate(batch, attention_mask=seen, generation_config=neutral)
-        assert found.tolist() == whole[:, ids.shape[1] :].tolist()
+        found.append(whole[:, ids.shape[1] :].tolist())
+    return found
+
+
+def test_eager_tokens_are_those_of_generate(model):
+    given = tokens(decode.Decoder(model, "eager"))
+    assert [found.tolist() for found in given] == of_generate(model)
 
 
 def test_tokens_of_a_batch_are_those_of_its_rows(model):
@@ -90,7 +106,7 @@ def test_streamed_bytes_are_weights_and_the_whole_cache(model):
 
 
 @pytest.mark.parametrize("scope", ["layer", "model"])
-def test_the_compiled_engine_gives_the_eager_tokens_and_compiles_a_form_once(scope, monkeypatch):
+def test_the_compiled_engine_gives_generate_s_tokens_and_compiles_a_form_once(scope, monkeypatch):
     if scope == "model":
         random_llama.traced_only(monkeypatch)
     model = loaded(scope=scope)
@@ -102,12 +118,48 @@ def test_the_compiled_engine_gives_the_eager_tokens_and_compiles_a_form_once(sco
     assert [t.tolist() for t in tokens(decoder)] == [t.tolist() for t in eager]
     assert first.tokens.tolist() == eager[0].tolist()
     assert engine.compile_counts() == counts
+    assert [t.tolist() for t in eager] == of_generate(model)
     model.close()
 
 
+def test_every_eighth_token_that_runs_eagerly_is_named_by_the_fingerprint(monkeypatch):
+    """In the compiled engine alone; and the tokens are the same."""
+
+    def counted(name):
+        model = loaded()
+        decoder, ids = decode.Decoder(model, name), prompts()[0]
+        decoder.generate(ids, 17, LENGTH)
+        counts = model.engine(name).compile_counts()
+        twice = [
+            decoder.fingerprint(ids, 17, LENGTH, (counts, CompileCounts()), 9) for _ in range(2)
+        ]
+        assert twice[0] == twice[1]
+        model.close()
+        return twice[0]
+
+    eager, compiled = counted("eager"), counted("inductor")
+    assert "eager_ops" not in eager.counts
+    forward, calls = decode.Decoder._next, itertools.count()
+
+    def eighth(self, *arguments):
+        if self.name == "eager" or next(calls) % 17 % 8 != 7:
+            return forward(self, *arguments)
+        with torch.compiler.set_stance("force_eager"):
+            return forward(self, *arguments)
+
+    monkeypatch.setattr(decode.Decoder, "_next", eighth)
+    judged = against_stored("fingerprint_decode_val", eager, counted("eager"), "b.json", True)
+    assert (judged.word, judged.reason) == ("ok", SAME)
+    now = counted("inductor")
+    assert (now.counts["graphs"], compiled.counts["graphs"]) == (2, 2)
+    judged = against_stored("fingerprint_decode", compiled, now, "b.json", True)
+    assert judged.word == "regressed"
+    assert "fell off the fast path: operators outside of compiled graphs" in judged.reason
+    assert now.counts["eager_ops"] > compiled.counts["eager_ops"] + 2 * 3 * 7  # matrices of 2 steps
+
+
 @pytest.mark.parametrize("layers", [12, 32])
-def test_one_graph_serves_all_layers(layers, monkeypatch):
-    random_llama.traced_only(monkeypatch)
+def test_one_graph_serves_all_layers(layers):
     model = loaded(layers)
     eager = tokens(decode.Decoder(model, "eager"))
     decoder, engine = decode.Decoder(model, "inductor"), model.engine("inductor")
@@ -118,6 +170,38 @@ def test_one_graph_serves_all_layers(layers, monkeypatch):
     assert [t.tolist() for t in tokens(decoder)] == [t.tolist() for t in eager]
     assert len(long.steps_s) == 128
     assert engine.compile_counts() == counts
+    model.close()
+
+
+def test_every_context_has_a_cache_of_its_own_and_recompiles_nothing(monkeypatch):
+    random_llama.traced_only(monkeypatch)
+    spec = DecodeSpec(batch_sizes=(1, 8, 32), context=(64, 128, 256, 512))
+    asked = [Prompt(f"s/{ids.size}", "s", ids[0], 5, None) for ids in prompts()]
+    model = loaded(2)
+    forms, lines = measured.forms(replace(model.case, decode=spec), asked, 4, model.positions)
+    assert len(lines) == 1  # the model has 256 positions
+    given = {}
+    for name in ("eager", "inductor"):
+        decoder, engine = decode.Decoder(model, name), model.engine(name)
+        work = measured.Work(engine, decoder, tuple(forms), 4)
+        region = measured.DecodeRegion(work, work.make_ready(0.0))
+        region.round()
+        found = region.finish(lambda: None, None)
+        given[name] = found.given
+        lengths = {"": 128, "b8": 64, "b32": 64, "c64": 64, "c128": 128, "c256": 256}
+        assert {form.name: form.length for form in forms} == lengths
+        assert set(decoder._caches) == {(form.rows, form.length) for form in forms}
+        for (rows, length), cache in decoder._caches.items():
+            assert cache.layers[0].keys.shape[::2] == (rows, length)
+    # A prompt and a token, by one row or by several: any length of cache runs in those.
+    assert (found.ready.first.graphs, found.ready.later.graphs, found.timed.graphs) == (4, 0, 0)
+    assert measured.tokens_apart(given["inductor"], given["eager"], forms, decoder)[0] == []
+    names = {metric.name for metric in found.metrics()}
+    of = {"decode_b8", "decode_b32", "decode_c64", "decode_c128", "decode_c256"}
+    assert {name for name in names if name.startswith("decode_")} == of
+    assert {name for name in names if name.startswith("ttft_")} == {
+        name.replace("decode", "ttft") for name in of
+    }
     model.close()
 
 

@@ -123,8 +123,8 @@ def test_launches_of_an_accelerator_are_told_by_kernel(monkeypatch):
             return events
 
     monkeypatch.setattr(fingerprint, "_profiler", Profiler())
-    found = fingerprint.of_forward(
-        "eager", torch.nn.Linear(1, 1), "cuda", lambda: None, prompt(), (None, None), 9
+    found = fingerprint.of_run(
+        "eager", torch.nn.Linear(1, 1), "cuda", lambda: None, prompt().ids, (None, None), 9
     )
     assert {name[:5]: n for name, n in found.kernels.items()} == {"copy": 1, "sgemm": 1}
     assert max(map(len, found.kernels)) == 100

@@ -63,6 +63,18 @@ def test_what_falls_off_the_fast_path_is_regressed(name, told):
     assert judged(more).word == ("ok" if compiled else "regressed")  # throughput has judged it
 
 
+@pytest.mark.parametrize("absent_in", ["stored", "now"])
+def test_a_count_that_one_of_them_lacks_is_not_compared_as_0(absent_in):
+    less = replace(STORED, counts={k: v for k, v in COUNTS.items() if k != "eager_ops"})
+    stored, now = (less, STORED) if absent_in == "stored" else (STORED, less)
+    found = judged(now, stored)
+    assert (found.word, found.measured) == ("ok", 0.0)
+    a, b = ("not counted", "41") if absent_in == "stored" else ("41", "not counted")
+    assert fingerprint.differences(stored, now) == [
+        f"operators outside of compiled graphs {a} -> {b}"
+    ]
+
+
 def test_operators_kernels_weights_and_flops_are_told():
     now = replace(
         STORED,

@@ -15,6 +15,7 @@ from perfline.engines.telemetry import RoundHealth
 from perfline.gates import performance
 from perfline.gates.accuracy import OtherToken, same_tokens
 from perfline.measure import decode
+from perfline.tasks.reference import prompt_digest
 
 
 def case(**decoding) -> Case:
@@ -72,6 +73,22 @@ def test_the_first_generation_of_each_form_compiles_and_the_others_warm_up():
     assert ready.compile_s == pytest.approx(2 * 0.013)
     assert ready.warmup_s == pytest.approx(5 * 0.013)
     assert engine.log[0] == "forget"
+
+
+@pytest.mark.parametrize(("tokens", "counted"), [(4, 4), (128, 17)])
+def test_the_fingerprint_is_of_the_first_tokens_behind_the_middle_prompt(tokens, counted):
+    engine = FakeEngine("inductor", FakeClock())
+    decoder = FakeDecoder(engine, graphs_at=(0, 1, 4), eager_ops=9)
+    forms, _ = decode.forms(case(batch_sizes=(1, 2)), prompts(), tokens, 4096)
+    work = decode.Work(engine, decoder, tuple(forms), tokens, engine.clock)
+    found = work.fingerprint(work.make_ready(0.0))
+    widths = sorted(ids.shape[1] for ids in forms[0].prompts)
+    (middle,) = [ids for ids in forms[0].prompts if ids.shape[1] == widths[2]]
+    assert found.prompt == prompt_digest(middle[0])
+    assert found.counts == {
+        **{"prompt_tokens": sum(widths) + forms[1].prompts[0].size, "weights_elsewhere": 0},
+        **{"eager_ops": 9 * counted, "graphs": 2, "graph_breaks": 0, "recompiles": 1},
+    }
 
 
 def test_a_round_repeats_its_pass_until_it_is_long_enough():
