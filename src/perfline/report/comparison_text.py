@@ -159,6 +159,9 @@ def _launch_rows(found: CaseComparison) -> list[list[str]]:
             for side in SIDES
         ]
         rows.append([name, "s", *(f"{value:.1f}" for value in seconds), "", "", ""])
+    if (told := found.fidelity) is not None:
+        both = (f"{seconds:.1f}" for seconds in (told.baseline_s, told.candidate_s))
+        rows.append(["fidelity_time", "s", *both, "", "", ""])
     if found.engine == "inductor":
         for name in ("graphs", "graph_breaks", "recompiles"):
             rows.append([name, "count", *map(str, highest(found, name)), "", "", ""])
@@ -285,7 +288,7 @@ def next_command(comparison: Comparison) -> str:
         return "find the cause in what differs between A and B, above"
     if found.word == time == "improved":
         return _accepting(found)
-    if found.word == "missing":
+    if found.word == "missing" and not (found.answers and found.answers.questions):
         return _with_option(comparison.command, "--questions", 200)
     if time != found.word or time != "unsure" or found.decision is None:
         return ""
