@@ -208,7 +208,8 @@ def numbers(
     """Hold what B's engine computes to what A's does: in fp32, and in the case's own dtype.
 
     By the gates on stored numbers, with A's in their place. What re-ordered arithmetic does, and
-    what the dtype costs, is what A measured; B's own where B is in another dtype on purpose.
+    what the dtype costs, is what A measured. Where B is in another dtype on purpose its weights are
+    rounded otherwise, in fp32 too: then its drift alone is judged, by what B measured that costs.
     """
     name = engine_name(engine)
     metric = f"{FIDELITY}_{pass_name(name)}"
@@ -220,6 +221,8 @@ def numbers(
             return (Verdict(metric, "missing", "paired", fidelity.UNIT, reason=reason),)
     assert a is not None
     assert b is not None
+    if dtypes[0] != dtypes[1]:
+        return _drift(name, b, b)
     verdict = _against_a(name, a, b)
     if verdict.word == "regressed" and name != "eager":  # where it begins is known of that alone
         eager = _against_a("eager", a, b)
@@ -227,7 +230,7 @@ def numbers(
     verdict = replace(verdict, metric=metric, gate="paired")
     if verdict.word in ("missing", "incomparable"):
         return (verdict,)
-    return (verdict, *_drift(name, a, b, dtypes))
+    return (verdict, *_drift(name, a, b))
 
 
 def _against_a(name: str, a: FidelityNumbers, b: FidelityNumbers) -> Verdict:
@@ -244,22 +247,18 @@ def _against_a(name: str, a: FidelityNumbers, b: FidelityNumbers) -> Verdict:
     )
 
 
-def _drift(
-    name: str, a: FidelityNumbers, b: FidelityNumbers, dtypes: tuple[str, str]
-) -> tuple[Verdict, ...]:
+def _drift(name: str, a: FidelityNumbers, b: FidelityNumbers) -> tuple[Verdict, ...]:
     """What B's dtype costs; nothing where that is fp32. A fault that A has is none of B's."""
-    same = dtypes[0] == dtypes[1]
-    own = (a if same else b).drift
     if b.drift is None:
         return ()
-    metric = f"{DRIFT}_{pass_name(name)}"
+    metric, own = f"{DRIFT}_{pass_name(name)}", a.drift
     errors = b.drift.engines.get(name, ())
     told = () if own is None else (own.engines.get(name, ()), own.rounded)
     if own is None or not errors or any(len(each) != len(errors) for each in told):
         reason = "A and B do not tell the drift of the same prompts: give both the same perfline"
         return (Verdict(metric, "incomparable", "paired", fidelity.UNIT, reason=reason),)
     floor, words = own.rounded, "what rounding costs"
-    if same and sum(own.engines[name]) > sum(floor):
+    if own is not b.drift and sum(own.engines[name]) > sum(floor):
         floor, words = own.engines[name], "A's own error"
     harmless = (own.engines.get("eager", ()), *own.variations.values())
     return (fidelity.drift(metric, errors, harmless, floor, words),)

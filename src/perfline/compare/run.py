@@ -612,7 +612,7 @@ def _with_answers(
         if of_a is not None and of_b is not None and not (of_a.problem or of_b.problem):
             prompts = len(of_b.references["eager"])
             found = replace(found, fidelity=FidelityRecord(prompts, of_a.seconds, of_b.seconds))
-    known = any(verdict.word != "missing" for verdict in numbers)
+    known = any(v.metric.startswith(gates.FIDELITY) and v.word != "missing" for v in numbers)
     record, answered = gates.answers(case, found.engine, a, b, dtypes, known)
     if done.generated:
         tokens_a, tokens_b = (done.generated[name] for name in SIDES)

@@ -205,6 +205,10 @@ def test_another_dtype_on_purpose_is_held_to_its_own_rounding():
     coarse = {"rounded": (9.0, 10.8), "eager": (9.0, 10.0)}
     assert drifted((9.0, 10.0), dtypes=("fp16", "bf16"), **coarse).word == "ok"
     assert drifted((9.0, 10.0), dtypes=("fp32", "bf16"), a=None, **coarse).word == "ok"
+    assert drifted((90.0, 100.0), dtypes=("fp16", "bf16"), **coarse).word == "regressed"
+    both = fidelity(drift=ROUNDED), fidelity(kl=1e-3, drift=ROUNDED)  # its weights are rounded
+    assert [v.metric for v in numbers(*both, dtypes=("fp16", "bf16"))] == ["drift_infer"]
+    assert numbers(*both, dtypes=("fp16", "fp16"))[0].word == "regressed"
     assert [v.metric for v in numbers(fidelity(drift=ROUNDED), fidelity())] == ["fidelity_infer"]
 
 

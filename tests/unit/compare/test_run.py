@@ -400,11 +400,12 @@ def test_the_coarser_dtype_s_rounding_is_allowed() -> None:
     launcher = pair(1.0, 1.0)
     launcher.candidate.ready = ready(dtype="bf16")
     launcher.candidate.answers = answers(shift=0.01)
-    launcher.candidate.fidelity = None
+    launcher.candidate.fidelity = fidelity(kl=1e-3)  # its weights are rounded
 
     found = last(launcher)
 
     assert words(found)["letter_logprobs"] == "ok"
+    assert "fidelity_infer" not in words(found)
     assert found.answers is not None
     assert found.answers.tolerance == 3e-2
 
