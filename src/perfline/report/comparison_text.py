@@ -40,7 +40,7 @@ _HEADERS = ["metric", "unit", "A", "B", "change", "limit", "verdict"]
 def table(found: CaseComparison, tablefmt: str = "plain") -> str:
     """One row a number: A's, B's, and where it is judged the limit and the word."""
     shown = [verdict for verdict in found.verdicts if verdict.measured is not None]
-    rows = [row.cells for row in verdict_rows(shown)]
+    rows = [[cell.removesuffix(" nats") for cell in row.cells] for row in verdict_rows(shown)]
     if found.counted:
         times = sum(v.metric in TIMES for v in shown)
         rows[times:times] = _speed_rows(found)

@@ -165,8 +165,9 @@ def test_what_cannot_be_held_to_a_is_never_ok():
     elsewhere = {"sky/0": PromptReference("x", {"3": "1:-0.5 *:-0.9327521295671886"})}
     other = dataclasses.replace(a, references=dict.fromkeys(("eager", "inductor"), elsewhere))
     one_engine = dataclasses.replace(a, references={"eager": a.references["eager"]})
-    words = [numbers(a, b)[0].word for b in (nothing, other, one_engine)]
-    assert words == ["incomparable", "incomparable", "missing"]
+    short = dataclasses.replace(a, apart={"inductor": {"sky/0": (0.0,), "sky/1": ()}})
+    words = [numbers(a, b)[0].word for b in (nothing, other, short, one_engine)]
+    assert words == ["incomparable", "incomparable", "incomparable", "missing"]
     assert numbers(one_engine, a)[0].word == "missing"
     assert "give both sides the same perfline" in numbers(a, nothing)[0].reason
 
@@ -213,6 +214,8 @@ def test_another_dtype_on_purpose_is_held_to_its_own_rounding():
 
 
 def test_drift_of_other_prompts_is_incomparable():
+    apart = fidelity(drift=ROUNDED, apart={})
+    assert [v.metric for v in numbers(fidelity(drift=ROUNDED), apart)] == ["fidelity_infer"]
     assert drifted((1.0,)).word == "incomparable"
     assert drifted((1.0, 1.0), a=None).word == "incomparable"
     assert drifted((1.0, 1.0), a={**ROUNDED, "rounded": (1.0,)}).word == "incomparable"

@@ -400,11 +400,13 @@ def test_the_coarser_dtype_s_rounding_is_allowed() -> None:
     launcher = pair(1.0, 1.0)
     launcher.candidate.ready = ready(dtype="bf16")
     launcher.candidate.answers = answers(shift=0.01)
-    launcher.candidate.fidelity = fidelity(kl=1e-3)  # its weights are rounded
+    own = {"rounded": (1.0, 1.2), "eager": (1.0, 1.1), "inductor": (1.0, 1.1)}
+    launcher.candidate.fidelity = fidelity(kl=1e-3, drift=own)  # its weights are rounded
 
     found = last(launcher)
 
     assert words(found)["letter_logprobs"] == "ok"
+    assert words(found)["drift_infer"] == "ok"
     assert "fidelity_infer" not in words(found)
     assert found.answers is not None
     assert found.answers.tolerance == 3e-2
@@ -471,6 +473,7 @@ def test_fp32_that_does_not_fit_is_missing_and_not_invalid(alternate: bool) -> N
         ({"fidelity": False}, ()),
         ({"workload": workload(engine="my.module:Engine")}, ()),
         ({}, (("fidelity.prompts", "0"),)),
+        ({"workload": workload(ranks=2)}, (("parallel.tensor", "2"),)),
     ],
 )
 def test_fp32_is_left_out_where_it_is_not_asked_for(changes: Any, settings: Any) -> None:

@@ -183,6 +183,9 @@ def test_b_is_measured_from_a_s_references_engine_by_engine():
     off = told(computing(off={"inductor plain": 1e-2}), a.references)
     assert max(max(row) for row in off.apart["inductor"].values()) > 1e-5
     assert max(max(row) for row in off.apart["eager"].values()) < 1e-12
+    both = told(computing(off={"inductor plain": 1e-2}), {})
+    same_fault = told(computing(off={"inductor plain": 1e-2}), both.references)
+    assert max(max(row) for row in same_fault.apart["inductor"].values()) < 1e-12
     case = launch().case_run.case
     words = [gates.numbers(case, "inductor", a, b, ("fp32", "fp32"))[0].word for b in (same, off)]
     assert words == ["ok", "regressed"]
