@@ -5,7 +5,7 @@ Every call goes to the launcher's ``log``, so that a test can pin the order of t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,23 @@ from typing import Any
 import numpy as np
 
 from perfline.compare import run as compare
-from perfline.compare.model import GeneratedTokens, Ready, Round, Side, SideName, Workload
+from perfline.compare.model import (
+    FidelityNumbers,
+    GeneratedTokens,
+    Ready,
+    References,
+    Round,
+    Side,
+    SideName,
+    Workload,
+)
 from perfline.compare.record import CaseComparison
 from perfline.compare.run import Plan
 from perfline.engines.engine import Fingerprint, Profile
 from perfline.errors import DeviceMemory
+from perfline.measure.fidelity import Drift
 from perfline.tasks.answers import LETTERS, Answers
+from perfline.tasks.reference import PromptReference
 from samples import packaged
 
 MACHINE = "fake-gpu"
@@ -66,7 +77,10 @@ def answers(
     labels: bool = True,
     shift: float = 0.0,
 ) -> Answers:
-    """``n`` questions, all right but for ``wrong`` (number -> letter); logits + ``shift``."""
+    """``n`` questions, all right but for ``wrong`` (number -> letter).
+
+    ``shift`` is added to the logits of A and C, and taken from those of B and D.
+    """
     right = [LETTERS[i % 4] for i in range(n)]
     given = [(wrong or {}).get(i, letter) for i, letter in enumerate(right)]
     logits = np.zeros((n, 4), np.float32)
@@ -74,7 +88,7 @@ def answers(
         logits[row, LETTERS.index(letter)] = 5.0
     return Answers(
         ids=tuple(f"sky/{i}" for i in range(n)),
-        letter_logits=logits + np.float32(shift),
+        letter_logits=logits + np.array([shift, -shift] * 2, np.float32),
         argmax=np.array([LETTERS.index(letter) for letter in given]),
         argmax_letter="".join(given),
         labels="".join(right) if labels else None,
@@ -89,6 +103,39 @@ def generated(*tokens: int) -> GeneratedTokens:
     return GeneratedTokens(tokens, likeliest, ((10.0, 9.9999, 8.0),) * count, (10.0,) * count)
 
 
+def fidelity(
+    kl: float = 0.0,
+    compiled: float | None = None,
+    drift: Mapping[str, Sequence[float]] | None = None,
+    **changes: Any,
+) -> FidelityNumbers:
+    """What a side computes, ``kl`` nats from A: eager, and compiled where that is another number.
+
+    ``drift``: by engine, or "rounded", mean squared errors of two prompts; None in fp32.
+    """
+    prompts = {
+        name: PromptReference(f"digest of {name}", {"3": "1:-0.5 *:-0.9327521295671886"})
+        for name in ("sky/0", "sky/1")
+    }
+    engines = {"eager": kl, "inductor": kl if compiled is None else compiled}
+    own = None
+    if drift is not None:
+        rows = {name: tuple(row) for name, row in drift.items()}
+        rounded = rows.pop("rounded")
+        own = Drift(rows, {"attention": rows["eager"], "batch": rows["eager"]}, rounded)
+    whole = FidelityNumbers(
+        references=dict.fromkeys(engines, prompts),
+        apart={name: dict.fromkeys(prompts, (off,)) for name, off in engines.items()},
+        vocabulary=30,
+        variations={"attention": 1e-12, "rounding": 1e-13},
+        most=1e-6,
+        layers_off=(1e-6, 1e-6),
+        seconds=2.5,
+        drift=own,
+    )
+    return replace(whole, **changes)
+
+
 @dataclass
 class Script:
     """What the launches of one side do.
@@ -100,6 +147,7 @@ class Script:
         round_fails: the same, at its third round.
         step_s, first_s: as ``token_s``, of decode; None where it is not timed.
         profile: of the n-th profiled round, which may raise; None of an older perfline.
+        fidelity: None of an older perfline.
     """
 
     ready: Ready = field(default_factory=ready)
@@ -115,6 +163,7 @@ class Script:
     fingerprint: Fingerprint | None = None
     profile: Callable[[int], Profile | None] = lambda turn: None
     generated: tuple[GeneratedTokens, ...] | None = (generated(1, 2, 3), generated(4, 5, 6))
+    fidelity: FidelityNumbers | None = field(default_factory=fidelity)
 
 
 @dataclass
@@ -126,6 +175,7 @@ class FakeLauncher:
     log: list[str] = field(default_factory=list)
     started: dict[str, int] = field(default_factory=dict)
     live: set[str] = field(default_factory=set)
+    references: dict[str, References] = field(default_factory=dict)  # that a side was given
     fits_once: bool = False  # the second launch beside a live one finds no memory
 
     def start(self, side: Side) -> FakeLaunch:
@@ -198,6 +248,11 @@ class FakeLaunch:
     def generated(self) -> tuple[GeneratedTokens, ...] | None:
         self.launcher.log.append(f"generated {self.name}")
         return self.script.generated
+
+    def fidelity(self, references: References) -> FidelityNumbers | None:
+        self.launcher.log.append(f"fidelity {self.name}")
+        self.launcher.references[self.name] = references
+        return self.script.fidelity
 
     def peak_memory_gib(self) -> float | None:
         return self.script.memory_gib

@@ -7,6 +7,7 @@ with itself.
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -26,7 +27,8 @@ def slower(self, batch, head):
 
 TorchEngine.forward = slower
 """
-# A wrong answer that costs no time: the letters' logits change places.
+# A wrong answer that costs no time: the letters' logits change places. And one norm has another
+# epsilon, which no answer shows.
 WRONG = """
 from perfline.engines.torch_engine import TorchEngine
 
@@ -40,6 +42,19 @@ def swapped(self, logits):
 
 
 TorchEngine.read = swapped
+
+from transformers.models.llama import modeling_llama
+
+init = modeling_llama.LlamaDecoderLayer.__init__
+
+
+def other_epsilon(self, config, layer_idx):
+    init(self, config, layer_idx)
+    if layer_idx == 2:
+        self.input_layernorm.variance_epsilon = 0.1
+
+
+modeling_llama.LlamaDecoderLayer.__init__ = other_epsilon
 """
 # More than anything that a busy machine does to one operator.
 AGAIN = """
@@ -87,11 +102,17 @@ def test_five_times_as_slow_is_regressed(tmp_path: Path):
 
 
 def test_as_fast_but_wrong_is_regressed(tmp_path: Path):
-    """One launch pair cannot tell the time; its answers are enough."""
-    done, _ = compare(tmp_path, "--import", "wrong", "--max-pairs", "1", "--questions", "200")
+    """One launch pair cannot tell the time; its answers are enough, or what is computed in fp32."""
+    done, record = compare(tmp_path, "--import", "wrong", "--max-pairs", "1", "--questions", "200")
     assert done.returncode == 1, done.stdout + done.stderr
     assert done.stdout.startswith("tiny eager regressed: ")
     assert "right -> wrong" in done.stdout
+    case = record["cases"]["tiny"]
+    found = {verdict["metric"]: verdict for verdict in case["verdicts"]}
+    assert (found["fidelity_val"]["word"], found["acc_val"]["word"]) == ("regressed", "regressed")
+    assert "hidden states part first in layer 2 of 0 to 3" in found["fidelity_val"]["reason"]
+    assert (case["fidelity"]["prompts"], "letter_logprobs" in found) == (16, False)
+    assert re.search(r"fidelity_time +s +[0-9.]+ +[0-9.]+", done.stdout)
 
 
 def test_what_runs_again_in_one_layer_is_named(tmp_path: Path):

@@ -123,7 +123,7 @@ def test_one_slow_rank_makes_its_side_slow(tmp_path: Path):
     whole_s = [statistics.median(done["whole_s"] for done in rounds) for rounds in (a, b)]
     assert whole_s[1] > max(8 * SLEEP_S, whole_s[0])
     words = {verdict["metric"]: verdict["word"] for verdict in case["verdicts"]}
-    assert words["letter_logits"] == "ok"
+    assert words["fidelity_val"] == "ok"
 
 
 @LINUX

@@ -377,7 +377,8 @@ NOT_ON_A_CPU |= {"decode_bandwidth_advertised"}
 NOT_OF_TINY = {"mbu", "decode_bandwidth", "decode_bN", "decode_cN", "ttft_bN", "ttft_cN"}
 NOT_OF_TINY |= {"drift_val", "drift_infer"}  # in 16 bits
 # Of a comparison, or verdicts without a metric.
-IN_NO_RECORD = {"core_time", "whole_time", "decode_time", "energy", "letter_logits"}
+IN_NO_RECORD = {"core_time", "whole_time", "decode_time", "energy", "letter_logprobs"}
+IN_NO_RECORD |= {"fidelity_val", "fidelity_infer"}
 VERDICTS_ONLY = {"fidelity", "flips", "acc_val_timed", "acc_infer_timed"}
 VERDICTS_ONLY |= {"fingerprint", "fingerprint_val", "decode_flips"}
 VERDICTS_ONLY |= {"fingerprint_decode", "fingerprint_decode_val"}

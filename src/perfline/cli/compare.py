@@ -112,7 +112,7 @@ def add_measuring(parser: argparse.ArgumentParser, out: str) -> None:
         metavar="N",
         type=_at_least(0),
         help="questions that both sides answer, once (default: the case's compare.questions, 200 "
-        "where it has none)",
+        "where it has none); 0 leaves out what is computed in fp32, too",
     )
     add(
         "--ranks",
@@ -344,6 +344,7 @@ def _plans(args: argparse.Namespace) -> tuple[tuple[Side, Side], list[Plan]]:
             max_pairs=args.max_pairs,
             rounds=args.rounds,
             alternate=args.alternate,
+            fidelity=workload(args, case).questions > 0,
             explain=args.explain,
             traces=args.traces,
         )

@@ -1,7 +1,8 @@
 """May A and B be compared, and is B slower, bigger, compiled worse, or wrong against A?
 
 Time is judged by ``sequential`` over launch pairs, memory and compilation by ``gates``, answers by
-``gates.accuracy``; here stands which numbers go there, and how far logits may differ. What differs
+``gates.accuracy``, what is computed in fp32 by ``gates.fidelity``; here stands which numbers go
+there, and how far letters' log-probabilities may differ where there is no fp32. What differs
 between A and B on purpose is no reason to refuse: only what makes the work another one is.
 
 Compile health of two inductor sides: more ``graph_breaks`` or ``recompiles`` on B are always
@@ -19,23 +20,34 @@ from dataclasses import replace
 import numpy as np
 
 from perfline.cases.case import Case, GatesSpec, Precision, Scoring, engine_name
-from perfline.compare.model import BESIDE, SIDES, GeneratedTokens, Ready, SideName, Timed
+from perfline.compare.model import (
+    BESIDE,
+    SIDES,
+    FidelityNumbers,
+    GeneratedTokens,
+    Ready,
+    SideName,
+    Timed,
+)
 from perfline.compare.record import AnswersRecord, CaseComparison, per_token
 from perfline.compare.sequential import hodges_lehmann
 from perfline.gates import accuracy as accuracy_gates
-from perfline.gates import performance
+from perfline.gates import fidelity, performance
 from perfline.gates.accuracy import ROUNDING_FRACTION, OtherToken
 from perfline.gates.statistics import zero_flip_bound
 from perfline.gates.verdict import Flip, Verdict, Word, signed
 from perfline.metrics import Metric, answered, pass_name, suffix
 from perfline.tasks.answers import Answers, Scored, accuracy
+from perfline.tasks.reference import log_softmax
 from perfline.tasks.task import scoring
 
 TIME = "core_time"
 DECODE, FIRST = "decode_time", "ttft"
 TIMES = (TIME, DECODE, FIRST)  # the names of judged seconds
-LOGITS = "letter_logits"
+LETTERS = "letter_logprobs"
+FIDELITY, DRIFT = fidelity.NAME, "drift"
 _BOUND = 0.975
+_NONE = -1e9  # the logit of a choice that a question does not have
 
 
 def other_work(a: Case, b: Case) -> str:
@@ -47,6 +59,7 @@ def other_work(a: Case, b: Case) -> str:
         "mmlu.scoring": (a.mmlu.scoring, b.mmlu.scoring),
         "model.bos": (a.model.bos, b.model.bos),
         "decode.tokens": (a.decode.tokens, b.decode.tokens),
+        "fidelity.prompts": (a.fidelity.prompts, b.fidelity.prompts),
         "throughput.sample": (a.throughput.sample, b.throughput.sample),
         "throughput.head": (a.throughput.head, b.throughput.head),
         "throughput.min_round_s": (a.throughput.min_round_s, b.throughput.min_round_s),
@@ -104,23 +117,29 @@ def middle(found: CaseComparison, side: SideName, seconds: Timed = "core_s") -> 
 
 
 def answers(
-    case: Case, engine: str, a: Answers, b: Answers, dtypes: tuple[str, str]
+    case: Case,
+    engine: str,
+    a: Answers,
+    b: Answers,
+    dtypes: tuple[str, str],
+    known: bool = False,
 ) -> tuple[AnswersRecord, tuple[Verdict, ...]]:
     """Compare both sides' answers: accuracy where there are labels, and the letters' logits.
 
-    Logits that differ by more than the dtype's rounding are no proof of harm, but B does not
-    compute what A does: ``unsure``, unless the questions are so many that the case's own accuracy
-    margins judge it.
+    Letters' log-probabilities that differ by more than the dtype's rounding are no proof of harm,
+    but B does not compute what A does: ``unsure``, unless the questions are so many that the case's
+    own accuracy margins judge it. Where ``known`` says that :func:`numbers` judges what is
+    computed, they are looked at only in place of an accuracy.
     """
     precision = _coarser(case, dtypes)
     tolerance = ROUNDING_FRACTION[precision]
     if a.ids != b.ids:
         reason = f"A answered {len(a.ids)} questions, B {len(b.ids)}, and not the same ones"
-        wrong = Verdict(LOGITS, "incomparable", "paired", "logits", reason=reason)
+        wrong = Verdict(LETTERS, "incomparable", "paired", fidelity.UNIT, reason=reason)
         return AnswersRecord(0, None, None, 0.0, 0.0, tolerance), (wrong,)
     if not a.ids:
         reason = "the answers were not compared; ask with --questions 200"
-        none = Verdict(LOGITS, "missing", "paired", "logits", reason=reason)
+        none = Verdict(LETTERS, "missing", "paired", fidelity.UNIT, reason=reason)
         return AnswersRecord(0, None, None, 0.0, 0.0, tolerance), (none,)
     if not (a.has_logits and b.has_logits):
         return _without_logits(case, engine, a, b, tolerance)
@@ -135,11 +154,11 @@ def answers(
         share=float((differences / np.maximum(largest, 1e-6)).max()),
         tolerance=tolerance,
     )
-    logits = _logits(case, record, accuracy_gates.same_answers(a, b, precision).flips)
     if not labelled:
-        return record, (logits,)
-    judged = _accuracy(case, engine, a, b)
-    return record, (judged, replace(logits, flips=()))  # the flips stand in the first
+        flips = accuracy_gates.same_answers(a, b, precision).flips
+        return record, (_letters(case, record, a, b, flips),)
+    judged = _accuracy(case, engine, a, b)  # with all flips
+    return record, (judged,) if known else (judged, _letters(case, record, a, b))
 
 
 def generated(
@@ -179,6 +198,72 @@ def generated(
     return accuracy_gates.same_tokens(engine_name(engine), others, compared, precision, "A's")
 
 
+def numbers(
+    case: Case,
+    engine: str,
+    a: FidelityNumbers | None,
+    b: FidelityNumbers | None,
+    dtypes: tuple[str, str],
+) -> tuple[Verdict, ...]:
+    """Hold what B's engine computes to what A's does: in fp32, and in the case's own dtype.
+
+    By the gates on stored numbers, with A's in their place. What re-ordered arithmetic does, and
+    what the dtype costs, is what A measured. Where B is in another dtype on purpose its weights are
+    rounded otherwise, in fp32 too: then its drift alone is judged, by what B measured that costs.
+    """
+    name = engine_name(engine)
+    metric = f"{FIDELITY}_{pass_name(name)}"
+    for side, told in (("A", a), ("B", b)):
+        if told is None or told.problem:
+            why = "" if told is None else f"{side}: {told.problem}"
+            why = why or f"the perfline of {side} is too old to tell"
+            reason = f"{why}; `fidelity: {{prompts: 0}}` in {case.source} leaves it out"
+            return (Verdict(metric, "missing", "paired", fidelity.UNIT, reason=reason),)
+    assert a is not None
+    assert b is not None
+    if dtypes[0] != dtypes[1]:
+        return _drift(name, b, b)
+    verdict = _against_a(name, a, b)
+    if verdict.word == "regressed" and name != "eager":  # where it begins is known of that alone
+        eager = _against_a("eager", a, b)
+        verdict = replace(verdict, reason=f"{verdict.reason}; the eager model {eager.reason}")
+    verdict = replace(verdict, metric=metric, gate="paired")
+    if verdict.word in ("missing", "incomparable"):
+        return (verdict,)
+    return (verdict, *_drift(name, a, b))
+
+
+def _against_a(name: str, a: FidelityNumbers, b: FidelityNumbers) -> Verdict:
+    return fidelity.by_distances(
+        stored=a.references.get(name, {}),
+        now=b.references.get(name, {}),
+        apart={question: np.array(row) for question, row in b.apart.get(name, {}).items()},
+        vocabulary=b.vocabulary,
+        limit=fidelity.allowed(a.variations, a.most),
+        layers_off=a.layers_off,
+        shown="A",
+        what="A does",
+        fix="give both sides the same perfline",
+    )
+
+
+def _drift(name: str, a: FidelityNumbers, b: FidelityNumbers) -> tuple[Verdict, ...]:
+    """What B's dtype costs; nothing where that is fp32. A fault that A has is none of B's."""
+    if b.drift is None:
+        return ()
+    metric, own = f"{DRIFT}_{pass_name(name)}", a.drift
+    errors = b.drift.engines.get(name, ())
+    told = () if own is None else (own.engines.get(name, ()), own.rounded)
+    if own is None or not errors or any(len(each) != len(errors) for each in told):
+        reason = "A and B do not tell the drift of the same prompts: give both the same perfline"
+        return (Verdict(metric, "incomparable", "paired", fidelity.UNIT, reason=reason),)
+    floor, words = own.rounded, "what rounding costs"
+    if own is not b.drift and sum(own.engines[name]) > sum(floor):
+        floor, words = own.engines[name], "A's own error"
+    harmless = (own.engines.get("eager", ()), *own.variations.values())
+    return (fidelity.drift(metric, errors, harmless, floor, words),)
+
+
 def _accuracy(case: Case, engine: str, a: Answers, b: Answers) -> Verdict:
     name = f"acc_{pass_name(answered(engine_name(engine), case.task_names[0]))}"
     return accuracy_gates.accuracy_baseline(name, _scored(case, a), _scored(case, b), case.gates)
@@ -190,7 +275,7 @@ def _without_logits(
     """The same of an engine that tells no letter logits: the accuracy alone."""
     if a.labels is None or b.labels is None:
         reason = "the engine tells no letter logits, and dummy weights have no accuracy"
-        none = Verdict(LOGITS, "missing", "paired", "logits", reason=reason)
+        none = Verdict(LETTERS, "missing", "paired", fidelity.UNIT, reason=reason)
         return AnswersRecord(len(a.ids), None, None, 0.0, 0.0, tolerance), (none,)
     right_a, right_b = (accuracy(side, _scoring(case))[0] for side in (a, b))
     record = AnswersRecord(len(a.ids), right_a, right_b, 0.0, 0.0, tolerance)
@@ -289,12 +374,24 @@ def _compiled_alike(found: CaseComparison) -> bool:
     return engine[0] == engine[1] and a.context.get("torch") == b.context.get("torch")
 
 
-def _logits(case: Case, record: AnswersRecord, flips: tuple[Flip, ...]) -> Verdict:
-    beyond = record.share > record.tolerance
+def _letters(
+    case: Case, record: AnswersRecord, a: Answers, b: Answers, flips: tuple[Flip, ...] = ()
+) -> Verdict:
+    """The root mean square of what letters' log-probabilities differ by, over all questions.
+
+    ``flips``: of answers without labels. The limit is the dtype's share of a question's largest
+    letter logit, root mean square, too: an error of that size in each of two logits.
+    """
+    known = ~(np.isnan(a.letter_logits) | np.isnan(b.letter_logits))
+    told = [log_softmax(np.where(known, side.letter_logits, _NONE)) for side in (a, b)]
+    measured = math.sqrt(float(np.mean((told[1] - told[0])[known] ** 2)))
+    largest = np.where(known, np.maximum(np.abs(a.letter_logits), np.abs(b.letter_logits)), 0.0)
+    limit = record.tolerance * math.sqrt(float(np.mean(largest.max(axis=1) ** 2)))
+    beyond = measured > limit
     word: Word = "ok"
     reason = (
-        f"letter logits differ by {record.largest_difference:.2g} at most, "
-        f"{record.share:.1g} of the largest (rounding: {record.tolerance:g})"
+        f"letters' log-probabilities differ by {measured:.1e} {fidelity.UNIT} (rms; rounding "
+        f"explains {limit:.1e})"
     )
     if record.baseline_correct is None:
         reason += f"; {len(flips)} of {record.questions} answers differ and are no ties"
@@ -306,12 +403,12 @@ def _logits(case: Case, record: AnswersRecord, flips: tuple[Flip, ...]) -> Verdi
         if record.baseline_correct is not None:
             reason += f"; --questions {_resolving(case.gates)} lets the accuracy decide"
     return Verdict(
-        metric=LOGITS,
+        metric=LETTERS,
         word=word,
         gate="paired",
-        unit="logits",
-        measured=record.largest_difference,
-        limit=f"{record.tolerance:g} rel",
+        unit=fidelity.UNIT,
+        measured=measured,
+        limit=f"{limit:.1e} {fidelity.UNIT}",
         reason=reason,
         flips=flips,
     )

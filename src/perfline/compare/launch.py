@@ -15,13 +15,22 @@ from types import TracebackType
 from typing import TypeVar
 
 from perfline.compare import messages
-from perfline.compare.model import GeneratedTokens, Ready, Round, Side, SideName, Workload
+from perfline.compare.model import (
+    FidelityNumbers,
+    GeneratedTokens,
+    Ready,
+    References,
+    Round,
+    Side,
+    SideName,
+    Workload,
+)
 from perfline.compare.process import Process, RankedProcess
 from perfline.compare.sides import Place
 from perfline.compare.worker import DIE_WITH_PARENT
 from perfline.engines.engine import Fingerprint, Profile
 from perfline.errors import WorkerError
-from perfline.fields import Node
+from perfline.fields import Node, as_json
 from perfline.tasks.answers import Answers
 
 # A side may hold an older perfline, whose worker stood in another place.
@@ -177,6 +186,13 @@ class LaunchedWorker:
         """What it generates behind the prompts of decode; None, and its end, as above."""
         self._process.send("for its tokens", ask="generated")
         return self._optional("generated", self._limit_s(10), _generated)
+
+    def fidelity(self, references: References) -> FidelityNumbers | None:
+        """What it computes in fp32; None, and its end, as above."""
+        told = as_json(references)
+        self._process.send("for its fp32 numbers", ask="fidelity", references=told)
+        read = _one("fidelity", FidelityNumbers)
+        return self._optional("fidelity", self._launcher.limits.open_s, read)
 
     def profile(self, trace: Path | None = None) -> Profile | None:
         """One round under the profiler; None as for the fingerprint."""

@@ -16,9 +16,12 @@ from typing import Literal, Protocol
 
 from perfline.cases.case import WeightsKind
 from perfline.engines.engine import EngineName, Fingerprint, Profile
+from perfline.errors import WorkerError
 from perfline.fields import OPTIONAL, Scalar
+from perfline.measure.fidelity import Drift
 from perfline.measure.notices import Notice
 from perfline.tasks.answers import Answers
+from perfline.tasks.reference import PromptReference
 
 SideName = Literal["baseline", "candidate"]
 LEAST = 1e-12  # above 0, and what is divided by it stays finite
@@ -166,6 +169,47 @@ class GeneratedTokens:
     largest: tuple[float, ...]
 
 
+# By engine and question, what is kept of logits in fp32.
+References = Mapping[EngineName, Mapping[str, PromptReference]]
+
+
+@dataclass(frozen=True)
+class FidelityNumbers:
+    """What one side computed in fp32, each prompt by itself, and what its own dtype costs.
+
+    WorkerError where a number can be none.
+
+    Attributes:
+        problem: why there are no numbers; empty where there are.
+        references: of the eager engine, and of the one that is compared.
+        apart: by engine and question, KL(A's reference || this side), nats, at each position; of
+            prompts that both hold alike, where A's references were given.
+        vocabulary: tokens that the model knows.
+        variations, most, layers_off, seconds, drift: as of ``measure.fidelity.Fidelity``.
+    """
+
+    problem: str = ""
+    references: References = field(default_factory=dict)
+    apart: Mapping[EngineName, Mapping[str, tuple[float, ...]]] = field(default_factory=dict)
+    vocabulary: int = 0
+    variations: Mapping[str, float] = field(default_factory=dict)
+    most: float = field(default=0.0, metadata={"ge": 0})
+    layers_off: tuple[float, ...] = field(default=(), metadata={"ge": 0})
+    seconds: float = field(default=0.0, metadata={"ge": 0})
+    drift: Drift | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a divergence or a square below 0, and numbers without a floor."""
+        numbers = [*self.variations.values()]
+        numbers += [kl for told in self.apart.values() for row in told.values() for kl in row]
+        if self.drift is not None:
+            squares = (*self.drift.engines.values(), *self.drift.variations.values())
+            numbers += [each for row in (*squares, self.drift.rounded) for each in row]
+        whole = bool(self.problem) or (self.variations and self.references.get("eager"))
+        if any(number < 0 for number in numbers) or not whole:
+            raise WorkerError("told of fp32 numbers that are none: below 0, or without a floor")
+
+
 class Worker(Protocol):
     """One live launch; a failure of it is never a time.
 
@@ -185,6 +229,12 @@ class Worker(Protocol):
 
     def generated(self) -> tuple[GeneratedTokens, ...] | None:
         """What it generates behind the prompts of decode; None where it is too old to tell."""
+
+    def fidelity(self, references: References) -> FidelityNumbers | None:
+        """What it computes in fp32, and how far from A's ``references`` that is, where they are.
+
+        None where it is too old to tell; its process ends with that.
+        """
 
     def peak_memory_gib(self) -> float | None:
         """Peak device memory since the first round."""

@@ -262,6 +262,15 @@ class AnswersRecord:
 
 
 @dataclass(frozen=True)
+class FidelityRecord:
+    """What it took both sides to run so many prompts in fp32, and in their own dtypes."""
+
+    prompts: int
+    baseline_s: float = field(metadata={"ge": 0})
+    candidate_s: float = field(metadata={"ge": 0})
+
+
+@dataclass(frozen=True)
 class CaseComparison:
     """One case compared.
 
@@ -280,6 +289,7 @@ class CaseComparison:
         problem: what ended the comparison before a decision; empty where nothing did.
         ranks: processes of a launch.
         ended: False while it goes on, and in what an interrupt left behind.
+        fidelity: what the verdicts on fidelity and drift took; None where they were not had.
         explanation: which operators make the difference; None where nobody asked.
     """
 
@@ -308,6 +318,7 @@ class CaseComparison:
     ok_alpha: float = field(default=OK_ALPHA, metadata={"ge": LEAST, "le": 0.5, **OPTIONAL})
     beside: Mapping[str, Decision] = field(default_factory=dict, metadata=OPTIONAL)
     explanation: Explanation | None = field(default=None, metadata=OPTIONAL)
+    fidelity: FidelityRecord | None = field(default=None, metadata=OPTIONAL)
 
     @property
     def alpha_each(self) -> float:

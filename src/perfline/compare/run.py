@@ -30,6 +30,7 @@ from perfline.compare.explain import ROUNDS, Explanation, explain
 from perfline.compare.model import (
     BESIDE,
     SIDES,
+    FidelityNumbers,
     GeneratedTokens,
     Kind,
     Launcher,
@@ -43,6 +44,7 @@ from perfline.compare.model import (
 )
 from perfline.compare.record import (
     CaseComparison,
+    FidelityRecord,
     LaunchRecord,
     PairRecord,
     SideRecord,
@@ -81,6 +83,7 @@ class Task:
         answer: whether both sides also answer the questions, once the rounds are over, and tell
             what they generate where a round is of decode.
         workload: what a round is.
+        fidelity: whether both tell, last of all, what they compute in fp32; A is then the first.
         keep: whether both processes are to live on, until ``Done.ends`` is closed.
         check: is given what both launches told of themselves before anything is timed, and raises
             where they cannot be compared.
@@ -93,6 +96,7 @@ class Task:
     answer: bool
     check: Check
     workload: Kind = "prefill"
+    fidelity: bool = False
     keep: bool = False
 
     @property
@@ -118,6 +122,7 @@ class Done:
     ready: Mapping[SideName, Ready]
     answers: Mapping[SideName, Answers] = field(default_factory=dict)
     generated: Mapping[SideName, Sequence[GeneratedTokens] | None] = field(default_factory=dict)
+    fidelity: Mapping[SideName, FidelityNumbers | None] = field(default_factory=dict)
     alive: Mapping[SideName, Worker] = field(default_factory=dict)
     ends: ExitStack = field(default_factory=ExitStack)
 
@@ -178,7 +183,10 @@ def interleaved(launcher: Launcher, sides: Mapping[SideName, Side], task: Task) 
         answers = {name: live[name].worker.answers() for name in SIDES} if task.answer else {}
         generated = {name: live[name].worker.generated() for name in SIDES if task.generate}
         done = _done(task, launches, (begin, rounds_s), (True, repeats), ready)
-        done = replace(done, answers=answers, generated=generated)
+        numbers: dict[SideName, FidelityNumbers | None] = {}
+        for name in SIDES if task.fidelity else ():
+            numbers[name] = _fidelity(live[name].worker, numbers)
+        done = replace(done, answers=answers, generated=generated, fidelity=numbers)
         if task.keep:
             workers = {name: live[name].worker for name in SIDES}
             return replace(done, alive=workers, ends=ends.pop_all())
@@ -213,6 +221,7 @@ def whole_launches(launcher: Launcher, sides: Mapping[SideName, Side], task: Tas
     launches: dict[SideName, LaunchRecord] = {}
     answers: dict[SideName, Answers] = {}
     generated: dict[SideName, Sequence[GeneratedTokens] | None] = {}
+    numbers: dict[SideName, FidelityNumbers | None] = {}
     repeats, rounds_s = task.repeats, 0.0
     for name in task.order:
         with ExitStack() as ends:
@@ -235,9 +244,21 @@ def whole_launches(launcher: Launcher, sides: Mapping[SideName, Side], task: Tas
                 answers[name] = worker.answers()
             if task.generate:
                 generated[name] = worker.generated()
+            if task.fidelity:
+                numbers[name] = _fidelity(worker, numbers)
     assert repeats is not None
     done = _done(task, launches, (begin, rounds_s), (False, repeats), ready)
-    return replace(done, answers=answers, generated=generated)
+    return replace(done, answers=answers, generated=generated, fidelity=numbers)
+
+
+def _fidelity(
+    worker: Worker, before: Mapping[SideName, FidelityNumbers | None]
+) -> FidelityNumbers | None:
+    """What a side computes in fp32; B is not asked where A has told nothing to hold it to."""
+    if not before:
+        return worker.fidelity({})
+    of_a = before["baseline"]
+    return worker.fidelity(of_a.references) if of_a is not None and of_a.references else None
 
 
 def repeats_for(min_round_s: float, *ready: Ready) -> int:
@@ -292,6 +313,7 @@ class Plan:
         rounds: kept rounds a side and launch; None: as the measured spreads ask for.
         alternate: whole launches in turn, A B B A, instead of rounds.
         alpha: of one look; ``ok_alpha``: of calling a slowdown of the margin ``ok``, at one look.
+        fidelity: whether both sides run the case's fidelity prompts, where it has any.
         notes: what is to be noted before it starts, such as a requirement that an install broke.
         explain: whether profiled rounds are to say, once it is decided, which operators differ;
             ``traces`` is the directory that then keeps both sides' last one.
@@ -306,6 +328,7 @@ class Plan:
     alternate: bool = False
     alpha: float = sequential.ALPHA
     ok_alpha: float = sequential.OK_ALPHA
+    fidelity: bool = True
     notes: tuple[str, ...] = ()
     explain: bool = False
     traces: Path | None = None
@@ -545,7 +568,10 @@ def settle(
 
 
 def _task(plan: Plan, found: CaseComparison) -> Task:
-    case = with_settings(plan.case, plan.sides["baseline"].settings)
+    case, other = (with_settings(plan.case, plan.sides[name].settings) for name in SIDES)
+    whole = case.parallel.tensor == other.parallel.tensor == 1
+    ours = plan.workload.engine in ENGINE_NAMES
+    asked = plan.fidelity and case.fidelity.prompts > 0 and whole and ours
     return Task(
         first=SIDES[len(found.pairs) % 2],
         rounds=found.rounds,
@@ -554,6 +580,7 @@ def _task(plan: Plan, found: CaseComparison) -> Task:
         answer=found.answers is None,
         check=lambda ready: _check(found, ready),
         workload=found.workload,
+        fidelity=asked and found.answers is None,
         keep=plan.explain,
     )
 
@@ -578,11 +605,19 @@ def _with_answers(
     a, b = (done.answers[name] for name in SIDES)
     dtypes = (done.ready["baseline"].dtype, done.ready["candidate"].dtype)
     case = with_settings(plan.case, plan.sides["baseline"].settings)
-    record, answered = gates.answers(case, found.engine, a, b, dtypes)
+    numbers: tuple[Verdict, ...] = ()
+    if done.fidelity:
+        of_a, of_b = (done.fidelity[name] for name in SIDES)
+        numbers = gates.numbers(case, found.engine, of_a, of_b, dtypes)
+        if of_a is not None and of_b is not None and not (of_a.problem or of_b.problem):
+            prompts = len(of_b.references["eager"])
+            found = replace(found, fidelity=FidelityRecord(prompts, of_a.seconds, of_b.seconds))
+    known = any(v.metric.startswith(gates.FIDELITY) and v.word != "missing" for v in numbers)
+    record, answered = gates.answers(case, found.engine, a, b, dtypes, known)
     if done.generated:
         tokens_a, tokens_b = (done.generated[name] for name in SIDES)
         answered += (gates.generated(case, found.engine, tokens_a, tokens_b, dtypes),)
-    return replace(found, answers=record), answered
+    return replace(found, answers=record), (*answered, *numbers)
 
 
 def _with_pair(plan: Plan, found: CaseComparison, done: Done) -> CaseComparison:

@@ -19,23 +19,33 @@ import numpy as np
 
 from perfline.cases.case import Case, EngineName, engine_name, load_cases, with_settings
 from perfline.compare import messages, wire
-from perfline.compare.model import GeneratedTokens, Ready, Round, Workload
+from perfline.compare.model import (
+    FidelityNumbers,
+    GeneratedTokens,
+    Ready,
+    References,
+    Round,
+    Workload,
+)
 from perfline.distributed.group import Group
 from perfline.distributed.replica import Replica
 from perfline.engines.device import Device, current_device
 from perfline.engines.engine import Fingerprint, Profile, run_pass
 from perfline.engines.environment import Environment, collect, packages
 from perfline.engines.telemetry import Watch, watch
-from perfline.errors import EngineError, WorkerError
+from perfline.errors import DeviceMemory, EngineError, NoFidelity, WorkerError
 from perfline.fields import Node, as_json
+from perfline.measure.accuracy import AccuracyOptions
 from perfline.measure.case_run import CaseRun, LoadedCase, open_case
 from perfline.measure.decode import Decoded, DecodeRegion, Work
+from perfline.measure.fidelity import references, sample
 from perfline.measure.parallel_accuracy import RankCoordinator
 from perfline.measure.parallel_rounds import Rounds, combine, worst_ready
 from perfline.measure.rank_worker import RankWorker, obey_all
 from perfline.measure.throughput import Timings, no_work
 from perfline.tasks.answers import Answers, no_answers
 from perfline.tasks.prompts import Prompt
+from perfline.tasks.reference import distances
 from perfline.tasks.sampling import tier_order
 
 _LIKELIEST = 8  # tokens told of a position: one that is no tie of the first need not be known
@@ -93,6 +103,9 @@ class Launch:
             "round": lambda: as_json(self.round(int(request.number("repeats")), _pids(request))),
             "answers": lambda: messages.answers_json(self.answers()),
             "generated": lambda: {"generated": as_json(self.generated())},
+            "fidelity": lambda: {
+                "fidelity": as_json(self.fidelity(request.get("references", References)))
+            },
             "peak": lambda: {"gib": self.peak_memory_gib()},
             "fingerprint": lambda: {"fingerprint": as_json(self.fingerprint())},
             "profile": lambda: {"profile": as_json(self.profile(request.get("trace", str)))},
@@ -239,6 +252,36 @@ class Launch:
             )
         return found
 
+    def fidelity(self, of_a: References) -> FidelityNumbers:
+        """What the model computes in fp32, and how far from A's that is where it is given."""
+        case_run = self.case_run
+        try:
+            with _memory_in_words(case_run.device, "the model in fp32"):
+                found = case_run.fidelity()
+        except (NoFidelity, DeviceMemory) as why:
+            return FidelityNumbers(problem=str(why))
+        prompts = sample(case_run.case, case_run.loaded.prompts)
+        logits = {"eager": found.logits, **found.others}
+        own = {name: references(found, name, prompts) for name in logits}
+        apart = {
+            name: {
+                question: tuple(row.tolist())
+                for question, row in distances(of_a[name], own[name], logits[name]).items()
+            }
+            for name in own
+            if name in of_a
+        }
+        return FidelityNumbers(
+            references=own,
+            apart=apart,
+            vocabulary=found.logits[prompts[0].id].shape[-1],
+            variations=found.variations,
+            most=found.most,
+            layers_off=found.layers_off,
+            seconds=found.seconds,
+            drift=found.drift,
+        )
+
     def peak_memory_gib(self) -> float | None:
         """The highest peak of any round so far; None before one, or where it is not counted."""
         return max(self._peaks, default=None)
@@ -288,7 +331,8 @@ class _Opening:
 
     def case_run(self, case: Case, loaded: LoadedCase) -> CaseRun:
         """What measures it; ranks on devices of two kinds are no one machine."""
-        return CaseRun(case, loaded, self.device, software={"machine": self.device.slug})
+        software, plain = {"machine": self.device.slug}, AccuracyOptions(plain=True)
+        return CaseRun(case, loaded, self.device, software=software, options=plain)
 
 
 @dataclass

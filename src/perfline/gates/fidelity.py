@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from perfline.gates.verdict import Verdict, Word
-from perfline.tasks.reference import PromptReference, divergences, numbers
+from perfline.tasks.reference import PromptReference, distances, numbers
 
 NAME, WAYS, UNIT = "fidelity", "fidelity_ways", "nats"
 _BEYOND_REORDERING = 1000.0  # in KL; 32 in the logits
@@ -85,9 +85,30 @@ def against_reference(
     ``logits`` is (positions, vocabulary) by question, ``limit`` in nats. ``shown`` is the file,
     ``changed`` what else is known to have changed, such as the weights.
     """
+    vocabulary = logits[next(iter(now))].shape[-1]
+    apart = distances(stored, now, logits)
+    return by_distances(stored, now, apart, vocabulary, limit, layers_off, shown, changed)
+
+
+def by_distances(
+    stored: Mapping[str, PromptReference],
+    now: Mapping[str, PromptReference],
+    apart: Mapping[str, Floats],
+    vocabulary: int,
+    limit: float,
+    layers_off: Sequence[float],
+    shown: str,
+    changed: str = "",
+    what: str = "it did",
+    fix: str = "accept a run anew",
+) -> Verdict:
+    """Judge ``apart``, the ``tasks.reference.distances`` of the prompts that both hold alike.
+
+    ``what`` is what should have been computed, ``fix`` what helps where prompts are not alike.
+    """
     held = len(stored.keys() & now.keys())
-    if held < len(now):
-        some = f"{shown} holds the fp32 numbers of {held} of {len(now)} prompts: accept a run"
+    if not now or held < len(now):
+        some = f"{shown} holds the fp32 numbers of {held} of {len(now)} prompts: {fix}"
         reason = some if held else f"no stored fp32 numbers in {shown}"
         return _verdict("missing", None, limit, reason)
     other = [name for name in now if stored[name].prompt != now[name].prompt]
@@ -97,33 +118,27 @@ def against_reference(
             f"{other[0]}: the questions, the prompt's text or the tokenizer changed"
         )
         return _verdict("incomparable", None, limit, reason)
-    rows = logits[next(iter(now))].shape[-1]
-    if (beyond := max(stored[name].largest_token for name in now)) >= rows:
+    if (beyond := max(stored[name].largest_token for name in now)) >= vocabulary:
         reason = (
-            f"{shown} holds log-probabilities of token {beyond}, and the model has {rows} tokens: "
-            "another vocabulary; accept a run anew"
+            f"{shown} holds log-probabilities of token {beyond}, and the model has {vocabulary} "
+            f"tokens: another vocabulary; {fix}"
         )
         return _verdict("incomparable", None, limit, reason)
-    apart = {
-        name: divergences(stored[name], logits[name])
-        for name in now
-        if stored[name].positions == now[name].positions
-    }
-    if moved := [name for name in now if name not in apart]:
-        reason = f"{shown} holds other positions of {moved[0]}: accept a run anew"
+    if moved := [name for name in now if len(apart.get(name, ())) != len(stored[name].at)]:
+        reason = f"{shown} holds other positions of {moved[0]}: {fix}"
         return _verdict("incomparable", None, limit, reason)
     largest = float(np.max([each.max() for each in apart.values()]))
     mean = float(np.concatenate(list(apart.values())).mean())
     context = f"; {changed}" if changed else ""
     if largest <= limit:
         reason = (
-            f"computes what it did: KL at most {largest:.1e}, {mean:.1e} in the mean of "
+            f"computes what {what}: KL at most {largest:.1e}, {mean:.1e} in the mean of "
             f"{len(apart)} prompts{context}"
         )
         return _verdict("ok", largest, limit, reason)
     where = [_prompts(apart), _growth(apart), _layer(stored, now, layers_off)]
     reason = (
-        f"computes something else than it did: KL {mean:.1e} in the mean of {len(apart)} prompts; "
+        f"computes something else than {what}: KL {mean:.1e} in the mean of {len(apart)} prompts; "
         f"{'; '.join(filter(None, where))}{context}"
     )
     return _verdict("regressed", largest, limit, reason)
@@ -134,6 +149,7 @@ def drift(
     errors: Sequence[float],
     harmless: Sequence[Sequence[float]],
     rounded: Sequence[float],
+    floor: str = "what rounding costs",
 ) -> Verdict:
     """Judge an engine's error in the case's own dtype by what rounding to it costs.
 
@@ -141,7 +157,8 @@ def drift(
     engine and its ``harmless`` variations, and of the ``rounded`` fp32 model. With q = rms(engine)
     / rms(rounded), ``regressed`` iff q is above the limit by more than the interval that a
     jackknife over the prompts gives log q (Efron 1982), ``unsure`` where it is above by less. The
-    limit is 1.25, times what the harmless ones differ by (at most 2).
+    limit is 1.25, times what the harmless ones differ by (at most 2). ``floor`` is what ``rounded``
+    is, in words.
     """
     known = sum(rounded) > 0
     if not known or min(map(sum, harmless)) <= 0:
@@ -151,7 +168,7 @@ def drift(
     sizes = [math.sqrt(sum(each)) for each in harmless]
     limit = _BEYOND_ROUNDING * min(max(sizes) / min(sizes), _MOST_LOOSENED)
     cost = math.sqrt(sum(rounded) / len(rounded))
-    told = f"{ratio:.2f} times what rounding costs"
+    told = f"{ratio:.2f} times {floor}"
     word: Word = "ok"
     reason = f"{told}, {cost:.1e} {UNIT}"
     if low > limit:

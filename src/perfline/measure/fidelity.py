@@ -102,6 +102,7 @@ class Fidelity:
         seconds: of all of it.
         rounded: see ``Drift``; empty where the case's own dtype is fp32.
         drift: None there, and until it is measured.
+        others: as ``logits``, of the engines beside the eager one.
     """
 
     prompts: dict[str, PromptReference]
@@ -114,6 +115,7 @@ class Fidelity:
     seconds: float
     rounded: tuple[float, ...] = ()
     drift: Drift | None = None
+    others: dict[EngineName, dict[str, Floats]] = field(default_factory=dict, repr=False)
 
     def metrics(self) -> list[Metric]:
         """How far the farthest way is from the eager one, and how long all of it took."""
@@ -167,11 +169,11 @@ def measure(
         rounded = ()  # fp32 is the case's own dtype
     ways: dict[str, float] = {}
     without: dict[str, str] = {}
+    others: dict[EngineName, dict[str, Floats]] = {}
     for name in dict.fromkeys(("eager", *names)):
         if name != "eager":
-            ways[f"{name} plain"] = max(
-                _apart(logits[p.id], _plain(model, name, p)[0]) for p in prompts
-            )
+            others[name] = {p.id: _plain(model, name, p)[0] for p in prompts}
+            ways[f"{name} plain"] = max(_apart(logits[p.id], others[name][p.id]) for p in prompts)
         if not shared:
             continue
         try:
@@ -198,7 +200,18 @@ def measure(
         without=without,
         seconds=clock() - start,
         rounded=rounded,
+        others=others,
     )
+
+
+def references(
+    found: Fidelity, name: EngineName, prompts: Sequence[Prompt]
+) -> dict[str, PromptReference]:
+    """Return what is kept of an engine's plain way; beside the eager one, without the letters."""
+    if name == "eager":
+        return found.prompts
+    rows = found.others[name]
+    return {p.id: prompt_reference(p, positions_of(p), rows[p.id], ()) for p in prompts}
 
 
 def with_drift(

@@ -40,7 +40,7 @@ _HEADERS = ["metric", "unit", "A", "B", "change", "limit", "verdict"]
 def table(found: CaseComparison, tablefmt: str = "plain") -> str:
     """One row a number: A's, B's, and where it is judged the limit and the word."""
     shown = [verdict for verdict in found.verdicts if verdict.measured is not None]
-    rows = [row.cells for row in verdict_rows(shown)]
+    rows = [[cell.removesuffix(" nats") for cell in row.cells] for row in verdict_rows(shown)]
     if found.counted:
         times = sum(v.metric in TIMES for v in shown)
         rows[times:times] = _speed_rows(found)
@@ -159,6 +159,9 @@ def _launch_rows(found: CaseComparison) -> list[list[str]]:
             for side in SIDES
         ]
         rows.append([name, "s", *(f"{value:.1f}" for value in seconds), "", "", ""])
+    if (told := found.fidelity) is not None:
+        both = (f"{seconds:.1f}" for seconds in (told.baseline_s, told.candidate_s))
+        rows.append(["fidelity_time", "s", *both, "", "", ""])
     if found.engine == "inductor":
         for name in ("graphs", "graph_breaks", "recompiles"):
             rows.append([name, "count", *map(str, highest(found, name)), "", "", ""])
@@ -285,7 +288,7 @@ def next_command(comparison: Comparison) -> str:
         return "find the cause in what differs between A and B, above"
     if found.word == time == "improved":
         return _accepting(found)
-    if found.word == "missing":
+    if found.word == "missing" and not (found.answers and found.answers.questions):
         return _with_option(comparison.command, "--questions", 200)
     if time != found.word or time != "unsure" or found.decision is None:
         return ""

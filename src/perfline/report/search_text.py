@@ -15,7 +15,7 @@ from perfline.report.table import WIDTH, fitted, grid, quoted
 from perfline.report.text import paragraph
 from perfline.search import isolate
 from perfline.search.bisect import Answer
-from perfline.search.probe import CONFIDENCE, SOUGHT, Finding, percent
+from perfline.search.probe import CONFIDENCE, Finding, noisy, percent
 from perfline.search.record import Probe, Search
 
 _HEADERS = ["probe", "against", "found", "change", "98 % interval", "pairs", "minutes"]
@@ -179,7 +179,7 @@ def _isolation(search: Search) -> list[str]:
             facts.append(f"a forward of {probe.b}: {probe.finding.reason}")
     facts += search.notes
     facts.append(f"{_comparisons(search)}, {search.minutes:.0f} minutes in all")
-    if SOUGHT[search.metric].noisy and search.named and isolate.compared(search):
+    if noisy(search.metric) and search.named and isolate.compared(search):
         facts.append("an answer names what is innocent in at most 1 % of searches (docs/gate.md)")
     return facts
 
@@ -247,7 +247,7 @@ def _facts(search: Search, answer: Answer, shown: Shown) -> list[str]:
     skipped = [probe for probe in search.probes if probe.finding.word == "skipped"]
     facts += [f"skipped {probe.b}: {probe.finding.reason}" for probe in skipped[:_MOST_SKIPPED]]
     facts.append(f"{_comparisons(search)}, {search.minutes:.0f} minutes in all")
-    if SOUGHT[search.metric].noisy and answer.outcome == "step":
+    if noisy(search.metric) and answer.outcome == "step":
         facts.append("an answer names what is innocent in at most 1 % of searches (docs/gate.md)")
     return facts
 

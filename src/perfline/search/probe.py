@@ -42,6 +42,7 @@ class Sought:
         noisy: whether it takes launch pairs until it is decided; else one launch of each tells.
         workload: what a round has to be for it.
         answers: whether questions have to be answered.
+        fidelity: whether the case's fidelity prompts have to be run.
         what: in a few words, for the help.
     """
 
@@ -50,6 +51,7 @@ class Sought:
     noisy: bool = False
     workload: Kind = "prefill"
     answers: bool = False
+    fidelity: bool = False
     seconds: Timed = "core_s"
 
 
@@ -65,7 +67,9 @@ SOUGHT = {
         Sought("recompiles", "graphs compiled anew"),
         Sought("acc", "accuracy, by answers that turned", answers=True),
         Sought("flips", "answers that turned and are no ties", answers=True),
-        Sought(gates.LOGITS, "letter logits off by more than rounding", answers=True),
+        Sought(gates.LETTERS, "letters' probabilities off by more than rounding", answers=True),
+        Sought(gates.FIDELITY, "what is computed in fp32", fidelity=True),
+        Sought(gates.DRIFT, "error of the case's own 16-bit dtype", fidelity=True),
         Sought("prompt_tokens", "tokens of the timed prompts"),
         Sought(fingerprint.NAME, "operators, kernels and weights of a forward"),
     )
@@ -78,6 +82,11 @@ def sought(name: str) -> Sought:
         hint = did_you_mean(name, SOUGHT) or f" (known: {', '.join(SOUGHT)})"
         raise SearchError(f"--metric {name}: is no metric that a comparison judges{hint}")
     return SOUGHT[name]
+
+
+def noisy(name: str) -> bool:
+    """Whether it takes launch pairs; of a record, whose metric may have another name by now."""
+    return name in SOUGHT and SOUGHT[name].noisy
 
 
 @dataclass(frozen=True)
@@ -261,6 +270,7 @@ class Live:
             max_pairs=terms.max_pairs if noisy else 1,
             rounds=self.rounds if noisy else run.MIN_ROUND_PAIRS,
             alternate=self.alternate,
+            fidelity=self.metric.fidelity,
             alpha=terms.alpha,
             ok_alpha=terms.ok_alpha,
         )
@@ -306,7 +316,7 @@ def _of_comparison(metric: Sought, compared: CaseComparison, of_b: SideName) -> 
     verdict = named[0]
     words: dict[str, Word] = {"ok": "good", "improved": "good", "regressed": "bad"}
     word_of = words.get(verdict.word, "unsure")
-    if metric.name == gates.LOGITS and verdict.word == "unsure":
+    if metric.name == gates.LETTERS and verdict.word == "unsure":
         word_of = "bad"  # beyond rounding: what a search for it looks for
     return Finding(word_of, verdict.reason, change=_values(verdict.baseline, verdict.measured))
 

@@ -148,6 +148,24 @@ def log_softmax(logits: Floats) -> npt.NDArray[np.float64]:
     return wide
 
 
+def distances(
+    stored: Mapping[str, PromptReference],
+    now: Mapping[str, PromptReference],
+    logits: Mapping[str, Floats],
+) -> dict[str, npt.NDArray[np.float64]]:
+    """Return :func:`divergences` of the prompts of which both hold the same tokens and positions.
+
+    What is stored of a token that the logits do not have leaves its prompt out, too.
+    """
+    return {
+        name: divergences(told, logits[name])
+        for name, told in stored.items()
+        if name in now
+        and (told.prompt, told.positions) == (now[name].prompt, now[name].positions)
+        and told.largest_token < logits[name].shape[-1]
+    }
+
+
 def divergences(stored: PromptReference, logits: Floats) -> npt.NDArray[np.float64]:
     """Return KL(stored || now), nats, at each of the stored positions.
 

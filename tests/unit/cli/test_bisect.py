@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fake_workers import FakeLauncher, Script, noisy, ready
+from fake_workers import FakeLauncher, Script, fidelity, noisy, ready
 from perfline.cli import bisect as bisect_cli
 from perfline.cli import main as cli
 from perfline.compare.model import Side
@@ -39,6 +39,7 @@ class Machine:
     def __init__(self) -> None:
         self.slower: Callable[[int], float] = lambda number: 1.0
         self.graphs: Callable[[int], int] = lambda number: 2
+        self.wrong: Callable[[int], bool] = lambda number: False  # computes something else
         self.fails: set[int] = set()
         self.stopped = 99
         self.pairs: list[tuple[int, int]] = []
@@ -54,6 +55,7 @@ class Machine:
             ready=ready(graphs=self.graphs(number)),
             token_s=noisy(self.slower(number), 0.004, seed),
             fails=fails,
+            fidelity=fidelity(kl=1e-3 * self.wrong(number)),
         )
 
     @contextmanager
@@ -144,6 +146,23 @@ def test_a_commit_that_crashes_is_skipped(machine: Machine, capsys: pytest.Captu
     shown = capsys.readouterr().out
     assert f"first bad commit: {git('rev-parse', '--short=12', 'HEAD~1')}" in shown
     assert "skipped" in shown
+
+
+def test_the_commit_that_computes_something_else_is_named(
+    machine: Machine, capsys: pytest.CaptureFixture[str]
+):
+    machine.wrong = lambda number: number >= 5
+
+    assert commits("--metric", "fidelity") == 1
+
+    shown = " ".join(capsys.readouterr().out.split())
+    name = git("rev-parse", "--short=12", "HEAD~3")
+    assert f"tiny inductor fidelity: first bad commit: {name}" in shown
+    assert machine.pairs == [(0, 8), (0, 4), (0, 6), (0, 5), (4, 5)]
+    found = record.load(OUT)
+    assert [probe.finding.pairs for probe in found.probes] == [1] * 5
+    words = {v.metric: v.word for v in found.probes[0].finding.comparisons["tiny"].verdicts}
+    assert words["fidelity_infer"] == "regressed"
 
 
 def test_a_metric_without_noise_takes_one_launch_a_commit(

@@ -561,3 +561,13 @@ def test_help_says_units_and_imports_nothing_heavy() -> None:
     assert (
         "in per cent (default: the case's compare.margin_fraction, 2 % where it has none)" in shown
     )
+
+
+@pytest.mark.parametrize(("questions", "asked"), [("0", False), ("50", True)])
+def test_no_questions_leave_out_what_is_computed_in_fp32_too(
+    started: Started, questions: str, asked: bool
+):
+    launcher = pair(1.0, 1.0)
+    started.launchers = [launcher]
+    run("tiny", "--dummy-weights", "--questions", questions, "--max-pairs", "1")
+    assert ("fidelity A" in launcher.log) == asked

@@ -8,9 +8,10 @@ import math
 import numpy as np
 import pytest
 
-from fake_workers import answers, last, pair, ready
+from fake_workers import answers, fidelity, last, pair, ready
 from perfline.cases.case import GatesSpec
 from perfline.compare import gates
+from perfline.tasks.reference import PromptReference
 from samples import packaged
 
 CASE = packaged()  # fp32, letters or not as its YAML says
@@ -29,6 +30,7 @@ def compared(a, b, case=CASE, dtypes=("fp32", "fp32")):
         ("mmlu", "max_prompt_tokens", 77),
         ("mmlu", "scoring", "?"),
         ("model", "bos", "?"),
+        ("fidelity", "prompts", 7),
         ("throughput", "sample", 77),
         ("throughput", "head", "?"),
         ("throughput", "min_round_s", 7.7),
@@ -69,46 +71,167 @@ def test_launches_that_do_not_compare_are_told(changes, said):
         assert back.startswith(said.partition(":")[0])
 
 
-def test_letter_logits_are_held_to_a_share_of_each_question_s_largest():
-    a, b = answers(n=200), answers(n=200, shift=0.0004)
+def test_letters_are_held_to_what_rounding_explains_of_their_log_probabilities():
+    a, b = answers(n=200), answers(n=200, shift=0.0003)
     record, said = compared(a, b)
     assert (record.questions, record.baseline_correct, record.candidate_correct) == (200, 200, 200)
-    assert record.largest_difference == pytest.approx(0.0004, rel=1e-3)
-    assert record.share == pytest.approx(0.0004 / 5.0004, rel=1e-3)
-    verdict = said["letter_logits"]
-    assert (verdict.word, verdict.gate, verdict.unit) == ("ok", "paired", "logits")
-    assert (verdict.limit, verdict.flips) == ("0.0001 rel", ())
-    assert verdict.measured == record.largest_difference
+    assert record.largest_difference == pytest.approx(0.0003, rel=1e-3)
+    assert record.share == pytest.approx(0.0003 / 5.0003, rel=1e-3)
+    verdict = said["letter_logprobs"]
+    assert (verdict.word, verdict.gate, verdict.unit) == ("ok", "paired", "nats")
+    assert (verdict.limit, verdict.flips) == ("5.0e-04 nats", ())
+    assert verdict.measured == pytest.approx(rms_by_hand(a, b), rel=1e-9)
     assert verdict.reason == (
-        "letter logits differ by 0.0004 at most, 8e-05 of the largest (rounding: 0.0001)"
+        "letters' log-probabilities differ by 4.2e-04 nats (rms; rounding explains 5.0e-04)"
     )
     assert said["acc_infer"].word == "ok"
     nothing = dataclasses.replace(a, letter_logits=np.zeros((200, 4), np.float32))
-    assert compared(nothing, nothing)[1]["letter_logits"].word == "ok"
-    assert compared(answers(n=200, shift=-9), answers(n=200, shift=-9.0005))[0].share == (
-        pytest.approx(0.0005 / 9.0005, rel=1e-2)
-    )
+    assert compared(nothing, nothing)[1]["letter_logprobs"].word == "ok"
 
 
-def test_the_difference_that_counts_is_the_largest_of_any_question():
+def rms_by_hand(a, b):
+    squares = []
+    for rows in zip(a.letter_logits.tolist(), b.letter_logits.tolist(), strict=True):
+        totals = [math.log(sum(map(math.exp, row))) for row in rows]
+        squares += [((y - totals[1]) - (x - totals[0])) ** 2 for x, y in zip(*rows, strict=True)]
+    return math.sqrt(sum(squares) / len(squares))
+
+
+def test_what_all_letters_have_in_common_is_no_difference():
+    a = answers(n=8)
+    b = dataclasses.replace(a, letter_logits=a.letter_logits + np.float32(3))
+    assert compared(a, b)[1]["letter_logprobs"].measured == pytest.approx(0, abs=1e-6)
+
+
+def test_a_choice_that_a_question_does_not_have_counts_for_nothing():
     a, b = answers(n=8), answers(n=8)
+    for side in (a, b):
+        side.letter_logits[::2, 3] = np.nan
+    assert compared(a, b)[1]["letter_logprobs"].measured == 0
+    b.letter_logits[1, 3] += 0.5  # of a question of four choices
+    assert compared(a, b)[1]["letter_logprobs"].word == "unsure"
+
+
+def test_one_question_of_many_is_enough_to_be_beyond_rounding():
+    a, b = answers(n=200), answers(n=200)
     b.letter_logits[5, 2] -= 0.3
-    record, _ = compared(a, b)
+    record, said = compared(a, b)
     assert record.largest_difference == pytest.approx(0.3)
     assert record.share == pytest.approx(0.06)
+    assert said["letter_logprobs"].word == "unsure"
+
+
+def test_where_fidelity_is_known_the_letters_stand_for_an_accuracy_only():
+    a, b = answers(n=200), answers(n=200, shift=0.01)
+    _, verdicts = gates.answers(CASE, "inductor", a, b, ("fp32", "fp32"), known=True)
+    assert [verdict.metric for verdict in verdicts] == ["acc_infer"]
+    dummy = [dataclasses.replace(each, labels=None) for each in (a, b)]
+    _, verdicts = gates.answers(CASE, "inductor", *dummy, ("fp32", "fp32"), known=True)
+    assert [(each.metric, each.word) for each in verdicts] == [("letter_logprobs", "unsure")]
+
+
+# --- what is computed in fp32, and in the case's own dtype
+
+
+def numbers(a, b, engine="inductor", dtypes=("bf16", "bf16")):
+    return gates.numbers(CASE, engine, a, b, dtypes)
+
+
+def test_b_is_held_to_a_by_a_s_own_floor():
+    (same,) = numbers(fidelity(), fidelity())
+    assert (same.metric, same.word, same.gate) == ("fidelity_infer", "ok", "paired")
+    assert (same.limit, same.baseline, same.measured) == ("1.0e-09 nats", 0.0, 0.0)
+    assert same.reason.startswith("computes what A does: KL at most 0.0e+00")
+    loose = dataclasses.replace(fidelity(kl=2e-9), variations={"attention": 1e-3})
+    assert numbers(fidelity(), loose)[0].word == "regressed"  # B's floor is not asked
+    assert numbers(loose, fidelity(kl=2e-9))[0].word == "ok"
+    assert numbers(fidelity(), fidelity(kl=0.9e-9))[0].word == "ok"
+
+
+def test_a_compiled_engine_s_own_fault_is_told_from_the_model_s():
+    (compiled,) = numbers(fidelity(), fidelity(compiled=1e-3))
+    assert (compiled.word, compiled.measured) == ("regressed", 1e-3)
+    assert compiled.reason.startswith("computes something else than A does")
+    assert "; the eager model computes what A does" in compiled.reason
+    (both,) = numbers(fidelity(), fidelity(kl=1e-3))
+    assert "; the eager model computes something else than A does" in both.reason
+    (eager,) = numbers(fidelity(), fidelity(compiled=1e-3), engine="eager")
+    assert (eager.metric, eager.word) == ("fidelity_val", "ok")
+
+
+def test_what_cannot_be_held_to_a_is_never_ok():
+    a = fidelity()
+    nothing = dataclasses.replace(a, apart={})
+    elsewhere = {"sky/0": PromptReference("x", {"3": "1:-0.5 *:-0.9327521295671886"})}
+    other = dataclasses.replace(a, references=dict.fromkeys(("eager", "inductor"), elsewhere))
+    one_engine = dataclasses.replace(a, references={"eager": a.references["eager"]})
+    short = dataclasses.replace(a, apart={"inductor": {"sky/0": (0.0,), "sky/1": ()}})
+    words = [numbers(a, b)[0].word for b in (nothing, other, short, one_engine)]
+    assert words == ["incomparable", "incomparable", "incomparable", "missing"]
+    assert numbers(one_engine, a)[0].word == "missing"
+    assert "give both sides the same perfline" in numbers(a, nothing)[0].reason
+
+
+ROUNDED = {"rounded": (1.0, 1.2), "eager": (1.0, 1.1), "inductor": (0.5, 0.6)}
+
+
+def drifted(inductor, dtypes=("bf16", "bf16"), a=ROUNDED, **changes):
+    verdicts = numbers(
+        fidelity(drift=a),
+        fidelity(drift={**ROUNDED, "inductor": inductor, **changes}),
+        "inductor",
+        dtypes,
+    )
+    (drift,) = [verdict for verdict in verdicts if verdict.metric == "drift_infer"]
+    return drift
+
+
+def test_b_s_drift_is_held_to_what_rounding_costs_on_a_s_side():
+    assert drifted((0.5, 0.6)).word == "ok"
+    assert drifted((1.1, 1.3)).word == "ok"  # A's fused kernels round less than that, by luck
+    beyond = drifted((9.0, 10.8))
+    assert (beyond.word, beyond.gate) == ("regressed", "paired")
+    assert beyond.reason.startswith("3.00 times what rounding costs")
+    assert drifted((9.0, 10.8), rounded=(9.0, 10.8)).word == "regressed"  # B's floor is not asked
+
+
+def test_a_fault_that_a_has_too_is_none_of_b_s():
+    broken = {**ROUNDED, "inductor": (9.0, 10.8)}
+    same = drifted((9.0, 10.8), a=broken)
+    assert (same.word, same.reason[:31]) == ("ok", "1.00 times A's own error, 3.1e+")
+    assert drifted((90.0, 108.0), a=broken).word == "regressed"
+
+
+def test_another_dtype_on_purpose_is_held_to_its_own_rounding():
+    coarse = {"rounded": (9.0, 10.8), "eager": (9.0, 10.0)}
+    assert drifted((9.0, 10.0), dtypes=("fp16", "bf16"), **coarse).word == "ok"
+    assert drifted((9.0, 10.0), dtypes=("fp32", "bf16"), a=None, **coarse).word == "ok"
+    assert drifted((90.0, 100.0), dtypes=("fp16", "bf16"), **coarse).word == "regressed"
+    both = fidelity(drift=ROUNDED), fidelity(kl=1e-3, drift=ROUNDED)  # its weights are rounded
+    assert [v.metric for v in numbers(*both, dtypes=("fp16", "bf16"))] == ["drift_infer"]
+    assert numbers(*both, dtypes=("fp16", "fp16"))[0].word == "regressed"
+    assert [v.metric for v in numbers(fidelity(drift=ROUNDED), fidelity())] == ["fidelity_infer"]
+
+
+def test_drift_of_other_prompts_is_incomparable():
+    apart = fidelity(drift=ROUNDED, apart={})
+    assert [v.metric for v in numbers(fidelity(drift=ROUNDED), apart)] == ["fidelity_infer"]
+    assert drifted((1.0,)).word == "incomparable"
+    assert drifted((1.0, 1.0), a=None).word == "incomparable"
+    assert drifted((1.0, 1.0), a={**ROUNDED, "rounded": (1.0,)}).word == "incomparable"
 
 
 def test_questions_that_cannot_be_paired_and_none_are_no_comparison():
     record, said = compared(answers(n=3), answers(n=2))
     assert (record.questions, record.share, record.tolerance) == (0, 0.0, 1e-4)
     assert (record.baseline_correct, record.largest_difference) == (None, 0.0)
-    verdict = said["letter_logits"]
-    assert (verdict.word, verdict.gate, verdict.unit) == ("incomparable", "paired", "logits")
+    verdict = said["letter_logprobs"]
+    assert (verdict.word, verdict.gate, verdict.unit) == ("incomparable", "paired", "nats")
     assert verdict.reason == "A answered 3 questions, B 2, and not the same ones"
     record, said = compared(answers(n=0), answers(n=0), dtypes=("fp32", "bf16"))
     assert (record.questions, record.tolerance) == (0, 3e-2)
-    verdict = said["letter_logits"]
-    assert (verdict.word, verdict.gate, verdict.unit) == ("missing", "paired", "logits")
+    verdict = said["letter_logprobs"]
+    assert (verdict.word, verdict.gate, verdict.unit) == ("missing", "paired", "nats")
     assert verdict.reason.endswith("ask with --questions 200")
 
 
@@ -129,8 +252,8 @@ def test_an_engine_without_letter_logits_is_held_to_its_accuracy():
     for a, b in ((dummy, dummy), (good, dummy), (dummy, good)):
         record, said = compared(a, b, case)
         assert (record.questions, record.baseline_correct) == (200, None)
-        verdict = said["letter_logits"]
-        assert (verdict.word, verdict.gate, verdict.unit) == ("missing", "paired", "logits")
+        verdict = said["letter_logprobs"]
+        assert (verdict.word, verdict.gate, verdict.unit) == ("missing", "paired", "nats")
         assert verdict.reason.endswith("dummy weights have no accuracy")
 
 
@@ -159,9 +282,9 @@ def test_the_questions_that_let_the_accuracy_decide_are_as_many_as_said():
     limits = GatesSpec()
     assert [gates._resolved(n, limits) for n in (1473, 1474)] == [False, True]
     _, said = compared(answers(n=1473), answers(n=1473, shift=0.01))
-    assert said["letter_logits"].reason.endswith("--questions 1474 lets the accuracy decide")
+    assert said["letter_logprobs"].reason.endswith("--questions 1474 lets the accuracy decide")
     _, said = compared(answers(n=1474), answers(n=1474, shift=0.01))
-    assert said["letter_logits"].reason.endswith("more than rounding, so the accuracy decides")
+    assert said["letter_logprobs"].reason.endswith("more than rounding, so the accuracy decides")
 
 
 def test_the_coarser_of_both_dtypes_counts():

@@ -11,6 +11,7 @@ from fake_workers import (
     FakeLauncher,
     Script,
     answers,
+    fidelity,
     last,
     pair,
     plan,
@@ -22,10 +23,11 @@ from fake_workers import (
 )
 from perfline.compare import gates, sequential
 from perfline.compare import run as compare
-from perfline.compare.record import CaseComparison
+from perfline.compare.model import FidelityNumbers
+from perfline.compare.record import CaseComparison, FidelityRecord
 from perfline.errors import CaseError, DeviceMemory, EngineError, WorkerError
 
-CALLS = ("start", "wait", "answers", "close")
+CALLS = ("start", "wait", "answers", "fidelity", "close")
 
 
 def words(found: CaseComparison) -> dict[str, str]:
@@ -97,8 +99,9 @@ def test_both_start_at_once_and_are_gone_before_the_next_pair() -> None:
 
     calls = [line for line in launcher.log if not line.startswith("round")]
     assert calls[:4] == ["start A", "start B", "wait A", "wait B"]
-    assert calls[4:8] == ["answers A", "answers B", "close B", "close A"]
-    assert calls[8:] == ["start B", "start A", "wait B", "wait A", "close A", "close B"]
+    assert calls[4:8] == ["answers A", "answers B", "fidelity A", "fidelity B"]
+    assert calls[8:10] == ["close B", "close A"]
+    assert calls[10:] == ["start B", "start A", "wait B", "wait A", "close A", "close B"]
 
 
 def test_the_slower_side_s_round_lasts_the_case_s_minimum() -> None:
@@ -372,13 +375,15 @@ def test_the_questions_are_asked_once() -> None:
 def test_logits_beyond_rounding_leave_it_unsure_and_name_the_questions_it_takes() -> None:
     launcher = pair(1.0, 1.0)
     launcher.candidate.answers = answers(shift=0.01)
+    launcher.candidate.fidelity = None
 
     found = last(launcher)
 
     assert words(found)["acc_infer"] == "ok"
-    assert words(found)["letter_logits"] == "unsure"
-    reason = found.verdicts[-1].reason
-    assert "differ by 0.01 at most, 0.002 of the largest (rounding: 0.0001)" in reason
+    assert words(found)["fidelity_infer"] == "missing"
+    assert words(found)["letter_logprobs"] == "unsure"
+    reason = next(v.reason for v in found.verdicts if v.metric == "letter_logprobs")
+    assert "log-probabilities differ by 1.4e-02 nats (rms; rounding explains 5.0e-04)" in reason
     assert "--questions 1474 lets the accuracy decide" in reason
 
 
@@ -386,18 +391,23 @@ def test_enough_questions_let_the_accuracy_decide() -> None:
     launcher = pair(1.0, 1.0)
     launcher.baseline.answers = answers(n=1474)
     launcher.candidate.answers = answers(n=1474, shift=0.01)
+    launcher.baseline.fidelity = None
 
-    assert words(last(launcher))["letter_logits"] == "ok"
+    assert words(last(launcher))["letter_logprobs"] == "ok"
 
 
 def test_the_coarser_dtype_s_rounding_is_allowed() -> None:
     launcher = pair(1.0, 1.0)
     launcher.candidate.ready = ready(dtype="bf16")
     launcher.candidate.answers = answers(shift=0.01)
+    own = {"rounded": (1.0, 1.2), "eager": (1.0, 1.1), "inductor": (1.0, 1.1)}
+    launcher.candidate.fidelity = fidelity(kl=1e-3, drift=own)  # its weights are rounded
 
     found = last(launcher)
 
-    assert words(found)["letter_logits"] == "ok"
+    assert words(found)["letter_logprobs"] == "ok"
+    assert words(found)["drift_infer"] == "ok"
+    assert "fidelity_infer" not in words(found)
     assert found.answers is not None
     assert found.answers.tolerance == 3e-2
 
@@ -410,16 +420,78 @@ def test_dummy_weights_have_no_accuracy_but_their_logits_compare() -> None:
     found = last(launcher, plan(workload=workload(weights="dummy")))
 
     assert "acc_infer" not in words(found)
-    assert words(found)["letter_logits"] == "unsure"
-    assert "1 of 200 answers differ and are no ties" in found.verdicts[-1].reason
-    assert [flip.id for flip in found.verdicts[-1].flips] == ["sky/7"]
+    assert words(found)["fidelity_infer"] == "ok"
+    letters = next(v for v in found.verdicts if v.metric == "letter_logprobs")
+    assert letters.word == "unsure"
+    assert "1 of 200 answers differ and are no ties" in letters.reason
+    assert [flip.id for flip in letters.flips] == ["sky/7"]
+
+
+def test_a_is_the_reference_and_b_is_held_to_it_once() -> None:
+    launcher = pair(1.0, 1.0)
+    launcher.candidate.fidelity = fidelity(kl=1e-3, seconds=3.5)
+
+    found = last(launcher)
+
+    assert launcher.references == {"A": {}, "B": fidelity().references}
+    assert launcher.log.count("fidelity A") == launcher.log.count("fidelity B") == 1
+    assert (found.word, words(found)["fidelity_infer"]) == ("regressed", "regressed")
+    assert "letter_logprobs" not in words(found)
+    assert found.fidelity == FidelityRecord(2, 2.5, 3.5)
+
+
+@pytest.mark.parametrize("old", ["baseline", "candidate"])
+def test_what_an_older_side_cannot_tell_is_missing_and_the_answers_are_judged(old: str) -> None:
+    launcher = pair(1.0, 1.0)
+    script = launcher.baseline if old == "baseline" else launcher.candidate
+    script.fidelity = None
+
+    found = last(launcher)
+
+    assert (found.word, found.fidelity) == ("missing", None)
+    assert (words(found)["letter_logprobs"], words(found)["acc_infer"]) == ("ok", "ok")
+    side = "A" if old == "baseline" else "B"
+    assert found.verdicts[-1].reason.startswith(f"the perfline of {side} is too old to tell")
+    assert ("fidelity B" in launcher.log) == (side == "B")
+
+
+@pytest.mark.parametrize("alternate", [False, True])
+def test_fp32_that_does_not_fit_is_missing_and_not_invalid(alternate: bool) -> None:
+    launcher = pair(1.0, 1.0)
+    launcher.baseline.fidelity = FidelityNumbers(problem="28.0 GiB are needed")
+
+    found = last(launcher, plan(alternate=alternate))
+
+    assert (found.word, found.problem) == ("missing", "")
+    assert found.verdicts[-1].reason.startswith("A: 28.0 GiB are needed; `fidelity: {prompts: 0}`")
+    assert "fidelity B" not in launcher.log
+
+
+@pytest.mark.parametrize(
+    ("changes", "settings"),
+    [
+        ({"fidelity": False}, ()),
+        ({"workload": workload(engine="my.module:Engine")}, ()),
+        ({}, (("fidelity.prompts", "0"),)),
+        ({"workload": workload(ranks=2)}, (("parallel.tensor", "2"),)),
+    ],
+)
+def test_fp32_is_left_out_where_it_is_not_asked_for(changes: Any, settings: Any) -> None:
+    both = {k: dataclasses.replace(side, settings=settings) for k, side in sides().items()}
+    launcher = pair(1.0, 1.0)
+
+    found = last(launcher, plan(sides=both, **changes))
+
+    assert "fidelity A" not in launcher.log
+    assert [name for name in words(found) if name.startswith("fidelity")] == []
+    assert words(found)["letter_logprobs"] == "ok"
 
 
 def test_other_questions_are_incomparable() -> None:
     launcher = pair(1.0, 1.0)
     launcher.candidate.answers = answers(n=100)
 
-    assert words(last(launcher))["letter_logits"] == "incomparable"
+    assert words(last(launcher))["letter_logprobs"] == "incomparable"
 
 
 def test_no_questions_is_never_green() -> None:
@@ -472,7 +544,7 @@ def test_compile_health(
 def test_eager_compiles_nothing() -> None:
     found = last(pair(1.0, 1.0), plan(workload=workload(engine="eager")))
 
-    assert set(words(found)) == {"core_time", "mem_val", "acc_val", "letter_logits"}
+    assert set(words(found)) == {"core_time", "mem_val", "acc_val", "fidelity_val"}
 
 
 @pytest.mark.parametrize(

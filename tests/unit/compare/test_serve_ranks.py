@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from fake_ranks import groups
-from fakes import DEVICE, ENVIRONMENT, FakeClock, FakeEngine, FakeLoadedCase, prompts
+from fakes import DEVICE, ENVIRONMENT, FakeClock, FakeEngine, FakeLoadedCase, FakeLogits, prompts
 from perfline.compare import messages, serve, wire
 from perfline.compare.model import Workload
 from perfline.compare.serve import Launch, assist
@@ -72,6 +72,19 @@ def test_a_launch_is_of_all_ranks(monkeypatch: pytest.MonkeyPatch):
         assert done.faults == ()
         assert launch.round(1).tokens == 2 * found.tokens  # as often as is asked, each time
         assert len(launch.answers().ids) == 6
+
+
+def test_what_is_computed_in_fp32_is_of_the_first_rank_and_of_no_shared_prefix(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    def shared(*_: object) -> None:
+        raise AssertionError("a comparison runs each prompt by itself")
+
+    monkeypatch.setattr(FakeLogits, "shared", shared)
+    with launched(monkeypatch, {}, {}) as (launch, _):
+        launch.ready()
+        assert launch.fidelity({}).problem == ""
+        assert launch.round(1).faults == ()  # the other rank is still there
 
 
 def test_compile_health_and_memory_are_those_of_the_worst_rank(monkeypatch: pytest.MonkeyPatch):

@@ -20,11 +20,18 @@ from fakes import (
     FakeDecoder,
     FakeEngine,
     FakeLoadedCase,
+    FakeLogits,
     prompts,
 )
 from perfline.cases.case import load_cases, with_settings
-from perfline.compare import messages, wire, worker
-from perfline.compare.model import GeneratedTokens, Round, Workload
+from perfline.compare import gates, messages, wire, worker
+from perfline.compare.model import (
+    FidelityNumbers,
+    GeneratedTokens,
+    References,
+    Round,
+    Workload,
+)
 from perfline.compare.serve import Launch, prompts_digest
 from perfline.engines.engine import Profile
 from perfline.errors import CaseError, DeviceMemory, EngineError, WorkerError
@@ -146,6 +153,96 @@ def test_generated_tokens_come_with_what_else_was_likely():
     assert found[0].largest == (5.0,) * 16
 
 
+def told(measuring: Launch, references: References) -> FidelityNumbers:
+    """What is read of the answer to ``fidelity``, over the wire and back."""
+    sent = wire.line(ask="fidelity", references=as_json(references))
+    reply = measuring.answer("fidelity", wire.parse(sent, "the parent"))
+    return request(**reply).child("fidelity").build(FidelityNumbers)
+
+
+def computing(**script: object) -> Launch:
+    measuring = launch(replace(WORKLOAD, engine="inductor"))
+    measuring.case_run.loaded.numbers = FakeLogits(**script)
+    return measuring
+
+
+def test_what_is_computed_in_fp32_comes_with_its_floor():
+    own = told(computing(), {})
+    assert set(own.references) == {"eager", "inductor"}
+    assert own.references["eager"] == computing().case_run.fidelity().prompts
+    assert (own.apart, own.drift, own.vocabulary) == ({}, None, 30)
+    assert set(own.variations) == {"attention", "batch", "rounding"}
+
+
+def test_b_is_measured_from_a_s_references_engine_by_engine():
+    a = told(computing(), {})
+    same = told(computing(), a.references)
+    largest = {name: max(max(row) for row in rows.values()) for name, rows in same.apart.items()}
+    assert len(same.apart["eager"]) == len(a.references["eager"]) == 16
+    assert max(largest.values()) < 1e-12
+    off = told(computing(off={"inductor plain": 1e-2}), a.references)
+    assert max(max(row) for row in off.apart["inductor"].values()) > 1e-5
+    assert max(max(row) for row in off.apart["eager"].values()) < 1e-12
+    both = told(computing(off={"inductor plain": 1e-2}), {})
+    same_fault = told(computing(off={"inductor plain": 1e-2}), both.references)
+    assert max(max(row) for row in same_fault.apart["inductor"].values()) < 1e-12
+    case = launch().case_run.case
+    words = [gates.numbers(case, "inductor", a, b, ("fp32", "fp32"))[0].word for b in (same, off)]
+    assert words == ["ok", "regressed"]
+
+
+def test_a_damaged_layer_is_named_over_the_wire():
+    a = told(computing(), {})
+    b = told(computing(damage=1e-3, layer=2), a.references)
+    (found,) = gates.numbers(launch().case_run.case, "inductor", a, b, ("fp32", "fp32"))
+    assert "hidden states part first in layer 2 of 0 to 2" in found.reason
+
+
+def test_drift_comes_with_what_is_computed():
+    dtype = dict.fromkeys(("rounded", "eager", "attention", "batch"), 0.02)
+    a = told(computing(dtype={**dtype, "inductor": 0.02}), {})
+    b = told(computing(dtype={**dtype, "inductor": 0.2}), a.references)
+    case = launch().case_run.case
+    words = {v.metric: v.word for v in gates.numbers(case, "inductor", a, b, ("bf16", "bf16"))}
+    assert words == {"fidelity_infer": "ok", "drift_infer": "regressed"}
+
+
+def test_fp32_that_does_not_fit_is_a_problem_and_no_end():
+    measuring = computing(fp32="28.0 GiB are needed")
+    assert told(measuring, {}) == FidelityNumbers(problem="28.0 GiB are needed")
+    assert measuring.answers().ids
+
+
+def test_fp32_that_fills_the_device_is_a_problem_and_no_end(monkeypatch: pytest.MonkeyPatch):
+    def full(*_: object) -> None:
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(FakeLogits, "plain", full)
+    problem = told(computing(), {}).problem
+    assert problem.startswith("the model in fp32: out of memory on Fake CPU")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"variations": {}},
+        {"references": {}},
+        {"variations": {"rounding": -1.0}},
+        {"apart": {"eager": {"odd/1": [-1e-9]}}},
+        {"drift": {"engines": {"eager": [-1.0]}, "variations": {}, "rounded": []}},
+        {"most": -1.0},
+        {"seconds": "long"},
+    ],
+    ids=str,
+)
+def test_fp32_numbers_that_are_none_are_refused(change: dict[str, object]):
+    sent = computing().answer("fidelity", request(references={}))["fidelity"]
+    assert isinstance(sent, dict)
+    assert request(**sent).build(FidelityNumbers)
+    with pytest.raises(WorkerError):
+        request(**(sent | change)).build(FidelityNumbers)
+
+
 def test_logits_that_are_none_are_no_tokens(monkeypatch):
     measuring = launch(replace(WORKLOAD, kind="decode"))
     measuring.ready()
@@ -206,7 +303,7 @@ def test_any_other_error_ends_the_worker(monkeypatch: pytest.MonkeyPatch):
 def test_an_unknown_word_is_refused():
     with pytest.raises(
         WorkerError,
-        match=r"'sing'; expected ready, round, answers, generated, peak, fingerprint, profile$",
+        match=r"'sing'; expected ready, round, answers, generated, fidelity, peak, fingerprint, ",
     ):
         launch().answer("sing", request())
 

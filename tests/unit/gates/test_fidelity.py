@@ -150,7 +150,7 @@ def test_what_lies_apart_is_shown_beside_what_is_let_pass():
 def test_prompts_that_are_not_stored_and_other_positions_are_told():
     some = against({"law/0": [0.0]}, {"law/0": [0.0], "law/1": [0.0]})
     assert (some.word, some.measured, some.baseline) == ("missing", None, None)
-    assert some.reason == "x.json holds the fp32 numbers of 1 of 2 prompts: accept a run"
+    assert some.reason == "x.json holds the fp32 numbers of 1 of 2 prompts: accept a run anew"
     assert against({}, {"law/0": [0.0]}).reason == "no stored fp32 numbers in x.json"
     moved = against({"law/0": [0.0, 0.0]}, {"law/0": [0.0]})
     assert (moved.word, moved.limit) == ("incomparable", "1.0e-06 nats")

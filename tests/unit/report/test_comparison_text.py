@@ -10,6 +10,7 @@ from fake_workers import (
     FakeLauncher,
     Script,
     answers,
+    fidelity,
     last,
     pair,
     plan,
@@ -93,6 +94,33 @@ def test_no_line_of_text_is_longer_than_80_columns(partial: bool) -> None:
 
     lines = [line for line in text.splitlines() if not line.startswith("next: ")]
     assert max(map(len, lines)) <= 80
+
+
+def test_fidelity_fits_the_table_and_shows_its_seconds() -> None:
+    own = {"rounded": (1.0, 1.2), "eager": (1.0, 1.1), "inductor": (1.0, 1.1)}
+    launcher = pair(1.0, 1.25)
+    launcher.baseline.fidelity = fidelity(drift=own)
+    launcher.candidate.fidelity = fidelity(
+        kl=1e-3, drift={**own, "inductor": (90.0, 99.0)}, seconds=612.34
+    )
+
+    text = terminal(last(launcher))
+
+    assert row(text, "fidelity_time") == ["fidelity_time", "s", "2.5", "612.3"]
+    numbers = ["0", "1.0e-03", "1.0e-03", "1.0e-09", "regressed"]
+    assert row(text, "fidelity_infer") == ["fidelity_infer", "nats", *numbers]
+    assert row(text, "drift_infer")[-1] == "regressed"
+    assert max(len(line) for line in text.splitlines() if not line.startswith("next: ")) <= 80
+
+
+def test_what_is_missing_in_fp32_takes_no_more_questions() -> None:
+    launcher = pair(1.0, 1.0)
+    launcher.candidate.fidelity = None
+
+    found = last(launcher)
+
+    assert found.word == "missing"
+    assert comparison_text.next_command(whole(found)) == ""
 
 
 def test_the_sign_is_explained() -> None:

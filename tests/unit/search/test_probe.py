@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fake_workers import FakeLauncher, Script, answers, noisy, pair, ready, workload
+from fake_workers import FakeLauncher, Script, answers, fidelity, noisy, pair, ready, workload
 from perfline.compare import sequential
 from perfline.compare.model import Side, SideName
 from perfline.engines.engine import Fingerprint
@@ -137,7 +137,8 @@ def test_a_restless_device_is_unsure_and_no_reason_to_skip() -> None:
         ("graph_breaks", Script(ready=ready(graph_breaks=1)), "0 -> 1"),
         ("recompiles", Script(ready=ready(recompiles=2)), "0 -> 2"),
         ("flips", Script(answers=answers({3: "A", 4: "B"})), "2 flips"),
-        ("letter_logits", Script(answers=answers(shift=1.0)), "1"),
+        ("letter_logprobs", Script(answers=answers(shift=1.0)), "1.382"),
+        ("fidelity", Script(fidelity=fidelity(kl=1e-3)), "0 -> 0.001"),
         ("acc", Script(answers=answers(dict.fromkeys(range(60), "A"))), "1 -> 0.775"),
         ("prompt_tokens", Script(ready=ready(tokens=1090)), "1000 -> 1090"),
     ],
@@ -176,6 +177,33 @@ def test_a_fingerprint_is_bad_where_it_differs() -> None:
     assert "aten::mm 29 -> 32" in bad.reason
     untold = found(FakeLauncher(Script(fingerprint=stored), Script()), "fingerprint")
     assert untold.word == "skipped"
+
+
+def test_fp32_is_run_where_it_is_sought_alone() -> None:
+    launcher = FakeLauncher(Script(), Script(fidelity=fidelity(kl=1e-3)))
+
+    assert found(launcher, "graphs").word == "good"
+    assert launcher.references == {}
+    bad = found(launcher, "fidelity")
+    assert "computes something else than A does" in bad.reason
+    assert bad.pairs == 1
+
+
+def test_drift_is_found_in_sixteen_bits_and_skipped_in_fp32() -> None:
+    own = {"rounded": (1.0, 1.2), "eager": (1.0, 1.1), "inductor": (1.0, 1.2)}
+    off = fidelity(drift={**own, "inductor": (90.0, 99.0)})
+    launcher = FakeLauncher(Script(fidelity=fidelity(drift=own)), Script(fidelity=off))
+
+    assert found(launcher, "drift").word == "bad"
+    assert found(launcher, "fidelity").word == "good"
+    assert found(FakeLauncher(), "drift").word == "skipped"
+
+
+def test_a_side_that_cannot_tell_its_fp32_numbers_is_skipped() -> None:
+    skipped = found(FakeLauncher(Script(), Script(fidelity=None)), "fidelity")
+
+    assert skipped.word == "skipped"
+    assert "the perfline of B is too old to tell" in skipped.reason
 
 
 def test_memory_that_no_device_counts_is_skipped() -> None:
