@@ -380,13 +380,14 @@ def _letters(
     """The root mean square of what letters' log-probabilities differ by, over all questions.
 
     ``flips``: of answers without labels. The limit is the dtype's share of a question's largest
-    letter logit, root mean square, too: an error of that size in each of two logits.
+    letter logit (``Answers.rounding_scales``), root mean square, too: an error of that size in each
+    of two logits.
     """
     known = ~(np.isnan(a.letter_logits) | np.isnan(b.letter_logits))
     told = [log_softmax(np.where(known, side.letter_logits, _NONE)) for side in (a, b)]
     measured = math.sqrt(float(np.mean((told[1] - told[0])[known] ** 2)))
-    largest = np.where(known, np.maximum(np.abs(a.letter_logits), np.abs(b.letter_logits)), 0.0)
-    limit = record.tolerance * math.sqrt(float(np.mean(largest.max(axis=1) ** 2)))
+    largest = np.maximum(a.rounding_scales, b.rounding_scales)
+    limit = record.tolerance * math.sqrt(float(np.mean(largest**2)))
     beyond = measured > limit
     word: Word = "ok"
     reason = (
