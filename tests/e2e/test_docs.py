@@ -15,7 +15,6 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,6 +34,7 @@ from doc_pages import (
     rows,
     yaml_blocks,
 )
+from fork_server import python
 from perfline.cases import case
 from perfline.cli import main as cli
 from tinier import make_small
@@ -97,7 +97,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "perfline": "-m perfline",
     }
     for name, module in programs.items():
-        (binaries / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {module} "$@"\n')
+        (binaries / name).write_text(f'#!/bin/sh\nexec "{python()}" {module} "$@"\n')
         (binaries / name).chmod(0o755)
     identity = "-c user.name=docs -c user.email=docs@example.org"
     begun = shell(f"git init -q -b main && git add -A && git {identity} commit -q -m docs", folder)
