@@ -25,6 +25,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import types
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -35,6 +36,7 @@ from typing import NoReturn
 IMPORTED = (
     "torch.distributed.launcher.api",  # most of torchrun
     "transformers.models.llama.modeling_llama",
+    "transformers.models.auto.tokenization_auto",
     "torch._inductor.compile_fx",
     "scipy.stats",
     "pandas",
@@ -222,6 +224,17 @@ def _run(
         runpy.run_path(kind, run_name="__main__")
 
 
+def _exit(code: str | int | None) -> NoReturn:
+    """End as the interpreter does, but for taking every module of torch to pieces: 0.4 s."""
+    if isinstance(code, str):
+        print(code, file=sys.stderr)
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(code & 0xFF if isinstance(code, int) else int(code is not None))
+
+
 def main(number: str, *imported: str) -> None:
     """Import what a server is told to and serve on the socket with that file descriptor."""
     path = sys.path[1:]
@@ -235,7 +248,11 @@ def main(number: str, *imported: str) -> None:
     gc.freeze()
     with socket.socket(fileno=int(number)) as listener:
         request = _serve(listener)
-    _run(*request, path)
+    try:
+        _run(*request, path)
+    except SystemExit as ended:
+        _exit(ended.code)
+    _exit(None)
 
 
 if __name__ == "__main__":

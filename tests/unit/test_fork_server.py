@@ -60,6 +60,16 @@ def test_it_ends_by_the_signal_that_ended_the_command(server, number):
     assert run(server, "-c", code).returncode == -number
 
 
+def test_it_ends_after_its_threads_and_with_what_was_left_to_do(server):
+    code = (
+        "import atexit, sys, threading, time; atexit.register(print, 'last')\n"
+        "threading.Thread(target=lambda: (time.sleep(0.1), print('thread'))).start()\n"
+        "sys.exit('no')"
+    )
+    done = run(server, "-c", code)
+    assert (done.stdout, done.stderr, done.returncode) == ("thread\nlast\n", "no\n", 1)
+
+
 def test_an_exception_is_status_1_with_its_traceback(server):
     done = run(server, "-c", "1 / 0")
     assert done.returncode == 1
