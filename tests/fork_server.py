@@ -231,7 +231,8 @@ def _exit(code: str | int | None) -> NoReturn:
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
-        stream.flush()
+        if not stream.closed:
+            stream.flush()
     os._exit(code & 0xFF if isinstance(code, int) else int(code is not None))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 # Two sessions of one thing may differ as much as those of a machine whose neighbours come and go:
 # what is judged slower is forty times slower or more (docs/gate.md#stored-throughput).
 CALM = {"throughput_margin_fraction": "0.9", "throughput_session_sd_fraction": "0.9"}
-SHORT = {"sample": "4", "rounds": "3", "min_round_s": "0.01"}
+SHORT = {"sample": "8", "rounds": "3", "min_round_s": "0.01"}
 # A run that other processes disturbed cannot become a baseline: for a conftest or a plugin.
 UNDISTURBED = """
 from perfline.measure import decode, throughput
@@ -33,7 +33,7 @@ def with_values(text: str, **values: str) -> str:
 
 
 def make_small(package: Path) -> None:
-    """In a copy of the package: four prompts, ten questions a subject."""
+    """In a copy of the package: eight prompts, ten questions a subject."""
     tiny = package / "cases" / "tiny.yaml"
     tiny.write_text(with_values(tiny.read_text(), **SHORT, **CALM))
     for test in (package / "cases" / "embedded").rglob("*_test.csv"):

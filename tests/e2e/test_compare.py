@@ -104,7 +104,7 @@ def test_as_fast_but_wrong_is_regressed(tmp_path: Path):
 
 
 def test_what_runs_again_in_one_layer_is_named(tmp_path: Path):
-    more = ("--import", "again", "--max-pairs", "1", "--questions", "0")
+    more = ("--import", "again", "--max-pairs", "1", "--questions", "0", *forked())
     done, record = compare(tmp_path, *more, "--explain", "--traces", "traces")
     assert done.returncode == 0, done.stdout + done.stderr  # unsure: one pair tells nothing
     told = record["cases"]["tiny"]["explanation"]

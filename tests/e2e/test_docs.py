@@ -326,8 +326,12 @@ def test_commands_run_as_shown(workspace: Path, page: str, compared: set[str], m
 
 @pytest.fixture(scope="module")
 def compared() -> set[str]:
-    """Comparisons that were run: they leave nothing behind, so one of each is enough."""
-    return set()
+    """Comparisons that were run: they leave nothing behind, so one of each is enough.
+
+    So is one that is explained and writes its traces beside one that is explained alone.
+    """
+    explained = [command.bare for command in ALL if "--explain" in command.bare]
+    return {one for one in explained for other in explained if other.startswith(f"{one} ")}
 
 
 def run(command: Command, folder: Path) -> tuple[int, str, str]:
@@ -338,6 +342,8 @@ def run(command: Command, folder: Path) -> tuple[int, str, str]:
         if words[:2] == ["perfline", "compare"]:
             text = f"{command.bare} {SMALL_COMPARISON}"
             text += "" if "--engine" in words else " --engine eager"
+            for option in ("--baseline-python", "--candidate-python"):
+                text += "" if option in given_options(words) else f" {option} {python()}"
         elif command.bare == MEASURE:
             text = f"{MEASURE} ARGS='{UNCOMPILED}'"
         elif words[0] == "pytest" and "--engines" not in given_options(words):

@@ -58,7 +58,8 @@ def accepted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder whose baseline is a first run of everything."""
     folder = tmp_path_factory.mktemp("tiny")
     limits = CALM | {"throughput_session_sd_fraction": "0.5"}  # seven times slower is regressed
-    tiny = with_values((PACKAGED_CASES / "tiny.yaml").read_text(), **SHORT, **limits)
+    short = SHORT | {"sample": "4"}
+    tiny = with_values((PACKAGED_CASES / "tiny.yaml").read_text(), **short, **limits)
     (folder / "cases").mkdir()
     (folder / "cases" / "calm.yaml").write_text(
         tiny.replace("case: tiny", "case: calm", 1) + "decode: {tokens: 4}\n"

@@ -68,6 +68,8 @@ def test_it_ends_after_its_threads_and_with_what_was_left_to_do(server):
     )
     done = run(server, "-c", code)
     assert (done.stdout, done.stderr, done.returncode) == ("thread\nlast\n", "no\n", 1)
+    closed = run(server, "-c", "import sys; print(1); sys.stdout.close()")
+    assert (closed.stdout, closed.stderr, closed.returncode) == ("1\n", "", 0)
 
 
 def test_an_exception_is_status_1_with_its_traceback(server):
