@@ -7,9 +7,14 @@ from collections.abc import Iterator
 import pytest
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _no_worker_of_xdist() -> Iterator[None]:
-    """perfline refuses to measure in a worker, and a process started here would pass for one."""
+@pytest.fixture(scope="module", autouse=True)
+def _a_process_of_its_own() -> Iterator[None]:
+    """perfline refuses to measure in a worker of xdist, and what starts here would pass for one.
+
+    One thread each: two processes that share two cores would wait for theirs by spinning, and
+    inductor's kernels, which hold the number of threads, are the same for all.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("PYTEST_XDIST_WORKER", raising=False)
+        patch.setenv("OMP_NUM_THREADS", "1")
         yield

@@ -8,6 +8,8 @@ import sys
 import time
 from pathlib import Path
 
+from fork_server import python
+
 # One more operator in every forward: the fingerprint sees it, whatever the machine does.
 CODE = """
 import torch
@@ -36,6 +38,7 @@ def git(folder: Path, *words: str) -> str:
 
 
 def test_a_killed_search_goes_on_and_names_the_commit(tmp_path: Path):
+    command = [*COMMAND, "--python", python()]
     git(tmp_path, "init", "-q", "-b", "main")
     (tmp_path / ".gitignore").write_text("results/\n")
     for number in range(2):
@@ -44,7 +47,7 @@ def test_a_killed_search_goes_on_and_names_the_commit(tmp_path: Path):
         git(tmp_path, "commit", "-q", "-m", f"change {number}")
     record = tmp_path / "results" / "bisect.json"
 
-    with subprocess.Popen(COMMAND, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as killed:
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as killed:
         while killed.poll() is None:
             if record.exists() and json.loads(record.read_text())["probes"]:
                 killed.kill()
@@ -54,7 +57,7 @@ def test_a_killed_search_goes_on_and_names_the_commit(tmp_path: Path):
     assert killed.returncode == -9, said
     assert json.loads(record.read_text())["partial"]
 
-    done = subprocess.run(COMMAND, cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
 
     assert done.returncode == 1, done.stdout + done.stderr
     name = git(tmp_path, "rev-parse", "--short=12", "HEAD")

@@ -12,6 +12,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from fork_server import python
+
 # Every forward runs five times: the sign of no pair is left to what else the machine does.
 MUTANT = """
 from perfline.engines.torch_engine import TorchEngine
@@ -74,6 +76,11 @@ modeling_llama.LlamaDecoderLayer.__init__ = often
 """
 
 
+def forked() -> tuple[str, ...]:
+    """Sides that need not import torch anew; what starts them is the real ``python``."""
+    return ("--baseline-python", python(), "--candidate-python", python())
+
+
 def compare(folder: Path, *arguments: str) -> tuple[subprocess.CompletedProcess[str], dict]:
     (folder / "mutant.py").write_text(MUTANT)
     (folder / "wrong.py").write_text(WRONG)
@@ -93,7 +100,8 @@ def compare(folder: Path, *arguments: str) -> tuple[subprocess.CompletedProcess[
 
 
 def test_five_times_as_slow_is_regressed(tmp_path: Path):
-    done, record = compare(tmp_path, "--import", "mutant", "--max-pairs", "10", "--questions", "0")
+    more = ("--import", "mutant", "--max-pairs", "10", "--questions", "0")
+    done, record = compare(tmp_path, *more, *forked())
     assert done.returncode == 1, done.stdout + done.stderr
     assert done.stdout.startswith("tiny eager regressed +")
     (case,) = record["cases"].values()
@@ -103,7 +111,8 @@ def test_five_times_as_slow_is_regressed(tmp_path: Path):
 
 def test_as_fast_but_wrong_is_regressed(tmp_path: Path):
     """One launch pair cannot tell the time; its answers are enough, or what is computed in fp32."""
-    done, record = compare(tmp_path, "--import", "wrong", "--max-pairs", "1", "--questions", "200")
+    more = ("--import", "wrong", "--max-pairs", "1", "--questions", "200")
+    done, record = compare(tmp_path, *more, *forked())
     assert done.returncode == 1, done.stdout + done.stderr
     assert done.stdout.startswith("tiny eager regressed: ")
     assert "right -> wrong" in done.stdout
@@ -116,7 +125,7 @@ def test_as_fast_but_wrong_is_regressed(tmp_path: Path):
 
 
 def test_what_runs_again_in_one_layer_is_named(tmp_path: Path):
-    more = ("--import", "again", "--max-pairs", "1", "--questions", "0")
+    more = ("--import", "again", "--max-pairs", "1", "--questions", "0", *forked())
     done, record = compare(tmp_path, *more, "--explain", "--traces", "traces")
     assert done.returncode == 0, done.stdout + done.stderr  # unsure: one pair tells nothing
     told = record["cases"]["tiny"]["explanation"]

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fork_server import python
 from perfline.compare.launch import ProcessLauncher
 from perfline.compare.model import Workload
 from perfline.compare.process import MARK
@@ -101,8 +102,9 @@ def launched_by(pid: int) -> list[str]:
 
 def test_one_slow_rank_makes_its_side_slow(tmp_path: Path):
     (tmp_path / "slow.py").write_text(SLOW)
+    forked = f"PYTHON_EXEC={python()}"  # what torchrun starts ranks with
     done = subprocess.run(
-        command(tmp_path, "--import=slow"),
+        command(tmp_path, "--import=slow", f"--env={forked}", f"--baseline-env={forked}"),
         cwd=tmp_path,
         capture_output=True,
         text=True,

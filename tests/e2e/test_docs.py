@@ -15,7 +15,6 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,6 +34,7 @@ from doc_pages import (
     rows,
     yaml_blocks,
 )
+from fork_server import python
 from perfline.cases import case
 from perfline.cli import main as cli
 from tinier import make_small
@@ -97,7 +97,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "perfline": "-m perfline",
     }
     for name, module in programs.items():
-        (binaries / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {module} "$@"\n')
+        (binaries / name).write_text(f'#!/bin/sh\nexec "{python()}" {module} "$@"\n')
         (binaries / name).chmod(0o755)
     identity = "-c user.name=docs -c user.email=docs@example.org"
     begun = shell(f"git init -q -b main && git add -A && git {identity} commit -q -m docs", folder)
@@ -326,8 +326,12 @@ def test_commands_run_as_shown(workspace: Path, page: str, compared: set[str], m
 
 @pytest.fixture(scope="module")
 def compared() -> set[str]:
-    """Comparisons that were run: they leave nothing behind, so one of each is enough."""
-    return set()
+    """Comparisons that were run: they leave nothing behind, so one of each is enough.
+
+    So is one that is explained and writes its traces beside one that is explained alone.
+    """
+    explained = [command.bare for command in ALL if "--explain" in command.bare]
+    return {one for one in explained for other in explained if other.startswith(f"{one} ")}
 
 
 def run(command: Command, folder: Path) -> tuple[int, str, str]:
@@ -338,6 +342,8 @@ def run(command: Command, folder: Path) -> tuple[int, str, str]:
         if words[:2] == ["perfline", "compare"]:
             text = f"{command.bare} {SMALL_COMPARISON}"
             text += "" if "--engine" in words else " --engine eager"
+            for option in ("--baseline-python", "--candidate-python"):
+                text += "" if option in given_options(words) else f" {option} {python()}"
         elif command.bare == MEASURE:
             text = f"{MEASURE} ARGS='{UNCOMPILED}'"
         elif words[0] == "pytest" and "--engines" not in given_options(words):

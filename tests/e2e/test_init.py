@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import perfline
+from fork_server import python
 from perfline.cases.data import PACKAGED_DATA
 from tinier import CALM, SHORT, UNDISTURBED, with_values
 
@@ -21,7 +21,7 @@ def shell(folder: Path, *words: str) -> str:
     own = ("PYTEST_", "PERFLINE_", "GITHUB_", "HF_")
     kept = {key: value for key, value in os.environ.items() if not key.startswith(own)}
     done = subprocess.run(
-        [sys.executable, "-m", *words],
+        [python(), "-m", *words],
         cwd=folder,
         env=kept | {"PYTHONPATH": str(SOURCE)},
         capture_output=True,

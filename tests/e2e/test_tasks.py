@@ -6,12 +6,12 @@ import json
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from doc_pages import REPOSITORY, yaml_blocks
+from fork_server import python
 
 QUESTIONS = 24
 
@@ -41,7 +41,7 @@ def repository(tmp_path: Path) -> Path:
 def run(repository: Path, *words: str) -> subprocess.CompletedProcess[str]:
     module = [] if words[0] == "perfline" else ["-p", "no:cacheprovider"]
     return subprocess.run(
-        [sys.executable, "-m", words[0], *module, *words[1:]],
+        [python(), "-m", words[0], *module, *words[1:]],
         cwd=repository,
         env=os.environ
         | {"XDG_CACHE_HOME": str(repository / ".cache"), "PYTHONPATH": str(REPOSITORY / "src")},

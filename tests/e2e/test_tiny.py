@@ -1,23 +1,23 @@
 """The embedded case from end to end: accepted, measured again, then damaged in every known way.
 
-Each run is a pytest of its own, as a user starts it, on the real suite; the damage is done to the
-model's files, or to perfline's code through a plugin that only that run loads. The case is ``tiny``
-in all but its name, how long it is timed and the spread that it declares, and time is the CPU's:
-what is slow here is so slow, and what is not is let vary so much, that no other work on this
-machine turns a verdict.
+Each run is a pytest of its own, on the real suite; the damage is done to the model's files, or to
+perfline's code through a plugin that only that run loads. The case is ``tiny`` in all but its name,
+how long it is timed and the spread that it declares, and time is the CPU's: what is slow here is so
+slow, and what is not is let vary so much, that no other work on this machine turns a verdict.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
 
+from fork_server import python
 from perfline.cases import data
 from perfline.cases.case import PACKAGED_CASES
 from perfline.cli.main import main
@@ -32,28 +32,20 @@ def run(folder: Path, *arguments: str, plugin: str = "") -> subprocess.Completed
     """The suite on the case with baselines and results in ``folder``; ``plugin`` is code."""
     (folder / "damage.py").write_text(CPU_SECONDS + UNDISTURBED + plugin)
     command = [
-        *(sys.executable, "-m", "pytest", "-p", "damage", "-p", "no:cacheprovider"),
-        *("--cases=calm", f"--case-dir={folder / 'cases'}", f"--baselines={folder / 'baselines'}"),
+        *(python(), "-m", "pytest", "-p", "damage", "-p", "no:cacheprovider", "--cases=calm"),
+        *(f"--case-dir={folder / 'cases'}", f"--baselines={folder / 'baselines'}"),
         *(f"--results={folder / 'run.json'}", *arguments),
         *(str(REPOSITORY / "tests" / "accuracy"), str(REPOSITORY / "tests" / "perf")),
     ]
+    path = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
     return subprocess.run(
-        [sys.executable, "-c", _WITH_PATH, str(folder), *command[3:]],
+        command,
         cwd=REPOSITORY,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(path)},
         capture_output=True,
         text=True,
         check=False,
     )
-
-
-_WITH_PATH = """
-import sys
-
-import pytest
-
-sys.path.insert(0, sys.argv[1])
-sys.exit(pytest.main(sys.argv[2:]))
-"""
 
 
 def words(folder: Path) -> dict[str, str]:
@@ -66,7 +58,8 @@ def accepted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder whose baseline is a first run of everything."""
     folder = tmp_path_factory.mktemp("tiny")
     limits = CALM | {"throughput_session_sd_fraction": "0.5"}  # seven times slower is regressed
-    tiny = with_values((PACKAGED_CASES / "tiny.yaml").read_text(), **SHORT, **limits)
+    short = SHORT | {"sample": "4"}
+    tiny = with_values((PACKAGED_CASES / "tiny.yaml").read_text(), **short, **limits)
     (folder / "cases").mkdir()
     (folder / "cases" / "calm.yaml").write_text(
         tiny.replace("case: tiny", "case: calm", 1) + "decode: {tokens: 4}\n"

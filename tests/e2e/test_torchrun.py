@@ -9,12 +9,12 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from fork_server import python
 from perfline.cases.case import PACKAGED_CASES, load_case
 from perfline.engines import hf
 from perfline.engines.device import current_device
@@ -25,6 +25,11 @@ from together import TOGETHER
 REPOSITORY = Path(__file__).parents[2]
 LAUNCHER = ("-m", "torch.distributed.run", "--standalone")
 QUESTIONS = 96
+
+
+def environment() -> dict[str, str]:
+    """PYTHON_EXEC is what torchrun starts ranks with."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHON_EXEC": python()}
 
 
 def run(
@@ -39,14 +44,14 @@ def run(
     path = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
     return subprocess.run(
         [
-            *(sys.executable, *launcher, "-m", "pytest", "-m", "accuracy and not fidelity"),
+            *(python(), *launcher, "-m", "pytest", "-m", "accuracy and not fidelity"),
             *("-p", "damage", "-p", "no:cacheprovider", f"--cases={case}", "--verify=2"),
             *(f"--questions={QUESTIONS}", f"--results={folder / 'run.json'}"),
             *(f"--baselines={folder / 'baselines'}", *arguments),
             str(REPOSITORY / "tests" / "accuracy"),
         ],
         cwd=REPOSITORY,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1"},
+        env={**environment(), "PYTHONPATH": os.pathsep.join(path)},
         capture_output=True,
         text=True,
         check=False,
@@ -166,9 +171,9 @@ def test_random_weights_of_a_real_architecture_answer_as_unsplit_ones(tmp_path: 
     (tmp_path / "split.py").write_text(SPLIT)
     (tmp_path / "qwen.yaml").write_text(QWEN.replace("TENSOR", "2"))
     done = subprocess.run(
-        [sys.executable, *LAUNCHER, "--nproc-per-node=2", "split.py", str(tmp_path)],
+        [python(), *LAUNCHER, "--nproc-per-node=2", "split.py", str(tmp_path)],
         cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env=environment(),
         capture_output=True,
         text=True,
         check=False,

@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from doc_pages import commands
+from fork_server import python
 from together import TOGETHER
 
 REPOSITORY = Path(__file__).parents[2]
@@ -178,7 +179,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_two_nodes_answer_as_one_process_does(folder: Path):
     (folder / "damage.py").write_text("")
-    alone = [sys.executable, *pytest_command(folder)]
+    alone = [python(), *pytest_command(folder)]
     subprocess.run(alone, cwd=REPOSITORY, env=environment(folder), check=True, timeout=120)
     expected = answers(folder)
 

@@ -10,10 +10,11 @@ import os
 import shutil
 import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from fork_server import python
 
 HOST = socket.gethostname()
 RANKS = """
@@ -68,13 +69,17 @@ def torchrun(suite, monkeypatch: pytest.MonkeyPatch):
         (suite.root / "conftest.py").write_text(conftest + RANKS + damage)
         return subprocess.run(
             [
-                *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+                *(python(), "-m", "torch.distributed.run", "--standalone"),
                 *("--nproc-per-node=2", f"--max-restarts={restarts}", "-m", "pytest"),
                 *("-p", "no:cacheprovider", "--cases=fake", "--case-dir=cases", "-rs"),
                 *("-k", "stored and eager", *arguments),
             ],
             cwd=suite.root,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths())},
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join(paths()),
+                "PYTHON_EXEC": python(),  # what torchrun starts ranks with
+            },
             capture_output=True,
             text=True,
             check=False,
