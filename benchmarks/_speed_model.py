@@ -114,7 +114,12 @@ def choose(directory: Path, counts: dict[str, int]) -> list[Subject]:
     subjects = {subject.name: subject for subject in prompts.load_subjects(directory, few_shots=5)}
     if unknown := sorted(set(counts) - set(subjects)):
         raise SystemExit(f"{directory}: holds no subject '{unknown[0]}'; see its test/")
-    return [replace(subjects[name], test=subjects[name].test[:n]) for name, n in counts.items()]
+    return [first(subjects[name], n) for name, n in counts.items()]
+
+
+def first(subject: Subject, n: int) -> Subject:
+    """The subject with its first ``n`` questions."""
+    return replace(subject, test=subject.test[:n])
 
 
 def subject_reuse(prompts: Sequence[Prompt]) -> float:

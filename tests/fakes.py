@@ -298,6 +298,7 @@ class FakeLoadedCase:
     numbers: FakeLogits = field(default_factory=FakeLogits)
     decode: dict[str, dict[str, object]] = field(default_factory=dict)  # by engine, or "both"
     no_decode: str = ""
+    more: dict[str, Sequence[Prompt]] = field(default_factory=dict)
 
     def decoder(self, name: EngineName) -> FakeDecoder:
         if self.no_decode:

@@ -24,7 +24,7 @@ from perfline.engines.device import GIB, Device
 from perfline.engines.engine import Clock, Progress
 from perfline.engines.prefix_forward import Ints, KeysValues, PrefixForward
 from perfline.engines.prefix_plan import Batch, Limits, Plan
-from perfline.engines.torch_engine import TorchEngine
+from perfline.engines.torch_engine import TorchEngine, told
 from perfline.errors import DeviceMemory, EngineError
 from perfline.tasks.answers import Answers, full_vocab_letter, letter_table
 from perfline.tasks.prompts import Prompt
@@ -336,7 +336,7 @@ class SharedPrefixRunner:
         where a single row does not fit, EngineError where logits are not finite.
         """
         limits = {"forward_tokens": self.limits.forward_tokens, "kv_bytes": self.limits.kv_bytes}
-        self.engine.tell(do="shared", prompts=[prompt.id for prompt in prompts], **limits)
+        self.engine.tell(do="shared", **told(prompts), **limits)
         gathered, begin = _Gathered(prompts), clock()
 
         def landed(numbers: list[int]) -> None:

@@ -74,7 +74,7 @@ class TorchEngine:
 
     def begin(self, prompts: Sequence[Prompt], head: Head) -> None:
         """Have the other ranks of the replica, if any, begin the same pass."""
-        self.tell(do="pass", head=head, prompts=[prompt.id for prompt in prompts])
+        self.tell(do="pass", head=head, **told(prompts))
 
     def tell(self, **said: object) -> None:
         """Tell the other ranks that hold this model what comes next."""
@@ -349,6 +349,14 @@ class TorchEngine:
             f"{type(error).__name__}: {first}; see whether transformers runs "
             "it by itself; if so, tell us, and run it by an engine of your own meanwhile"
         )
+
+
+def told(prompts: Sequence[Prompt]) -> dict[str, object]:
+    """The prompts of a pass, as the other ranks that hold the model hear of them."""
+    return {
+        "task": prompts[0].task if prompts else "",
+        "prompts": [prompt.id for prompt in prompts],
+    }
 
 
 def log_probabilities(

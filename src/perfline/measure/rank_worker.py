@@ -106,11 +106,12 @@ def follow(replica: Replica, loaded: LoadedCase) -> None:
 
     What goes wrong on all ranks alike is told by the first, who meets it too.
     """
-    by_id = {prompt.id: prompt for prompt in loaded.prompts}
+    asked = [prompt for some in (loaded.prompts, *loaded.more.values()) for prompt in some]
+    by_id = {(prompt.task, prompt.id): prompt for prompt in asked}  # two tasks may share an id
     runners: dict[EngineName, SharedRunner | None] = {}
     while (said := replica.hear())["do"] != "close":
         name: EngineName = said["engine"]
-        prompts = [by_id[each] for each in said.get("prompts", ())]
+        prompts = [by_id[said["task"], each] for each in said.get("prompts", ())]
         try:
             if said["do"] == "pass":
                 run_pass(loaded.engine(name), prompts, said["head"])

@@ -17,6 +17,7 @@ from perfline.distributed.replica import Replica
 from perfline.engines import tensor_parallel
 from perfline.engines.device import current_device
 from perfline.engines.engine import run_pass
+from perfline.engines.torch_engine import told
 from perfline.errors import (
     CaseError,
     DeviceMemory,
@@ -61,19 +62,27 @@ def test_every_size_th_rank_leads():
 
 
 def test_the_others_run_the_passes_that_the_first_one_runs_and_end_with_it():
+    """Of each task: those of another have the same ids here, and prompts twice as long."""
     lead, other = replicas(2)
     asked = prompts(6)
+    more = [
+        dataclasses.replace(each, task="cmmlu", ids=np.tile(each.ids, 2)) for each in prompts(6)
+    ]
     engine = FakeEngine("inductor", FakeClock())
-    opened = FakeLoadedCase({"inductor": engine}, asked)
+    opened = FakeLoadedCase({"inductor": engine}, asked, more={"cmmlu": more})
     thread, raised = beside(lambda: follow(other, opened))
-    lead.tell(do="pass", engine="inductor", head="last", prompts=[asked[4].id, asked[1].id])
-    lead.tell(do="pass", engine="inductor", head="all", prompts=[asked[0].id])
+    for head, some in (("last", [asked[4], asked[1]]), ("all", [asked[0]]), ("last", [more[1]])):
+        lead.tell(do="pass", engine="inductor", head=head, **told(some))
     lead.leave()
     thread.join(timeout=20)
     assert raised == []
     forwards = [entry for entry in engine.log if entry.startswith("forward")]
-    ids = [asked[i].id for i in (4, 1, 0)]
-    assert forwards == [f"forward {ids[0]} last", f"forward {ids[1]} last", f"forward {ids[2]} all"]
+    told_of = zip(
+        (asked[4], asked[1], asked[0], more[1]), ("last", "last", "all", "last"), strict=True
+    )
+    assert forwards == [f"forward {each.id} {head}" for each, head in told_of]
+    tokens = sum(len(each.ids) for each in (asked[4], asked[1], asked[0], more[1]))
+    assert engine.clock.now == pytest.approx(1e-4 * tokens)
 
 
 def test_what_fails_on_all_ranks_alike_ends_no_follower():
@@ -82,7 +91,7 @@ def test_what_fails_on_all_ranks_alike_ends_no_follower():
     engine = FakeEngine("eager", FakeClock(), nan=frozenset({asked[0].id}))
     thread, raised = beside(lambda: follow(other, FakeLoadedCase({"eager": engine}, asked)))
     for prompt in (asked[0], asked[1]):
-        lead.tell(do="pass", engine="eager", head="last", prompts=[prompt.id])
+        lead.tell(do="pass", engine="eager", head="last", **told([prompt]))
     lead.leave()
     thread.join(timeout=20)
     assert (raised, engine.log[-3][:7]) == ([], "forward")
@@ -163,7 +172,7 @@ def test_a_follower_that_crashes_tells_why_and_does_not_go_on():
     engine = FakeEngine("eager", FakeClock())
     engine.forward = lambda batch, head: 1 / 0
     thread, raised = beside(lambda: follow(other, FakeLoadedCase({"eager": engine}, asked)))
-    lead.tell(do="pass", engine="eager", head="last", prompts=[asked[0].id])
+    lead.tell(do="pass", engine="eager", head="last", **told(asked[:1]))
     thread.join(timeout=20)
     assert [type(error) for error in raised] == [ZeroDivisionError]
     found = lead.lost(RuntimeError("gloo: Connection closed by peer"))
