@@ -74,6 +74,7 @@ class ForkServer:
                 [sys.executable, __file__, str(listener.fileno()), *imported],
                 env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
                 stdin=subprocess.PIPE,  # its end is the server's
+                stdout=subprocess.DEVNULL,
                 start_new_session=True,
                 pass_fds=[listener.fileno()],
             )
