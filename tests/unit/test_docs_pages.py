@@ -15,6 +15,8 @@ from packaging.version import Version
 from doc_pages import PAGES, REPOSITORY, commands, rows, yaml_blocks
 from perfline.cases import case
 from perfline.engines import environment
+from perfline.gates.statistics import detectable_drop_pp
+from perfline.tasks.task import packaged_tasks
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -125,3 +127,24 @@ def test_the_tested_versions_are_those_of_the_code_and_not_below_the_lock():
         pinned = re.findall(rf"^{name}==([\d.]+)", lock, flags=re.MULTILINE)
         assert pinned
         assert max(map(Version, pinned)) <= Version(last)
+
+
+def test_what_drop_each_task_sees_is_computed():
+    shown = {row[0].strip("`"): row for row in rows("docs/tasks.md") if row[-1].endswith(" pp")}
+    assert set(shown) <= set(packaged_tasks())
+    assert {"mmlu", "mmlu_pro", "ceval", "cmmlu"} <= set(shown)
+    for _, _, questions, _, drop in shown.values():
+        n = int(questions.removeprefix("about ").replace(",", ""))
+        assert drop == f"{detectable_drop_pp(n, 0.01, alpha=0.05):.2f} pp"
+    per_task = {
+        name: detectable_drop_pp(14042, rate, alpha)
+        for name, rate, alpha in (
+            ("table", 0.01, 0.05),
+            ("gate", 0.01, 0.01),
+            ("flips", 0.02, 0.05),
+        )
+    }
+    factors = [f"{per_task[name] / per_task['table']:.2f} times" for name in ("gate", "flips")]
+    text = " ".join((REPOSITORY / "docs/tasks.md").read_text().split())
+    assert all(factor in text for factor in factors)
+    assert f"{per_task['table'] / 100 / (0.01 / 14042) ** 0.5:.2f} sqrt(p / n)" in text

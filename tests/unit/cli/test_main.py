@@ -19,6 +19,7 @@ from perfline.cli import main as cli
 from perfline.engines.environment import Environment
 from perfline.errors import BaselineError
 from perfline.report.table import number
+from perfline.tasks.task import packaged_tasks
 from samples import (
     CONTEXT,
     MACHINE,
@@ -924,6 +925,85 @@ def test_prompt_takes_a_question_s_task_and_id(
     assert "about  tall towers." in capsys.readouterr().out
     assert run("prompt", "tiny", "mmlu_lm_eval/tall_towers/2", f"--data-dir={checkpoint}") == 0
     assert "about tall towers." in capsys.readouterr().out
+
+
+def mmlu_asks(about: str) -> str:
+    shots = "".join(SHOT.format(i=i) + " B\n\n" for i in range(5))
+    return f"{about} tall towers.\n\n{shots}{SHOT.format(i=1)}"
+
+
+ABOUT = "The following are multiple choice questions (with answers) about"
+FOUR = "A. a\nB. b\nC. c\nD. d\n"
+CHINESE = "question,A,B,C,D,answer\n" + " 几？ ,a,b,c,d,C\n" * 5
+PRO = [
+    {"question_id": i, "question": "Why?", "category": "law", "options": ["a", "b", "c"]}
+    | {"answer_index": 2}
+    for i in range(5)
+]
+ARC = {"id": "r", "question": "Why?", "choices": {"text": ["x", "y", "z"], "label": list("123")}}
+ENDS = {"activity_label": "Cups", "ctx_a": "A cup.", "ctx_b": "it", "endings": list("wxyz")}
+PROMPTS: dict[str, tuple[dict[str, object], str]] = {
+    "mmlu/tall_towers/1": ({}, mmlu_asks(f"{ABOUT} ")),
+    "mmlu_lm_eval/tall_towers/1": ({}, mmlu_asks(ABOUT)),
+    "mmlu_pro/law/0": (
+        {f"mmlu_pro/data/{split}-0.parquet": PRO for split in ("test", "validation")},
+        "Why?\nA. a\nB. b\nC. c\nAnswer: C\n\n" * 5 + "Why?\nA. a\nB. b\nC. c\nAnswer:",
+    ),
+    "ceval/law/4": (
+        dict.fromkeys(("ceval/dev/law_dev.csv", "ceval/val/law_val.csv"), CHINESE),
+        "以下是中国关于法学的单项选择题，请选出其中的正确答案。\n\n"
+        + f"几？\n{FOUR}答案： C\n\n" * 5
+        + f"几？\n{FOUR}答案：",
+    ),
+    "cmmlu/anatomy/4": (
+        dict.fromkeys(
+            ("cmmlu/dev/anatomy.csv", "cmmlu/test/anatomy.csv"),
+            CHINESE.replace("question", "Question").replace("answer", "Answer"),
+        ),
+        "以下是关于解剖学的单项选择题，请直接给出正确答案的选项。\n\n"
+        + f"几？\n{FOUR}答案： C\n\n" * 5
+        + f"几？\n{FOUR}答案：",
+    ),
+    "arc_easy/arc_easy/0": (
+        {"ai2_arc/ARC-Easy/test-0.parquet": [ARC | {"answerKey": "2"}]},
+        "Question: Why?\nAnswer:",
+    ),
+    "arc_challenge/arc_challenge/0": (
+        {"ai2_arc/ARC-Challenge/test-0.parquet": [ARC | {"answerKey": "2"}]},
+        "Question: Why?\nAnswer:",
+    ),
+    "hellaswag/hellaswag/0": (
+        {"hellaswag/data/validation-0.parquet": [ENDS | {"label": "3"}]},
+        "Cups: A cup. It",
+    ),
+}
+
+
+def test_every_packaged_task_has_a_prompt_here() -> None:
+    assert {asked.partition("/")[0] for asked in PROMPTS} == set(packaged_tasks())
+
+
+@pytest.mark.parametrize("asked", PROMPTS)
+def test_prompt_shows_any_packaged_task_s_question(
+    checkpoint: Path, tmp_path: Path, asked: str, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    files, expected = PROMPTS[asked]
+    shutil.copytree(checkpoint, tmp_path, dirs_exist_ok=True)
+    for name, rows in files.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(rows, str):
+            path.write_text(rows, encoding="utf-8")
+        else:
+            table = pytest.importorskip("pyarrow").Table.from_pylist(rows)
+            pytest.importorskip("pyarrow.parquet").write_table(table, path)
+
+    assert run("prompt", "tiny", asked, f"--data-dir={tmp_path}") == 0
+    printed = capsysbinary.readouterr()
+    assert printed.out.decode() == expected
+    assert f"{len(printed.out)} tokens".encode() in printed.err  # one a byte
+    assert run("prompt", "tiny", asked, f"--data-dir={tmp_path}", "--ids") == 0
+    assert len(capsysbinary.readouterr().out.split()) == len(printed.out)
 
 
 @pytest.mark.parametrize(
