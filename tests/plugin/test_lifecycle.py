@@ -249,6 +249,17 @@ def test_wrong_answers_are_never_offered_for_acceptance(accepted):
     assert "to accept it" not in result.stdout.str()
 
 
+def test_a_published_figure_may_be_shown_and_not_judged(accepted):
+    published = accepted.root / "baselines" / "published"
+    published.mkdir()
+    shown = '"unit": "fraction", "judged": false, "note": "by another framework"'
+    (published / "fake.json").write_text(PUBLISHED.replace('"unit": "fraction"', shown))
+    accepted.script(prompts=400, both={"wrong": [f"odd/{i}" for i in range(200)]})
+    result = accepted.run("-m", "accuracy", "-k", "published and eager", "-rs")
+    result.assert_outcomes(skipped=1, deselected=5)
+    result.stdout.fnmatch_lines(["*acc_val: 0.95 is published, not judged: by another framework*"])
+
+
 def test_a_slowdown_that_waiting_does_not_explain_is_regressed_all_the_same():
     from perfline.cases.case import GatesSpec
     from perfline.gates.performance import throughput_baseline

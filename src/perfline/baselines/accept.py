@@ -388,7 +388,7 @@ def _against_published(candidate: Candidate) -> list[Verdict]:
     verdicts = []
     for engine, answers in candidate.new.accuracy.items():
         name, n = f"acc_{pass_name(engine)}", len(answers.ids)
-        if name in figures:
+        if name in figures and figures[name].judged:
             fraction = answers.scored(scoring(candidate.case, engine)).correct / n
             metric = Metric(name, fraction, "fraction", "higher")
             verdicts.append(

@@ -123,11 +123,17 @@ class Baseline:
 
 @dataclass(frozen=True)
 class Figure:
-    """One published number."""
+    """One published number.
+
+    Attributes:
+        judged: False where it is shown beside what is measured and no verdict rests on it, such as
+            that of another framework.
+    """
 
     value: float = field(metadata={"gt": 0})
     unit: Literal["tok/s", "fraction", "s", "GiB"]
     note: str = field(default="", metadata=OPTIONAL)
+    judged: bool = field(default=True, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True)

@@ -671,6 +671,9 @@ class CaseUnderTest:
         published = self._against.published
         if published is None or metric.name not in published.metrics:
             pytest.skip(f"no accuracy of case {self.case_run.case.id} is published")
+        figure = published.metrics[metric.name]
+        if not figure.judged:
+            pytest.skip(f"{metric.name}: {figure.value:g} is published, not judged: {figure.note}")
         return judge.accuracy_against_published(self.case_run.case, metric, done, published)
 
     def against_baseline(self, engine: EngineName, done: AccuracyPass) -> list[Verdict]:

@@ -389,6 +389,14 @@ def test_answers_near_the_published_and_those_without_a_figure_are_accepted() ->
     assert accept.problems(chosen, PLAIN) == []
 
 
+def test_answers_below_a_published_figure_that_is_not_judged_are_accepted() -> None:
+    fallen = case_record(accuracy={"inductor": answers(wrong=range(400))})
+    shown = Figure(0.8, "fraction", "another framework", judged=False)
+    published = dataclasses.replace(PUBLISHED, metrics={"acc_infer": shown})
+
+    assert accept.problems(dataclasses.replace(candidate(fallen), published=published), PLAIN) == []
+
+
 @pytest.mark.parametrize(
     ("metric", "said"),
     [

@@ -408,9 +408,13 @@ def test_the_published_figures_of_both_cases(case: str, figures: tuple[float, ..
     published = load_published(REPOSITORY / "baselines" / "published" / f"{case}.json")
 
     names = "e2e_time p_val_whole p_val_core p_infer_whole p_infer_core mfu acc_infer acc_val mem"
-    assert {name: f.value for name, f in published.metrics.items()} == dict(
+    assert {name: f.value for name, f in published.metrics.items() if f.judged} == dict(
         zip(names.split(), figures, strict=True)
     )
+    shown = {name: f.value for name, f in published.metrics.items() if not f.judged}
+    chinese = {"acc_val_ceval": 0.45, "acc_infer_ceval": 0.45}
+    chinese |= {"acc_val_cmmlu": 0.472, "acc_infer_cmmlu": 0.472}
+    assert shown == (chinese if case == "deepseek-7b" else {})
     assert (published.device, published.dtype) == ("nvidia-a100-sxm4-40gb", "fp16")
     assert published.metrics["p_infer_core"].unit == "tok/s"
     assert "while loading" in published.metrics["mem"].note

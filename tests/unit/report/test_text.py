@@ -21,6 +21,7 @@ from perfline.report.text import (
     rank_lines,
     session_lines,
 )
+from perfline.tasks.answers import StoredAnswers
 
 SLOW = Verdict(
     metric="p_infer_core",
@@ -258,6 +259,23 @@ def test_published_figures_stand_beside_the_measured_ones_and_gaps_are_named():
     assert table[1].split() == ["(nvidia-a100-sxm4-40gb)"]
     assert table[2].split() == ["p_infer_core", "tok/s", "1180", "9051"]
     assert table[3].split() == ["MFU", "%", "not", "measured", "46.40"]
+
+
+def test_the_published_accuracy_of_another_task_stands_beside_its_own():
+    from perfline.baselines.baseline import Figure, Published
+
+    accuracy = Metric("acc_val_ceval", 0.4421, "fraction", "higher")
+    figures = {"acc_val_ceval": Figure(0.45, "fraction", "another framework", judged=False)}
+    stored = StoredAnswers.of(
+        [("law/0", "A", "A", "A", 0.5)], date="2026-11-22", commit=None, reason="r", context={}
+    )
+    case = CaseRecord(
+        *("x", "x", "d", "fp16", "real"),
+        metrics={"acc_val_ceval": accuracy},
+        accuracy={"val_ceval": stored},
+    )
+    (row,) = case_table(case, Published("x", "s", None, "fp16", figures)).split("\n")[1:]
+    assert row.split()[-3:] == ["%", "44.21", "45.00"]
 
 
 def test_a_failure_says_how_to_settle_it_and_how_to_accept_it():
