@@ -5,6 +5,7 @@ tests/plugin has all faults.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -133,6 +134,7 @@ parallel: {tensor: TENSOR}
 """
 SPLIT = """
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -151,14 +153,16 @@ group = join(100.0)
 replica = Replica(group, 2, 1)
 model = hf.load(load_case(here / "qwen.yaml"), current_device(), None, replica)
 asked = dummy_prompts(model.vocabulary, 2048)[:6]
+second = [replace(prompt, task="second", ids=prompt.ids[:8]) for prompt in asked]  # of the same ids
 if group.rank:
     class LoadedCase:
-        prompts, engine = asked, staticmethod(model.engine)
+        prompts, more, engine = asked, {"second": second}, staticmethod(model.engine)
     follow(replica, LoadedCase)
 else:
     found = {}
     for name in ("eager", "inductor"):
         found[name] = run_pass(model.engine(name), asked, "last").answers.letter_logits
+    found["second"] = run_pass(model.engine("eager"), second, "last").answers.letter_logits
     counts = model.engine("inductor").compile_counts()
     found["counts"] = np.array([counts.graphs, counts.graph_breaks])
     np.savez(here / "split.npz", **found)
@@ -184,10 +188,13 @@ def test_random_weights_of_a_real_architecture_answer_as_unsplit_ones(tmp_path: 
     model = hf.load(load_case(tmp_path / "qwen.yaml"), current_device(), None)
     asked = dummy_prompts(model.vocabulary, 2048)[:6]
     alone = run_pass(model.engine("eager"), asked, "last").answers.letter_logits
+    second = [dataclasses.replace(prompt, ids=prompt.ids[:8]) for prompt in asked]
+    other = run_pass(model.engine("eager"), second, "last").answers.letter_logits
     model.close()
     with np.load(tmp_path / "split.npz") as split:
         for name in ("eager", "inductor"):
             np.testing.assert_allclose(split[name], alone, atol=1e-4)
+        np.testing.assert_allclose(split["second"], other, atol=1e-4)
         assert split["counts"].tolist() == [1, 0]  # one graph, no graph break
     assert np.ptp(alone) > 0.1
 

@@ -1,12 +1,13 @@
 """How do tools for lm-evaluation-harness read the answers? As the files that it writes itself.
 
 ``DIR/<model>/results_<date>.json`` and ``DIR/<model>/samples_<task>_<date>.jsonl``, shaped as
-lm_eval 0.4.13 does (``result_schema.py``, ``loggers/evaluation_tracker.py``): for every task of the
-case one task per subject and one group over all; ``acc`` with the filter ``none`` is the arg-max of
-the letters, as there, and ``exact_match`` with the filter ``full-vocab`` is the published scoring.
-Of continuations, ``acc`` and ``acc_norm`` are theirs. Texts of questions and prompts, and the
-log-probabilities, are not in a record: their keys are left out. The prompt is perfline's, and
-``versions`` says so: it is not lm-evaluation-harness's own run.
+lm_eval 0.4.13 does (``result_schema.py``, ``loggers/evaluation_tracker.py``): of each of the case's
+tasks, one task per subject and one group over all, or one alone where there are no subjects.
+``acc`` with the filter ``none`` is the arg-max of the letters, as there, and ``exact_match`` with
+the filter ``full-vocab`` is the published scoring; of continuations, ``acc`` and ``acc_norm``.
+Texts of questions and prompts, and the letters' log-probabilities, are not in a record: their keys
+are left out. The prompt is perfline's, and ``versions`` says so: it is not lm-evaluation-harness's
+own run.
 """
 
 from __future__ import annotations
@@ -14,49 +15,55 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import groupby
 from pathlib import Path
 
 from perfline import __version__
-from perfline.cases.case import Case, Scoring, WeightsKind
+from perfline.cases.case import Case, WeightsKind
 from perfline.engines.engine import EngineName
 from perfline.errors import RecordError
 from perfline.jsonfile import write_text
-from perfline.metrics import answered, pass_name
+from perfline.metrics import pass_name
 from perfline.report.exports import Export
 from perfline.report.table import engine_kinds
+from perfline.tasks import task as asked
 from perfline.tasks.answers import LETTERS, StoredAnswers, question_key
 from perfline.tasks.prompt_lengths import recorded_lengths
-from perfline.tasks.task import measures, shots, tasks_of
 
-_LETTERS: Mapping[str, Scoring] = {"acc,none": "letters", "exact_match,full-vocab": "full-vocab"}
-_MEASURES = {"raw": "acc,none", "norm": "acc_norm,none"}  # of ``task.measures``
+_ACC, _EXACT, _NORM = "acc,none", "exact_match,full-vocab", "acc_norm,none"
+_THEIRS = {"ceval": "ceval-valid", "mmlu_pro": "leaderboard_mmlu_pro"}  # others have one name
 
 
 @dataclass(frozen=True)
 class Task:
-    """One subject: the answers to its questions in the order of their index."""
+    """One subject: the answers to its questions in the order of their index.
+
+    Attributes:
+        metrics: what ``letters`` and ``full_vocab`` are scored as.
+    """
 
     name: str  # the task's
+    group: str  # what it is one of; its own name where it is alone
+    metrics: tuple[str, str]
     subject: str
     indices: tuple[int, ...]
     letters: str
-    full_vocab: str  # "-" for no letter
+    full_vocab: str  # "-" for no letter; of continuations, the answer by the other measure
     labels: str
-    margins: tuple[float, ...]  # logits, or scores
+    margins: tuple[float, ...]  # logits
     split: int | None  # questions of the whole subject, where known
-    metrics: Mapping[str, Scoring]  # as lm-evaluation-harness calls them
-
-    def given(self, metric: str) -> str:
-        """Return the answers by ``metric``."""
-        return self.letters if self.metrics[metric] == "letters" else self.full_vocab
+    shots: int | None  # where the case's definition is at hand
 
     def hits(self, metric: str) -> list[bool]:
         """Return which questions are right by ``metric``."""
         return [a == label for a, label in zip(self.given(metric), self.labels, strict=True)]
+
+    def given(self, metric: str) -> str:
+        """Return the answers that ``metric`` scores."""
+        return self.letters if metric == self.metrics[0] else self.full_vocab
 
 
 def write(directory: Path, found: Sequence[Export], cases: Mapping[str, Case]) -> list[Path]:
@@ -67,15 +74,14 @@ def write(directory: Path, found: Sequence[Export], cases: Mapping[str, Case]) -
     """
     written = []
     for export in found:
-        case = cases.get(export.case.case)
+        case = _measured(cases.get(export.case.case), export)
         for engine in engine_kinds(export.case).values():
-            if "_" in engine:  # an engine's answers to another task than MMLU
+            if "_" in engine:  # its answers to another task than MMLU
                 continue
-            groups = _groups(export, engine, case)
-            if not groups:
+            tasks = _tasks(export, engine, case)
+            if not tasks:
                 continue
-            results = _results(export, engine, groups, case)
-            tasks = [task for some in groups.values() for task in some]
+            results = _results(export, engine, tasks, case)
             folder = directory / str(results["model_name_sanitized"])
             date = export.created.replace(":", "-")
             for task in tasks:
@@ -92,111 +98,112 @@ def write(directory: Path, found: Sequence[Export], cases: Mapping[str, Case]) -
     return written
 
 
-def _groups(export: Export, engine: EngineName, case: Case | None) -> dict[str, list[Task]]:
-    """What an engine answered of each of the case's tasks, by the name of its group."""
-    found: dict[str, list[Task]] = {}
-    for word, name in _words(export, engine).items():
-        answers, metric = export.case.accuracy[word], f"acc_{pass_name(word)}"
-        invalid = any(v.metric == metric and v.word == "invalid" for v in export.case.verdicts)
-        if invalid or answers.margins is None:  # acc is of the letters' logits
+def _measured(case: Case | None, export: Export) -> Case | None:
+    """The case's definition, if it is the one that was measured."""
+    kind: WeightsKind = "dummy" if export.case.weights == "dummy" else "real"
+    return None if case is None or case.digest(kind) != export.case.digest else case
+
+
+def _tasks(export: Export, engine: EngineName, case: Case | None) -> list[Task]:
+    """The subjects of all tasks that ``engine`` answered, task by task."""
+    known = {name: asked.load_task(name) for name in asked.packaged_tasks()}
+    if case is not None:
+        known |= {task.name: task for task in asked.tasks_of(case)}
+    tasks: list[Task] = []
+    for word in sorted(export.case.accuracy, key=lambda word: word != engine):
+        kind, _, name = word.partition("_")
+        if word != engine and (kind != pass_name(engine) or not name):
             continue
-        tasks = _tasks(export, name, answers, _metrics(export, case, name, metric))
-        found[_group(export, name, tasks[0].split is not None)] = tasks
-    names = [task.name for some in found.values() for task in some]
-    if len(set(names)) != len(names):
+        answers = _answers(export, word)
+        if answers is not None:
+            name = name or "mmlu"
+            task = known.get(name)
+            few = None if case is None or task is None else asked.shots(case, task)
+            tasks += _subjects(export, name, answers, task, few)
+    if len({task.name for task in tasks}) != len(tasks):
         raise RecordError(f"case {export.name}: two subjects have names that differ in signs only")
-    return found
+    return tasks
 
 
-def _words(export: Export, engine: EngineName) -> dict[str, str]:
-    """{word of the answers (``metrics.answered``): task} of all that an engine gave."""
-    before = f"{pass_name(engine)}_"
-    named = {
-        word: "mmlu" if word == engine else word.removeprefix(before)
-        for word in export.case.accuracy
-    }
-    return {word: name for word, name in named.items() if answered(engine, name) == word}
+def _answers(export: Export, word: str) -> StoredAnswers | None:
+    metric = f"acc_{pass_name(word)}"
+    invalid = any(v.metric == metric and v.word == "invalid" for v in export.case.verdicts)
+    answers = export.case.accuracy[word]
+    if invalid or answers.margins is None:  # acc is of the letters' logits
+        return None
+    return answers
 
 
-def _metrics(export: Export, case: Case | None, name: str, metric: str) -> Mapping[str, Scoring]:
-    """What the answers to a task are called; RecordError where that takes the case's definition."""
-    if f"{metric}_norm" not in export.metrics:
-        return _LETTERS
-    told = {} if case is None else measures(case, name)
-    if not told:
-        raise RecordError(
-            f"case {export.name}: its YAML says whether answers to {name} are by length, and is "
-            "not at hand: name its directory with --case-dir"
-        )
-    return {_MEASURES[measure]: scoring for measure, scoring in told.items()}
-
-
-def _tasks(
-    export: Export, name: str, answers: StoredAnswers, metrics: Mapping[str, Scoring]
+def _subjects(
+    export: Export,
+    name: str,
+    answers: StoredAnswers,
+    known: asked.Task | None,
+    shots: int | None,
 ) -> list[Task]:
-    """One task per subject; named as lm-evaluation-harness's only where all are MMLU's."""
+    """One task per subject; MMLU's are named as the harness's only where all are MMLU's."""
     sizes = {subject.name: len(subject.questions) for subject in recorded_lengths()}
-    keys = [question_key(name) for name in answers.ids]
-    real = name == "mmlu" and {subject for subject, _ in keys} <= set(sizes)
-    margins = answers.margins or ()
+    keys = [question_key(each) for each in answers.ids]
+    subjects = {subject for subject, _ in keys}
+    real = name in ("mmlu", "mmlu_lm_eval") and subjects <= set(sizes)
+    group = _THEIRS.get(name, name)
+    if name == "mmlu" and not real:
+        group = export.name.replace("-", "_")
+    metrics = (_ACC, _EXACT)
+    if known is not None and known.score == "continuation":
+        metrics = (_ACC, _NORM) if known.normalise == "none" else (_NORM, _ACC)
     tasks, start = [], 0
-    for subject, group in groupby(keys, key=lambda pair: pair[0]):
-        indices = tuple(index for _, index in group)
+    for subject, rows in groupby(keys, key=lambda pair: pair[0]):
+        indices = tuple(index for _, index in rows)
         part = slice(start, start := start + len(indices))
         tasks.append(
             Task(
-                name=_task_name(_group(export, name, real), subject),
+                name=group if subjects == {name} else _task_name(group, subject),
+                group=group,
+                metrics=metrics,
                 subject=subject,
                 indices=indices,
                 letters=answers.letters[part],
                 full_vocab=answers.argmax[part],
                 labels=answers.labels[part],
-                margins=margins[part],
+                margins=(answers.margins or ())[part],
                 split=sizes[subject] if real else None,
-                metrics=metrics,
+                shots=shots,
             )
         )
     return tasks
 
 
 def _task_name(group: str, subject: str) -> str:
-    own = subject == group or subject.startswith(f"{group}_")
-    name = subject if own else f"{group}_{subject}"
-    return re.sub(r"\W", "_", name)  # it names a file
-
-
-def _group(export: Export, name: str, real: bool) -> str:
-    """Of a case's own questions in MMLU's place: the case's name."""
-    return export.name.replace("-", "_") if name == "mmlu" and not real else name
+    name = subject if subject.startswith(f"{group}_") else f"{group}_{subject}"
+    return re.sub(r"[^\w-]", "_", name)  # it names a file
 
 
 def _results(
-    export: Export, engine: EngineName, groups: Mapping[str, Sequence[Task]], case: Case | None
+    export: Export, engine: EngineName, tasks: Sequence[Task], case: Case | None
 ) -> dict[str, object]:
-    tasks = {task.name: task for some in groups.values() for task in some}
-    # A task that is one subject needs no group over it.
-    several = {name: some for name, some in groups.items() if [t.name for t in some] != [name]}
-    pooled = {name: _pooled(name, some) for name, some in several.items()}
-    of_group = {name: group for group, some in groups.items() for name in (group, *_names(some))}
+    subtasks = {group: list(some) for group, some in groupby(tasks, key=lambda task: task.group)}
+    groups = {name: some for name, some in subtasks.items() if some[0].name != name}
+    names = [*groups, *(task.name for task in tasks)]
     context = export.environment.context
     model = f"{export.name}-{engine}"
-    shots = _shots(case, export, groups)
-    better = {
-        name: {metric.partition(",")[0]: True for metric in groups[group][0].metrics}
-        for name, group in of_group.items()
-    }
+    few = {group: some[0].shots for group, some in groups.items()}
+    few |= {task.name: task.shots for task in tasks}
+    known = {name: n for name, n in few.items() if n is not None}
+    pooled = {name: _pooled(name, some) for name, some in groups.items()}
+    better = {task.name: dict.fromkeys(map(_plain, task.metrics), True) for task in tasks}
+    better |= {name: better[some[0].name] for name, some in groups.items()}
     data: dict[str, object | None] = {
-        "results": {**pooled, **{name: _scores(task) for name, task in tasks.items()}},
+        "results": {**pooled, **{task.name: _scores(task) for task in tasks}},
         "groups": pooled,
-        "group_subtasks": {name: _names(some) for name, some in several.items()},
-        "configs": {
-            name: _config(task, of_group[name], shots.get(of_group[name]))
-            for name, task in tasks.items()
+        "group_subtasks": {
+            name: [task.name for task in some if name in groups] for name, some in subtasks.items()
         },
-        "versions": dict.fromkeys(of_group, f"perfline-{__version__}"),
-        "n-shot": {n: shots[group] for n, group in of_group.items() if group in shots} or None,
+        "configs": {task.name: _config(task) for task in tasks},
+        "versions": dict.fromkeys(names, f"perfline-{__version__}"),
+        "n-shot": known or None,
         "higher_is_better": better,
-        "n-samples": {name: _sizes(task) for name, task in tasks.items()},
+        "n-samples": {task.name: _sizes(task) for task in tasks},
         "config": {
             "model": "perfline",
             "model_args": {
@@ -219,28 +226,20 @@ def _results(
     return {name: value for name, value in data.items() if value is not None}
 
 
-def _names(tasks: Sequence[Task]) -> list[str]:
-    return [task.name for task in tasks]
+def _plain(metric: str) -> str:
+    """A metric's name without its filter."""
+    return metric.partition(",")[0]
 
 
-def _shots(case: Case | None, export: Export, groups: Iterable[str]) -> dict[str, int]:
-    """Few-shot examples by group, if the case's definition is the one that was measured."""
-    kind: WeightsKind = "dummy" if export.case.weights == "dummy" else "real"
-    if case is None or case.digest(kind) != export.case.digest:
-        return {}
-    by_task = {task.name: shots(case, task) for task in tasks_of(case)}
-    return {group: by_task.get(group, case.mmlu.few_shots) for group in groups}
-
-
-def _config(task: Task, group: str, shots: int | None) -> dict[str, object]:
+def _config(task: Task) -> dict[str, object]:
     config: dict[str, object] = {
         "task": task.name,
-        "tag": group,
+        "tag": task.group,
         "dataset_name": task.subject,
         "output_type": "multiple_choice",
         "metadata": {"written_by": f"perfline {__version__}"},
     }
-    return config if shots is None else config | {"num_fewshot": shots}
+    return config if task.shots is None else config | {"num_fewshot": task.shots}
 
 
 def _sizes(task: Task) -> dict[str, int]:
@@ -265,14 +264,13 @@ def _scores(task: Task) -> dict[str, object]:
 def _pooled(group: str, tasks: Sequence[Task]) -> dict[str, object]:
     """The micro average and its error, as lm_eval/api/metrics.py: pooled_sample_stderr."""
     sizes = [len(task.indices) for task in tasks]
-    metrics = tasks[0].metrics
     scores: dict[str, object] = {
         "name": group,
         "alias": group,
         "sample_len": sum(sizes),
-        "sample_count": dict.fromkeys(metrics, sum(sizes)),
+        "sample_count": dict.fromkeys(tasks[0].metrics, sum(sizes)),
     }
-    for metric in metrics:
+    for metric in tasks[0].metrics:
         scores[metric] = sum(sum(task.hits(metric)) for task in tasks) / sum(sizes)
         if min(sizes) > 1:
             squares = sum(
@@ -295,17 +293,16 @@ def _stderr(metric: str) -> str:
 
 
 def _seconds(export: Export, engine: EngineName) -> str | None:
-    """Of all tasks together; None where that of one is not known."""
-    times = [f"acc_{pass_name(word)}_time" for word in _words(export, engine)]
-    found = [export.metrics[name].value for name in times if name in export.metrics]
-    return str(sum(found)) if len(found) == len(times) else None
+    metric = export.metrics.get(f"acc_{pass_name(engine)}_time")
+    return None if metric is None else str(metric.value)
 
 
 def _samples(task: Task) -> Iterator[dict[str, object]]:
     """One row per filter and question, filter by filter, as lm_eval/evaluator.py writes them."""
-    for metric, scoring in task.metrics.items():
-        name, _, filtered = metric.partition(",")
-        given, hits = task.given(metric), task.hits(metric)
+    for filtered, some in groupby(task.metrics, key=lambda metric: metric.partition(",")[2]):
+        metrics = list(some)
+        hits = {_plain(metric): task.hits(metric) for metric in metrics}
+        given = task.given(metrics[0])
         for i, index in enumerate(task.indices):
             sample: dict[str, object] = {
                 "doc_id": index,
@@ -313,12 +310,11 @@ def _samples(task: Task) -> Iterator[dict[str, object]]:
                 "target": str(LETTERS.index(task.labels[i])),
                 "filtered_resps": [given[i].strip("-")],
                 "filter": filtered,
-                "metrics": [name],
-                name: float(hits[i]),
+                "metrics": list(hits),
+                **{name: float(right[i]) for name, right in hits.items()},
             }
-            if scoring == "letters":
-                unit = "logits" if metric in _LETTERS else "score"
-                sample[f"margin_{unit}"] = task.margins[i]
+            if task.metrics[0] in metrics:
+                sample["margin_logits"] = task.margins[i]
             yield sample
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import dataclasses
 import io
 import json
 import math
@@ -27,7 +26,7 @@ from perfline.errors import RecordError
 from perfline.metrics import Metric
 from perfline.report import export_lm_eval, exports
 from perfline.tasks.answers import StoredAnswers
-from samples import MACHINE, answers, case_record, metrics, packaged, record, saved, speed, verdict
+from samples import MACHINE, answers, case_record, metrics, record, saved, speed, verdict
 
 PATH = Path("results/run.json")
 
@@ -603,6 +602,8 @@ def lm_eval_files(directory: Path, **changes) -> tuple[dict, dict[str, list[dict
 
     ``lm_eval/utils.py``: get_results_filenames, get_sample_results_filenames, get_file_task_name.
     """
+    from samples import packaged
+
     found = one(**{"accuracy": {"inductor": two_subjects()}, **changes})
     (path,) = export_lm_eval.write(directory, [found], {"tiny": packaged()})
     files = [str(file) for file in directory.rglob("*")]
@@ -681,45 +682,35 @@ def test_real_subjects_are_named_as_the_harness_names_them(tmp_path):
     assert results["n-samples"]["mmlu_anatomy"] == {"original": 135, "effective": 6}
 
 
-def test_every_task_is_exported_under_its_own_name(tmp_path):
-    case = dataclasses.replace(packaged(), tasks=("mmlu", "ceval", "hellaswag"))
-    rows = [(f"hellaswag/{i}", "A", "B", "AB"[i % 2], 0.5) for i in range(5)]
-    said = {"date": "2026-11-22", "commit": None, "reason": "measured", "context": {}}
-    accuracy = {
-        "inductor": two_subjects(),
-        "infer_ceval": two_subjects(("law", "logic")),
-        "infer_hellaswag": StoredAnswers.of(rows, **said),
-        "val_ceval": two_subjects(("law", "logic")),
-    }
-    norm = Metric("acc_infer_hellaswag_norm", 0.6, "fraction", "info")
-    found = one(accuracy=accuracy, digest=case.digest("real"))
-    found = dataclasses.replace(found, metrics={**found.metrics, norm.name: norm})
-    paths = export_lm_eval.write(tmp_path, [found], {"tiny": case})
-    eager, results = [json.loads(path.read_text()) for path in paths]
-    assert eager["group_subtasks"] == {"ceval": ["ceval_law", "ceval_logic"]}
-    assert set(results["group_subtasks"]) == {"tiny", "ceval"}
-    scores = results["results"]["hellaswag"]
-    assert (scores["acc_norm,none"], scores["acc,none"]) == (0.6, 0.4)
+def test_every_task_is_there_by_the_harness_s_name(tmp_path):
+    chinese = two_subjects(("law", "logic"))
+    one_subject = StoredAnswers.of(
+        [(f"hellaswag/{i}", "AB"[i % 2], "A", "A", 0.5) for i in range(4)],
+        **{"date": "2026-11-22", "commit": None, "reason": "measured", "context": {}},
+    )
+    found = {"inductor": two_subjects(), "infer_ceval": chinese, "infer_hellaswag": one_subject}
+    results, samples = lm_eval_files(tmp_path, accuracy=found)
+    theirs = ["ceval-valid_law", "ceval-valid_logic"]
+    assert set(samples) == {"tiny_sky", "tiny_sea", *theirs, "hellaswag"}
+    assert set(results["results"]) == {*samples, "tiny", "ceval-valid"}
+    assert set(results["groups"]) == {"tiny", "ceval-valid"}
+    assert results["group_subtasks"]["ceval-valid"] == theirs
+    assert results["group_subtasks"]["hellaswag"] == []
+    assert results["results"]["ceval-valid"]["acc,none"] == 13 / 16
+    assert results["results"]["hellaswag"]["acc_norm,none"] == 0.5  # the task's own measure
+    assert results["results"]["hellaswag"]["acc,none"] == 1.0
     assert results["higher_is_better"]["hellaswag"] == {"acc_norm": True, "acc": True}
-    assert "exact_match,full-vocab" in results["results"]["ceval"]
-    assert results["n-shot"] == {
-        **dict.fromkeys(("tiny", "tiny_sea", "tiny_sky"), case.mmlu.few_shots),
-        **dict.fromkeys(("ceval", "ceval_law", "ceval_logic"), 5),
-        "hellaswag": 0,
-    }
-    (samples,) = (tmp_path / "tiny-inductor").glob("samples_hellaswag_*.jsonl")
-    lines = [json.loads(line) for line in samples.read_text().splitlines()]
-    assert [line["filtered_resps"] for line in lines] == [["A"]] * 5 + [["B"]] * 5
-    assert [line["metrics"] for line in lines] == [["acc_norm"]] * 5 + [["acc"]] * 5
-    assert lines[0]["margin_score"] == 0.5
+    assert [row["acc_norm"] for row in samples["hellaswag"]] == [1.0, 0.0, 1.0, 0.0]
+    assert samples["hellaswag"][1]["metrics"] == ["acc_norm", "acc"]
+    assert samples["hellaswag"][1]["acc"] == 1.0
+    assert [path.parent.name for path in tmp_path.rglob("results_*")] == ["tiny-inductor"]
 
 
-def test_continuations_take_the_case_s_definition(tmp_path):
-    norm = Metric("acc_infer_hellaswag_norm", 0.6, "fraction", "info")
-    found = one(accuracy={"infer_hellaswag": two_subjects()})
-    found = dataclasses.replace(found, metrics={norm.name: norm})
-    with pytest.raises(RecordError, match=r"answers to hellaswag are by length, .* --case-dir"):
-        export_lm_eval.write(tmp_path, [found], {})
+def test_a_task_whose_answers_are_invalid_is_left_out(tmp_path):
+    found = {"inductor": two_subjects(), "infer_ceval": two_subjects(("law", "logic"))}
+    invalid = (verdict("acc_infer_ceval", "invalid"),)
+    _, samples = lm_eval_files(tmp_path, accuracy=found, verdicts=invalid)
+    assert set(samples) == {"tiny_sky", "tiny_sea"}
 
 
 def test_shots_of_another_definition_are_not_known(tmp_path):
