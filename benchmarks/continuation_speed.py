@@ -5,7 +5,7 @@ MMLU's questions, asked as ARC's are (``Question: ... Answer:``, each choice in 
 HellaSwag are asked by default, and with five. One process; a turn of ours (shared prefixes, eager)
 before and after each turn of theirs (``loglikelihood`` with batch sizes 1 and 8): a ratio is their
 seconds over the mean of ours on either side. Both begin with texts. The script stops where a sum of
-log-probabilities differs.
+log-probabilities differs, or an answer.
 
 Prints a table and writes ``OUT/continuation_speed.json``. Needs the ``bench`` dependencies::
 
@@ -103,6 +103,7 @@ def main() -> int:
             theirs(pairs=pairs[:8])
             before, own, after = (_timed(run) for run in (ours, theirs, ours))
             np.testing.assert_allclose(own[1], sums, rtol=1e-3, atol=1e-3)
+            np.testing.assert_array_equal(*(np.argmax(each, axis=1) for each in (own[1], sums)))
             rows.append(
                 {
                     "shots": shots,

@@ -18,6 +18,7 @@ from perfline.cases.case import load_cases
 from perfline.engines import hf
 from perfline.engines.device import current_device
 from perfline.engines.engine import run_pass
+from perfline.engines.shared_prefix import SharedPrefixRunner
 from perfline.tasks.answers import LETTERS
 from perfline.tasks.prompts import Subject, build_prompts, hf_encode, load_subjects, render_prompt
 from perfline.tasks.task import load_task
@@ -264,14 +265,19 @@ def test_every_score_is_theirs(
     model = hf.load(case, current_device(), data.find_weights(case, None))
     encode = hf_encode(model.tokenizer, case.model.bos)
     prompts = build_prompts([subject], encode, case.mmlu, model.positions)
-    found = run_pass(model.engine("eager"), prompts, "last").answers
+    runner = SharedPrefixRunner(model.engine("eager"))
+    ours_twice = [
+        run_pass(model.engine("eager"), prompts, "last").answers,
+        runner.run(prompts, runner.plan(prompts)).answers,
+    ]
     lm = HFLM(model.module, tokenizer=model.tokenizer, add_bos_token=True, device="cpu")
     told = iter(lm.loglikelihood(task.instances, disable_tqdm=True))
     for number, ours in enumerate(subject.test):
         sums = np.array([next(told)[0] for _ in asked[ours.index]])
         by_length = sums / [len(choice) for choice in ours.choices]
         own, other = (by_length, sums) if prompts[number].normalised else (sums, by_length)
-        scores = found.letter_logits[number, : len(sums)]
-        np.testing.assert_allclose(scores, own, rtol=1e-4)
-        letters = found.letters()[number] + found.argmax_letter[number]
-        assert letters == LETTERS[own.argmax()] + LETTERS[other.argmax()]
+        for found in ours_twice:
+            scores = found.letter_logits[number, : len(sums)]
+            np.testing.assert_allclose(scores, own, rtol=1e-4)
+            letters = found.letters()[number] + found.argmax_letter[number]
+            assert letters == LETTERS[own.argmax()] + LETTERS[other.argmax()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
@@ -283,3 +284,10 @@ def test_labels_that_stand_twice_or_lack_are_refused(tmp_path):
         (tmp_path / "test.jsonl").write_text(json.dumps(changed(marks=marks, right="1")))
         with pytest.raises(DataError, match=r"test\.jsonl:1: 2 choices have the labels 1"):
             load_subjects(tmp_path, task=task)
+
+
+@pytest.mark.parametrize(("normalise", "length"), [("none", 2), ("chars", 2), ("bytes", 5)])
+def test_a_choice_is_as_long_as_the_task_says(normalise, length):
+    """Under ``none`` its length is for ``acc_norm`` alone."""
+    task = dataclasses.replace(load_task("hellaswag"), normalise=normalise)
+    assert task.length("é甲") == length
