@@ -34,6 +34,11 @@ def answered(engine: str, task: str) -> str:
     return engine if task == "mmlu" else f"{pass_name(engine)}_{task}"
 
 
+def task_of(word: str) -> str:
+    """Return the task of answers that :func:`answered` calls ``word``."""
+    return word.partition("_")[2] or "mmlu"
+
+
 def suffix(engine: str) -> str:
     """Return what an engine's other metrics end in: ``mem_val``, ``mem``, ``mem_<engine>``."""
     return "" if engine == "inductor" else f"_{pass_name(engine)}"

@@ -14,10 +14,10 @@ from perfline.baselines.baseline import Published
 from perfline.cases.case import Scoring
 from perfline.gates.verdict import Flip, Verdict, Word, worst
 from perfline.measure.record import CaseRecord, Record
-from perfline.metrics import pass_name
+from perfline.metrics import pass_name, task_of
 from perfline.report import charts
 from perfline.report.charts import Figure, figures
-from perfline.report.page_inputs import CaseInputs, scoring_of
+from perfline.report.page_inputs import CaseInputs, Questions, flipped_task, scoring_of
 from perfline.report.table import (
     PUBLISHED_TABLE,
     Finding,
@@ -33,7 +33,6 @@ from perfline.report.table import (
 )
 from perfline.report.text import rank_lines, settled_lines, stragglers
 from perfline.tasks.answers import LETTERS, StoredAnswers
-from perfline.tasks.prompts import Question
 
 _LONGEST = 6_000  # characters of a question: the longest of MMLU has 4,737
 
@@ -114,14 +113,16 @@ def subject_tables(inputs: CaseInputs) -> list[SubjectTable]:
 
 def flip_lists(
     verdicts: Sequence[Verdict],
-    labels: Mapping[str, str],
-    questions: Mapping[str, Question],
+    labels: Mapping[tuple[str, str], str],
+    questions: Questions,
     most: int,
+    first: str | None,
     against: str = "",
 ) -> list[FlipList]:
     """The flips of every verdict that has some, at most ``most`` of each.
 
-    ``labels`` are by id; ``against`` says what two things differ, where not the gate does.
+    ``labels`` are by task and id; ``first`` is the case's first task, where that is known;
+    ``against`` says what two things differ, where not the gate does.
     """
     return [
         FlipList(
@@ -130,7 +131,7 @@ def flip_lists(
             against=against or _AGAINST[verdict.gate],
             counts=flip_counts([verdict]),
             rows=tuple(
-                _flip_row(verdict, flip, labels, questions)
+                _flip_row(verdict, flip, flipped_task(verdict, first), labels, questions)
                 for flip in sorted(verdict.flips, key=_surest_loss_first)[:most]
             ),
             more=max(0, len(verdict.flips) - most),
@@ -140,11 +141,11 @@ def flip_lists(
     ]
 
 
-def labels_of(measured: CaseRecord) -> dict[str, str]:
-    """The right letters of all questions that any engine was asked."""
+def labels_of(measured: CaseRecord) -> dict[tuple[str, str], str]:
+    """The right letters of all questions that any engine was asked, by task and id."""
     return {
-        name: label
-        for answers in measured.accuracy.values()
+        (task_of(word), name): label
+        for word, answers in measured.accuracy.items()
         for name, label in zip(answers.ids, answers.labels, strict=True)
     }
 
@@ -212,11 +213,23 @@ def _surest_loss_first(flip: Flip) -> tuple[bool, bool, float]:
     return flip.kind != "right -> wrong", flip.kind != "wrong -> right", -(flip.margin or 0.0)
 
 
+def _first_task(inputs: CaseInputs) -> str | None:
+    """The case's; without its YAML, that of the answers where they are of one alone."""
+    if inputs.case is not None:
+        return inputs.case.task_names[0]
+    known = {task_of(word) for word in inputs.measured.accuracy}
+    return known.pop() if len(known) == 1 else None
+
+
 def _flip_row(
-    verdict: Verdict, flip: Flip, labels: Mapping[str, str], questions: Mapping[str, Question]
+    verdict: Verdict,
+    flip: Flip,
+    task: str | None,
+    labels: Mapping[tuple[str, str], str],
+    questions: Questions,
 ) -> FlipRow:
-    question = questions.get(flip.id)
-    gold = flip.label if verdict.gate != "paired" else labels.get(flip.id, "")
+    question = questions.get((task or "", flip.id))
+    gold = flip.label if verdict.gate != "paired" else labels.get((task or "", flip.id), "")
     if not gold and question is not None:
         gold = question.label
     choices: tuple[Choice, ...] = ()
@@ -303,7 +316,13 @@ def case_view(inputs: CaseInputs, record: Record, most_flips: int, every_plot: b
         figures=drawn,
         subjects=tuple(subject_tables(inputs)),
         flips=tuple(
-            flip_lists(measured.verdicts, labels_of(measured), inputs.questions, most_flips)
+            flip_lists(
+                measured.verdicts,
+                labels_of(measured),
+                inputs.questions,
+                most_flips,
+                _first_task(inputs),
+            )
         ),
         notes=_notes(measured),
         absent=(*inputs.absent, *absent),

@@ -88,6 +88,7 @@ def _view(
                 {},
                 inputs.questions.get(case.case, {}),
                 most_flips,
+                None,
                 "the baseline's answers (A) → the candidate's (B)",
             )
         ),

@@ -18,7 +18,6 @@ from perfline import jsonfile
 from perfline.baselines import baseline, suggestions
 from perfline.baselines.baseline import Baseline, Published
 from perfline.baselines.suggestions import Refused
-from perfline.cases import data
 from perfline.cases.case import Case, Scoring, load_cases
 from perfline.compare.record import Comparison
 from perfline.compare.record import load as load_comparison
@@ -27,11 +26,13 @@ from perfline.fields import Node, Scalar
 from perfline.gates.verdict import WORST_FIRST, Verdict, Word
 from perfline.measure import record
 from perfline.measure.record import CaseRecord, Record
-from perfline.metrics import Metric
+from perfline.metrics import Metric, task_of
 from perfline.tasks import prompts
+from perfline.tasks import task as tasks
 from perfline.tasks.prompts import Question
 from perfline.tasks.task import scoring
 
+Questions = Mapping[tuple[str, str], Question]  # by task and id: two tasks may share one
 _MOST_PAST = 400  # records in one history: more than a year of nights
 _FIX = "run pytest again"
 
@@ -60,7 +61,7 @@ class CaseInputs:
     published: Published | None = None
     stored: Baseline | None = None
     case: Case | None = None
-    questions: Mapping[str, Question] = field(default_factory=dict)
+    questions: Questions = field(default_factory=dict)
     past: tuple[Past, ...] = ()
     absent: tuple[str, ...] = ()
 
@@ -71,7 +72,7 @@ class CompareInputs:
 
     path: Path
     comparison: Comparison
-    questions: Mapping[str, Mapping[str, Question]] = field(default_factory=dict)
+    questions: Mapping[str, Questions] = field(default_factory=dict)
     absent: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
@@ -264,26 +265,47 @@ def _questions(
     case: Case | None,
     places: Places,
     absent: list[str],
-) -> dict[str, Question]:
-    """The texts of the flipped questions, if the CSVs at hand are those that the run asked."""
-    wanted = {flip.id for verdict in verdicts for flip in verdict.flips}
-    if not wanted or case is None:
-        return {}
-    hidden = "Flipped questions are shown without their text"
-    asked = facts.get("mmlu")
-    if asked is None:
-        absent.append(f"{hidden}: the record does not say which questions were asked.")
-        return {}
+) -> Questions:
+    """The texts of the flipped questions, if the rows at hand are those that the run asked."""
+    found: dict[tuple[str, str], Question] = {}
+    if case is None or not any(verdict.flips for verdict in verdicts):
+        return found
+    first = case.task_names[0]
+    wanted = {(flipped_task(v, first), flip.id) for v in verdicts for flip in v.flips}
     try:
-        place = data.find_mmlu(case, places.data_dir)
-        subjects = prompts.load_subjects(place, case.mmlu.few_shots)
+        asked_for = [each for each in tasks.tasks_of(case) if each.name in {n for n, _ in wanted}]
     except PerflineError as problem:
-        absent.append(f"{hidden}: {problem}.")
-        return {}
-    if (found := prompts.question_set_digest(subjects)) != asked:
-        absent.append(f"{hidden}: {place} holds others ({found}) than the run asked ({asked}).")
-        return {}
-    return {q.id: q for subject in subjects for q in subject.test if q.id in wanted}
+        absent.append(f"Flipped questions are shown without their text: {problem}.")
+        return found
+    for each in asked_for:
+        hidden = f"Flipped questions of {each.name} are shown without their text"
+        asked = facts.get(each.name)
+        if asked is None:
+            absent.append(f"{hidden}: the record does not say which questions were asked.")
+            continue
+        try:
+            place = tasks.find_rows(case, each, places.data_dir)
+            subjects = prompts.load_subjects(place, tasks.shots(case, each), each)
+        except PerflineError as problem:
+            absent.append(f"{hidden}: {problem}.")
+            continue
+        if (digest := prompts.question_set_digest(subjects)) != asked:
+            said = f"{place} holds others ({digest}) than the run asked ({asked})"
+            absent.append(f"{hidden}: {said}.")
+            continue
+        rows = {(each.name, q.id): q for subject in subjects for q in subject.test}
+        found |= {key: q for key, q in rows.items() if key in wanted}
+    return found
+
+
+def flipped_task(verdict: Verdict, first: str | None) -> str | None:
+    """Whose questions a verdict's flips are; all but accuracy's are of the case's ``first`` task.
+
+    None where that is not known.
+    """
+    if verdict.metric.startswith("acc_"):
+        return task_of(verdict.metric.removeprefix("acc_"))
+    return first
 
 
 def _past(

@@ -33,6 +33,7 @@ from perfline.report.markdown import MOST_CHARACTERS, markdown
 from perfline.report.page_inputs import Inputs, Places, gather
 from perfline.report.table import quoted
 from perfline.tasks.answers import StoredAnswers
+from perfline.tasks.prompts import Question
 from samples import inputs
 
 EVIL = "<script>alert(1)</script>\"'&|`*[x](y)@all\n```"
@@ -320,6 +321,34 @@ def test_an_answer_of_the_eager_engine_is_not_shown_as_gold():
     (row,) = view.flips[0].rows
     assert (row.gold, row.kind, row.text) == ("B", "differs", "")
     assert view.flips[0].counts == "1 differ"
+
+
+def test_two_tasks_with_one_id_do_not_lend_each_other_texts_or_letters():
+    case = dataclasses.replace(samples.packaged(), tasks=("mmlu", "cmmlu"))
+    found = samples.answers(range(0))
+    ours = dict(zip(found.ids, found.labels, strict=True))["sky/1"]
+    other = next(letter for letter in "ABCD" if letter != ours)
+    turned = dataclasses.replace(found, labels=other * len(found.ids))
+    flips = (Flip("sky/1", "C", "C", "B", 0.1),)
+    measured = samples.case_record(
+        accuracy={"inductor": found, "infer_cmmlu": turned},
+        verdicts=(
+            samples.verdict("flips", "regressed", "paired", flips=flips),
+            samples.verdict("acc_infer_cmmlu", "regressed", "paired", flips=flips),
+        ),
+    )
+    texts = {
+        (task, "sky/1"): Question("sky", 1, task, ("a", "b"), "A") for task in ("mmlu", "cmmlu")
+    }
+
+    def rows(case):
+        given = page_inputs.CaseInputs(measured, case=case, questions=texts)
+        view = page_case.case_view(given, samples.record(measured), 10, True)
+        return [(row.text, row.gold) for flips in view.flips for row in flips.rows]
+
+    assert rows(case) == [("mmlu", ours), ("cmmlu", other)]
+    # Which task was first is not known without the case.
+    assert rows(None) == [("", "not known"), ("cmmlu", other)]
 
 
 def stored(directory: Path, *factors: float) -> baseline.Baseline:
