@@ -86,13 +86,14 @@ def main() -> int:
             done = runner.run(asked, runner.plan(asked)).answers
             return [row[:4].tolist() for row in done.letter_logits]
 
+        asked = prompts.build_prompts(subjects, model.encode, case.mmlu)
+        kept = {prompt.id: prompt.shots for prompt in asked}  # long ones drop some
         pairs = [
-            (prompts.render_prompt(subject, question, len(subject.dev)), f" {choice}")
+            (prompts.render_prompt(subject, question, kept[question.id]), f" {choice}")
             for subject in subjects
             for question in subject.test
             for choice in question.choices
         ]
-        asked = prompts.build_prompts(subjects, model.encode, case.mmlu)
         plan, sums = runner.plan(asked), ours()
         for size in BATCH_SIZES:
             lm = HFLM(model.module, tokenizer=model.tokenizer, batch_size=size, add_bos_token=False)
