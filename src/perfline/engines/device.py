@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from perfline.errors import EngineError, clip
+
 if TYPE_CHECKING:
     import torch
 
@@ -73,6 +75,7 @@ _CPUS = Path("/sys/devices/system/cpu")
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 MACHINE = "PERFLINE_MACHINE"  # in the environment: what machines are called that are one to people
+_LONGEST_NAME = 60
 _TASKS = Path("/proc/self/task")
 _MEMINFO = Path("/proc/meminfo")
 _GROUPS, _OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
@@ -212,7 +215,7 @@ def current_device() -> Device:
     """
     import torch
 
-    given = os.environ.get(MACHINE)
+    given = _shared_name()
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     if accelerator is None:
         name, cores, quota = _cpu_name(), len(usable_cores()), core_quota()
@@ -223,6 +226,18 @@ def current_device() -> Device:
     kind, module = accelerator.type, torch.get_device_module(accelerator.type)
     name = str(module.get_device_name() if hasattr(module, "get_device_name") else kind)
     return Device(kind, name, slugify(f"{kind}-{given}" if given else name))
+
+
+def _shared_name() -> str:
+    """What ``MACHINE`` says; EngineError where a folder's name cannot hold it."""
+    given = os.environ.get(MACHINE, "")
+    name = slugify(given)
+    if given and not 0 < len(name) <= _LONGEST_NAME:
+        raise EngineError(
+            f"{MACHINE} is {clip(repr(given), 60)} in the environment; expected 1 to "
+            f"{_LONGEST_NAME} letters, digits and hyphens: it names a folder below baselines/"
+        )
+    return name
 
 
 def synchronized_timer() -> float:

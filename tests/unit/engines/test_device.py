@@ -19,6 +19,7 @@ from perfline.engines.environment import (
     peak_flops,
     uncommitted,
 )
+from perfline.errors import EngineError
 
 
 @pytest.mark.parametrize(
@@ -107,6 +108,13 @@ def test_machines_that_one_name_is_given_to_are_one_of_each_kind_and_instruction
     assert current_device().slug == "cuda-hosted-x86"
     monkeypatch.setenv("PERFLINE_MACHINE", "")  # as a workflow sets what it leaves empty
     assert current_device().slug == "nvidia-a100-sxm4-40gb"
+
+
+@pytest.mark.parametrize("name", ["ü", "../..", "x" * 61])
+def test_a_name_that_names_no_folder_is_refused(monkeypatch, name):
+    monkeypatch.setenv("PERFLINE_MACHINE", name)
+    with pytest.raises(EngineError, match=r"^PERFLINE_MACHINE is '.*expected 1 to 60 letters"):
+        current_device()
 
 
 GROUPS = {  # which files there are, as their text; the cores, and the GiB that are left
