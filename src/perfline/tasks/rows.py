@@ -119,6 +119,8 @@ def _json_lines(path: Path, spec: DataSpec) -> Iterator[Place]:
             continue
         try:
             row = json.loads(line)
+            if "\\ud" in line.lower():  # half of a surrogate pair is JSON, and no text
+                json.dumps(row, ensure_ascii=False).encode()
         except (ValueError, RecursionError) as error:
             raise DataError(f"{path}:{number}: is not valid JSON: {error}") from error
         if not isinstance(row, dict):

@@ -250,6 +250,10 @@ def changed(**values: object) -> dict[str, object]:
         (changed(id=[1]), r"id is \[1\]; expected text"),
         ({"id": 3, "options": ["1", "2"]}, r"has no column 'text', which sums.yaml names under 'q"),
         ("{", r"is not valid JSON: "),
+        (
+            r'{"id": 3, "text": "\ud83d\ude00 \uD800"}',
+            r"is not valid JSON: .*surrogates not allowed",
+        ),
         ("[1]", r"holds no JSON object; expected one row a line"),
     ],
 )
