@@ -75,7 +75,7 @@ _CPUS = Path("/sys/devices/system/cpu")
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 MACHINE = "PERFLINE_MACHINE"  # in the environment: what machines are called that are one to people
-_LONGEST_NAME = 60
+_SHARED_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,59}")
 _TASKS = Path("/proc/self/task")
 _MEMINFO = Path("/proc/meminfo")
 _GROUPS, _OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
@@ -231,13 +231,12 @@ def current_device() -> Device:
 def _shared_name() -> str:
     """What ``MACHINE`` says; EngineError where a folder's name cannot hold it."""
     given = os.environ.get(MACHINE, "")
-    name = slugify(given)
-    if given and not 0 < len(name) <= _LONGEST_NAME:
+    if given and not _SHARED_NAME.fullmatch(given):
         raise EngineError(
-            f"{MACHINE} is {clip(repr(given), 60)} in the environment; expected 1 to "
-            f"{_LONGEST_NAME} letters, digits and hyphens: it names a folder below baselines/"
+            f"{MACHINE} is {clip(repr(given), 60)} in the environment; expected 1 to 60 of a-z, "
+            "0-9, '-' and '_', the first of them no sign: it names a folder below baselines/"
         )
-    return name
+    return given
 
 
 def synchronized_timer() -> float:

@@ -214,7 +214,8 @@ class _Reader:
         if pattern is None:
             if few_shots:
                 raise DataError(
-                    f"{self._task.file}: {few_shots} shots are asked, and data.shots names no file"
+                    f"{self._task.file}: {few_shots} shots are asked, and data.shots names no "
+                    "file; name one, or set shots: 0"
                 )
             return ()
         found = sorted(self._directory.glob(pattern.replace(SUBJECT, glob.escape(subject))))
@@ -404,7 +405,8 @@ def _subject_prompts(
     if waiting:
         question, length = too_long[0]
         raise DataError(
-            f"question {question.id}: {length} tokens without any shot; expected below "
+            f"question {question.id} of task '{task.name}': {length} tokens without any shot"
+            f"{', its longest choice among them' if continued else ''}; expected below "
             f"{max_tokens}: raise mmlu.max_prompt_tokens"
         )
     for prompt in done.values():

@@ -110,10 +110,10 @@ def test_machines_that_one_name_is_given_to_are_one_of_each_kind_and_instruction
     assert current_device().slug == "nvidia-a100-sxm4-40gb"
 
 
-@pytest.mark.parametrize("name", ["ü", "../..", "x" * 61])
+@pytest.mark.parametrize("name", ["ü", "../..", "x" * 61, "Rüdi", "a b", "-", "a\n"])
 def test_a_name_that_names_no_folder_is_refused(monkeypatch, name):
     monkeypatch.setenv("PERFLINE_MACHINE", name)
-    with pytest.raises(EngineError, match=r"^PERFLINE_MACHINE is '.*expected 1 to 60 letters"):
+    with pytest.raises(EngineError, match=r"^PERFLINE_MACHINE is '.*expected 1 to 60 of a-z"):
         current_device()
 
 

@@ -208,7 +208,7 @@ def test_a_prompt_keeps_the_shots_that_fit_with_one_token_to_spare() -> None:
 def test_a_question_that_fits_nowhere_is_named() -> None:
     one = subject("t", "t" * 500)
     with pytest.raises(
-        DataError, match=r"easy_sums/1: 6\d\d tokens without any shot; .* 400: raise"
+        DataError, match=r"easy_sums/1 of task 'mmlu': 6\d\d tokens without any shot; .* 400: raise"
     ):
         build_prompts([one], characters, MmluSpec(max_prompt_tokens=400))
     with pytest.raises(DataError, match=r"easy_sums/1: 7\d\d tokens; the model has 512 positions"):
