@@ -151,7 +151,8 @@ def _subjects(
         group = export.name.replace("-", "_")
     metrics = (_ACC, _EXACT)
     if known is not None and known.score == "continuation":
-        metrics = (_ACC, _NORM) if known.normalise == "none" else (_NORM, _ACC)
+        norm = "acc_bytes,none" if known.normalise == "bytes" else _NORM
+        metrics = (_ACC, norm) if known.normalise == "none" else (norm, _ACC)
     tasks, start = [], 0
     for subject, rows in groupby(keys, key=lambda pair: pair[0]):
         indices = tuple(index for _, index in rows)
