@@ -174,7 +174,8 @@ def open_case(
     else:
         if ours or any(directory.glob("*.safetensors")):
             facts["weights"] = data.weights_digest(directory)
-        facts |= {name: fact for each in asked for name, fact in each.facts().items()}
+        for each in asked:
+            facts |= each.facts()
         made = {each.task.name: each.prompts(case, directory, known) for each in asked}
 
     if model is not None:

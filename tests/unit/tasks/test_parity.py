@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import importlib.util
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -149,27 +149,6 @@ def theirs(
     return task, asked
 
 
-def both(
-    name: str,
-    files: Sequence[str],
-    splits: tuple[str, str],
-    row: Callable[[int, str], dict[str, Any]],
-    write: Callable[[Path, str, Rows], None],
-    folder: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> tuple[Any, Any, Subject, Rows]:
-    """Their task and what it asks, our reading of the same rows, and the rows that are asked."""
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(folder / "cache"))
-    rows = {
-        split: [row(i, split) for i in range(n)] for split, n in zip(splits, (5, 9), strict=True)
-    }
-    for split in splits:
-        write(folder, split, rows[split])
-    own = load_task(name)
-    (subject,) = load_subjects(folder, own.shots, own)
-    return *theirs(files, rows, folder, own.shots), subject, rows[splits[1]]
-
-
 TASKS: list[Any] = [
     (
         "mmlu_lm_eval",
@@ -217,20 +196,30 @@ TASKS: list[Any] = [
 ]
 
 
+CONTINUED = [each for each in TASKS if load_task(each[0]).score == "continuation"]
+
+
+@pytest.fixture
+def both(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Any, Any, Subject, Rows]:
+    """Of a row of ``TASKS``: their task and what it asks, our reading, and the rows asked."""
+    name, files, splits, row, write = request.param
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    rows = {
+        split: [row(i, split) for i in range(n)] for split, n in zip(splits, (5, 9), strict=True)
+    }
+    for split in splits:
+        write(tmp_path, split, rows[split])
+    own = load_task(name)
+    (subject,) = load_subjects(tmp_path, own.shots, own)
+    return *theirs(files, rows, tmp_path, own.shots), subject, rows[splits[1]]
+
+
 @pytest.mark.filterwarnings("default")  # theirs
-@pytest.mark.parametrize(
-    ("name", "files", "splits", "row", "write"), TASKS, ids=[name for name, *_ in TASKS]
-)
-def test_every_prompt_is_theirs(
-    name: str,
-    files: Sequence[str],
-    splits: tuple[str, str],
-    row: Callable[[int, str], dict[str, Any]],
-    write: Callable[[Path, str, Rows], None],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    task, asked, subject, rows = both(name, files, splits, row, write, tmp_path, monkeypatch)
+@pytest.mark.parametrize("both", TASKS, indirect=True, ids=[name for name, *_ in TASKS])
+def test_every_prompt_is_theirs(both: tuple[Any, Any, Subject, Rows]) -> None:
+    task, asked, subject, rows = both
     own = subject.task
     assert len(subject.test) == len(asked) == 9
     for ours in subject.test:
@@ -241,26 +230,13 @@ def test_every_prompt_is_theirs(
         assert (LETTERS[gold] if isinstance(gold, int) else gold) == ours.label
 
 
-CONTINUED = [each for each in TASKS if load_task(each[0]).score == "continuation"]
-
-
 @pytest.mark.filterwarnings("default")  # theirs
-@pytest.mark.parametrize(
-    ("name", "files", "splits", "row", "write"), CONTINUED, ids=[name for name, *_ in CONTINUED]
-)
-def test_every_score_is_theirs(
-    name: str,
-    files: Sequence[str],
-    splits: tuple[str, str],
-    row: Callable[[int, str], dict[str, Any]],
-    write: Callable[[Path, str, Rows], None],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@pytest.mark.parametrize("both", CONTINUED, indirect=True, ids=[name for name, *_ in CONTINUED])
+def test_every_score_is_theirs(both: tuple[Any, Any, Subject, Rows]) -> None:
     """On the tiny model: the sums by choice, and which choices ``acc`` and ``acc_norm`` take."""
     from lm_eval.models.huggingface import HFLM
 
-    task, asked, subject, _ = both(name, files, splits, row, write, tmp_path, monkeypatch)
+    task, asked, subject, _ = both
     (case,) = load_cases(["tiny"])
     model = hf.load(case, current_device(), data.find_weights(case, None))
     encode = hf_encode(model.tokenizer, case.model.bos)
