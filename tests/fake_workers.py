@@ -207,7 +207,7 @@ class FakeLaunch:
     script: Script
     launch: int
     turns: int = 0
-    profiled: int = 0
+    profiled: list[Profile] = field(default_factory=list)
 
     @property
     def ready(self) -> Ready:
@@ -261,12 +261,17 @@ class FakeLaunch:
         self.launcher.log.append(f"fingerprint {self.name}")
         return self.script.fingerprint
 
-    def profile(self, trace: Path | None = None) -> Profile | None:
+    def profile(self, trace: Path | None = None) -> bool:
         self.launcher.log.append(f"profile {self.name}")
         if trace is not None:
             trace.write_text(f"trace of {self.name}")
-        turn, self.profiled = self.profiled, self.profiled + 1
-        return self.script.profile(turn)
+        found = self.script.profile(len(self.profiled))
+        if found is not None:
+            self.profiled.append(found)
+        return found is not None
+
+    def profiles(self) -> tuple[Profile, ...]:
+        return tuple(self.profiled)
 
     def close(self) -> None:
         if self.name in self.launcher.live:

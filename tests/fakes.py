@@ -7,7 +7,7 @@ where the script says so.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -71,6 +71,7 @@ class FakeEngine:
         deprecated: what it warns of in each forward, as other packages do.
         uncompiled: why it compiled nothing though it should have.
         eager_ops, more_mm, software: of its fingerprint.
+        largest: the largest logit of its vocabulary.
     """
 
     name: EngineName
@@ -90,6 +91,7 @@ class FakeEngine:
     eager_ops: int = 40
     more_mm: int = 0
     software: str = "torch 9.9"
+    largest: float = 5.0
     _forwards: int = 0
     _graphs: int = 0
 
@@ -116,7 +118,7 @@ class FakeEngine:
     def synchronize(self) -> None:
         self.log.append("synchronize")
 
-    def read(self, logits: Prompt) -> tuple[list[float], int, str]:
+    def read(self, logits: Prompt) -> tuple[list[float], float, int, str]:
         self.log.append("read")
         self.clock.now += self.read_s
         right = LETTERS.index(logits.label or "A")
@@ -124,7 +126,7 @@ class FakeEngine:
         letters = [5.0 if i == given else float(i) for i in range(4)]
         if logits.id in self.nan:
             letters[0] = float("nan")
-        return letters, given, LETTERS[given]
+        return letters, self.largest, given, LETTERS[given]
 
     def compile_counts(self) -> CompileCounts:
         return CompileCounts(self._graphs, self.breaks if self._graphs else 0, 0, self._graphs)
@@ -154,12 +156,14 @@ class FakeEngine:
         operators = {"aten::mm": 29 + self.more_mm}
         return Fingerprint(prompt_digest(prompt.ids), self.software, counts, operators)
 
-    def profile(self, prompts: Sequence[Prompt], head: Head, trace: Path | None = None) -> Profile:
+    def profile(
+        self, prompts: Sequence[Prompt], head: Head, trace: Path | None = None
+    ) -> Callable[[], Profile]:
         self.log.append(f"profile {len(prompts)} {head}")
         if trace is not None:
             trace.write_text("{}")
         tokens = sum(len(prompt.ids) for prompt in prompts)
-        return Profile(tokens, 1.0, False, (Span("layers.0.mlp", "aten::mm", 0.9, 1),))
+        return lambda: Profile(tokens, 1.0, False, (Span("layers.0.mlp", "aten::mm", 0.9, 1),))
 
     def flops(self, tokens: int, head: Head) -> float | None:
         return 1e6 * tokens

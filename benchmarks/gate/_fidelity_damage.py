@@ -116,8 +116,8 @@ def swapped_letters(stack: ExitStack, _: Model) -> None:
     read = TorchEngine.read
 
     def swapped(engine: TorchEngine, logits: torch.Tensor) -> Any:
-        letters, best, letter = read(engine, logits)
-        return letters[-1:] + letters[:-1], best, LETTERS_MOVED[letter]
+        letters, largest, best, letter = read(engine, logits)
+        return letters[-1:] + letters[:-1], largest, best, LETTERS_MOVED[letter]
 
     stack.enter_context(patch.object(TorchEngine, "read", swapped))
 

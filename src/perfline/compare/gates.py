@@ -380,7 +380,7 @@ def _letters(
     """The root mean square of what letters' log-probabilities differ by, over all questions.
 
     ``flips``: of answers without labels. The limit is the dtype's share of a question's largest
-    letter logit (``Answers.rounding_scales``), root mean square, too: an error of that size in each
+    logit (``Answers.rounding_scales``), root mean square, too: an error of that size in each
     of two logits.
     """
     known = ~(np.isnan(a.letter_logits) | np.isnan(b.letter_logits))

@@ -194,10 +194,16 @@ class LaunchedWorker:
         read = _one("fidelity", FidelityNumbers)
         return self._optional("fidelity", self._launcher.limits.open_s, read)
 
-    def profile(self, trace: Path | None = None) -> Profile | None:
-        """One round under the profiler; None as for the fingerprint."""
+    def profile(self, trace: Path | None = None) -> bool:
+        """One round under the profiler; False where the fingerprint is None."""
         self._process.send("for a profiled round", ask="profile", trace=str(trace or ""))
-        return self._optional("profile", self._launcher.limits.open_s, _one("profile", Profile))
+        done = self._optional("profile", self._launcher.limits.open_s, _profiled)
+        return done is not None and done
+
+    def profiles(self) -> tuple[Profile, ...]:
+        """What was found in all profiled rounds."""
+        self._process.send("for what its profiled rounds found", ask="profiles")
+        return self._process.receive(self._launcher.limits.open_s, _profiles)
 
     def _optional(
         self, word: str, limit_s: float, read: Callable[[Node], _Told | None]
@@ -224,6 +230,14 @@ def _one(word: str, kind: type[_Told]) -> Callable[[Node], _Told | None]:
         return None if found.data.get(word) is None else found.child(word).build(kind)
 
     return read
+
+
+def _profiled(found: Node) -> bool:
+    return bool(found.get("profiled", bool))
+
+
+def _profiles(found: Node) -> tuple[Profile, ...]:
+    return tuple(each.build(Profile) for each in found.items("profiles"))
 
 
 def _generated(found: Node) -> tuple[GeneratedTokens, ...]:

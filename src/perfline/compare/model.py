@@ -242,11 +242,14 @@ class Worker(Protocol):
     def fingerprint(self) -> Fingerprint | None:
         """What runs inside a forward; None where that is not known (an engine of one's own)."""
 
-    def profile(self, trace: Path | None = None) -> Profile | None:
+    def profile(self, trace: Path | None = None) -> bool:
         """One round under the profiler, after all that is timed: the first may compile anew.
 
-        ``trace`` is a file for Chrome's trace viewer. None where the side's perfline cannot.
+        ``trace`` is a file for Chrome's trace viewer. False where the side's perfline cannot.
         """
+
+    def profiles(self) -> tuple[Profile, ...]:
+        """What was found in all profiled rounds."""
 
     def close(self) -> None:
         """End the process; safe to call twice, and after a crash."""

@@ -52,7 +52,6 @@ from perfline.compare.record import (
 )
 from perfline.compare.sequential import Decision
 from perfline.compare.sides import describe
-from perfline.engines.engine import Profile
 from perfline.errors import (
     CaseError,
     DeviceMemory,
@@ -494,20 +493,16 @@ def _profiled(
     """What differs exactly, then rounds A B | B A under the profiler; raises what they do."""
     a, b = (workers[name].fingerprint() for name in SIDES)
     exact = tuple(differences(a, b)) if a is not None and b is not None else ()
-    profiles: dict[SideName, list[Profile]] = {name: [] for name in SIDES}
     with _Traces(plan.traces, f"{found.case}-{found.engine}") as traces:
         for turn in range(-1, ROUNDS):  # the first of each may compile, and is dropped
             for name in task.order if turn % 2 == 0 else task.order[::-1]:
                 trace = traces.written.get(name) if turn == ROUNDS - 1 else None
-                profile = workers[name].profile(trace)
-                if profile is None:
+                if not workers[name].profile(trace):
                     which = "A" if name == "baseline" else "B"
                     raise EngineError(
                         f"{which}'s perfline cannot profile, as it is older than --explain"
                     )
-                if turn >= 0:
-                    profiles[name].append(profile)
-        told = explain(profiles["baseline"], profiles["candidate"])
+        told = explain(*(workers[name].profiles()[1:] for name in SIDES))
         return replace(told, differences=exact, traces=traces.keep())
 
 

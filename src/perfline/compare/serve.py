@@ -68,6 +68,7 @@ class Launch:
     _decode: Work | None = None
     _others: tuple[int, ...] = ()
     _peaks: list[float] = field(default_factory=list)
+    _profiles: list[Callable[[], Profile]] = field(default_factory=list)
     _watching: ExitStack = field(default_factory=ExitStack)  # to the end of the process
 
     @classmethod
@@ -108,7 +109,8 @@ class Launch:
             },
             "peak": lambda: {"gib": self.peak_memory_gib()},
             "fingerprint": lambda: {"fingerprint": as_json(self.fingerprint())},
-            "profile": lambda: {"profile": as_json(self.profile(request.get("trace", str)))},
+            "profile": lambda: {"profiled": self.profile(request.get("trace", str))},
+            "profiles": lambda: {"profiles": as_json(self.profiles())},
         }
         if word not in words:
             raise WorkerError(f"was asked for '{word}'; expected {', '.join(words)}")
@@ -296,18 +298,25 @@ class Launch:
             return None
         return case_run.fingerprint(self.engine)
 
-    def profile(self, trace: str = "") -> Profile | None:
+    def profile(self, trace: str = "") -> bool:
         """One round under the profiler, of the sample's middle prompt; ``trace``: a path, or "".
 
-        None as for the fingerprint.
+        False, and nothing is run, where the fingerprint is None.
         """
         case_run = self.case_run
         if case_run.case.parallel.tensor > 1:
-            return None
+            return False
         by_length = sorted(case_run.sample, key=lambda prompt: len(prompt.ids))
         prompts = [by_length[len(by_length) // 2]]
         engine, head = case_run.loaded.engine(self.engine), case_run.case.throughput.head
-        return engine.profile(prompts, head, Path(trace) if trace else None)
+        profile = engine.profile(prompts, head, Path(trace) if trace else None)
+        if profile is not None:
+            self._profiles.append(profile)
+        return profile is not None
+
+    def profiles(self) -> list[Profile]:
+        """What was found in all profiled rounds."""
+        return [profile() for profile in self._profiles]
 
 
 class _Opening:

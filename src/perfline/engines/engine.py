@@ -190,10 +190,11 @@ class MeasuredEngine(Protocol):
     def synchronize(self) -> None:
         """Wait for the device."""
 
-    def read(self, logits: Any) -> tuple[Sequence[float] | None, int, str]:
-        """Last position: logits of the letters' tokens, full-vocabulary arg-max, and its text.
+    def read(self, logits: Any) -> tuple[Sequence[float] | None, float | None, int, str]:
+        """Last position: letters' logits, the largest of all, the arg-max token, and its text.
 
-        None and -1 where an engine does not tell logits or token.
+        The largest is without sign (``Answers.rounding_scales``). None and -1 where an engine does
+        not tell logits or token.
         """
 
     def compile_counts(self) -> CompileCounts:
@@ -216,11 +217,11 @@ class MeasuredEngine(Protocol):
 
     def profile(
         self, prompts: Sequence[Prompt], head: Head, trace: Path | None = None
-    ) -> Profile | None:
-        """One round under the profiler (``profile.of_forwards``); None where modules are not known.
+    ) -> Callable[[], Profile] | None:
+        """One round under the profiler (``Profiler.round``); None where modules are not known.
 
-        The first call may compile anew: nothing is timed after it. ``trace`` is written as Chrome's
-        trace viewer reads it.
+        What is returned works the profile out. The first call may compile anew: nothing is timed
+        after it. ``trace`` is written as Chrome's trace viewer reads it.
         """
 
     def flops(self, tokens: int, head: Head) -> float | None:
@@ -317,7 +318,7 @@ def run_pass(
     letters = letter_table(prompts)
     argmax = np.full(len(prompts), -1, dtype=np.int64)
     told = np.ones(len(prompts), dtype=bool)
-    scales: list[float] = []
+    scales = np.full(len(prompts), np.nan, dtype=np.float32)
     argmax_letters: list[str] = []
     core_s = 0.0
     engine.begin(prompts, head)
@@ -337,12 +338,13 @@ def run_pass(
             if part.targets is not None:
                 scored.append(engine.read_score(found))
         if scored:
-            letters[row, : prompt.choices], letter, scale = prompt.scored(scored)
-            scales.append(scale)
+            letters[row, : prompt.choices], letter, scales[row] = prompt.scored(scored)
         else:
-            given, argmax[row], text = engine.read(found)
+            given, largest, argmax[row], text = engine.read(found)
             if given is not None:
                 letters[row, : prompt.choices] = _of_choices(engine, prompt, given)
+            if largest is not None:
+                scales[row] = largest
             told[row] = given is not None
             letter = full_vocab_letter(text, prompt.choices)
         argmax_letters.append(letter)
@@ -364,7 +366,7 @@ def run_pass(
         argmax_letter="".join(argmax_letters),
         labels="".join(label for label in labels if label) if all(labels) else None,
         shots=tuple(prompt.shots for prompt in prompts),
-        scales=np.array(scales, dtype=np.float32) if scales else None,
+        scales=None if np.isnan(scales).any() else scales,
     )
     return Pass(answers, sum(prompt.tokens for prompt in prompts), core_s, whole_s)
 

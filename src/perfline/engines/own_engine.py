@@ -77,7 +77,7 @@ class OwnEngine:
         else:
             self._device.synchronize()
 
-    def read(self, logits: Any) -> tuple[Sequence[float] | None, int, str]:
+    def read(self, logits: Any) -> tuple[Sequence[float] | None, None, int, str]:
         """Its answer, and what it tells of the letters."""
         if isinstance(logits, Coroutine):
             logits.close()  # or Python warns that nobody has awaited it
@@ -86,7 +86,7 @@ class OwnEngine:
         text = self._ask("answer", logits)
         if not isinstance(text, str):
             self._wrong("answer", text, "text such as ' B'")
-        return self._letter_logits(logits), -1, text
+        return self._letter_logits(logits), None, -1, text
 
     def score(self, batch: Any, targets: Ints, head: Head) -> tuple[Any, Ints]:
         """Its forward, with logits at all positions."""

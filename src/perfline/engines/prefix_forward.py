@@ -200,7 +200,7 @@ class PrefixForward:
     ) -> torch.Tensor:
         """What each row answers, on its way to the host.
 
-        (rows, letters + 1): letter logits and arg-max at its last token. With ``targets``, tokens
+        (rows, letters + 2): ``TorchEngine.read_rows`` at its last token. With ``targets``, tokens
         of each row that are scored at its last positions, (rows, 2): ``log_probabilities``. ``ids``
         is (rows, width), rows of ``lengths`` tokens padded on the right: a pad comes after all that
         is read. Raises DeviceMemory, EngineError.

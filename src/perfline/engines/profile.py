@@ -54,12 +54,14 @@ class Profiler:
         tokens: int,
         on_device: bool,
         trace: Path | None = None,
-    ) -> Profile:
+    ) -> Callable[[], Profile]:
         """Run ``forwards``, of ``tokens`` in all, ``REPEATS`` times; each waits for the device.
 
-        The first is run once more before them: the profiler's own start is not measured.
+        The first is run once more before them: the profiler's own start is not measured. Events are
+        read when the profile is asked for: that takes several times as long as the round, and the
+        other side's round is to follow at once.
         """
-        walls = []
+        walls: list[float] = []
         record: Any = _profiler.record_function
         with (
             self._ranges(),
@@ -71,10 +73,9 @@ class Profiler:
                     start = time.perf_counter()
                     forward()
                     walls.append(time.perf_counter() - start)
-        events = found.events()
         if trace is not None:
             found.export_chrome_trace(str(trace))
-        return told(events, walls, len(forwards), tokens, on_device)
+        return lambda: told(found.events(), walls, len(forwards), tokens, on_device)
 
     @contextmanager
     def _ranges(self) -> Iterator[None]:

@@ -111,16 +111,15 @@ class _Gathered:
                 self.letters[number, : prompt.choices] = own
                 self.argmax_letter[number] = letter
         else:
-            self.argmax[number] = int(found[-1])
-            self.letters[number, : prompt.choices] = found[: prompt.choices]
-            letter = full_vocab_letter(text(int(found[-1])), prompt.choices)
-            self.argmax_letter[number] = letter
+            *logits, self.scales[number], self.argmax[number] = found.tolist()
+            self.letters[number, : prompt.choices] = logits[: prompt.choices]
+            best = text(int(self.argmax[number]))
+            self.argmax_letter[number] = full_vocab_letter(best, prompt.choices)
         return not self.left[number]
 
     def answers(self, numbers: Sequence[int]) -> Answers:
         """The answers to those prompts."""
         labels = [self.prompts[number].label for number in numbers]
-        continued = any(self.prompts[number].continuations for number in numbers)
         return Answers(
             ids=tuple(self.prompts[number].id for number in numbers),
             letter_logits=self.letters[list(numbers)],
@@ -128,7 +127,7 @@ class _Gathered:
             argmax_letter="".join(self.argmax_letter[number] for number in numbers),
             labels="".join(label for label in labels if label) if all(labels) else None,
             shots=tuple(self.prompts[number].shots for number in numbers),
-            scales=self.scales[list(numbers)] if continued else None,
+            scales=self.scales[list(numbers)],
         )
 
 

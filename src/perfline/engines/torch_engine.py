@@ -7,7 +7,7 @@ embedding (``logits``).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property, partial
 from pathlib import Path
@@ -150,19 +150,21 @@ class TorchEngine:
         """Wait for the device."""
         self.device.synchronize()
 
-    def read(self, logits: torch.Tensor) -> tuple[list[float], int, str]:
-        """Letter logits, arg-max and its text at the last position."""
-        *letters, best = self.read_rows(logits[:, -1])[0].tolist()
-        return letters, int(best), self.text(int(best))
+    def read(self, logits: torch.Tensor) -> tuple[list[float], float, int, str]:
+        """Letter logits, the largest, arg-max and its text at the last position."""
+        *letters, largest, best = self.read_rows(logits[:, -1])[0].tolist()
+        return letters, largest, int(best), self.text(int(best))
 
     def read_rows(self, logits: torch.Tensor) -> torch.Tensor:
-        """Letter logits and arg-max of every row, on the device.
+        """Letter logits, the largest without sign, and arg-max of every row, on the device.
 
-        (rows, vocabulary) -> (rows, letters + 1): one tensor is one copy to the host, and float32
+        (rows, vocabulary) -> (rows, letters + 2): one tensor is one copy to the host, and float32
         holds every token id below 2**24.
         """
         rows = logits.float()
-        return torch.cat([rows[:, self._letters], rows.argmax(dim=-1, keepdim=True).float()], dim=1)
+        low, high = rows.aminmax(dim=-1, keepdim=True)
+        best = rows.argmax(dim=-1, keepdim=True).float()
+        return torch.cat([rows[:, self._letters], torch.maximum(high, -low), best], dim=1)
 
     def compile_counts(self) -> CompileCounts:
         """What dynamo and inductor did since this engine was made."""
@@ -199,7 +201,9 @@ class TorchEngine:
         kind = self.device.kind
         return of_run(self.name, model, kind, run, prompt.ids, compiled, sample_tokens)
 
-    def profile(self, prompts: Sequence[Prompt], head: Head, trace: Path | None = None) -> Profile:
+    def profile(
+        self, prompts: Sequence[Prompt], head: Head, trace: Path | None = None
+    ) -> Callable[[], Profile]:
         """One round under the profiler: ``profile.Profiler``.
 
         On a CPU the first one compiles anew, so that inductor's kernels tell their names: nothing

@@ -135,8 +135,8 @@ def same_answers(reference: Answers, answers: Answers, precision: Precision) -> 
     """Judge the compiled engine's answers by the eager engine's, in the same run.
 
     A differing answer counts, unless the two best letters of both engines lie within the rounding
-    of the dtype, as a share of the question's largest logit (``Answers.rounding_scales``): then
-    either answer is as good.
+    of the dtype, as a share of the question's largest logit (``Answers.rounding_scales``), as
+    :func:`same_tokens`: then either answer is as good.
     An engine that tells no letter logits is held to the full-vocabulary answers, ties and all.
     """
     if not answers.has_logits:
@@ -245,7 +245,7 @@ def verified(
     """Judge the shared-prefix path by the plain path's answers to the same questions.
 
     ``invalid`` where letter logits differ by more than the rounding of the dtype (a share of the
-    question's largest letter logit), or an answer differs that is no tie: the path is broken, and
+    question's largest logit), or an answer differs that is no tie: the path is broken, and
     what it measured says nothing about the model.
     """
     after = dict(zip(answers.ids, answers.letter_logits, strict=True))

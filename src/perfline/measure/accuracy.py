@@ -190,8 +190,7 @@ def accuracy_metrics(case: Case, name: str, done: AccuracyPass, peak: float | No
     told: dict[str, Scoring] = {"full_vocab": "full-vocab"}
     if answers.has_logits:
         told["letters"] = "letters"
-    if answers.scales is not None:  # continuations: ``answers.of_continuations``
-        told = measures(case, done.task)
+    told = measures(case, done.task) or told
     return [
         Metric(prefix, by_scoring[scoring(case, name)], "fraction", "higher"),
         *(

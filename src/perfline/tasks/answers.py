@@ -249,7 +249,7 @@ class Answers:
     argmax_letter: str
     labels: str | None
     shots: tuple[int, ...]
-    # (n,): of continuations, the logits that their scores were made of; None: the scores are logits
+    # (n,): what a dtype's rounding is a share of; None where the engine does not tell
     scales: npt.NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
@@ -272,7 +272,12 @@ class Answers:
 
     @property
     def rounding_scales(self) -> npt.NDArray[np.float32]:
-        """Per question, what a dtype's rounding is a share of: the largest logit behind it."""
+        """Per question, what a dtype's rounding is a share of.
+
+        The largest logit of the vocabulary, without sign: all are sums over one hidden state, whose
+        errors do not care whether the letters' are small (of random weights, they are). Of a
+        continuation, see ``engine.MeasuredEngine.read_score``. Where none is told: of the letters'.
+        """
         if self.scales is not None:
             return self.scales
         told: npt.NDArray[np.float32] = np.where(

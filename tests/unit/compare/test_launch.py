@@ -155,38 +155,40 @@ def test_a_signal_is_named(place: Place):
         worker.close()
 
 
-@pytest.mark.parametrize("word", ["fingerprint", "profile"])
-def test_an_older_perfline_has_no_fingerprint_and_no_profile(place: Place, word: str):
+@pytest.mark.parametrize(("word", "told"), [("fingerprint", None), ("profile", False)])
+def test_an_older_perfline_has_no_fingerprint_and_no_profile(place: Place, word: str, told: object):
     script = f"""
 def old(request):
     reply(error=dict(kind="WorkerError", message="was asked for '{word}'; expected ready"))
 serve({word}=old)
 """
     with launcher(place, script) as launching:
-        assert getattr(ready(launching), word)() is None
+        assert getattr(ready(launching), word)() is told
 
 
-def test_a_profile_comes_over_the_wire(place: Place):
+def test_profiles_come_over_the_wire(place: Place):
     sent = Profile(900, 0.5, False, (Span("", "Python", 0.1, 5), Span("norm", "aten::mul", 0.0, 1)))
     script = f"""
 def told(request):
     assert request["trace"] == "/tmp/x.json"
-    reply(ok=dict(profile={as_json(sent)!r}))
-serve(profile=told)
+    reply(ok=dict(profiled=True))
+serve(profile=told, profiles=lambda request: reply(ok=dict(profiles=[{as_json(sent)!r}])))
 """
     with launcher(place, script) as launching:
-        assert ready(launching).profile(Path("/tmp/x.json")) == sent
+        worker = ready(launching)
+        assert worker.profile(Path("/tmp/x.json"))
+        assert worker.profiles() == (sent,)
 
 
 def test_a_profile_that_is_none_is_refused(place: Place):
     sent = as_json(Profile(900, 0.5, False, (Span("norm", "aten::mul", 0.25, 1),)))
     sent["spans"][0]["seconds"] = -1
-    script = f"serve(profile=lambda request: reply(ok=dict(profile={sent!r})))"
+    script = f"serve(profiles=lambda request: reply(ok=dict(profiles=[{sent!r}])))"
     with (
         launcher(place, script) as launching,
         pytest.raises(WorkerError, match=r"spans\.0\.seconds"),
     ):
-        ready(launching).profile()
+        ready(launching).profiles()
 
 
 def test_only_the_end_of_a_long_stderr_is_shown(place: Place):

@@ -124,12 +124,15 @@ def test_peak_memory_is_the_highest_of_all_rounds():
 
 def test_a_profiled_round_is_of_one_prompt_and_may_keep_its_trace(tmp_path):
     measuring, trace = launch(), tmp_path / "trace.json"
-    told = measuring.answer("profile", request(trace=""))
+    assert measuring.answer("profile", request(trace="")) == {"profiled": True}
     assert [path.name for path in tmp_path.iterdir()] == []
-    assert told == measuring.answer("profile", request(trace=str(trace)))
+    assert measuring.answer("profile", request(trace=str(trace))) == {"profiled": True}
     assert trace.exists()
-    built = Node("a worker", told, WorkerError).child("profile").build(Profile)
-    assert built == measuring.profile()
+    told = measuring.answer("profiles", request())
+    built, again = (
+        each.build(Profile) for each in Node("a worker", told, WorkerError).items("profiles")
+    )
+    assert [built, again] == measuring.profiles()
     lengths = sorted(len(prompt.ids) for prompt in measuring.case_run.sample)
     assert built.tokens == lengths[len(lengths) // 2]
 

@@ -48,12 +48,13 @@ def test_forwards_give_the_model_s_own_logits(model):
     torch.testing.assert_close(engine.forward(batch, "last"), whole[:, -1:])
 
 
-def test_read_gives_letter_logits_and_the_full_vocabulary_arg_max(model):
+def test_read_gives_letter_logits_the_largest_and_the_full_vocabulary_arg_max(model):
     engine = model.engine("eager")
     logits = engine.forward(engine.prepare(some_prompts(12)[0]), "all")
-    letters, argmax, text = engine.read(logits)
+    letters, largest, argmax, text = engine.read(logits)
     row = logits[0, -1]
     assert letters == row[:4].tolist()
+    assert largest == row.abs().max()
     assert argmax == int(row.argmax())
     assert text == ""  # no tokenizer under --dummy-weights
 

@@ -129,8 +129,8 @@ def test_an_mlp_that_runs_again_in_one_layer_is_named_first(eager):
     mlp = b.layers[1].mlp
     once = mlp.forward
     mlp.forward = lambda x: max((once(x) for _ in range(12)), key=id)
-    both = [(a.profile(PROMPTS[:1], "last"), b.profile(PROMPTS[:1], "last")) for _ in range(ROUNDS)]
-    found = explain(*zip(*both, strict=True))
+    both = [[side.profile(PROMPTS[:1], "last") for _ in range(ROUNDS)] for side in (a, b)]
+    found = explain(*([told() for told in side] for side in both))
     assert found.causes[0].module.startswith("layers.1.mlp")
     assert found.causes[0].change_s > 0
     named = {(cause.module, cause.operator) for cause in found.causes}
@@ -139,7 +139,7 @@ def test_an_mlp_that_runs_again_in_one_layer_is_named_first(eager):
 
 def test_a_trace_is_chromes_and_hooks_are_gone(eager, tmp_path):
     engine, trace = eager(), tmp_path / "trace.json"
-    profile = engine.profile(PROMPTS, "last", trace)
+    profile = engine.profile(PROMPTS, "last", trace)()
     names = {each.get("name") for each in json.loads(trace.read_text())["traceEvents"]}
     assert {"perfline module layers.0.mlp", "aten::linear"} <= names
     assert profile.tokens == 74
