@@ -241,6 +241,10 @@ class FakeLaunch:
             first_s=None if self.script.first_s is None else self.script.first_s(self.launch, turn),
         )
 
+    def hold(self, threads: int) -> tuple[int, ...]:
+        self.launcher.log.append(f"hold {self.name} {threads}")
+        return (7,) if threads else ()
+
     def answers(self) -> Answers:
         self.launcher.log.append(f"answers {self.name}")
         return self.script.answers

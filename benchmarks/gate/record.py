@@ -49,10 +49,12 @@ Rounds = dict[str, list[float]]
 class Recorder:
     """Two live processes at a time, and the file by which B is slowed."""
 
-    def __init__(self, launcher: ProcessLauncher, sides: Sequence[Side], slow: Path) -> None:
-        """``slow`` is what B's ``slowdown.py`` reads."""
+    def __init__(
+        self, launcher: ProcessLauncher, sides: Sequence[Side], slow: Path, threads: int
+    ) -> None:
+        """``slow`` is what B's ``slowdown.py`` reads; ``threads`` as of ``run.Task``."""
         self._launcher, self._sides, self._slow = launcher, sides, slow
-        self.repeats = 0
+        self._threads, self.repeats = threads, 0
 
     @contextmanager
     def launched(self, min_round_s: float) -> Iterator[tuple[dict[SideName, Worker], list[float]]]:
@@ -67,6 +69,8 @@ class Recorder:
                 seconds.append(round(time.monotonic() - begin, 3))
             if not self.repeats:
                 self.repeats = repeats_for(min_round_s, *(w.ready for w in workers.values()))
+            for worker in workers.values():
+                worker.hold(self._threads)
             yield workers, seconds
         finally:
             for name in pending:
@@ -110,7 +114,8 @@ def main() -> int:
         kind: WeightsKind = "dummy" if args.dummy_weights else "real"
         work = Workload(case.id, (), args.data_dir, kind, args.engine, questions=0)
         with places(sides, ROOT) as where, ProcessLauncher(work, where) as launcher:
-            recorder = Recorder(launcher, sides, files["candidate"])
+            threads = case.engine.cpu_threads or 0
+            recorder = Recorder(launcher, sides, files["candidate"], threads)
             data = _begin(args, levels)
             amounts: dict[str, float] = data.get("amounts") or (
                 _fitted(args.calibrate_from, levels)

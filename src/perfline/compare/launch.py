@@ -7,8 +7,10 @@ side's place. Two launches may be alive at once.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -154,6 +156,25 @@ class LaunchedWorker:
     ready: Ready
     _process: Process
     _launcher: ProcessLauncher
+
+    def hold(self, threads: int) -> tuple[int, ...]:
+        """Keep a process that computes on so many cores of a CPU on the last of its own.
+
+        The last, since a system's own work is mostly on the first. They are returned; none where it
+        may use no more than that, or the system cannot.
+        """
+        pid = self.ready.pid
+        if not (self.ready.machine.startswith("cpu-") and hasattr(os, "sched_setaffinity")):
+            return ()
+        with suppress(OSError):  # it has ended: its next round says how
+            usable = sorted(os.sched_getaffinity(pid))
+            if 0 < threads < len(usable):
+                held = usable[-threads:]
+                for task in Path(f"/proc/{pid}/task").iterdir():
+                    with suppress(ProcessLookupError):  # a thread that has ended meanwhile
+                        os.sched_setaffinity(int(task.name), held)
+                return tuple(held)
+        return ()
 
     def round(self, repeats: int) -> Round:
         """Time ``repeats`` passes over the prompts."""

@@ -236,6 +236,9 @@ class Worker(Protocol):
         None where it is too old to tell; its process ends with that.
         """
 
+    def hold(self, threads: int) -> tuple[int, ...]:
+        """Keep a process that computes on so many cores of a CPU there; the cores, if any."""
+
     def peak_memory_gib(self) -> float | None:
         """Peak device memory since the first round."""
 

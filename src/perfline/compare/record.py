@@ -145,6 +145,7 @@ class LaunchRecord:
         peak_memory_gib: None where the device does not count it.
         rounds: the kept rounds; the n-th pairs up with the n-th of the other side.
         dropped: rounds run first after a switch of process, to settle; never looked at.
+        cores: those of the CPU that its threads were kept on; none: all that there are.
     """
 
     launch_s: float
@@ -158,6 +159,7 @@ class LaunchRecord:
     peak_memory_gib: float | None
     rounds: tuple[Round, ...]
     dropped: tuple[Round, ...]
+    cores: tuple[int, ...] = field(default=(), metadata=OPTIONAL)
 
     @classmethod
     def of(
@@ -167,6 +169,7 @@ class LaunchRecord:
         peak_memory_gib: float | None,
         rounds: tuple[Round, ...],
         dropped: tuple[Round, ...],
+        cores: tuple[int, ...],
     ) -> LaunchRecord:
         """What a launch told, and what was timed in it."""
         return cls(
@@ -181,6 +184,7 @@ class LaunchRecord:
             peak_memory_gib=peak_memory_gib,
             rounds=rounds,
             dropped=dropped,
+            cores=cores,
         )
 
 

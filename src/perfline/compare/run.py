@@ -83,6 +83,9 @@ class Task:
             what they generate where a round is of decode.
         workload: what a round is.
         fidelity: whether both tell, last of all, what they compute in fp32; A is then the first.
+        threads: how many of a CPU's cores either side computes on, where that is known. Both are
+            timed on the same ones: cores differ in speed (by what others run on a core's second
+            thread, or by their kind), and which one a process wakes on is chance.
         keep: whether both processes are to live on, until ``Done.ends`` is closed.
         check: is given what both launches told of themselves before anything is timed, and raises
             where they cannot be compared.
@@ -96,6 +99,7 @@ class Task:
     check: Check
     workload: Kind = "prefill"
     fidelity: bool = False
+    threads: int = 0
     keep: bool = False
 
     @property
@@ -133,6 +137,7 @@ class _Live:
     worker: Worker
     launch_s: float
     workload: Kind
+    cores: tuple[int, ...]
     kept: list[Round] = field(default_factory=list)
     dropped: list[Round] = field(default_factory=list)
 
@@ -158,6 +163,7 @@ class _Live:
             self.worker.peak_memory_gib(),
             tuple(self.kept),
             tuple(self.dropped),
+            self.cores,
         )
 
 
@@ -205,8 +211,10 @@ def _launched(
     for name in task.order:
         worker = pending[name].wait_ready()
         ends.callback(worker.close)
-        live[name] = _Live(worker, time.monotonic() - begin, task.workload)
+        live[name] = _Live(worker, time.monotonic() - begin, task.workload, ())
     task.check({name: live[name].worker.ready for name in SIDES})
+    for each in live.values():
+        each.cores = each.worker.hold(task.threads)
     return live
 
 
@@ -229,7 +237,8 @@ def whole_launches(launcher: Launcher, sides: Mapping[SideName, Side], task: Tas
             ends.callback(pending.close)
             worker = pending.wait_ready()
             ends.callback(worker.close)
-            live = _Live(worker, time.monotonic() - start, task.workload)
+            launch_s, cores = time.monotonic() - start, worker.hold(task.threads)
+            live = _Live(worker, launch_s, task.workload, cores)
             ready[name] = worker.ready
             if len(ready) == 2:
                 task.check(ready)
@@ -566,6 +575,7 @@ def _task(plan: Plan, found: CaseComparison) -> Task:
     case, other = (with_settings(plan.case, plan.sides[name].settings) for name in SIDES)
     whole = case.parallel.tensor == other.parallel.tensor == 1
     ours = plan.workload.engine in ENGINE_NAMES
+    threads = [side.engine.cpu_threads or 0 for side in (case, other)]
     asked = plan.fidelity and case.fidelity.prompts > 0 and whole and ours
     return Task(
         first=SIDES[len(found.pairs) % 2],
@@ -576,6 +586,7 @@ def _task(plan: Plan, found: CaseComparison) -> Task:
         check=lambda ready: _check(found, ready),
         workload=found.workload,
         fidelity=asked and found.answers is None,
+        threads=max(threads) if all(threads) and ours and plan.workload.ranks == 1 else 0,
         keep=plan.explain,
     )
 

@@ -441,6 +441,10 @@ def _waited(pairs: Sequence[PairRecord], column: int) -> float | None:
 def _rounds(found: CaseComparison) -> str:
     in_turn = all(pair.interleaved for pair in found.pairs)
     how = "rounds alternate" if in_turn else "whole launches alternate"
+    launches = [launch for pair in found.pairs for launch in (pair.baseline, pair.candidate)]
+    held = {launch.cores for launch in launches}
+    if len(held) == 1 and (cores := held.pop()):
+        how += f", all on core{'s' * (len(cores) > 1)} {', '.join(map(str, cores))}"
     return (
         f"{how}; {found.rounds} kept rounds a side and launch, {found.repeats} passes each "
         f"({found.rounds_reason})"

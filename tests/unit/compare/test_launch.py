@@ -166,6 +166,24 @@ serve({word}=old)
         assert getattr(ready(launching), word)() is told
 
 
+def test_a_process_is_held_on_the_last_of_its_cores(place: Place):
+    """As many as it computes on, all its threads; what computes on all cores is left alone."""
+    usable = sorted(os.sched_getaffinity(0))
+    with launcher(place, "import threading\nthreading.Thread(target=serve).start()") as launching:
+        worker = ready(launching)
+        worker.ready = replace(worker.ready, machine="cuda-x")
+        assert worker.hold(1) == ()
+        worker.ready = replace(worker.ready, machine="cpu-x")
+        assert worker.hold(len(usable)) == worker.hold(0) == ()
+        held = worker.hold(1)
+        assert held == ((usable[-1],) if len(usable) > 1 else ())
+        for task in Path(f"/proc/{worker.ready.pid}/task").iterdir():
+            assert os.sched_getaffinity(int(task.name)) == {*(held or usable)}
+        worker.close()
+        assert worker.hold(1) == ()
+    assert sorted(os.sched_getaffinity(0)) == usable
+
+
 def test_profiles_come_over_the_wire(place: Place):
     sent = Profile(900, 0.5, False, (Span("", "Python", 0.1, 5), Span("norm", "aten::mul", 0.0, 1)))
     script = f"""

@@ -34,7 +34,7 @@ def launch(core_s: list[float], faults: dict[int, str] | None = None) -> LaunchR
         Round(1.7e9 + i, 1000, s, 2 * s, faults=(faults[i],) if faults and i in faults else ())
         for i, s in enumerate(core_s)
     )
-    return LaunchRecord(1.0, 1.0, 1.0, 1.0, 0.1, 1, 0, 0, None, rounds, ())
+    return LaunchRecord(1.0, 1.0, 1.0, 1.0, 0.1, 1, 0, 0, None, rounds, (), (1,))
 
 
 def test_a_record_survives_its_file(tmp_path: Path) -> None:

@@ -91,13 +91,48 @@ def test_rounds_alternate_and_the_first_after_each_switch_is_dropped() -> None:
     assert launcher.rounds == "BBAAABBBAAABB"
 
 
+@pytest.mark.parametrize("alternate", [False, True])
+def test_both_are_timed_on_the_same_cores(alternate: bool) -> None:
+    launcher = pair(1.0, 1.0)
+    found = last(launcher, plan(max_pairs=10, alternate=alternate))
+    log = [line for line in launcher.log if line.startswith(("hold", "round"))]
+    for name in "AB":
+        own = [line for line in log if line.split()[1] == name]
+        assert own[:2] == [f"hold {name} 1", f"round {name}"]
+        assert own.count(f"hold {name} 1") == 10
+    assert {launch.cores for pair in found.pairs for launch in (pair.baseline, pair.candidate)} == {
+        (7,)
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "settings", "threads"),
+    [
+        ({}, (("engine.cpu_threads", "3"),), 3),
+        ({"ranks": 2}, (), 0),
+        ({"engine": "my:Own"}, (), 0),
+    ],
+)
+def test_more_threads_are_given_to_both_and_what_is_not_known_is_not_held(
+    changes: dict[str, Any], settings: tuple[tuple[str, str], ...], threads: int
+) -> None:
+    candidate = with_side("candidate", settings=settings)
+    asked = plan(sides=candidate, workload=workload(**changes), max_pairs=10)
+    launcher = pair(1.0, 1.0)
+    last(launcher, asked)
+    assert {line for line in launcher.log if line.startswith("hold")} == {
+        f"hold A {threads}",
+        f"hold B {threads}",
+    }
+
+
 def test_both_start_at_once_and_are_gone_before_the_next_pair() -> None:
     launcher = pair(1.0, 1.0)
     steps = compare.run(plan(rounds=3), launcher, print)
     next(steps)
     next(steps)
 
-    calls = [line for line in launcher.log if not line.startswith("round")]
+    calls = [line for line in launcher.log if not line.startswith(("round", "hold"))]
     assert calls[:4] == ["start A", "start B", "wait A", "wait B"]
     assert calls[4:8] == ["answers A", "answers B", "fidelity A", "fidelity B"]
     assert calls[8:10] == ["close B", "close A"]
@@ -255,7 +290,7 @@ def test_whole_launches_on_demand() -> None:
     found = next(compare.run(plan(rounds=3, alternate=True), launcher, print))
 
     assert launcher.rounds == "AAAABBBB"
-    order = [line for line in launcher.log if not line.startswith("round")]
+    order = [line for line in launcher.log if not line.startswith(("round", "hold"))]
     assert order == [f"{call} {side}" for side in "AB" for call in CALLS]
     assert found.pairs[0].log_ratio() == pytest.approx(0.0)
 

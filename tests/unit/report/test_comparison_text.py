@@ -197,7 +197,7 @@ def test_what_was_compared_and_how_far_to_trust_it() -> None:
     assert "engine.mode default -> max-autotune" in flat
     assert "round pairs were thrown out (throttled)" in flat
     assert "waited for a core: A 1.0 %, B 1.0 %" in flat
-    assert "rounds alternate; " in flat
+    assert "rounds alternate, all on core 7; " in flat
 
 
 def test_flips_are_listed() -> None:
