@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 from perfline.compare.sequential import interval
 from perfline.engines.engine import Profile
 
-ROUNDS = 20  # profiled, a side: 12 would do for 20 operators, these do for many more
+ROUNDS = 30  # profiled, a side: 12 would do for 20 operators, these do for many more
 ALPHA = 0.01  # of naming any operator between equals
 WALL_CONFIDENCE = 0.95  # of the whole change: it was judged before, and is only taken shares of
 DISTURBED_FRACTION = 0.2  # of an operator's pairs of rounds

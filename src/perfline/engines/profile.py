@@ -23,7 +23,7 @@ from perfline.engines.engine import Profile, Span
 from perfline.engines.upstream import is_guard_check, kernel_name
 
 PYTHON = "Python"
-REPEATS = 3  # of a prompt in a round
+REPEATS = 2  # of a prompt in a round
 _FORWARD, _MODULE = "perfline forward ", "perfline module "  # ranges of ours
 _profiler: Any = profiler
 Key = tuple[str, str]  # module, operator

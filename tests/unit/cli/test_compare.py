@@ -382,7 +382,7 @@ def test_explain_is_asked_for_and_stands_in_the_record(
     shown = capsys.readouterr()
     problem = "B's perfline cannot profile, as it is older than --explain"
     assert f"not explained: {problem}" in shown.out
-    assert "regressed; now profiled, to explain it: 20 rounds a side" in shown.err
+    assert "regressed; now profiled, to explain it: 30 rounds a side" in shown.err
     found = record.load(Path("results/compare.json"))
     assert found.command == "perfline compare tiny --traces deep/traces --explain"
     assert found.cases["tiny"].explanation is not None
