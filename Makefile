@@ -98,8 +98,6 @@ SLIM := llama3-8b-slim,deepseek-7b-slim
 # the machine is: one instruction set and one name, and all of them share one baseline.
 quick: export PERFLINE_MACHINE = any-$(shell uname -m)
 quick: export ATEN_CPU_CAPABILITY = avx2
-# Inductor's cache does not tell instruction sets apart: kernels of one abort under another.
-quick: export TORCHINDUCTOR_CACHE_DIR = $(abspath $(VENV))/inductor-avx2
 quick: setup
 	$(BIN)/pytest tests/accuracy tests/perf -m quick --cases tiny --results results/quick.json $(ARGS)
 	$(BIN)/pytest tests/accuracy tests/perf -m quick --cases $(SLIM) --dummy-weights --results results/quick-slim.json $(ARGS)

@@ -179,6 +179,7 @@ def load(case: Case, device: Device, weights: Path | None, replica: Replica | No
 def _load(case: Case, device: Device, weights: Path | None, replica: Replica | None) -> Model:
     _set_threads(case, device)
     upstream.check()
+    upstream.separate_instruction_sets()
     torch.compiler.reset()
     quiet: Any = transformers.utils.logging
     quiet.disable_progress_bar()

@@ -26,7 +26,8 @@ logger ``transformers.modeling_utils``                 4.57-5.24               l
 ``torch._dynamo.utils.counters``                       torch 2.9-2.15          an error
 ``torch._dynamo.config.fail_on_recompile_limit_hit``   torch 2.9-2.15          an error
 ``torch._dynamo.exc``                                  torch 2.9-2.15          an error
-``torch._inductor.runtime.cache_dir_utils.cache_dir``  torch 2.9-2.15          no path in a hint
+``torch._inductor.runtime.cache_dir_utils.cache_dir``  torch 2.9-2.15          no path in a hint,
+                                                                               one cache for all
 ``torch._inductor.metrics``, the profiler's name of a   torch 2.9-2.15         counts of 0, and all
 compiled region                                                               operators are eager
 ``torch._inductor.config.cpp.enable_kernel_profile``,  torch 2.9-2.15          no kernel is named,
@@ -456,6 +457,20 @@ def inductor_cache() -> str:
     except ImportError:
         return "inductor's cache directory"
     return cache_dir()
+
+
+def separate_instruction_sets() -> None:
+    """Give a forced instruction set (ATEN_CPU_CAPABILITY) a cache of its own.
+
+    Inductor's keys do not hold it: a kernel that was made under one aborts the process under
+    another. A cache that somebody has named is left to them.
+    """
+    forced = re.sub(r"\W+", "-", os.environ.get("ATEN_CPU_CAPABILITY", ""))
+    if forced and "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
+        with suppress(ImportError):
+            from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{cache_dir()}-{forced}"
 
 
 def is_full(error: BaseException) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import os
 
 import pytest
 import torch
@@ -213,6 +214,31 @@ def test_inductor_names_its_kernels_of_a_cpu_meanwhile():
 def test_inductor_tells_where_its_cache_is(monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/some/where")
     assert upstream.inductor_cache() == "/some/where"
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ({}, None),
+        ({"ATEN_CPU_CAPABILITY": "avx2"}, "here/torchinductor_me-avx2"),
+        ({"ATEN_CPU_CAPABILITY": "../x"}, "here/torchinductor_me--x"),
+        ({"ATEN_CPU_CAPABILITY": "avx2", "TORCHINDUCTOR_CACHE_DIR": "/own"}, "/own"),
+    ],
+)
+def test_a_forced_instruction_set_has_an_inductor_cache_of_its_own(
+    monkeypatch, tmp_path, given, found
+):
+    """A kernel of avx512 that a process under avx2 found there aborted it, torch 2.13."""
+    for name in ("ATEN_CPU_CAPABILITY", "TORCHINDUCTOR_CACHE_DIR"):
+        monkeypatch.setenv(name, "")  # so that it is as before once the test is over
+        monkeypatch.delenv(name)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "here"))
+    monkeypatch.setenv("LOGNAME", "me")
+    upstream.separate_instruction_sets()
+    now = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+    assert now == (str(tmp_path / found) if found and found != "/own" else found)
 
 
 def test_new_tensors_are_no_news_meanwhile():
