@@ -12,9 +12,9 @@ import pytest
 
 from perfline.cases.case import load_cases
 from perfline.cases.data import find_mmlu
-from perfline.errors import CaseError, DataError
+from perfline.errors import CaseError, DataError, MissingData
 from perfline.tasks.prompts import data_digest, load_subjects, question_set_digest, render_prompt
-from perfline.tasks.task import Task, load_task, packaged_tasks, read_task
+from perfline.tasks.task import Task, find_rows, load_task, packaged_tasks, read_task
 
 OWN = """\
 name: sums
@@ -45,6 +45,44 @@ def own(tmp_path: Path, text: str = OWN, **rows: Sequence[object]) -> Task:
         text = "".join(f"{line if isinstance(line, str) else json.dumps(line)}\n" for line in lines)
         (tmp_path / f"{name}.jsonl").write_text(text)
     return read_task(tmp_path / "sums.yaml")
+
+
+# --- where rows are looked for --------------------------------------------------------------------
+def test_rows_are_found_in_the_data_dir_beside_the_task_and_last_in_the_hub_s_cache(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    (case,) = load_cases(["tiny"])
+    (tmp_path / "tasks").mkdir()
+    task = own(tmp_path / "tasks", OWN.replace("  path: sums\n", "  path: sums\n  hub: me/sums\n"))
+    given = tmp_path / "given"
+    with pytest.raises(MissingData, match=r"case tiny: no questions of task 'sums' at") as caught:
+        find_rows(case, task, given)
+    assert caught.value.command == (
+        f"hf download --repo-type dataset me/sums --local-dir {given}/sums"
+    )
+    cached = tmp_path / "hub" / "datasets--me--sums"
+    snapshot = cached / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("abc")
+    for last in (
+        snapshot,
+        tmp_path / "tasks" / "sums",
+        given / "sums",
+        given / case.model.case_dir / "sums",
+    ):
+        last.mkdir(parents=True, exist_ok=True)
+        assert find_rows(case, task, given) == last
+    assert find_rows(case, task, None) == tmp_path / "tasks" / "sums"
+
+
+def test_rows_of_nobody_are_to_be_copied(tmp_path):
+    (case,) = load_cases(["tiny"])
+    task = own(tmp_path)
+    with pytest.raises(MissingData) as caught:
+        find_rows(case, task, None)
+    assert caught.value.command == "cp -r YOUR_QUESTIONS DATA_DIR/sums"
 
 
 # --- MMLU -----------------------------------------------------------------------------------------
