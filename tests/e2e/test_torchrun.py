@@ -21,6 +21,7 @@ from perfline.engines import hf
 from perfline.engines.device import current_device
 from perfline.engines.engine import run_pass
 from perfline.tasks.prompt_lengths import dummy_prompts
+from perfline.tasks.prompts import Continuation
 from together import TOGETHER
 
 REPOSITORY = Path(__file__).parents[2]
@@ -143,8 +144,10 @@ from perfline.engines import hf
 from perfline.cases.case import load_case
 from perfline.engines.device import current_device
 from perfline.engines.engine import run_pass
+from perfline.engines.shared_prefix import SharedPrefixRunner
 from perfline.measure.rank_worker import follow
 from perfline.tasks.prompt_lengths import dummy_prompts
+from perfline.tasks.prompts import Continuation
 from perfline.distributed.group import join
 from perfline.distributed.replica import Replica
 
@@ -153,16 +156,24 @@ group = join(100.0)
 replica = Replica(group, 2, 1)
 model = hf.load(load_case(here / "qwen.yaml"), current_device(), None, replica)
 asked = dummy_prompts(model.vocabulary, 2048)[:6]
-second = [replace(prompt, task="second", ids=prompt.ids[:8]) for prompt in asked]  # of the same ids
+choices = [Continuation(np.arange(3, 4 + n), 1 + n) for n in range(4)]
+# Of the same ids, scored by continuation.
+second = [
+    replace(prompt, task="second", ids=prompt.ids[-8:], continuations=tuple(choices))
+    for prompt in asked
+]
 if group.rank:
     class LoadedCase:
         prompts, more, engine = asked, {"second": second}, staticmethod(model.engine)
+        shared = staticmethod(lambda name, say: SharedPrefixRunner(model.engine(name)))
     follow(replica, LoadedCase)
 else:
     found = {}
     for name in ("eager", "inductor"):
         found[name] = run_pass(model.engine(name), asked, "last").answers.letter_logits
     found["second"] = run_pass(model.engine("eager"), second, "last").answers.letter_logits
+    runner = SharedPrefixRunner(model.engine("eager"))
+    found["shared"] = runner.run(second, runner.plan(second)).answers.letter_logits
     counts = model.engine("inductor").compile_counts()
     found["counts"] = np.array([counts.graphs, counts.graph_breaks])
     np.savez(here / "split.npz", **found)
@@ -188,15 +199,17 @@ def test_random_weights_of_a_real_architecture_answer_as_unsplit_ones(tmp_path: 
     model = hf.load(load_case(tmp_path / "qwen.yaml"), current_device(), None)
     asked = dummy_prompts(model.vocabulary, 2048)[:6]
     alone = run_pass(model.engine("eager"), asked, "last").answers.letter_logits
-    second = [dataclasses.replace(prompt, ids=prompt.ids[:8]) for prompt in asked]
+    choices = tuple(Continuation(np.arange(3, 4 + n), 1 + n) for n in range(4))
+    second = [dataclasses.replace(p, ids=p.ids[-8:], continuations=choices) for p in asked]
     other = run_pass(model.engine("eager"), second, "last").answers.letter_logits
     model.close()
     with np.load(tmp_path / "split.npz") as split:
         for name in ("eager", "inductor"):
             np.testing.assert_allclose(split[name], alone, atol=1e-4)
-        np.testing.assert_allclose(split["second"], other, atol=1e-4)
+        for name in ("second", "shared"):
+            np.testing.assert_allclose(split[name], other, atol=1e-4)
         assert split["counts"].tolist() == [1, 0]  # one graph, no graph break
-    assert np.ptp(alone) > 0.1
+    assert min(np.ptp(alone), np.ptp(other[:, 0])) > 0.1
 
 
 FOLLOWER_KILLED = """
