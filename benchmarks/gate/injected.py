@@ -211,8 +211,9 @@ INJECTIONS = {
     ),
     "upcast": Injection(
         _set("mlp.down_proj", _upcast),
-        (rf"{_ALL}\.mlp\.down_proj", r"linear( .*)?"),
-        (_ALL, r"mm( .*)?"),
+        # The conversion and the product in fp64 cost as much; inductor fuses the first.
+        (rf"{_ALL}\.mlp\.down_proj", r"linear( .*)?|nothing -> to"),
+        (_ALL, r"mm( .*)?|.*_to_copy.*"),
     ),
     "a copy": Injection(
         _set("mlp.down_proj", _copied), (rf"{_ALL}\.mlp\.down_proj", r"nothing -> clone"), None

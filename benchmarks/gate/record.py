@@ -21,6 +21,7 @@ import math
 import os
 import shlex
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -98,7 +99,7 @@ def main() -> int:
     levels = [float(text) for text in args.levels.split(",")]
     (case,) = load_cases([args.case], [])
     settings = [f"throughput.sample={args.sample}"]
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, _neighbours(args.busy):
         files = {name: Path(scratch, name) for name in SIDES}
         for path in files.values():
             slowdown.write(path, 0.0)
@@ -145,8 +146,21 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--dummy-weights", action="store_true")
     parser.add_argument("--resume", action="store_true", help="add to the file")
+    parser.add_argument("--busy", type=int, default=0, metavar="N", help="processes beside it")
     parser.add_argument("--note", default="")
     return parser.parse_args()
+
+
+@contextmanager
+def _neighbours(count: int) -> Iterator[None]:
+    """So many processes, each of which takes all of a core that it can get."""
+    program = [sys.executable, "-c", "while True: pass"]
+    running = [subprocess.Popen(program) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for process in running:
+            process.kill()
 
 
 def _begin(args: argparse.Namespace, levels: list[float]) -> dict[str, Any]:
