@@ -31,6 +31,7 @@ from perfline.engines.engine import (
     MeasuredEngine,
 )
 from perfline.engines.telemetry import RoundHealth, Watch
+from perfline.errors import NoDecode
 from perfline.gates.accuracy import OtherToken
 from perfline.measure import notices
 from perfline.measure.throughput import Ready, compile_metrics, counted, waited_fraction
@@ -75,9 +76,15 @@ def forms(
     """The forms that a case asks for, and a line on each that its model has no positions for.
 
     Single prompts are as long as the case's are; rows of a batch are cut, or told again, to the
-    middle length; those of a context to as much as leaves room for the tokens.
+    middle length; those of a context to as much as leaves room for the tokens. NoDecode where there
+    is no room for a prompt.
     """
     spec, most = case.decode, positions - tokens
+    if most < 1:
+        raise NoDecode(
+            f"{case.source}: decode generates {tokens} tokens, and the model has {positions} "
+            "positions, the prompt's included: set key 'decode.tokens' to fewer"
+        )
     order = stratified_sample([len(p.ids) for p in prompts], max(PROMPTS, *spec.batch_sizes))
     ids = [prompts[index].ids[-most:] for index in order]
     few = stratified_sample([len(each) for each in ids], PROMPTS)

@@ -12,6 +12,7 @@ from perfline.cases.case import Case, DecodeSpec, ModelSpec
 from perfline.engines.device import Device
 from perfline.engines.engine import CompileCounts
 from perfline.engines.telemetry import RoundHealth
+from perfline.errors import NoDecode
 from perfline.gates import performance
 from perfline.gates.accuracy import OtherToken, same_tokens
 from perfline.measure import decode
@@ -53,6 +54,14 @@ def test_prompts_that_leave_no_room_lose_their_beginning():
     (single,), _ = decode.forms(case(), prompts(40, 100), 16, 96)
     assert {ids.shape for ids in single.prompts} == {(1, 80)}
     assert all(ids[0, 0] >= 20 for ids in single.prompts)
+
+
+@pytest.mark.parametrize("tokens", [96, 97, 100_000])
+def test_tokens_that_leave_no_position_for_a_prompt_are_not_generated(tokens):
+    (single,), _ = decode.forms(case(), prompts(40), 95, 96)
+    assert {ids.shape for ids in single.prompts} == {(1, 1)}
+    with pytest.raises(NoDecode, match=rf"x.yaml: decode generates {tokens} tokens.* has 96 pos"):
+        decode.forms(case(), prompts(40), tokens, 96)
 
 
 def test_a_batch_may_have_more_rows_than_there_are_questions():
