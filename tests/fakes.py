@@ -216,7 +216,8 @@ class FakeDecoder:
         return Generated(given, first_s, steps, first_s + sum(steps))
 
     def logits_after(self, ids: Ints, last: int = 1) -> np.ndarray:
-        logits = np.full((last, 100), 5.0, dtype=np.float32)
+        logits = np.zeros((last, 100), dtype=np.float32)
+        logits[range(last), range(last)] = 5.0
         logits[:, 99] = 5.0 if self.tie else 0.0
         return logits
 

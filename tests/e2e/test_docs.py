@@ -386,7 +386,7 @@ NOT_OF_TINY |= {"drift_val", "drift_infer"}  # in 16 bits
 IN_NO_RECORD = {"core_time", "whole_time", "decode_time", "energy", "letter_logprobs"}
 IN_NO_RECORD |= {"fidelity_val", "fidelity_infer"}
 VERDICTS_ONLY = {"fidelity", "flips", "acc_val_timed", "acc_infer_timed"}
-VERDICTS_ONLY |= {"fingerprint", "fingerprint_val", "decode_flips"}
+VERDICTS_ONLY |= {"fingerprint", "fingerprint_val", "decode_flips", "decode_flips_val"}
 VERDICTS_ONLY |= {"fingerprint_decode", "fingerprint_decode_val"}
 # Of several ranks only; tests/e2e/test_torchrun.py has their units from a run.
 OF_RANKS = {

@@ -83,13 +83,21 @@ def test_a_later_first_token_is_regressed(accepted):
 
 
 @pytest.mark.parametrize(("tie", "word"), [(False, "regressed"), (True, "ok")])
-def test_another_token_than_eager_s_is_regressed_unless_it_is_a_tie(accepted, tie, word):
-    accepted.script(decode={"inductor": {"other": 3}, "eager": {"tie": tie}})
+@pytest.mark.parametrize(("engine", "end"), [("inductor", ""), ("eager", "_val")])
+def test_another_token_than_the_likeliest_is_regressed_unless_it_is_a_tie(
+    accepted, engine, end, tie, word
+):
+    settings = {"inductor": {}, "eager": {"tie": tie}}
+    settings[engine]["other"] = 3
+    accepted.script(decode=settings)
     result = accepted.run(*DECODE)
-    assert accepted.words()["decode_flips.paired"] == word
+    words = accepted.words()
+    assert words.pop(f"decode_flips{end}.paired") == word
+    assert [each for name, each in words.items() if name.startswith("decode_flips")] == ["ok"]
     if not tie:
         result.assert_outcomes(passed=1, failed=1)
-        result.stdout.fnmatch_lines(["decode_flips regressed +13 (limit +0)", "*token 3: 3 -> 99*"])
+        first = f"decode_flips{end} regressed +13 (limit +0)"
+        result.stdout.fnmatch_lines([first, "*token 3: 3 -> 99*"])
         assert accepted.update("--accept-regression") == 2
 
 

@@ -194,7 +194,7 @@ def decode(
 ) -> list[Verdict]:
     """Does it generate slower, with more memory or more graphs than the baseline, or other tokens?
 
-    The tokens are held to the eager engine's of the same run.
+    The tokens are held to the likeliest ones, by the model's own forward in the same run.
     """
     judged = [metric for metric in decoded.metrics() if metric.direction != "info"]
     fault = _fault(decoded, "") or performance.impossible_bandwidth(decoded.mbu)

@@ -98,8 +98,8 @@ class Decoder:
     def logits_after(self, ids: Ints, last: int = 1) -> npt.NDArray[np.float32]:
         """Logits behind each of the ``last`` of ``ids``, by the engine's own forward, no cache."""
         batch = torch.from_numpy(np.ascontiguousarray(ids))[None].to(self._engine.device.torch)
-        logits = self._engine.forward(batch, "last" if last == 1 else "all")
-        return cast("npt.NDArray[np.float32]", logits[0, -last:].float().cpu().numpy())
+        logits = self._engine.tail(batch, last, "last")
+        return cast("npt.NDArray[np.float32]", logits.float().cpu().numpy())
 
     def streamed_bytes(self, rows: int, length: int) -> int | None:
         """Bytes that one step reads: weights, and the cache at its whole length.

@@ -536,8 +536,7 @@ class CaseRun:
     def decode(self, name: EngineName, repeat: Repeat) -> decoding.Decoded:
         """Generate token by token in timed rounds; done once. NoDecode where the engine cannot.
 
-        Its tokens are held to those of the eager engine, which generates them where it was not
-        timed.
+        Its tokens are held to what is likeliest by the eager engine's forward.
         """
         if name in self._decoded:
             return self._decoded[name]
@@ -553,19 +552,9 @@ class CaseRun:
             found = region.finish(lambda: self._memory_bandwidth, self.device.uncached_bytes())
         if self.case.fingerprint:
             found = replace(found, fingerprint=work.fingerprint(ready))
-        if name != "eager":
-            eager = self.loaded.decoder("eager")
-            if "eager" in self._decoded:
-                reference = self._decoded["eager"].given
-            else:
-                reference = {
-                    form.name: tuple(
-                        eager.generate(ids, work.tokens, form.length).tokens for ids in form.prompts
-                    )
-                    for form in work.forms
-                }
-            others, compared = decoding.tokens_apart(found.given, reference, work.forms, eager)
-            found = replace(found, others=tuple(others), compared=compared)
+        eager = self.loaded.decoder("eager")
+        others, compared = decoding.tokens_apart(found.given, work.forms, eager)
+        found = replace(found, others=tuple(others), compared=compared)
         self._compile_anew()
         self._decoded[name] = found
         return found

@@ -31,7 +31,7 @@ from perfline.engines.engine import (
     MeasuredEngine,
 )
 from perfline.engines.telemetry import RoundHealth, Watch
-from perfline.errors import NoDecode
+from perfline.errors import EngineError, NoDecode
 from perfline.gates.accuracy import OtherToken
 from perfline.measure import notices
 from perfline.measure.throughput import Ready, compile_metrics, counted, waited_fraction
@@ -140,7 +140,7 @@ class Decoded:
         timed: what was compiled in the timed rounds; anything makes the run invalid.
         streamed: bytes that one step reads; None where not known, or where they fit a cache.
         bandwidth: bytes a second that the device reads, or copies; None where not measured.
-        others: tokens that differ from the eager engine's; empty for that one.
+        others: tokens that are not the likeliest (``tokens_apart``).
         compared: how many tokens were.
         fingerprint: what runs while some tokens are generated; None where that was not asked.
     """
@@ -369,27 +369,26 @@ class DecodeRegion:
 
 
 def tokens_apart(
-    given: Mapping[str, Sequence[Ints]],
-    reference: Mapping[str, Sequence[Ints]],
-    forms: Sequence[Form],
-    eager: MeasuredDecoder,
+    given: Mapping[str, Sequence[Ints]], forms: Sequence[Form], eager: MeasuredDecoder
 ) -> tuple[list[OtherToken], int]:
-    """Where an engine's tokens leave the eager engine's, row by row; and how many were compared.
+    """Which tokens are not the likeliest behind their own text; and how many were compared.
 
-    A row is compared until its first other token: behind it, the two go on from different texts.
+    By the eager engine's forward without a cache, so that a cache that is wrong on every engine is
+    seen, too. EngineError where its logits are not finite.
     """
     others, compared = [], 0
     for form in forms:
         for number, ids in enumerate(form.prompts):
-            mine, theirs = given[form.name][number], reference[form.name][number]
-            for row in range(len(ids)):
-                apart = np.flatnonzero(mine[row] != theirs[row])
-                compared += int(apart[0]) + 1 if apart.size else mine.shape[1]
-                if apart.size:
-                    at = int(apart[0])
-                    (logits,) = eager.logits_after(np.concatenate([ids[row], theirs[row, :at]]))
-                    before, after = int(theirs[row, at]), int(mine[row, at])
-                    where = f"{form.name or 'single'}/{number * form.rows + row} token {at}"
-                    gap, largest = logits[before] - logits[after], np.abs(logits).max()
-                    others.append(OtherToken(where, before, after, float(gap), float(largest)))
+            for row, tokens in enumerate(given[form.name][number]):
+                text = np.concatenate([ids[row], tokens[:-1]])
+                logits = eager.logits_after(text, len(tokens))
+                where = f"{form.name or 'single'}/{number * form.rows + row}"
+                if not np.isfinite(logits).all():
+                    raise EngineError(f"decode: logits behind the tokens of {where} are not finite")
+                likeliest = logits.argmax(axis=1)
+                compared += len(tokens)
+                for at in np.flatnonzero(likeliest != tokens).tolist():
+                    before, after, here = int(likeliest[at]), int(tokens[at]), logits[at]
+                    gap, largest = float(here[before] - here[after]), float(np.abs(here).max())
+                    others.append(OtherToken(f"{where} token {at}", before, after, gap, largest))
     return others, compared

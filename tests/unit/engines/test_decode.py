@@ -180,14 +180,14 @@ def test_every_context_has_a_cache_of_its_own_and_recompiles_nothing(monkeypatch
     model = loaded(2)
     forms, lines = measured.forms(replace(model.case, decode=spec), asked, 4, model.positions)
     assert len(lines) == 1  # the model has 256 positions
-    given = {}
+    eager = decode.Decoder(model, "eager")
     for name in ("eager", "inductor"):
         decoder, engine = decode.Decoder(model, name), model.engine(name)
         work = measured.Work(engine, decoder, tuple(forms), 4)
         region = measured.DecodeRegion(work, work.make_ready(0.0))
         region.round()
         found = region.finish(lambda: None, None)
-        given[name] = found.given
+        assert measured.tokens_apart(found.given, forms, eager)[0] == []
         lengths = {"": 128, "b8": 64, "b32": 64, "c64": 64, "c128": 128, "c256": 256}
         assert {form.name: form.length for form in forms} == lengths
         assert set(decoder._caches) == {(form.rows, form.length) for form in forms}
@@ -195,7 +195,6 @@ def test_every_context_has_a_cache_of_its_own_and_recompiles_nothing(monkeypatch
             assert cache.layers[0].keys.shape[::2] == (rows, length)
     # A prompt and a token, by one row or by several: any length of cache runs in those.
     assert (found.ready.first.graphs, found.ready.later.graphs, found.timed.graphs) == (4, 0, 0)
-    assert measured.tokens_apart(given["inductor"], given["eager"], forms, decoder)[0] == []
     names = {metric.name for metric in found.metrics()}
     of = {"decode_b8", "decode_b32", "decode_c64", "decode_c128", "decode_c256"}
     assert {name for name in names if name.startswith("decode_")} == of

@@ -12,7 +12,7 @@ from perfline.cases.case import Case, DecodeSpec, ModelSpec
 from perfline.engines.device import Device
 from perfline.engines.engine import CompileCounts
 from perfline.engines.telemetry import RoundHealth
-from perfline.errors import NoDecode
+from perfline.errors import EngineError, NoDecode
 from perfline.gates import performance
 from perfline.gates.accuracy import OtherToken, same_tokens
 from perfline.measure import decode
@@ -155,16 +155,25 @@ def test_rounds_that_the_device_slowed_do_not_count():
     assert found.thrown_out == ("heat",)
 
 
-def test_a_row_is_compared_until_its_first_other_token():
+def test_a_token_is_held_to_the_likeliest_behind_its_own_text():
     forms, _ = decode.forms(case(batch_sizes=(1, 2)), prompts(), 4, 4096)
     same = {f.name: [np.tile(np.arange(4), (f.rows, 1)) for _ in f.prompts] for f in forms}
     other = {name: [ids.copy() for ids in each] for name, each in same.items()}
     other["b2"][0][1, 2:] = 99
     eager = FakeDecoder(FakeEngine("eager", FakeClock()))
-    assert decode.tokens_apart(same, same, forms, eager) == ([], 24)
-    others, compared = decode.tokens_apart(other, same, forms, eager)
-    assert others == [OtherToken("b2/1 token 2", 2, 99, 5.0, 5.0)]
-    assert compared == 23
+    assert decode.tokens_apart(same, forms, eager) == ([], 24)
+    others, compared = decode.tokens_apart(other, forms, eager)
+    assert others == [OtherToken(f"b2/1 token {at}", at, 99, 5.0, 5.0) for at in (2, 3)]
+    assert compared == 24
+
+
+def test_logits_that_are_no_numbers_hold_no_token():
+    forms, _ = decode.forms(case(), prompts(), 4, 4096)
+    given = {f.name: [np.tile(np.arange(4), (f.rows, 1)) for _ in f.prompts] for f in forms}
+    eager = FakeDecoder(FakeEngine("eager", FakeClock()))
+    eager.logits_after = lambda ids, last: np.full((last, 100), np.nan, dtype=np.float32)
+    with pytest.raises(EngineError, match="logits behind the tokens of single/0 are not finite"):
+        decode.tokens_apart(given, forms, eager)
 
 
 @pytest.mark.parametrize(
