@@ -152,7 +152,7 @@ def test_generated_tokens_come_with_what_else_was_likely():
     found = [each.build(GeneratedTokens) for each in sent]
     assert [each.tokens for each in found] == [tuple(range(16))] * 4
     assert found[0].likeliest[3] == (3, 0, 1, 2, 4, 5, 6, 7)
-    assert found[0].logits[3] == (5.0,) * 8
+    assert found[0].logits[3] == (5.0, *[0.0] * 7)
     assert found[0].largest == (5.0,) * 16
 
 
