@@ -200,7 +200,10 @@ def next_steps(
         return ["run again once the cause above is gone"]
     steps = [f"to settle it: {settle}"] if settle else []
     red = [v for v in verdicts if v.word == "regressed"]
-    if any(map(accept.final, red)):
+    if wrong := [v.metric for v in red if accept.final(v)]:
+        if all(metric.startswith("decode_flips") for metric in wrong):
+            why = "its cache, its positions or a kernel"
+            return [*steps, f"find out why decode generates other tokens than a forward: {why}"]
         asked = f"`perfline prompt {case} TASK/SUBJECT/INDEX` shows what was asked"
         return [*steps, f"find out why the answers are wrong; {asked}"]
     if red and not settle:

@@ -186,10 +186,9 @@ class Decoded:
 
     @property
     def given(self) -> dict[str, tuple[Ints, ...]]:
-        """The tokens of the last round, by form and prompt."""
-        last = self.rounds[-1].generated
+        """The tokens of all rounds, by form: those of its prompts in turn, pass after pass."""
         return {
-            form.name: tuple(g.tokens for g in last[form.name][-len(form.prompts) :])
+            form.name: tuple(g.tokens for each in self.rounds for g in each.generated[form.name])
             for form in self.forms
         }
 
@@ -374,15 +373,21 @@ def tokens_apart(
     """Which tokens are not the likeliest behind their own text; and how many were compared.
 
     By the eager engine's forward without a cache, so that a cache that is wrong on every engine is
-    seen, too. EngineError where its logits are not finite.
+    seen, too. ``given`` is as ``Decoded.given``; what several passes gave alike is compared once.
+    EngineError where the logits are not finite.
     """
-    others, compared = [], 0
+    others: list[OtherToken] = []
+    compared, seen = 0, set[tuple[str, bytes]]()
     for form in forms:
-        for number, ids in enumerate(form.prompts):
-            for row, tokens in enumerate(given[form.name][number]):
-                text = np.concatenate([ids[row], tokens[:-1]])
-                logits = eager.logits_after(text, len(tokens))
+        for nth, rows in enumerate(given[form.name]):
+            number = nth % len(form.prompts)
+            for row, tokens in enumerate(rows):
                 where = f"{form.name or 'single'}/{number * form.rows + row}"
+                if (where, tokens.tobytes()) in seen:
+                    continue
+                seen.add((where, tokens.tobytes()))
+                text = np.concatenate([form.prompts[number][row], tokens[:-1]])
+                logits = eager.logits_after(text, len(tokens))
                 if not np.isfinite(logits).all():
                     raise EngineError(f"decode: logits behind the tokens of {where} are not finite")
                 likeliest = logits.argmax(axis=1)

@@ -128,7 +128,7 @@ def flip_lists(
         FlipList(
             metric=verdict.metric,
             word=verdict.word,
-            against=against or _AGAINST[verdict.gate],
+            against=against or _against(verdict),
             counts=flip_counts([verdict]),
             rows=tuple(
                 _flip_row(verdict, flip, flipped_task(verdict, first), labels, questions)
@@ -155,6 +155,12 @@ _AGAINST = {
     "paired": "the eager engine's answers → the compiled engine's, in this run",
     "published": "published → this run's",
 }
+
+
+def _against(verdict: Verdict) -> str:
+    if verdict.metric.startswith("decode_flips"):
+        return "the likeliest tokens by a forward without a cache → those generated, in this run"
+    return _AGAINST[verdict.gate]
 
 
 def _subject_table(

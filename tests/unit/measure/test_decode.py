@@ -165,6 +165,8 @@ def test_a_token_is_held_to_the_likeliest_behind_its_own_text():
     others, compared = decode.tokens_apart(other, forms, eager)
     assert others == [OtherToken(f"b2/1 token {at}", at, 99, 5.0, 5.0) for at in (2, 3)]
     assert compared == 24
+    twice = {name: [*each, *other[name]] for name, each in same.items()}
+    assert decode.tokens_apart(twice, forms, eager) == (others, 28)  # one row of one pass is new
 
 
 def test_logits_that_are_no_numbers_hold_no_token():
