@@ -14,6 +14,28 @@ from perfline.errors import RecordError
 from perfline.search import record
 from perfline.search.record import Probe, Search
 
+# A module's text: how a forward lasts longer. As much in every one: rounds may be short.
+SLOWED = """
+import time
+
+from perfline.engines.torch_engine import TorchEngine
+
+
+def slower(effect):
+    forward = TorchEngine.forward
+
+    def slowed(self, batch, head):
+        start = time.perf_counter()
+        logits = forward(self, batch, head)
+        end = time.perf_counter()
+        while time.perf_counter() < end + effect * (end - start):
+            pass
+        return logits
+
+    return slowed
+
+"""
+
 
 def add_options(parser: argparse.ArgumentParser, results: Path) -> None:
     """Add what each live search is asked: the effect, and what becomes of the result."""

@@ -1,8 +1,8 @@
 """Does ``perfline bisect`` find the commit of a made history, by live processes?
 
 ``python benchmarks/gate/bisect_live.py --effect 0.05 --commits 8 --step 5 [--write]``: makes a git
-repository whose commits differ in a module that runs one more forward for every 1 / effect-th one,
-from commit ``step`` on, and runs ``perfline bisect`` over it. Effect 0 makes a history without a
+repository whose commits differ in a module that makes every forward last so much longer, from commit
+``step`` on, and runs ``perfline bisect`` over it. Effect 0 makes a history without a
 change. An hour on 2 quiet cores; what other options follow go to ``perfline bisect``.
 """
 
@@ -17,24 +17,11 @@ import _live
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "bisect-live.json"
-_MODULE = '''"""Commit {number}: every {every}th forward runs twice (0: none does)."""
-
-from perfline.engines.torch_engine import TorchEngine
-
-EVERY = {every}
-forward, calls = TorchEngine.forward, 0
-
-
-def slowed(self, batch, head):
-    global calls
-    calls += 1
-    if EVERY and calls % EVERY == 0:
-        forward(self, batch, head)
-    return forward(self, batch, head)
-
-
-TorchEngine.forward = slowed
-'''
+_MODULE = """# Commit {number}: every forward lasts longer by a share of {effect:g}, on a CPU.
+{slowed}
+if {effect:g}:
+    TorchEngine.forward = slower({effect:g})
+"""
 
 
 def git(folder: Path, *words: str) -> str:
@@ -51,8 +38,8 @@ def make(folder: Path, commits: int, step: int, effect: float) -> list[str]:
     (folder / "src").mkdir()
     found = []
     for number in range(commits + 1):
-        every = round(1 / effect) if effect and number >= step else 0
-        text = _MODULE.format(number=number, every=every)
+        now = effect if number >= step else 0.0
+        text = _MODULE.format(number=number, effect=now, slowed=_live.SLOWED)
         (folder / "src" / "made_history.py").write_text(text)
         git(folder, "add", "-A")
         git(folder, "commit", "-q", "-m", f"change {number}")

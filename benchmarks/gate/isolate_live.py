@@ -3,7 +3,7 @@
 ``python benchmarks/gate/isolate_live.py slower|together|tokens [--effect 0.05] [--write]``: makes
 local wheels in two versions, installs 1 of each for A and 2 for B, and isolates between them:
 
-- ``slower``: one of three runs some forwards twice in its version 2;
+- ``slower``: one of three makes forwards last longer in its version 2;
 - ``together``: two of them do, but only where both are version 2;
 - ``tokens``: one makes 9 % more tokens of each prompt, which needs no timing.
 
@@ -29,26 +29,12 @@ GUILTY = {
     "tokens": {"made-three"},
 }
 _IDLE = '"""Does nothing."""\n'
-_SLOWED = '''"""Every {every}th forward runs twice, where all of {asked} are version 2."""
-
+_SLOWED = """# Forwards last longer, where all of {asked} are version 2.
 from importlib.metadata import version
-
-from perfline.engines.torch_engine import TorchEngine
-
-forward, calls = TorchEngine.forward, 0
-
-
-def slowed(self, batch, head):
-    global calls
-    calls += 1
-    if calls % {every} == 0:
-        forward(self, batch, head)
-    return forward(self, batch, head)
-
-
+{slowed}
 if all(version(name) == "2" for name in {asked}):
-    TorchEngine.forward = slowed
-'''
+    TorchEngine.forward = slower({effect:g})
+"""
 _LONGER = '''"""Nine tokens more for every hundred of a prompt."""
 
 import os
@@ -72,12 +58,13 @@ prompts.hf_encode = longer
 
 def modules(kind: str, effect: float) -> dict[str, str]:
     """The text of version 2 of each wheel; version 1 of all does nothing."""
-    every = round(1 / effect)
     found = dict.fromkeys(NAMES, _IDLE)
     if kind == "slower":
-        found["made_two"] = _SLOWED.format(every=every, asked=["made-two"])
+        found["made_two"] = _SLOWED.format(effect=effect, slowed=_live.SLOWED, asked=["made-two"])
     elif kind == "together":
-        found["made_two"] = _SLOWED.format(every=every, asked=["made-one", "made-two"])
+        found["made_two"] = _SLOWED.format(
+            effect=effect, slowed=_live.SLOWED, asked=["made-one", "made-two"]
+        )
     else:
         found["made_three"] = _LONGER
     return found
