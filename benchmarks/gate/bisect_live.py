@@ -1,8 +1,8 @@
 """Does ``perfline bisect`` find the commit of a made history, by live processes?
 
 ``python benchmarks/gate/bisect_live.py --effect 0.05 --commits 8 --step 5 [--write]``: makes a git
-repository whose commits differ in a module that makes every forward last so much longer, from commit
-``step`` on, and runs ``perfline bisect`` over it. Effect 0 makes a history without a
+repository whose commits differ in a module that makes every forward last so much longer, from
+commit ``step`` on, and runs ``perfline bisect`` over it. Effect 0 makes a history without a
 change. An hour on 2 quiet cores; what other options follow go to ``perfline bisect``.
 """
 
