@@ -38,9 +38,9 @@ read = TorchEngine.read
 
 
 def swapped(self, logits):
-    letters, best, text = read(self, logits)
+    letters, largest, best, text = read(self, logits)
     turned = {"A": "B", "B": "C", "C": "D", "D": "A"}
-    return letters[-1:] + letters[:-1], best, turned.get(text.strip(), text)
+    return letters[-1:] + letters[:-1], largest, best, turned.get(text.strip(), text)
 
 
 TorchEngine.read = swapped
