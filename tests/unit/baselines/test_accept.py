@@ -312,8 +312,8 @@ def test_the_file_of_today_is_judged_too() -> None:
     lines = accept.problems(candidate(measured, held(1000.0)), ADD)
 
     assert [line.split(": ")[2] for line in lines] == [
-        "p_infer_core regressed -50.0 % (limit -37.6 %)",
-        "p_val_core regressed -50.0 % (limit -37.6 %)",
+        "p_infer_core regressed -50.0 % (limit -32.6 %)",
+        "p_val_core regressed -50.0 % (limit -32.6 %)",
     ]
     assert accept.problems(candidate(measured, held(1000.0)), ACCEPT) == []
 
