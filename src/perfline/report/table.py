@@ -141,8 +141,8 @@ def verdict_rows(verdicts: Iterable[Verdict]) -> list[VerdictRow]:
             unit=unit_shown(v.unit),
             baseline=number(v.baseline, v.unit, v.baseline_error),
             measured=number(v.measured, v.unit, v.measured_error),
-            change=v.change,
-            limit=v.limit,
+            change=v.change.removesuffix(f" {v.unit}"),  # it has a column
+            limit=v.limit.removesuffix(f" {v.unit}"),
             word=v.word,
             reason=v.reason,
         )

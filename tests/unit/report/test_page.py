@@ -428,7 +428,7 @@ def test_a_run_that_was_added_still_shows_the_interval_it_was_judged_by(tmp_path
     found = gather([path], Places(tmp_path))
     figures, absent = charts.figures(found.cases["tiny"], found.record.created, True)
     row = charts._interval(judged, judged.change_fraction, before, samples.packaged())
-    assert f"{row.low:+.1f}" in figures["speed"][0].svg
+    assert f"{row.low:+.2f}" in figures["speed"][0].svg
     assert "accepted sessions" in dict(figures["speed"][0].keys).values()
     assert absent == []
 
