@@ -21,6 +21,7 @@ from perfline.compare.model import (
     Round,
     Side,
     SideName,
+    Turn,
     Workload,
 )
 from perfline.compare.record import CaseComparison
@@ -175,6 +176,7 @@ class FakeLauncher:
     log: list[str] = field(default_factory=list)
     started: dict[str, int] = field(default_factory=dict)
     live: set[str] = field(default_factory=set)
+    turns: list[Turn] = field(default_factory=list)  # of all rounds, in their order
     references: dict[str, References] = field(default_factory=dict)  # that a side was given
     fits_once: bool = False  # the second launch beside a live one finds no memory
 
@@ -221,12 +223,13 @@ class FakeLaunch:
             raise DeviceMemory(f"{self.name}: 16.1 GiB are needed, 9.0 are free")
         return self
 
-    def round(self, repeats: int) -> Round:
+    def round(self, asked: Turn) -> Round:
         self.launcher.log.append(f"round {self.name}")
+        self.launcher.turns.append(asked)
         turn, self.turns = self.turns, self.turns + 1
         if self.launch in self.script.round_fails and turn == 2:
             raise self.script.round_fails[self.launch]
-        tokens = repeats * self.ready.tokens
+        tokens = asked.repeats * self.ready.tokens // asked.parts
         core_s = tokens * self.script.token_s(self.launch, turn)
         return Round(
             start_s=1.7e9 + len(self.launcher.log),

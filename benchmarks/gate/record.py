@@ -36,9 +36,9 @@ from _recording import SCHEMA, read
 
 from perfline import jsonfile
 from perfline.cases.case import WeightsKind, load_cases
+from perfline.compare import pair
 from perfline.compare.launch import ProcessLauncher
 from perfline.compare.model import SIDES, Side, SideName, Worker, Workload
-from perfline.compare.run import repeats_for
 from perfline.compare.sides import make_side, places
 from perfline.engines import environment
 from perfline.errors import RecordError
@@ -69,7 +69,7 @@ class Recorder:
                 workers[name] = pending[name].wait_ready()
                 seconds.append(round(time.monotonic() - begin, 3))
             if not self.repeats:
-                self.repeats = repeats_for(min_round_s, *(w.ready for w in workers.values()))
+                self.repeats = pair.repeats_for(min_round_s, *(w.ready for w in workers.values()))
             for worker in workers.values():
                 worker.hold(self._threads)
             yield workers, seconds
@@ -77,25 +77,22 @@ class Recorder:
             for name in pending:
                 pending[name].close()
 
-    def rounds(self, workers: dict[SideName, Worker], amount: float, turns: int) -> Rounds:
-        """Microseconds a token of the kept rounds, A B | B A."""
+    def rounds(self, workers: dict[SideName, Worker], amount: float, rounds: int) -> Rounds:
+        """Microseconds a token of the kept rounds, in turns A B | B A."""
         slowdown.write(self._slow, amount)
-        found: Rounds = {"a": [], "b": []}
-        last = None
-        for turn in range(turns):
-            for name in SIDES if turn % 2 == 0 else SIDES[::-1]:
-                if name != last:
-                    workers[name].round(self.repeats)
-                done = workers[name].round(self.repeats)
-                key = "a" if name == "baseline" else "b"
-                found[key].append(round(1e6 * done.core_s / done.tokens, 6))
-                last = name
-        return found
+        live = {name: pair.Live(workers[name], 0.0) for name in SIDES}
+        each = pair.turns_for(self.repeats, *(workers[name].ready for name in SIDES))
+        pair.alternate(live, SIDES, each, rounds)
+        return {
+            key: [round(1e6 * done.core_s / done.tokens, 6) for done in live[name].kept]
+            for key, name in zip("ab", SIDES, strict=True)
+        }
 
 
 def main() -> int:
     """Calibrate, then record pair after pair."""
     args = _arguments()
+    pair.TURN_S = args.turn_s
     levels = [float(text) for text in args.levels.split(",")]
     (case,) = load_cases([args.case], [])
     settings = [f"throughput.sample={args.sample}"]
@@ -140,6 +137,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=6, help="kept, a side and level")
     parser.add_argument("--sample", type=int, default=16, help="prompts of a pass")
     parser.add_argument("--min-round-s", type=float, default=0.2)
+    parser.add_argument("--turn-s", type=float, default=pair.TURN_S, help="10: whole rounds")
     parser.add_argument("--levels", default="0.0,0.01,0.02,0.03,0.05")
     parser.add_argument("--calibrations", type=int, default=4, help="launch pairs")
     parser.add_argument("--calibrate-from", type=Path, help="an earlier recording")
@@ -223,8 +221,10 @@ def _fitted(path: Path, levels: Sequence[float]) -> dict[str, float]:
     }
 
 
-def _ratio(recorder: Recorder, workers: dict[SideName, Worker], amount: float, turns: int) -> float:
-    done = recorder.rounds(workers, amount, turns)
+def _ratio(
+    recorder: Recorder, workers: dict[SideName, Worker], amount: float, rounds: int
+) -> float:
+    done = recorder.rounds(workers, amount, rounds)
     ratios = [b / a for a, b in zip(done["a"], done["b"], strict=True)]
     return math.exp(statistics.median(map(math.log, ratios)))
 

@@ -11,6 +11,7 @@ __all__ = [
     "gates",
     "launch",
     "model",
+    "pair",
     "record",
     "run",
     "sequential",

@@ -11,7 +11,7 @@ import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
@@ -25,6 +25,7 @@ from perfline.compare.model import (
     Round,
     Side,
     SideName,
+    Turn,
     Workload,
 )
 from perfline.compare.process import Process, RankedProcess
@@ -176,12 +177,15 @@ class LaunchedWorker:
                 return tuple(held)
         return ()
 
-    def round(self, repeats: int) -> Round:
-        """Time ``repeats`` passes over the prompts."""
+    def round(self, turn: Turn) -> Round:
+        """Time a turn."""
         peers = [str(pid) for pid in self._launcher.peers(self._process)]
-        what = f"for a round of {repeats} passes"
-        self._process.send(what, ask="round", repeats=repeats, peers=peers)
-        return self._process.receive(self._limit_s(repeats), lambda found: found.build(Round))
+        what = f"for a round of {turn.repeats} passes"
+        if turn.parts > 1:
+            what += f", part {turn.part + 1} of {turn.parts}"
+        self._process.send(what, ask="round", **asdict(turn), peers=peers)
+        limit_s = self._limit_s(turn.repeats)
+        return self._process.receive(limit_s, lambda found: found.build(Round))
 
     def answers(self) -> Answers:
         """Answer the workload's questions."""

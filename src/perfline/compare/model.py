@@ -9,10 +9,12 @@ seconds a token to A's: above 0, B is slower.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from perfline.cases.case import WeightsKind
 from perfline.engines.engine import EngineName, Fingerprint, Profile
@@ -95,6 +97,7 @@ class Ready:
         prompts_digest: of the timed prompts' token ids; must be equal on both sides.
         tokens: prompt tokens of one pass of one replica.
         pass_s: seconds of one warm pass.
+        parts: into how many parts, at most, a pass can be cut; 1: a round is one request.
         graphs, graph_breaks, recompiles: compile health of the launch, all 0 for eager; of several
             ranks the most of any, and so is how long they took.
         others: processes of the ranks beside the first.
@@ -118,9 +121,22 @@ class Ready:
     graphs: int
     graph_breaks: int
     recompiles: int
+    parts: int = field(default=1, metadata={"ge": 1, **OPTIONAL})
     others: tuple[int, ...] = ()
     packages: Mapping[str, str] = field(default_factory=dict, metadata=OPTIONAL)
     notices: tuple[Notice, ...] = field(default=(), metadata=OPTIONAL)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What a side times at one request: ``repeats`` passes over the prompts, or a part of each.
+
+    ``part`` of ``parts``: every ``parts``-th prompt, from that one on.
+    """
+
+    repeats: int = field(default=1, metadata={"ge": 1})
+    part: int = field(default=0, metadata={"ge": 0, **OPTIONAL})
+    parts: int = field(default=1, metadata={"ge": 1, **OPTIONAL})
 
 
 @dataclass(frozen=True)
@@ -149,6 +165,34 @@ class Round:
     health: Mapping[str, Scalar] = field(default_factory=dict)
     step_s: float | None = field(default=None, metadata={**_SECONDS, **OPTIONAL})
     first_s: float | None = field(default=None, metadata={**_SECONDS, **OPTIONAL})
+
+    @classmethod
+    def of_turns(cls, turns: Sequence[Round]) -> Round:
+        """One round of several turns; a fault of one is its own."""
+        if len(turns) == 1:
+            return turns[0]
+        whole_s = [each.whole_s for each in turns]
+
+        def of_all(of: Callable[[list[float]], float], values: list[Any]) -> float | None:
+            return None if None in values else of(values)
+
+        def mean(values: list[float]) -> float:
+            return statistics.fmean(values, whole_s)
+
+        read = {
+            name: of_all(of, [each.health.get(name) for each in turns])
+            for name, of in (("sm_clock_mhz", min), ("temperature_c", max), ("power_w", mean))
+        }
+        return cls(
+            start_s=turns[0].start_s,
+            tokens=sum(each.tokens for each in turns),
+            core_s=math.fsum(each.core_s for each in turns),
+            whole_s=math.fsum(whole_s),
+            waited_fraction=of_all(mean, [each.waited_fraction for each in turns]),
+            joules=of_all(math.fsum, [each.joules for each in turns]),
+            faults=tuple(dict.fromkeys(fault for each in turns for fault in each.faults)),
+            health={name: value for name, value in read.items() if value is not None},
+        )
 
 
 @dataclass(frozen=True)
@@ -221,8 +265,8 @@ class Worker(Protocol):
     def ready(self) -> Ready:
         """What the launch told when it was ready."""
 
-    def round(self, repeats: int) -> Round:
-        """Time ``repeats`` passes over the prompts."""
+    def round(self, turn: Turn) -> Round:
+        """Time a turn."""
 
     def answers(self) -> Answers:
         """Answer the workload's questions, plainly, one forward a prompt."""

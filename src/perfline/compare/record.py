@@ -198,6 +198,7 @@ class PairRecord:
             the other.
         wall_s: all of it; ``rounds_s``: the rounds alone, the dropped ones included.
         void: why the pair does not count; empty where it does.
+        turns: in how many turns of A and B each round of both was timed.
     """
 
     first: SideName
@@ -207,6 +208,7 @@ class PairRecord:
     baseline: LaunchRecord
     candidate: LaunchRecord
     void: str = ""
+    turns: int = field(default=1, metadata={"ge": 1, **OPTIONAL})
 
     def launch(self, side: SideName) -> LaunchRecord:
         """The launch of ``side``."""

@@ -6,11 +6,7 @@ wolf no oftener than one would: each spends an equal share of a look's alpha, on
 before it have it too. With K cases ``regressed`` needs p <= alpha / K, which 10 launch pairs cannot
 show (p is at least 2^-10) from K = 2 on: then it falls at the look after 14 pairs at the earliest.
 
-How a launch pair runs: interleaved, two processes live side by side, and kept rounds run
-A B | B A | A B ..., so that a drift over time weighs on both alike. Whenever the process changes,
-its first round (written a, b) is run and dropped: ``a A b B B a A A b B``. Where both do not fit on
-the device, whole launches follow each other: ``a A A A``, then ``b B B B``; the next pair begins
-with B.
+How a launch pair runs says ``pair``.
 """
 
 from __future__ import annotations
@@ -21,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from perfline.cases.case import ENGINE_NAMES, Case, with_settings
@@ -30,25 +26,18 @@ from perfline.compare.explain import ROUNDS, Explanation, explain
 from perfline.compare.model import (
     BESIDE,
     SIDES,
-    FidelityNumbers,
-    GeneratedTokens,
-    Kind,
     Launcher,
-    PendingWorker,
     Ready,
-    Round,
     Side,
     SideName,
     Worker,
     Workload,
 )
+from perfline.compare.pair import Done, Task, interleaved, launched, whole_launches
 from perfline.compare.record import (
     CaseComparison,
     FidelityRecord,
-    LaunchRecord,
-    PairRecord,
     SideRecord,
-    untimed,
 )
 from perfline.compare.sequential import Decision
 from perfline.compare.sides import describe
@@ -62,245 +51,6 @@ from perfline.errors import (
 )
 from perfline.gates.fingerprint import differences
 from perfline.gates.verdict import Verdict, Word
-from perfline.tasks.answers import Answers
-
-MIN_ROUND_PAIRS = 3
-MAX_FAULTY_FRACTION = 0.2  # of a launch pair's round pairs
-
-Check = Callable[[Mapping[SideName, Ready]], None]
-
-
-@dataclass(frozen=True)
-class Task:
-    """What one launch pair is to do.
-
-    Attributes:
-        first: the side that starts, and is timed, first.
-        rounds: kept rounds a side.
-        repeats: passes a round; None chooses, so that a round of the slower side lasts
-            ``min_round_s``.
-        answer: whether both sides also answer the questions, once the rounds are over, and tell
-            what they generate where a round is of decode.
-        workload: what a round is.
-        fidelity: whether both tell, last of all, what they compute in fp32; A is then the first.
-        threads: how many of a CPU's cores either side computes on, where that is known. Both are
-            timed on the same ones: cores differ in speed (by what others run on a core's second
-            thread, or by their kind), and which one a process wakes on is chance.
-        keep: whether both processes are to live on, until ``Done.ends`` is closed.
-        check: is given what both launches told of themselves before anything is timed, and raises
-            where they cannot be compared.
-    """
-
-    first: SideName
-    rounds: int
-    repeats: int | None
-    min_round_s: float
-    answer: bool
-    check: Check
-    workload: Kind = "prefill"
-    fidelity: bool = False
-    threads: int = 0
-    keep: bool = False
-
-    @property
-    def generate(self) -> bool:
-        """Whether both sides tell what they generate."""
-        return self.answer and self.workload != "prefill"
-
-    @property
-    def order(self) -> tuple[SideName, SideName]:
-        """Both sides, the first one first."""
-        return SIDES if self.first == SIDES[0] else (SIDES[1], SIDES[0])
-
-
-@dataclass(frozen=True)
-class Done:
-    """One launch pair, and what is not written for every pair.
-
-    ``alive`` are its processes where they live on, until ``ends`` is closed.
-    """
-
-    pair: PairRecord
-    repeats: int
-    ready: Mapping[SideName, Ready]
-    answers: Mapping[SideName, Answers] = field(default_factory=dict)
-    generated: Mapping[SideName, Sequence[GeneratedTokens] | None] = field(default_factory=dict)
-    fidelity: Mapping[SideName, FidelityNumbers | None] = field(default_factory=dict)
-    alive: Mapping[SideName, Worker] = field(default_factory=dict)
-    ends: ExitStack = field(default_factory=ExitStack)
-
-
-@dataclass
-class _Live:
-    """One launch while it lives."""
-
-    worker: Worker
-    launch_s: float
-    workload: Kind
-    cores: tuple[int, ...]
-    kept: list[Round] = field(default_factory=list)
-    dropped: list[Round] = field(default_factory=list)
-
-    def time(self, repeats: int, fresh: bool) -> None:
-        """Time one round to keep; before it, one to drop where the process is ``fresh``."""
-        if fresh:
-            self.dropped.append(self.worker.round(repeats))
-        measured = self.worker.round(repeats)
-        if min(measured.tokens, measured.core_s, measured.whole_s) <= 0:
-            raise WorkerError(
-                f"worker {self.worker.ready.pid}: told of a round of {measured.tokens} tokens in "
-                f"{measured.core_s:g} s; expected both above 0"
-            )
-        if lacking := untimed(measured, self.workload):
-            raise WorkerError(f"worker {self.worker.ready.pid}: told of a round without {lacking}")
-        self.kept.append(measured)
-
-    def record(self) -> LaunchRecord:
-        """What it measured."""
-        return LaunchRecord.of(
-            self.worker.ready,
-            self.launch_s,
-            self.worker.peak_memory_gib(),
-            tuple(self.kept),
-            tuple(self.dropped),
-            self.cores,
-        )
-
-
-def interleaved(launcher: Launcher, sides: Mapping[SideName, Side], task: Task) -> Done:
-    """Run a launch pair of two live processes, round by round.
-
-    WorkerError where a process fails; DeviceMemory where both do not fit.
-    """
-    begin = time.monotonic()
-    with ExitStack() as ends:
-        live = _launched(launcher, sides, task, ends)
-        ready = {name: live[name].worker.ready for name in SIDES}
-        repeats = task.repeats or repeats_for(task.min_round_s, *ready.values())
-        start = time.monotonic()
-        last: SideName | None = None
-        for turn in range(task.rounds):
-            for name in task.order if turn % 2 == 0 else task.order[::-1]:
-                live[name].time(repeats, fresh=name != last)
-                last = name
-        rounds_s = time.monotonic() - start
-        launches = {name: live[name].record() for name in SIDES}
-        answers = {name: live[name].worker.answers() for name in SIDES} if task.answer else {}
-        generated = {name: live[name].worker.generated() for name in SIDES if task.generate}
-        done = _done(task, launches, (begin, rounds_s), (True, repeats), ready)
-        numbers: dict[SideName, FidelityNumbers | None] = {}
-        for name in SIDES if task.fidelity else ():
-            numbers[name] = _fidelity(live[name].worker, numbers)
-        done = replace(done, answers=answers, generated=generated, fidelity=numbers)
-        if task.keep:
-            workers = {name: live[name].worker for name in SIDES}
-            return replace(done, alive=workers, ends=ends.pop_all())
-    return done
-
-
-def _launched(
-    launcher: Launcher, sides: Mapping[SideName, Side], task: Task, ends: ExitStack
-) -> dict[SideName, _Live]:
-    """Start both at once, so that both load and compile at the same time, until both are ready."""
-    begin = time.monotonic()
-    pending: dict[SideName, PendingWorker] = {}
-    for name in task.order:
-        pending[name] = launcher.start(sides[name])
-        ends.callback(pending[name].close)
-    live: dict[SideName, _Live] = {}
-    for name in task.order:
-        worker = pending[name].wait_ready()
-        ends.callback(worker.close)
-        live[name] = _Live(worker, time.monotonic() - begin, task.workload, ())
-    task.check({name: live[name].worker.ready for name in SIDES})
-    for each in live.values():
-        each.cores = each.worker.hold(task.threads)
-    return live
-
-
-def whole_launches(launcher: Launcher, sides: Mapping[SideName, Side], task: Task) -> Done:
-    """Run a launch pair as one whole launch after the other.
-
-    The passes a round are chosen from the first launch of all, since the other is not there yet.
-    """
-    begin = time.monotonic()
-    ready: dict[SideName, Ready] = {}
-    launches: dict[SideName, LaunchRecord] = {}
-    answers: dict[SideName, Answers] = {}
-    generated: dict[SideName, Sequence[GeneratedTokens] | None] = {}
-    numbers: dict[SideName, FidelityNumbers | None] = {}
-    repeats, rounds_s = task.repeats, 0.0
-    for name in task.order:
-        with ExitStack() as ends:
-            start = time.monotonic()
-            pending = launcher.start(sides[name])
-            ends.callback(pending.close)
-            worker = pending.wait_ready()
-            ends.callback(worker.close)
-            launch_s, cores = time.monotonic() - start, worker.hold(task.threads)
-            live = _Live(worker, launch_s, task.workload, cores)
-            ready[name] = worker.ready
-            if len(ready) == 2:
-                task.check(ready)
-            repeats = repeats or repeats_for(task.min_round_s, worker.ready)
-            start = time.monotonic()
-            for turn in range(task.rounds):
-                live.time(repeats, fresh=turn == 0)
-            rounds_s += time.monotonic() - start
-            launches[name] = live.record()
-            if task.answer:
-                answers[name] = worker.answers()
-            if task.generate:
-                generated[name] = worker.generated()
-            if task.fidelity:
-                numbers[name] = _fidelity(worker, numbers)
-    assert repeats is not None
-    done = _done(task, launches, (begin, rounds_s), (False, repeats), ready)
-    return replace(done, answers=answers, generated=generated, fidelity=numbers)
-
-
-def _fidelity(
-    worker: Worker, before: Mapping[SideName, FidelityNumbers | None]
-) -> FidelityNumbers | None:
-    """What a side computes in fp32; B is not asked where A has told nothing to hold it to."""
-    if not before:
-        return worker.fidelity({})
-    of_a = before["baseline"]
-    return worker.fidelity(of_a.references) if of_a is not None and of_a.references else None
-
-
-def repeats_for(min_round_s: float, *ready: Ready) -> int:
-    """How many passes last ``min_round_s`` on the slowest of these launches."""
-    pass_s = max(launch.pass_s for launch in ready)
-    return max(1, math.ceil(min_round_s / pass_s)) if pass_s > 0 else 1
-
-
-def void(pair: PairRecord) -> str:
-    """Why a launch pair does not count; empty where it does."""
-    asked, kept = len(pair.baseline.rounds), len(pair.kept)
-    thrown = asked - kept
-    if thrown > MAX_FAULTY_FRACTION * asked or kept < MIN_ROUND_PAIRS:
-        return f"{thrown} of {asked} round pairs thrown out: {'; '.join(pair.faults)}"
-    return ""
-
-
-def _done(
-    task: Task,
-    launches: Mapping[SideName, LaunchRecord],
-    seconds: tuple[float, float],
-    how: tuple[bool, int],
-    ready: Mapping[SideName, Ready],
-) -> Done:
-    pair = PairRecord(
-        first=task.first,
-        interleaved=how[0],
-        wall_s=time.monotonic() - seconds[0],
-        rounds_s=seconds[1],
-        baseline=launches["baseline"],
-        candidate=launches["candidate"],
-    )
-    return Done(replace(pair, void=void(pair)), how[1], ready)
-
 
 FIRST_ROUNDS = 6  # kept rounds a side and launch, until the spreads are known
 SPREADS_AFTER = 4  # launch pairs
@@ -478,7 +228,7 @@ def _explained(
     task = _task(plan, found)
 
     def one_more() -> Mapping[SideName, Worker]:
-        live = _launched(launcher, plan.sides, task, ends)
+        live = launched(launcher, plan.sides, task, ends)
         return {name: each.worker for name, each in live.items()}
 
     try:

@@ -17,7 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from perfline.cases.case import Case, EngineName, engine_name, load_cases, with_settings
+from perfline.cases.case import (
+    ENGINE_NAMES,
+    Case,
+    EngineName,
+    engine_name,
+    load_cases,
+    with_settings,
+)
 from perfline.compare import messages, wire
 from perfline.compare.model import (
     FidelityNumbers,
@@ -25,6 +32,7 @@ from perfline.compare.model import (
     Ready,
     References,
     Round,
+    Turn,
     Workload,
 )
 from perfline.distributed.group import Group
@@ -101,7 +109,7 @@ class Launch:
         """The JSON answer to one request of ``wire``."""
         words: dict[str, Callable[[], dict[str, object]]] = {
             "ready": lambda: messages.ready_json(self.ready()),
-            "round": lambda: as_json(self.round(int(request.number("repeats")), _pids(request))),
+            "round": lambda: as_json(self.round(request.build(Turn), _pids(request))),
             "answers": lambda: messages.answers_json(self.answers()),
             "generated": lambda: {"generated": as_json(self.generated())},
             "fidelity": lambda: {
@@ -161,24 +169,37 @@ class Launch:
             graphs=done.first.graphs,
             graph_breaks=done.first.graph_breaks + done.later.graph_breaks,
             recompiles=done.later.graphs,
+            parts=self._parts(),
             others=self._others,
             packages=packages(),
         )
 
-    def round(self, repeats: int, peers: Sequence[int] = ()) -> Round:
-        """Time ``repeats`` passes; ``peers`` are processes that may be on the device as well."""
+    def _parts(self) -> int:
+        """Into how many parts a pass can be cut: its prompts.
+
+        Not one with other ranks or with decode in it, nor of an engine that is not ours, which may
+        run prompts together.
+        """
+        alone = self.coordinator is None and self.workload.kind == "prefill"
+        ours = self.workload.engine in ENGINE_NAMES
+        return len(self.case_run.sample) if alone and ours else 1
+
+    def round(self, turn: Turn, peers: Sequence[int] = ()) -> Round:
+        """Time a turn; ``peers`` are processes that may be on the device as well."""
         start_s, kind = time.time(), self.workload.kind
         decoded = None
         if self._decode is not None:
             self.health.friends = peers
-            region = DecodeRegion(self._decode, replace(no_work(), repeats=repeats), self.health)
+            region = DecodeRegion(
+                self._decode, replace(no_work(), repeats=turn.repeats), self.health
+            )
             region.round()
             decoded = region.finish(lambda: None, None)
             if decoded.peak_memory_gib is not None:
                 self._peaks.append(decoded.peak_memory_gib)
             if kind == "decode":
                 return _decoded_round(start_s, decoded)
-        timings = self._timings(repeats, peers)
+        timings = self._timings(turn, peers)
         (done,) = timings.rounds
         if timings.peak_memory_gib is not None:
             self._peaks.append(timings.peak_memory_gib)
@@ -203,19 +224,21 @@ class Launch:
             first_s=None if decoded is None else decoded.first_s,
         )
 
-    def _timings(self, repeats: int, peers: Sequence[int]) -> Timings:
+    def _timings(self, turn: Turn, peers: Sequence[int]) -> Timings:
         """A region of one round."""
         case_run, name = self.case_run, self.engine
         if self._rounds is not None:
-            self._rounds.begin(repeats, (*peers, os.getpid(), *self._others))
+            self._rounds.begin(turn.repeats, (*peers, os.getpid(), *self._others))
             self._rounds.before()
             self._rounds.round()
             own, replicas = self._rounds.finish()
             devices = self.workload.ranks
             return combine(replicas, own, devices, case_run.case.model.precision)
         self.health.friends = peers
-        ready = replace(case_run.ready(name), repeats=repeats)
-        region = case_run.timed_run(name).region(ready, self.health)
+        ready = replace(case_run.ready(name), repeats=turn.repeats)
+        timed = case_run.timed_run(name)
+        prompts = timed.prompts[turn.part :: turn.parts]
+        region = replace(timed, prompts=prompts).region(ready, self.health)
         region.round()
         return region.finish()
 

@@ -2,7 +2,7 @@
 
 One JSON object a line, each way, the worker speaking only when asked::
 
-    {"protocol": 1, "ask": "round", "repeats": 3, "peers": [4711]}
+    {"protocol": 1, "ask": "round", "repeats": 3, "part": 0, "parts": 1, "peers": [4711]}
     {"protocol": 1, "ok": {"start_s": 1.7e9, "tokens": 29013, "core_s": 0.41, ...}}
     {"protocol": 1, "error": {"kind": "DeviceMemory", "message": "..."}}
 

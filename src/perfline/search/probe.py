@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 from perfline.cases.case import Case
-from perfline.compare import gates, run, sequential
+from perfline.compare import gates, pair, run, sequential
 from perfline.compare.model import SIDES, Kind, Launcher, Side, SideName, Timed, Worker, Workload
 from perfline.compare.record import CaseComparison
 from perfline.engines.engine import Fingerprint
@@ -268,7 +268,7 @@ class Live:
             workload=self._workload(),
             margin_fraction=terms.margin_fraction,
             max_pairs=terms.max_pairs if noisy else 1,
-            rounds=self.rounds if noisy else run.MIN_ROUND_PAIRS,
+            rounds=self.rounds if noisy else pair.MIN_ROUND_PAIRS,
             alternate=self.alternate,
             fidelity=self.metric.fidelity,
             alpha=terms.alpha,

@@ -18,7 +18,7 @@ import pytest
 from launches import READY, ROUND, SOURCE, WORKLOAD, gone
 from perfline.compare import messages, process, wire
 from perfline.compare.launch import LaunchedWorker, Limits, ProcessLauncher
-from perfline.compare.model import SIDES, Side
+from perfline.compare.model import SIDES, Side, Turn
 from perfline.compare.sides import Place
 from perfline.engines.engine import Profile, Span
 from perfline.errors import DeviceMemory, WorkerError
@@ -92,7 +92,7 @@ def ready(launching: ProcessLauncher) -> LaunchedWorker:
 def test_a_round_comes_back(place: Place):
     with launcher(place, "serve()") as launching:
         worker = ready(launching)
-        assert worker.round(2) == ROUND
+        assert worker.round(Turn(2)) == ROUND
         assert worker.ready.tokens == 100
         worker.close()
         assert gone(worker.ready.pid)
@@ -107,9 +107,9 @@ serve(round=peers)"""
     with launcher(place, script) as launching:
         workers = [pending.wait_ready() for pending in [launching.start(side()) for _ in "AB"]]
         pids = [str(worker.ready.pid) for worker in workers]
-        assert [worker.round(1).faults for worker in workers] == [(pids[1],), (pids[0],)]
+        assert [worker.round(Turn(1)).faults for worker in workers] == [(pids[1],), (pids[0],)]
         workers[0].close()
-        assert workers[1].round(1).faults == ()
+        assert workers[1].round(Turn(1)).faults == ()
 
 
 def test_what_a_side_says_arrives(place: Place):
@@ -147,8 +147,9 @@ def test_a_signal_is_named(place: Place):
     script = "serve(round=lambda request: os.kill(os.getpid(), 11))"
     with launcher(place, script) as launching:
         worker = ready(launching)
-        with pytest.raises(WorkerError, match="for a round of 7 passes and was ended by SIGSEGV"):
-            worker.round(7)
+        asked = "for a round of 7 passes, part 2 of 3 and was ended by SIGSEGV"
+        with pytest.raises(WorkerError, match=asked):
+            worker.round(Turn(7, part=1, parts=3))
         with pytest.raises(WorkerError, match="for its peak memory after its process had ended"):
             worker.peak_memory_gib()
         worker.close()
@@ -235,7 +236,7 @@ serve(round=wait_for_godot)"""
     with launcher(place, script, request_s=2, slack=0) as launching:
         worker = ready(launching)
         with pytest.raises(WorkerError) as caught:
-            worker.round(1)
+            worker.round(Turn(1))
         assert gone(worker.ready.pid)
     told = str(caught.value)
     assert told.startswith(
@@ -283,7 +284,7 @@ def test_a_round_of_no_time_is_no_round(place: Place):
     with launcher(place, script) as launching:
         worker = ready(launching)
         with pytest.raises(WorkerError, match=r"key 'ok\.core_s' is 0"):
-            worker.round(1)
+            worker.round(Turn(1))
         assert gone(worker.ready.pid)
 
 
@@ -299,7 +300,7 @@ def test_a_refusal_is_one_line_of_its_kind(place: Place, kind: str, error: type[
     with launcher(place, script) as launching:
         worker = ready(launching)
         with pytest.raises(error, match=r"^candidate: no room$"):
-            worker.round(1)
+            worker.round(Turn(1))
         assert gone(worker.ready.pid)
 
 
@@ -469,7 +470,7 @@ def test_a_refusal_holds_printable_characters_and_no_command_of_github_s(place: 
     with launcher(place, script) as launching:
         worker = ready(launching)
         with pytest.raises(WorkerError) as caught:
-            worker.round(1)
+            worker.round(Turn(1))
     assert str(caught.value) == "candidate: a ]0;t  : :error::b ## [error]c std::bad_alloc"
 
 
@@ -496,4 +497,4 @@ def test_a_side_may_hold_an_older_perfline_whose_worker_stood_elsewhere(
     (package / "__init__.py").touch()
     (package / "worker.py").write_text(f"{POLITE}\ndef main(arguments):\n    serve()\n")
     with ProcessLauncher(WORKLOAD, dict.fromkeys(SIDES, place)) as launching:
-        assert ready(launching).round(2) == ROUND
+        assert ready(launching).round(Turn(2)) == ROUND

@@ -14,7 +14,7 @@ from launches import READY, ROUND, SOURCE, WORKLOAD, gone
 from perfline.compare import messages, process
 from perfline.compare import process as ranked
 from perfline.compare.launch import LaunchedWorker, Limits, ProcessLauncher
-from perfline.compare.model import SIDES, Side, Workload
+from perfline.compare.model import SIDES, Side, Turn, Workload
 from perfline.compare.sides import Place
 from perfline.errors import DeviceMemory, WorkerError
 from perfline.fields import as_json
@@ -116,7 +116,7 @@ def failing_round(launching: ProcessLauncher, error: type[Exception] = WorkerErr
     with launching:
         worker = ready(launching, **env)
         with pytest.raises(error) as caught:
-            worker.round(1)
+            worker.round(Turn(1))
         assert gone(worker.ready.pid)
         assert all(map(gone, worker.ready.others))
     return str(caught.value)
@@ -133,7 +133,7 @@ if os.environ["RANK"] == "1":
 main()"""
     with launcher(place, script) as launching:
         worker = ready(launching)
-        assert worker.round(3) == ROUND
+        assert worker.round(Turn(3)) == ROUND
         pids = [worker.ready.pid, *worker.ready.others, int((tmp_path / "child").read_text())]
         assert len(set(pids)) == 3
         worker.close()
@@ -150,7 +150,7 @@ main(round=peers)"""
     with launcher(place, script) as launching:
         a, b = ready(launching), ready(launching)
         pids = [tuple(map(str, (each.ready.pid, *each.ready.others))) for each in (a, b)]
-        assert [worker.round(1).faults for worker in (a, b)] == pids[::-1]
+        assert [worker.round(Turn(1)).faults for worker in (a, b)] == pids[::-1]
 
 
 @pytest.mark.parametrize(

@@ -91,6 +91,22 @@ def test_saving_leaves_nothing_but_the_record(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "results").iterdir()] == ["compare.json"]
 
 
+def test_a_round_of_turns_is_their_sum_and_what_one_does_not_tell_is_not_told() -> None:
+    health = {"sm_clock_mhz": 1410, "temperature_c": 50, "power_w": 300.0}
+    first = Round(1.0, 10, 1.0, 1.0, waited_fraction=0.0, joules=5.0, health=health)
+    health = {"sm_clock_mhz": 1300, "temperature_c": 60, "power_w": 340.0}
+    second = Round(9.0, 30, 2.0, 3.0, 0.5, joules=7.0, faults=("hot",), health=health)
+    expected = {"sm_clock_mhz": 1300, "temperature_c": 60, "power_w": 330.0}
+    assert Round.of_turns([first, second]) == Round(
+        1.0, 40, 3.0, 4.0, 0.375, joules=12.0, faults=("hot",), health=expected
+    )
+    assert Round.of_turns([second]) is second
+    silent = dataclasses.replace(second, joules=None, waited_fraction=None, health={})
+    told = Round.of_turns([first, silent])
+    assert (told.joules, told.waited_fraction, told.health) == (None, None, {})
+    assert told.faults == ("hot",)
+
+
 def test_interleaved_pairs_take_the_median_of_ratios_whole_launches_the_ratio_of_medians() -> None:
     a, b = launch([1.0, 2.0, 3.0]), launch([2.0, 2.0, 9.0])
     in_turn = PairRecord("baseline", True, 9.0, 8.0, a, b)

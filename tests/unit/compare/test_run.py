@@ -23,7 +23,8 @@ from fake_workers import (
 )
 from perfline.compare import gates, sequential
 from perfline.compare import run as compare
-from perfline.compare.model import FidelityNumbers
+from perfline.compare.model import FidelityNumbers, Turn
+from perfline.compare.pair import TURN_S, turns_for
 from perfline.compare.record import CaseComparison, FidelityRecord
 from perfline.errors import CaseError, DeviceMemory, EngineError, WorkerError
 
@@ -89,6 +90,56 @@ def test_rounds_alternate_and_the_first_after_each_switch_is_dropped() -> None:
     launcher.log.clear()
     assert next(steps).pairs[1].first == "candidate"
     assert launcher.rounds == "BBAAABBBAAABB"
+
+
+def test_a_round_is_the_sum_of_its_turns_in_each_of_which_both_run_the_same_part() -> None:
+    launcher = pair(1.0, 1.0)
+    for script in (launcher.baseline, launcher.candidate):
+        script.ready = ready(pass_s=3.5 * TURN_S, parts=16, tokens=300)
+
+    first = next(compare.run(plan(rounds=1), launcher, print)).pairs[0]
+
+    assert launcher.rounds == "AABBBAAABBBAAABBBAA"  # as if each turn were a round
+    passes = [Turn(part=part, parts=3) for part in (0, 1, 2, 0, 1, 2)]  # 0.2 s are asked for
+    assert launcher.turns[1::3] == [*passes]
+    assert launcher.turns[2::3] == [*passes]
+    assert first.turns == 6
+    assert [each.tokens for each in first.baseline.rounds] == [600]
+    assert [each.tokens for each in first.baseline.dropped] == [400]
+
+
+def test_a_few_prompts_that_got_much_slower_weigh_as_they_do_in_a_pass() -> None:
+    launcher = pair(1.0, 1.0)
+    for script in (launcher.baseline, launcher.candidate):
+        script.ready = ready(pass_s=10.5 * TURN_S, parts=10, tokens=1000)
+    launcher.candidate.token_s = lambda *_: 3e-5 if launcher.turns[-1].part == 9 else 1e-5
+
+    found = last(launcher, plan(max_pairs=10))
+
+    assert found.word == "regressed"
+    assert found.verdicts[0].change_fraction == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(
+    ("pass_s", "repeats", "parts", "expected"),
+    [
+        (10.0, 1, 1, [Turn(1)]),  # it cannot be cut
+        (0.001, 500, 1, [Turn(500)]),
+        (0.0, 1, 8, [Turn(1)]),  # it took no time that a clock sees
+        (3.5, 1, 8, [Turn(part=part, parts=3) for part in range(3)]),
+        (10.0, 1, 4, [Turn(part=part, parts=4) for part in range(4)]),  # a prompt each
+        (2.0, 2, 8, [Turn(part=part, parts=2) for part in (0, 1)] * 2),
+        (1.9, 2, 8, [Turn(1)] * 2),
+        (0.3, 10, 8, [Turn(4), Turn(4), Turn(2)]),
+        (0.3, 8, 8, [Turn(4), Turn(4)]),
+    ],
+)
+def test_turns_are_as_short_as_they_may_be(
+    pass_s: float, repeats: int, parts: int, expected: list[Turn]
+) -> None:
+    faster = ready(pass_s=pass_s * TURN_S / 2, parts=parts)
+    slower = ready(pass_s=pass_s * TURN_S, parts=64)
+    assert turns_for(repeats, faster, slower) == expected
 
 
 @pytest.mark.parametrize("alternate", [False, True])

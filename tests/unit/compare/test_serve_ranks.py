@@ -13,7 +13,7 @@ import pytest
 from fake_ranks import groups
 from fakes import DEVICE, ENVIRONMENT, FakeClock, FakeEngine, FakeLoadedCase, FakeLogits, prompts
 from perfline.compare import messages, serve, wire
-from perfline.compare.model import Workload
+from perfline.compare.model import Turn, Workload
 from perfline.compare.serve import Launch, assist
 from perfline.errors import DeviceMemory, MissingRanks, PerflineError, RankError
 
@@ -66,11 +66,11 @@ def test_a_launch_is_of_all_ranks(monkeypatch: pytest.MonkeyPatch):
         assert found.machine == f"{ENVIRONMENT.machine}-2-nodes-x2"  # the threads' hosts differ
         assert len(found.others) == 1
         assert found.tokens == sum(len(prompt.ids) for prompt in launch.case_run.sample)
-        done = launch.round(3)
+        done = launch.round(Turn(3))
         assert done.tokens == 2 * 3 * found.tokens
         assert 0 < done.core_s <= done.whole_s
         assert done.faults == ()
-        assert launch.round(1).tokens == 2 * found.tokens  # as often as is asked, each time
+        assert launch.round(Turn(1)).tokens == 2 * found.tokens  # as often as is asked, each time
         assert len(launch.answers().ids) == 6
 
 
@@ -84,7 +84,7 @@ def test_what_is_computed_in_fp32_is_of_the_first_rank_and_of_no_shared_prefix(
     with launched(monkeypatch, {}, {}) as (launch, _):
         launch.ready()
         assert launch.fidelity({}).problem == ""
-        assert launch.round(1).faults == ()  # the other rank is still there
+        assert launch.round(Turn(1)).faults == ()  # the other rank is still there
 
 
 def test_compile_health_and_memory_are_those_of_the_worst_rank(monkeypatch: pytest.MonkeyPatch):
@@ -94,7 +94,7 @@ def test_compile_health_and_memory_are_those_of_the_worst_rank(monkeypatch: pyte
     with launched(monkeypatch, healthy, odd, workload=compiled) as (launch, _):
         found = launch.ready()
         assert (found.graphs, found.graph_breaks, found.recompiles) == (1, 2, 1)
-        assert launch.round(1).faults == ()
+        assert launch.round(Turn(1)).faults == ()
         assert launch.peak_memory_gib() == 7.0
 
 
@@ -103,15 +103,15 @@ def test_a_recompile_of_any_rank_is_a_fault_of_its_round(monkeypatch: pytest.Mon
     late = {"graphs_at": (0, 1 + 8 + 2)}  # compile, warm-up, then the first round
     with launched(monkeypatch, {"graphs_at": (0,)}, late, workload=compiled) as (launch, _):
         launch.ready()
-        assert launch.round(1).faults == ("1 graphs were compiled inside the round",)
-        assert launch.round(1).faults == ()
+        assert launch.round(Turn(1)).faults == ("1 graphs were compiled inside the round",)
+        assert launch.round(Turn(1)).faults == ()
 
 
 def test_a_rank_that_answers_otherwise_spoils_the_round(monkeypatch: pytest.MonkeyPatch):
     wrong = frozenset(prompt.id for prompt in prompts())
     with launched(monkeypatch, {}, {"wrong": wrong}) as (launch, _):
         launch.ready()
-        (fault,) = launch.round(1).faults
+        (fault,) = launch.round(Turn(1)).faults
         assert fault.startswith("rank 1 on host-1: 8 of 8 timed answers differ from rank 0's")
 
 
@@ -122,7 +122,7 @@ def test_all_processes_of_both_sides_are_told_to_every_watch(monkeypatch: pytest
     )
     with launched(monkeypatch, {}, {}) as (launch, _):
         found = launch.ready()
-        launch.round(1, [12, 34])
+        launch.round(Turn(1), [12, 34])
         assert seen == [[12, 34, found.pid, *found.others]] * 2
 
 
@@ -138,7 +138,7 @@ def test_an_error_of_a_rank_names_it_and_a_full_device_stays_one(
 
         monkeypatch.setattr(engines[1], "forward", fails)
         with pytest.raises(kind, match=r"^rank 1 on host-1: no room$"):
-            launch.round(1)
+            launch.round(Turn(1))
         launch._rounds = None  # that rank is out of the pass
 
 
@@ -153,7 +153,7 @@ def test_a_full_device_outside_of_a_forward_is_told_as_one(monkeypatch: pytest.M
 
         monkeypatch.setattr(engines[1], "prepare", copies)
         with pytest.raises(DeviceMemory, match=r"^rank 1 on host-1: .*out of memory on Fake CPU"):
-            launch.round(1)
+            launch.round(Turn(1))
         launch._rounds = None
 
 

@@ -30,6 +30,7 @@ from perfline.compare.model import (
     GeneratedTokens,
     References,
     Round,
+    Turn,
     Workload,
 )
 from perfline.compare.serve import Launch, prompts_digest
@@ -92,7 +93,7 @@ def test_a_warm_up_that_still_compiles_is_no_pass():
 def test_a_round_is_as_many_passes_as_asked():
     measuring = launch(token_s=1e-3, read_s=0.01)
     tokens = measuring.ready().tokens
-    done = measuring.round(3)
+    done = measuring.round(Turn(3))
     assert done.tokens == 3 * tokens
     assert done.core_s == pytest.approx(3 * tokens * 1e-3)
     assert done.whole_s == pytest.approx(done.core_s + 3 * SAMPLE * 0.01)
@@ -100,11 +101,26 @@ def test_a_round_is_as_many_passes_as_asked():
     assert done.joules is None
 
 
+def test_the_parts_of_a_pass_are_all_of_its_prompts_each_once():
+    measuring = launch(token_s=1e-3)
+    ready = measuring.ready()
+    assert ready.parts == SAMPLE
+    parts = [measuring.round(Turn(part=part, parts=3)) for part in range(3)]
+    whole = measuring.round(Turn(1))
+    assert sum(done.tokens for done in parts) == whole.tokens == ready.tokens
+    assert sum(done.core_s for done in parts) == pytest.approx(whole.core_s)
+    assert measuring.round(Turn(2, part=1, parts=3)).tokens == 2 * parts[1].tokens
+
+
+def test_a_pass_with_decode_is_not_cut():
+    assert launch(replace(WORKLOAD, kind="all")).ready().parts == 1
+
+
 def test_a_recompile_is_a_fault_of_its_round_alone():
     forwards = 1 + SAMPLE  # compile, warm-up
     measuring = launch(replace(WORKLOAD, engine="inductor"), graphs_at=(0, forwards + SAMPLE + 2))
     measuring.ready()
-    rounds = [measuring.round(1) for _ in range(3)]
+    rounds = [measuring.round(Turn(1)) for _ in range(3)]
     assert [done.faults for done in rounds] == [
         (),
         ("1 graphs were compiled inside the round",),
@@ -118,7 +134,7 @@ def test_peak_memory_is_the_highest_of_all_rounds():
     assert measuring.peak_memory_gib() is None
     for gib in (1.0, 3.0, 2.0):
         measuring.case_run.loaded.engine("eager").memory_gib = gib
-        measuring.round(1)
+        measuring.round(Turn(1))
     assert measuring.peak_memory_gib() == 3.0
 
 
@@ -272,7 +288,7 @@ def test_no_question_is_no_answer_but_dummy_weights_give_logits():
 def test_processes_of_ours_are_told_to_the_watch():
     measuring = launch()
     measuring.ready()
-    measuring.round(1, [12, 34])
+    measuring.round(Turn(1), [12, 34])
     assert measuring.health.friends == [12, 34]
 
 
@@ -321,7 +337,7 @@ def test_the_prompts_digest_sees_a_token_and_an_order():
 
 def test_nouns_survive_the_wire():
     measuring = launch(token_s=1 / 3e5)
-    ready, done, given = measuring.ready(), measuring.round(1), measuring.answers()
+    ready, done, given = measuring.ready(), measuring.round(Turn(1)), measuring.answers()
     given.letter_logits[0] = [0.1, -1e-30, 3e38, 1 / 3]
     workload = replace(WORKLOAD, data_dir=Path("/d"))
     assert messages.ready(request(**{"ask": "x", **messages.ready_json(ready)})) == ready
