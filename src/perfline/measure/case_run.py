@@ -59,6 +59,7 @@ from perfline.tasks.reference import PromptReference
 if TYPE_CHECKING:
     from perfline.distributed.replica import Replica
     from perfline.engines import hf
+    from perfline.engines.own_engine import OwnEngines
     from perfline.tasks.task import Task
 
 
@@ -114,20 +115,86 @@ class LoadedCase(Protocol):
 
 @dataclass(frozen=True)
 class OpenCase:
-    """``LoadedCase`` over a real model."""
+    """``LoadedCase`` over a real model.
 
+    Attributes:
+        model: of the engines that are ours; None where none is asked for.
+        own: the engines of the user's own, each made when it is first asked for.
+        directory: where the weights are; None for random ones.
+    """
+
+    model: hf.Model | None
+    own: OwnEngines
+    device: Device
+    directory: Path | None
     prompts: Sequence[Prompt]
-    load_s: float | None
-    load_peak_gib: float | None
-    own_load_s: Mapping[str, float]
+    more: Mapping[str, Sequence[Prompt]]
     facts: Mapping[str, str]
-    engine: Callable[[EngineName], MeasuredEngine]
-    shared: Callable[[EngineName, Callable[[str], None]], SharedRunner | None]
-    decoder: Callable[[EngineName], MeasuredDecoder]
-    full_precision: Callable[[], AbstractContextManager[fidelity.Logits]]
-    own_precision: Callable[[], fidelity.Logits]
-    close: Callable[[], None]
-    more: Mapping[str, Sequence[Prompt]] = field(default_factory=dict)
+
+    @property
+    def load_s(self) -> float | None:
+        """Seconds of the load; None where no engine of ours runs the model."""
+        return None if self.model is None else self.model.load_s
+
+    @property
+    def own_load_s(self) -> Mapping[str, float]:
+        """Seconds that it took to make each engine of the user's own, so far."""
+        return self.own.load_s
+
+    @property
+    def load_peak_gib(self) -> float | None:
+        """Peak memory of the load, GiB; None where the device does not count it."""
+        return None if self.model is None else self.model.load_peak_gib
+
+    def engine(self, name: EngineName) -> MeasuredEngine:
+        """The engine of that name."""
+        if self.model is None or name not in ENGINE_NAMES:
+            return self.own.engine(name, self.directory, self.device)
+        return self.model.engine(name)
+
+    def shared(self, name: EngineName, say: Callable[[str], None]) -> SharedRunner | None:
+        """What answers by shared prefixes; None or NoSharedPrefixes where there is no such path."""
+        if self.model is None or name not in ENGINE_NAMES:
+            return None
+        from perfline.engines import upstream
+
+        upstream.check_prefixes()
+        from perfline.engines.shared_prefix import SharedPrefixRunner
+
+        return SharedPrefixRunner(self.model.engine(name), say=say)
+
+    def decoder(self, name: EngineName) -> MeasuredDecoder:
+        """What generates token by token with that engine; NoDecode where it cannot."""
+        from perfline.engines.decode import Decoder
+
+        if self.model is None or name not in ENGINE_NAMES:
+            raise NoDecode(f"no engine of perfline's is '{name}'")
+        return Decoder(self.model, name)
+
+    def full_precision(self) -> AbstractContextManager[fidelity.Logits]:
+        """The model in fp32, meanwhile; NoFidelity where it cannot be had."""
+        from perfline.engines import full_precision
+
+        return full_precision.full_precision(self._ours())
+
+    def own_precision(self) -> fidelity.Logits:
+        """The model in the dtype that the case asks for; NoFidelity where no engine is ours."""
+        from perfline.engines.full_precision import ModelLogits
+
+        return ModelLogits(self._ours())
+
+    def close(self) -> None:
+        """Free the model, and have the user's own engines free theirs."""
+        try:
+            self.own.close()
+        finally:
+            if self.model is not None:
+                self.model.close()
+
+    def _ours(self) -> hf.Model:
+        if self.model is None:
+            raise NoFidelity("no engine of perfline's runs the model")
+        return self.model
 
 
 def open_case(
@@ -145,7 +212,7 @@ def open_case(
     DataError, EngineError, RankError.
     """
     from perfline.cases import data
-    from perfline.engines import hf, own_engine, upstream
+    from perfline.engines import hf, own_engine
     from perfline.tasks import prompt_lengths
 
     if replica is None and case.parallel.tensor > 1:
@@ -156,18 +223,16 @@ def open_case(
         )
     own = own_engine.OwnEngines(case)
     ours = not own.are_all
-    model: hf.Model | None = None
     directory: Path | None = None
-    facts: dict[str, str] = {}
     if weights == "real":
         with replica.agreeing() if replica is not None else nullcontext():
             directory = data.find_weights(case, data_dir)
             asked = _asked(case, data_dir)
             if ours:
                 data.check_weights(directory)
-    if ours:
-        model = hf.load(case, device, directory, replica)
+    model = hf.load(case, device, directory, replica) if ours else None
     known: hf.Model | hf.Vocabulary = model or hf.vocabulary(case, device, directory)
+    facts: dict[str, str] = {}
     if directory is None:
         limit = min(case.mmlu.max_prompt_tokens, known.positions)
         made = {case.task_names[0]: prompt_lengths.dummy_prompts(known.vocabulary, limit)}
@@ -177,14 +242,8 @@ def open_case(
         for each in asked:
             facts |= each.facts()
         made = {each.task.name: each.prompts(case, directory, known) for each in asked}
-
     if model is not None:
-        for name, why in model.without_letters.items():
-            facts[f"{name}{SCORED}"] = f"by continuation: {clip(why, 200)}"
-        if model.attention != case.model.attention:
-            facts["attention"] = model.attention
-        if model.quantization:
-            facts["quantization"] = model.quantization
+        facts |= _facts_of(model, case)
     for built in made.values():
         _check_ids(case, built, known.vocabulary)
     if model is not None and replica is not None:
@@ -195,64 +254,21 @@ def open_case(
             replica.end()  # the others end it too: nobody is to wait for them
             model.close()
             raise
-
-    def engine(name: EngineName) -> MeasuredEngine:
-        if model is None or name not in ENGINE_NAMES:
-            return own.engine(name, directory, device)
-        return model.engine(name)
-
-    def shared(name: EngineName, say: Callable[[str], None]) -> SharedRunner | None:
-        if model is None or name not in ENGINE_NAMES:
-            return None
-        upstream.check_prefixes()
-        from perfline.engines.shared_prefix import SharedPrefixRunner
-
-        return SharedPrefixRunner(model.engine(name), say=say)
-
-    def decoder(name: EngineName) -> MeasuredDecoder:
-        from perfline.engines.decode import Decoder
-
-        if model is None or name not in ENGINE_NAMES:
-            raise NoDecode(f"no engine of perfline's is '{name}'")
-        return Decoder(model, name)
-
-    def full_precision() -> AbstractContextManager[fidelity.Logits]:
-        from perfline.engines import full_precision
-
-        if model is None:
-            raise NoFidelity("no engine of perfline's runs the model")
-        return full_precision.full_precision(model)
-
-    def own_precision() -> fidelity.Logits:
-        from perfline.engines.full_precision import ModelLogits
-
-        if model is None:
-            raise NoFidelity("no engine of perfline's runs the model")
-        return ModelLogits(model)
-
-    def close() -> None:
-        try:
-            own.close()
-        finally:
-            if model is not None:
-                model.close()
-
-    load_s, peak = (None, None) if model is None else (model.load_s, model.load_peak_gib)
     first = made.pop(case.task_names[0])
-    return OpenCase(
-        prompts=first,
-        more=made,
-        load_s=load_s,
-        load_peak_gib=peak,
-        own_load_s=own.load_s,
-        facts=facts,
-        engine=engine,
-        shared=shared,
-        decoder=decoder,
-        full_precision=full_precision,
-        own_precision=own_precision,
-        close=close,
-    )
+    return OpenCase(model, own, device, directory, first, made, facts)
+
+
+def _facts_of(model: hf.Model, case: Case) -> dict[str, str]:
+    """What is not as the case's file would have one expect."""
+    found = {
+        f"{name}{SCORED}": f"by continuation: {clip(why, 200)}"
+        for name, why in model.without_letters.items()
+    }
+    if model.attention != case.model.attention:
+        found["attention"] = model.attention
+    if model.quantization:
+        found["quantization"] = model.quantization
+    return found
 
 
 @dataclass(frozen=True)
