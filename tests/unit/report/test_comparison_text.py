@@ -200,6 +200,16 @@ def test_what_was_compared_and_how_far_to_trust_it() -> None:
     assert "rounds alternate, all on core 7; " in flat
 
 
+def test_where_a_round_takes_turns_it_says_in_how_many() -> None:
+    launcher = pair(1.0, 1.0)
+    for script in (launcher.baseline, launcher.candidate):
+        script.ready = ready(pass_s=8.0, parts=12)
+
+    flat = " ".join(terminal(last(launcher)).split())
+
+    assert "rounds alternate in 12 turns each, all on core 7; " in flat
+
+
 def test_flips_are_listed() -> None:
     launcher = pair(1.0, 1.0)
     launcher.candidate.answers = answers(wrong={i: "ABCD"[(i + 1) % 4] for i in range(12)})
