@@ -201,11 +201,9 @@ def test_what_was_compared_and_how_far_to_trust_it() -> None:
 
 
 def test_where_a_round_takes_turns_it_says_in_how_many() -> None:
-    launcher = pair(1.0, 1.0)
-    for script in (launcher.baseline, launcher.candidate):
-        script.ready = ready(pass_s=8.0, parts=12)
+    script = Script(ready=ready(pass_s=8.0, parts=12))
 
-    flat = " ".join(terminal(last(launcher)).split())
+    flat = " ".join(terminal(last(FakeLauncher(script, script))).split())
 
     assert "rounds alternate in 12 turns each, all on core 7; " in flat
 
