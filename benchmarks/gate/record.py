@@ -1,8 +1,8 @@
 """How far do launches of the same thing differ here, and how do known slow-downs look?
 
 Collects launch pairs for ``evaluate.py``. In each, A and B are one process each, started, loaded
-and compiled anew as ``perfline compare`` does it, with the same code. At every level their rounds
-alternate A B | B A (the first after a switch is run and dropped), and B does extra work behind
+and compiled anew as ``perfline compare`` does it, with the same code. At every level they take
+turns A B | B A (``perfline.compare.pair``), and B does extra work behind
 every forward (``slowdown.py``); level 0 is A/A. The levels' order moves on by one from launch to
 launch. The amounts of work are calibrated first, on launches of their own, which are not recorded.
 Finer is what ``--calibrate-from`` makes of an earlier, short recording: any extra product also
@@ -53,7 +53,7 @@ class Recorder:
     def __init__(
         self, launcher: ProcessLauncher, sides: Sequence[Side], slow: Path, threads: int
     ) -> None:
-        """``slow`` is what B's ``slowdown.py`` reads; ``threads`` as of ``run.Task``."""
+        """``slow`` is what B's ``slowdown.py`` reads; ``threads`` as of ``pair.Task``."""
         self._launcher, self._sides, self._slow = launcher, sides, slow
         self._threads, self.repeats = threads, 0
 
@@ -82,7 +82,7 @@ class Recorder:
         slowdown.write(self._slow, amount)
         live = {name: pair.Live(workers[name], 0.0) for name in SIDES}
         each = pair.turns_for(self.repeats, *(workers[name].ready for name in SIDES))
-        pair.alternate(live, SIDES, each, rounds)
+        pair.in_turns(live, SIDES, each, rounds)
         return {
             key: [round(1e6 * done.core_s / done.tokens, 6) for done in live[name].kept]
             for key, name in zip("ab", SIDES, strict=True)
@@ -166,6 +166,8 @@ def _begin(args: argparse.Namespace, levels: list[float]) -> dict[str, Any]:
         data: dict[str, Any] = json.loads(args.out.read_text(encoding="utf-8"))
         if data.get("levels") != levels:
             raise SystemExit(f"{args.out}: has levels {data.get('levels')}; asked for {levels}")
+        if data.get("turn_s") != args.turn_s:
+            raise SystemExit(f"{args.out}: turn_s is {data.get('turn_s')}; asked for {args.turn_s}")
         return data
     found = environment.collect(ROOT)
     return {
@@ -177,6 +179,7 @@ def _begin(args: argparse.Namespace, levels: list[float]) -> dict[str, Any]:
         "case": args.case,
         "engine": args.engine,
         "levels": levels,
+        "turn_s": args.turn_s,
         "note": args.note,
         "pairs": [],
     }

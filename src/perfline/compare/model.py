@@ -2,9 +2,9 @@
 
 Words: a *side* is one of two environments (``baseline`` is A, ``candidate`` is B); a *launch* is
 one process of a side, from interpreter start to exit, or N of them under torchrun that are timed
-as one (``--ranks``); a *round* is one timed piece of work in a launch; a *launch pair* is one
-launch of each side, measured in alternating rounds, and gives one number, the log ratio of B's
-seconds a token to A's: above 0, B is slower.
+as one (``--ranks``); a *turn* is what a launch times at one request, a *round* the sum of one turn
+or more; a *launch pair* is one launch of each side, measured in alternating turns, and gives one
+number, the log ratio of B's seconds a token to A's: above 0, B is slower.
 """
 
 from __future__ import annotations
@@ -141,10 +141,10 @@ class Turn:
 
 @dataclass(frozen=True)
 class Round:
-    """One timed round of one side.
+    """One timed round of one side, or one turn of it.
 
     Attributes:
-        start_s: seconds since the epoch at its start.
+        start_s: seconds since the epoch at its start; the other side's turns lie within a round.
         core_s: inside the synchronised forwards; whole_s: of the whole round. Of decode alone,
             the seconds of its steps, and ``tokens`` are theirs.
         step_s: seconds a token of decode, where both are timed.
@@ -168,7 +168,7 @@ class Round:
 
     @classmethod
     def of_turns(cls, turns: Sequence[Round]) -> Round:
-        """One round of several turns; a fault of one is its own."""
+        """One round of several turns of prompts; its faults are those of its first faulty turn."""
         if len(turns) == 1:
             return turns[0]
         whole_s = [each.whole_s for each in turns]
@@ -190,7 +190,7 @@ class Round:
             whole_s=math.fsum(whole_s),
             waited_fraction=of_all(mean, [each.waited_fraction for each in turns]),
             joules=of_all(math.fsum, [each.joules for each in turns]),
-            faults=tuple(dict.fromkeys(fault for each in turns for fault in each.faults)),
+            faults=next((each.faults for each in turns if each.faults), ()),
             health={name: value for name, value in read.items() if value is not None},
         )
 

@@ -1,13 +1,13 @@
 """How does one launch pair run: which rounds, in which order, on which cores?
 
-Interleaved, two processes live side by side, and kept rounds run A B | B A | A B ..., so that a
-drift over time weighs on both alike. Whenever the process changes, its first round (written a, b)
-is run and dropped: ``a A b B B a A A b B``. Where both do not fit on the device, whole launches
-follow each other: ``a A A A``, then ``b B B B``; the next pair begins with B.
+Interleaved, two processes live side by side and take turns A B | B A | A B ..., so that a drift
+over time weighs on both alike. Whenever the process changes, its turn (written a, b) is run once
+before, and dropped: ``a A b B B a A A b B``. A turn is a round or, on a CPU, a part of one of
+``TURN_S`` (every n-th prompt of a pass), the same for both sides: a core's speed changes within a
+second. A round is the sum of its turns: a few prompts that got slower weigh in it as in a pass.
 
-A round of seconds is still too long where a core's speed changes within one. So rounds alternate
-in *turns* of ``TURN_S``: a turn is a part of the pass (every so manieth prompt), the same for both
-sides, and a round is the sum of its turns. A regression of few prompts weighs in it as in a pass.
+Where both do not fit on the device, whole launches follow each other: ``a A A A``, then
+``b B B B``; the next pair begins with B.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from perfline.tasks.answers import Answers
 
 MIN_ROUND_PAIRS = 3
 MAX_FAULTY_FRACTION = 0.2  # of a launch pair's round pairs
-TURN_S = 0.03  # on a shared CPU a third of the chance difference of 0.1 s: docs/compare.md
+TURN_S = 0.03  # why so short: docs/compare.md
 
 Check = Callable[[Mapping[SideName, Ready]], None]
 
@@ -113,29 +113,20 @@ class Live:
     cores: tuple[int, ...] = ()
     kept: list[Round] = field(default_factory=list)
     dropped: list[Round] = field(default_factory=list)
-    _kept: list[Round] = field(default_factory=list)  # turns of the round that is not over
-    _dropped: list[Round] = field(default_factory=list)
 
-    def time(self, turn: Turn, fresh: bool) -> None:
-        """Time one turn to keep; before it, one to drop where the process is ``fresh``."""
-        if fresh:
-            self._dropped.append(self.worker.round(turn))
-        measured = self.worker.round(turn)
+    def end_round(self, kept: Sequence[Round], dropped: Sequence[Round]) -> None:
+        """Take in the turns of a round; WorkerError where they are none."""
+        measured, who = Round.of_turns(kept), f"worker {self.worker.ready.pid}"
         if min(measured.tokens, measured.core_s, measured.whole_s) <= 0:
             raise WorkerError(
-                f"worker {self.worker.ready.pid}: told of a round of {measured.tokens} tokens in "
-                f"{measured.core_s:g} s; expected both above 0"
+                f"{who}: told of a round of {measured.tokens} tokens in {measured.core_s:g} s; "
+                "expected both above 0"
             )
         if lacking := untimed(measured, self.workload):
-            raise WorkerError(f"worker {self.worker.ready.pid}: told of a round without {lacking}")
-        self._kept.append(measured)
-
-    def end_round(self) -> None:
-        """The turns since the last one are a round."""
-        self.kept.append(Round.of_turns(self._kept))
-        if self._dropped:
-            self.dropped.append(Round.of_turns(self._dropped))
-        self._kept, self._dropped = [], []
+            raise WorkerError(f"{who}: told of a round without {lacking}")
+        self.kept.append(measured)
+        if dropped:
+            self.dropped.append(Round.of_turns(dropped))
 
     def record(self) -> LaunchRecord:
         """What it measured."""
@@ -149,22 +140,29 @@ class Live:
         )
 
 
-def alternate(
+def in_turns(
     live: Mapping[SideName, Live], order: Sequence[SideName], turns: Sequence[Turn], rounds: int
 ) -> None:
-    """Time so many rounds of ``turns`` each, A B | B A; ``order`` has the side that begins."""
+    """Time so many rounds of ``turns`` each, A B | B A; ``order`` has the side that begins.
+
+    The side that begins a part of a pass is the other one in the next round.
+    """
     last: SideName | None = None
-    for number, turn in enumerate([*turns] * rounds):
-        for name in order if number % 2 == 0 else order[::-1]:
-            live[name].time(turn, fresh=name != last)
-            last = name
-        if (number + 1) % len(turns) == 0:
-            for each in live.values():
-                each.end_round()
+    for number in range(rounds):
+        kept: dict[SideName, list[Round]] = {name: [] for name in live}
+        dropped: dict[SideName, list[Round]] = {name: [] for name in live}
+        for step, turn in enumerate(turns):
+            for name in order if (number + step) % 2 == 0 else order[::-1]:
+                if name != last:
+                    dropped[name].append(live[name].worker.round(turn))
+                kept[name].append(live[name].worker.round(turn))
+                last = name
+        for name, each in live.items():
+            each.end_round(kept[name], dropped[name])
 
 
 def interleaved(launcher: Launcher, sides: Mapping[SideName, Side], task: Task) -> Done:
-    """Run a launch pair of two live processes, round by round.
+    """Run a launch pair of two live processes, turn by turn.
 
     WorkerError where a process fails; DeviceMemory where both do not fit.
     """
@@ -175,12 +173,13 @@ def interleaved(launcher: Launcher, sides: Mapping[SideName, Side], task: Task) 
         repeats = task.repeats or repeats_for(task.min_round_s, *ready.values())
         turns = turns_for(repeats, *ready.values())
         start = time.monotonic()
-        alternate(live, task.order, turns, task.rounds)
+        in_turns(live, task.order, turns, task.rounds)
         rounds_s = time.monotonic() - start
         launches = {name: live[name].record() for name in SIDES}
         answers = {name: live[name].worker.answers() for name in SIDES} if task.answer else {}
         generated = {name: live[name].worker.generated() for name in SIDES if task.generate}
-        done = _done(task, launches, (begin, rounds_s), (len(turns), repeats), ready)
+        pair = _pair(task, launches, begin, rounds_s, len(turns))
+        done = Done(pair, repeats, ready)
         numbers: dict[SideName, FidelityNumbers | None] = {}
         for name in SIDES if task.fidelity else ():
             numbers[name] = _fidelity(live[name].worker, numbers)
@@ -237,7 +236,7 @@ def whole_launches(launcher: Launcher, sides: Mapping[SideName, Side], task: Tas
                 task.check(ready)
             repeats = repeats or repeats_for(task.min_round_s, worker.ready)
             start = time.monotonic()
-            alternate({name: live}, [name], [Turn(repeats)], task.rounds)
+            in_turns({name: live}, [name], [Turn(repeats)], task.rounds)
             rounds_s += time.monotonic() - start
             launches[name] = live.record()
             if task.answer:
@@ -247,8 +246,8 @@ def whole_launches(launcher: Launcher, sides: Mapping[SideName, Side], task: Tas
             if task.fidelity:
                 numbers[name] = _fidelity(worker, numbers)
     assert repeats is not None
-    done = _done(task, launches, (begin, rounds_s), (0, repeats), ready)
-    return replace(done, answers=answers, generated=generated, fidelity=numbers)
+    pair = _pair(task, launches, begin, rounds_s, None)
+    return Done(pair, repeats, ready, answers, generated, numbers)
 
 
 def _fidelity(
@@ -279,8 +278,7 @@ def turns_for(repeats: int, *ready: Ready) -> list[Turn]:
     if parts > 1:
         return [Turn(part=part, parts=parts) for _ in range(repeats) for part in range(parts)]
     passes = math.ceil(TURN_S / pass_s)
-    whole, rest = divmod(repeats, passes)
-    return [Turn(passes)] * whole + [Turn(rest)] * (rest > 0)
+    return [Turn(min(passes, repeats - done)) for done in range(0, repeats, passes)]
 
 
 def void(pair: PairRecord) -> str:
@@ -292,20 +290,21 @@ def void(pair: PairRecord) -> str:
     return ""
 
 
-def _done(
+def _pair(
     task: Task,
     launches: Mapping[SideName, LaunchRecord],
-    seconds: tuple[float, float],
-    how: tuple[int, int],
-    ready: Mapping[SideName, Ready],
-) -> Done:
+    begin: float,
+    rounds_s: float,
+    turns: int | None,
+) -> PairRecord:
+    """The record of a launch pair; ``turns``: of a round, None for whole launches."""
     pair = PairRecord(
         first=task.first,
-        interleaved=how[0] > 0,
-        turns=max(1, how[0]),
-        wall_s=time.monotonic() - seconds[0],
-        rounds_s=seconds[1],
+        interleaved=turns is not None,
+        wall_s=time.monotonic() - begin,
+        rounds_s=rounds_s,
         baseline=launches["baseline"],
         candidate=launches["candidate"],
+        turns=turns or 1,
     )
-    return Done(replace(pair, void=void(pair)), how[1], ready)
+    return replace(pair, void=void(pair))

@@ -144,7 +144,8 @@ class LaunchRecord:
         launch_s: from the start of the process until it was ready, as seen from outside.
         peak_memory_gib: None where the device does not count it.
         rounds: the kept rounds; the n-th pairs up with the n-th of the other side.
-        dropped: rounds run first after a switch of process, to settle; never looked at.
+        dropped: turns run first after a switch of process, to settle, a round's as one; never
+            looked at.
         cores: those of the CPU that its threads were kept on; none: all that there are.
     """
 
@@ -194,7 +195,7 @@ class PairRecord:
 
     Attributes:
         first: the side that started, and was timed, first.
-        interleaved: rounds alternated between two live processes; else one whole launch followed
+        interleaved: turns alternated between two live processes; else one whole launch followed
             the other.
         wall_s: all of it; ``rounds_s``: the rounds alone, the dropped ones included.
         void: why the pair does not count; empty where it does.

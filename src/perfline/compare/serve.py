@@ -178,11 +178,11 @@ class Launch:
         """Into how many parts a pass can be cut: its prompts.
 
         Not one with other ranks or with decode in it, nor of an engine that is not ours, which may
-        run prompts together.
+        run prompts together, nor on a GPU, whose clocks and energy are read too seldom for that.
         """
         alone = self.coordinator is None and self.workload.kind == "prefill"
-        ours = self.workload.engine in ENGINE_NAMES
-        return len(self.case_run.sample) if alone and ours else 1
+        ours, on_cpu = self.workload.engine in ENGINE_NAMES, self.case_run.device.kind == "cpu"
+        return len(self.case_run.sample) if alone and ours and on_cpu else 1
 
     def round(self, turn: Turn, peers: Sequence[int] = ()) -> Round:
         """Time a turn; ``peers`` are processes that may be on the device as well."""

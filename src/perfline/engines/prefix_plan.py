@@ -74,7 +74,7 @@ class Plan:
     """How to answer prompts; rows and nodes are indices, a node comes after its parent.
 
     Attributes:
-        groups: nodes by the forward that computes them: siblings, next to each other in number.
+        groups: nodes by the forward that computes them: siblings, one after the other.
         batches: depth first, so that only the nodes of one path, and those computed with them,
             need to be held.
         served_tokens: of all prompts, as if each were run by itself.
@@ -189,18 +189,34 @@ def _tree(
 
 
 def _groups(nodes: Sequence[Node], limits: Limits) -> Iterator[tuple[int, ...]]:
-    """Pair siblings where a lone node would cost as much as two; in order of their numbers."""
+    """Put siblings together where padding costs less than a forward; in order of their numbers.
+
+    All of a group are held until the last of them is done with: more than two only as far as their
+    tokens, those above included, are no more than a forward's.
+    """
     siblings: dict[int | None, list[int]] = {}
     for number, node in enumerate(nodes):
         siblings.setdefault(node.parent, []).append(number)
-    found = []
+
+    def run(group: Sequence[int]) -> int:
+        longest = max(nodes[number].end - nodes[number].start for number in group)
+        return max(len(group), limits.least_rows) * longest + limits.forward_cost_tokens
+
+    def fits(group: Sequence[int]) -> bool:
+        start, end = nodes[group[0]].start, max(nodes[number].end for number in group)
+        held = len(group) <= 2 or len(group) * end <= limits.forward_tokens
+        return held and len(group) <= limits.rows(start, end - start)
+
+    found: list[tuple[int, ...]] = []
     for numbers in siblings.values():
-        while numbers:
-            one, *others = numbers
-            longest = max(nodes[number].end - nodes[number].start for number in numbers[:2])
-            pair = limits.least_rows > 1 and limits.rows(nodes[one].start, longest) > 1
-            found.append((one, *others[: 1 if pair else 0]))
-            numbers = numbers[len(found[-1]) :]
+        group: tuple[int, ...] = ()
+        for number in numbers:
+            wider = (*group, number)
+            if group and not (fits(wider) and run(wider) <= run(group) + run([number])):
+                found.append(group)
+                wider = (number,)
+            group = wider
+        found.append(group)
     yield from sorted(found)
 
 

@@ -441,8 +441,9 @@ def _waited(pairs: Sequence[PairRecord], column: int) -> float | None:
 def _rounds(found: CaseComparison) -> str:
     in_turn = all(pair.interleaved for pair in found.pairs)
     how = "rounds alternate" if in_turn else "whole launches alternate"
-    if (turns := max((pair.turns for pair in found.pairs), default=1)) > 1:
-        how += f" in {turns} turns each"
+    turns = sorted({pair.turns for pair in found.pairs})
+    if in_turn and turns and turns[-1] > 1:
+        how += f" in {turns[0]}" + f" to {turns[-1]}" * (len(turns) > 1) + " turns each"
     launches = [launch for pair in found.pairs for launch in (pair.baseline, pair.candidate)]
     held = {launch.cores for launch in launches}
     if len(held) == 1 and (cores := held.pop()):

@@ -108,6 +108,19 @@ def test_a_round_is_the_sum_of_its_turns_in_each_of_which_both_run_the_same_part
     assert [each.tokens for each in first.baseline.dropped] == [400]
 
 
+def test_the_side_that_begins_a_part_is_the_other_one_in_the_next_round() -> None:
+    launcher = pair(1.0, 1.0)
+    for script in (launcher.baseline, launcher.candidate):
+        script.ready = ready(pass_s=0.25, parts=2)
+
+    next(compare.run(plan(rounds=2), launcher, print))
+
+    # Two parts: A B | B A, then B A | A B, each after a switch once more.
+    assert launcher.rounds == "AABBBAA" + "BBAAABB"
+    parts = [turn.part for turn in launcher.turns]
+    assert parts == [0] * 4 + [1] * 3 + [0] * 4 + [1] * 3
+
+
 def test_a_few_prompts_that_got_much_slower_weigh_as_they_do_in_a_pass() -> None:
     launcher = pair(1.0, 1.0)
     for script in (launcher.baseline, launcher.candidate):

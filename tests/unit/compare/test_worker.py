@@ -112,8 +112,11 @@ def test_the_parts_of_a_pass_are_all_of_its_prompts_each_once():
     assert measuring.round(Turn(2, part=1, parts=3)).tokens == 2 * parts[1].tokens
 
 
-def test_a_pass_with_decode_is_not_cut():
+def test_a_pass_with_decode_or_on_a_gpu_is_not_cut():
     assert launch(replace(WORKLOAD, kind="all")).ready().parts == 1
+    on_gpu = launch()
+    on_gpu.case_run.device = replace(on_gpu.case_run.device, kind="cuda")
+    assert on_gpu.ready().parts == 1
 
 
 def test_a_recompile_is_a_fault_of_its_round_alone():

@@ -97,11 +97,16 @@ def test_groups_are_siblings_and_hold_every_node_once(rows, limits):
     assert sorted(n for group in made.groups for n in group) == list(range(len(made.nodes)))
     for group in made.groups:
         assert len({made.nodes[n].parent for n in group}) == 1
-        assert len(group) <= limits.least_rows
         assert made.group(group[-1]) == group
-        width = max(made.nodes[n].end - made.nodes[n].start for n in group)
+        widths = [made.nodes[n].end - made.nodes[n].start for n in group]
         if len(group) > 1:
-            assert len(group) * width <= limits.forward_tokens
+            assert len(group) * max(widths) <= limits.forward_tokens
+        if len(group) > 2:  # all of them are held
+            deepest = max(made.nodes[n].end for n in group)
+            assert len(group) * deepest <= limits.forward_tokens
+        alone = sum(limits.least_rows * width + limits.forward_cost_tokens for width in widths)
+        together = max(len(group), limits.least_rows) * max(widths) + limits.forward_cost_tokens
+        assert together <= alone
 
 
 def test_where_a_lone_row_costs_two_nodes_and_rows_come_in_pairs():
@@ -109,7 +114,11 @@ def test_where_a_lone_row_costs_two_nodes_and_rows_come_in_pairs():
     asked = prompts(*([*head, 7, i] for head in heads for i in (1, 2)))
     made = plan(asked, Limits(forward_cost_tokens=2, least_rows=2))
     lengths = [[made.nodes[n].end for n in group] for group in made.groups]
-    assert lengths == [[32, 31], [21, 19], [12]]  # the longest first, next to the one most alike
+    assert lengths == [[32, 31, 21, 19], [12]]  # the longest first, next to the one most alike
+    alone = plan(asked, Limits(forward_cost_tokens=2))
+    assert [len(group) for group in alone.groups] == [2, 2, 1]  # where padding costs 2 at most
+    few = plan(asked, Limits(forward_cost_tokens=2, forward_tokens=65, least_rows=2))
+    assert [len(group) for group in few.groups] == [2, 3]  # more than 2: 65 tokens are held at most
     alone = prompts([1] * 9, [2] * 4)  # nothing shared: two rows of 9 cost less than 2 x 9 + 2 x 4
     assert len(plan(alone, Limits(forward_cost_tokens=2)).batches) == 2
     assert len(plan(alone, Limits(forward_cost_tokens=2, least_rows=2)).batches) == 1
