@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from perfline.gates.statistics import half_width, prediction_interval, session_sd
+from perfline.gates.statistics import Prediction, half_width, prediction_interval, session_sd
 from perfline.gates.verdict import Gate, Verdict, Word, signed
 from perfline.metrics import Metric, summary
 
@@ -85,78 +85,131 @@ def throughput_baseline(
     """
     if min(*sessions, metric.value, *metric.samples) <= 0:
         return _no_ratio(metric)
-    sign = -1 if metric.direction == "lower" else 1
-    logs = [math.log(value) for value in sessions]
-    prior_sd = gates.throughput_session_sd_fraction
-    near = prediction_interval(logs, prior_sd, _BOUND_CONFIDENCE)
-    far = prediction_interval(logs, prior_sd, _ALARM_CONFIDENCE)
-    median, error = summary(metric.samples or (metric.value,))
-    if metric.own and metric.value != median:  # such as a percentile: sessions hold that, too
-        median, error = metric.value, None
-    change = sign * (math.log(median) - near.mean)
-    asked = -math.log1p(-gates.throughput_margin_fraction)
-    margin = _resolved(asked, near.sd, len(logs), prior_sd)
-    limit = -margin
-    word = _throughput_word(change, margin, near.half_width, far.half_width)
-    explained = False
-    if contention_fraction is not None and contention_fraction > MAX_CONTENTION_FRACTION:
-        # What was waited for the CPU can explain no more than itself.
-        without = change - math.log1p(-min(contention_fraction, 0.99))
-        explained = _throughput_word(without, margin, near.half_width, far.half_width) != word
-    held = f"from {len(logs)} sessions"
-    if len(logs) == 1:
-        held = "spread declared in the case (1 session held)"
-    spread = f"+-{100 * near.half_width:.1f} % between sessions, {held}"
-
-    worse, better, loss = "slower", "faster", "slowdown"
-    if metric.own:
-        worse, better, loss = "worse", "better", "loss"
+    stands = _Standing.of(metric, sessions, gates)
+    word, limit = stands.word(stands.change), -stands.margin
     if lacking := too_few_rounds(metric, Run(None, full_pass, rounds)):
-        word = "unsure"
-        reason = f"too few samples: {lacking}"
-    elif metric.own and max(len(metric.samples), len(logs)) < MIN_ROUNDS:
+        word, reason = "unsure", f"too few samples: {lacking}"
+    elif metric.own and max(len(metric.samples), len(sessions)) < MIN_ROUNDS:
         word = "unsure"
         reason = (
-            f"{len(metric.samples)} samples and {len(logs)} sessions held say nothing of its "
+            f"{len(metric.samples)} samples and {len(sessions)} sessions held say nothing of its "
             f"spread: record {MIN_ROUNDS} samples or more, or add sessions with `perfline "
             "baselines update CASE --add`"
         )
-    elif word == "improved":
-        reason = f"{better} than chance allows ({spread}): accept it as the new baseline"
-    elif word == "ok":
-        reason = f"a {loss} of the margin is ruled out ({spread})"
-        if margin > asked:
-            reason = (
-                f"a {loss} of {-100 * math.expm1(-margin):.1f} % is ruled out ({spread}); for "
-                f"{100 * gates.throughput_margin_fraction:g} % more sessions are needed, or a "
-                "comparison"
-            )
-    elif word == "unsure":
-        reason = f"too noisy to tell ({spread}): {_settled_by(change, asked, logs, prior_sd)}"
-    elif explained:
-        assert contention_fraction is not None
+    elif word == "regressed" and stands.explained_by(contention_fraction):
         word = "unsure"
         reason = (
-            f"another process took {100 * contention_fraction:.0f} % of the CPU during the timed "
-            "rounds: run again on an idle machine"
+            f"another process took {100 * (contention_fraction or 0):.0f} % of the CPU during the "
+            "timed rounds: run again on an idle machine"
         )
     else:
-        reason = f"{worse} than chance allows ({spread})"
-        if change > limit:  # a sure slowdown that is smaller than the margin, yet not ruled out
-            limit = near.half_width - margin
+        reason = stands.reason(word)
+        if word == "regressed" and stands.change > limit:
+            # A sure slowdown that is smaller than the margin, yet not ruled out.
+            limit = stands.near.half_width - stands.margin
     return Verdict(
         metric=metric.name,
         word=word,
         gate="baseline",
         unit=metric.unit,
-        baseline=math.exp(near.mean),
-        baseline_error=math.exp(near.mean) * near.sd,
-        measured=median,
-        measured_error=error,
-        change_fraction=math.expm1(sign * change),
-        limit=signed(100 * math.expm1(sign * limit), "%"),
+        baseline=math.exp(stands.near.mean),
+        baseline_error=math.exp(stands.near.mean) * stands.near.sd,
+        measured=stands.median,
+        measured_error=stands.error,
+        change_fraction=math.expm1(stands.sign * stands.change),
+        limit=signed(100 * math.expm1(stands.sign * limit), "%"),
         reason=reason,
     )
+
+
+@dataclass(frozen=True)
+class _Standing:
+    """Where a metric stands against the sessions of a baseline.
+
+    Attributes:
+        sign: -1 where lower is better.
+        median, error: of the metric.
+        logs: of the sessions' values; ``prior_sd`` is their declared spread.
+        near, far: prediction intervals of one more session, to call it no worse, and worse.
+        change: log of the median over the sessions' mean, turned so that below 0 is worse.
+        asked: the margin as a log ratio; ``margin``: more, where the sessions resolve no less.
+    """
+
+    metric: Metric
+    sign: int
+    median: float
+    error: float | None
+    logs: Sequence[float]
+    prior_sd: float
+    near: Prediction
+    far: Prediction
+    change: float
+    asked: float
+    margin: float
+
+    @classmethod
+    def of(cls, metric: Metric, sessions: Sequence[float], gates: GatesSpec) -> _Standing:
+        """Of a metric and sessions that are all above 0."""
+        sign = -1 if metric.direction == "lower" else 1
+        logs, prior_sd = (
+            [math.log(value) for value in sessions],
+            gates.throughput_session_sd_fraction,
+        )
+        near = prediction_interval(logs, prior_sd, _BOUND_CONFIDENCE)
+        median, error = summary(metric.samples or (metric.value,))
+        if metric.own and metric.value != median:  # such as a percentile: sessions hold that, too
+            median, error = metric.value, None
+        asked = -math.log1p(-gates.throughput_margin_fraction)
+        return cls(
+            metric=metric,
+            sign=sign,
+            median=median,
+            error=error,
+            logs=logs,
+            prior_sd=prior_sd,
+            near=near,
+            far=prediction_interval(logs, prior_sd, _ALARM_CONFIDENCE),
+            change=sign * (math.log(median) - near.mean),
+            asked=asked,
+            margin=_resolved(asked, near.sd, len(logs), prior_sd),
+        )
+
+    def word(self, change: float) -> Word:
+        """What a change says."""
+        return _throughput_word(change, self.margin, self.near.half_width, self.far.half_width)
+
+    def explained_by(self, contention_fraction: float | None) -> bool:
+        """Whether the word is another one without what was waited for the CPU.
+
+        That can explain no more than itself.
+        """
+        if contention_fraction is None or contention_fraction <= MAX_CONTENTION_FRACTION:
+            return False
+        without = self.change - math.log1p(-min(contention_fraction, 0.99))
+        return self.word(without) != self.word(self.change)
+
+    def reason(self, word: Word) -> str:
+        """Why it is so called."""
+        held = f"from {len(self.logs)} sessions"
+        if len(self.logs) == 1:
+            held = "spread declared in the case (1 session held)"
+        spread = f"+-{100 * self.near.half_width:.1f} % between sessions, {held}"
+        worse, better, loss = "slower", "faster", "slowdown"
+        if self.metric.own:
+            worse, better, loss = "worse", "better", "loss"
+        if word == "improved":
+            return f"{better} than chance allows ({spread}): accept it as the new baseline"
+        if word == "unsure":
+            needed = _settled_by(self.change, self.asked, self.logs, self.prior_sd)
+            return f"too noisy to tell ({spread}): {needed}"
+        if word == "regressed":
+            return f"{worse} than chance allows ({spread})"
+        if self.margin <= self.asked:
+            return f"a {loss} of the margin is ruled out ({spread})"
+        return (
+            f"a {loss} of {-100 * math.expm1(-self.margin):.1f} % is ruled out ({spread}); for "
+            f"{100 * (1 - math.exp(-self.asked)):.4g} % more sessions are needed, or a comparison"
+        )
 
 
 def _no_ratio(metric: Metric) -> Verdict:
