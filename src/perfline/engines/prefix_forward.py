@@ -196,18 +196,23 @@ class PrefixForward:
             ]
 
     def answer(
-        self, above: KeysValues, ids: Ints, lengths: Ints, targets: Sequence[Ints] = ()
+        self,
+        above: KeysValues,
+        ids: Ints,
+        lengths: Ints,
+        targets: Sequence[Ints] = (),
+        short: Ints | None = None,
     ) -> torch.Tensor:
         """What each row answers, on its way to the host.
 
         (rows, letters + 2): ``TorchEngine.read_rows`` at its last token. With ``targets``, tokens
         of each row that are scored at its last positions, (rows, 2): ``log_probabilities``. ``ids``
         is (rows, width), rows of ``lengths`` tokens padded on the right: a pad comes after all that
-        is read. Raises DeviceMemory, EngineError.
+        is read. ``short``: of prefixes ``beside`` each other. Raises DeviceMemory, EngineError.
         """
         with self._engine.running(_what(above, ids)):
             tails = np.array([len(each) for each in targets] or [1] * len(ids))
-            logits = self._logits(above, ids, lengths, tails)
+            logits = self._logits(above, ids, lengths, tails, short)
             if targets:
                 wanted = self._to_device(np.concatenate(targets))
                 rows = self._to_device(np.repeat(np.arange(len(ids)), tails))
@@ -234,19 +239,26 @@ class PrefixForward:
                 f"{off:.2g} of the largest from those of its own forward (allowed {allowed:g})"
             )
 
-    def _logits(self, above: KeysValues, ids: Ints, lengths: Ints, tails: Ints) -> torch.Tensor:
+    def _logits(
+        self,
+        above: KeysValues,
+        ids: Ints,
+        lengths: Ints,
+        tails: Ints,
+        short: Ints | None = None,
+    ) -> torch.Tensor:
         """Logits at the last ``tails`` tokens of each row, (positions, vocabulary)."""
         rows = np.repeat(np.arange(len(ids)), tails)
         ends = np.repeat(np.cumsum(tails), tails)  # of each row's positions among all
         places = lengths[rows] - (ends - np.arange(len(rows)))
         at = (self._to_device(rows)[:, None], self._to_device(places)[:, None])
-        _, logits = self._run(above, ids, at, keep=False)
+        _, logits = self._run(above, ids, at, keep=False, short=short)
         if self.watch is not None:
             self.watch(logits[:, 0])
         return logits[:, 0]
 
     def _run(
-        self, above: KeysValues, ids: Ints, at: Any, keep: bool
+        self, above: KeysValues, ids: Ints, at: Any, keep: bool, short: Ints | None = None
     ) -> tuple[PrefixCache, torch.Tensor]:
         """Run the model on ``ids`` (rows, width) after ``above``; its logits ``at`` a place.
 
@@ -260,12 +272,15 @@ class PrefixForward:
         zeros = 2 + -(2 + before + width) % _ALIGN
         skip = _FRONT - zeros
         cache = PrefixCache([PrefixLayer(k[:, :, skip:], v[:, :, skip:]) for k, v in above], keep)
-        masks = {each: self._mask(zeros, before, width, each) for each in {*self._windows, FULL}}
+        hidden = None if short is None else self._to_device(short)[:, None, None]
+        kinds = {*self._windows, FULL}
+        masks = {each: self._mask(zeros, before, width, each, hidden) for each in kinds}
+        places = torch.arange(before, before + width, device=self._device)[None]
         with attending(self._config, self._attention), self._layers_see(cache, masks):
             arguments = {
                 "input_ids": self._to_device(ids),
                 "attention_mask": masks[FULL],
-                "position_ids": torch.arange(before, before + width, device=self._device)[None],
+                "position_ids": places if hidden is None else places - hidden[:, 0],
                 self._cache_of_model: cache,
             }
             try:
@@ -307,21 +322,31 @@ class PrefixForward:
             for hook in hooks:
                 hook.remove()
 
-    def _mask(self, zeros: int, before: int, width: int, window: Window) -> torch.Tensor:
-        """What each query may see, to be added: (1, 1, width, zeros + before + width).
+    def _mask(
+        self,
+        zeros: int,
+        before: int,
+        width: int,
+        window: Window,
+        short: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """What each query may see, to be added: (1 or rows, 1, width, zeros + before + width).
 
-        ``is_causal`` would align queries with the first keys, not the last.
+        ``short``, (rows, 1, 1), are more zeros in front of a row. ``is_causal`` would align queries
+        with the first keys, not the last.
         """
         key = torch.arange(zeros + before + width, device=self._device)
         query = torch.arange(width, device=self._device)[:, None] + zeros + before
-        hidden = (key < zeros) | (key > query)
+        first = zeros if short is None else short + zeros
+        hidden = (key < first) | (key > query)
         kind, reach = window
         if kind == "sliding_attention":
             hidden |= key <= query - reach
         elif kind == "chunked_attention":
-            hidden |= (key - zeros) // reach != (query - zeros) // reach
+            hidden |= (key - first) // reach != (query - first) // reach
         mask = torch.zeros(hidden.shape, dtype=self._dtype, device=self._device)
-        return mask.masked_fill_(hidden, torch.finfo(self._dtype).min)[None, None]
+        mask.masked_fill_(hidden, torch.finfo(self._dtype).min)
+        return mask[None, None] if short is None else mask[:, None]
 
     def _to_device(self, array: Ints) -> torch.Tensor:
         tensor = torch.from_numpy(array)
@@ -329,6 +354,22 @@ class PrefixForward:
             # From pageable memory the copy would wait for all that is queued.
             return tensor.pin_memory().to(self._device, non_blocking=True)
         return tensor.to(self._device)
+
+
+def beside(prefixes: Sequence[KeysValues]) -> tuple[KeysValues, Ints]:
+    """Prefixes as rows of one, zeros in front of the shorter; and by how much each is short."""
+    lengths = np.array([_tokens(prefix) for prefix in prefixes], dtype=np.int64)
+    short = lengths.max() - lengths
+
+    def rows(each: Sequence[torch.Tensor]) -> torch.Tensor:
+        parts = [
+            functional.pad(held, (0, 0, missing, 0))
+            for held, missing in zip(each, short.tolist(), strict=True)
+        ]
+        return torch.cat(parts)
+
+    layers = zip(*prefixes, strict=True)
+    return [(rows([k for k, _ in layer]), rows([v for _, v in layer])) for layer in layers], short
 
 
 def _join(above: torch.Tensor, own: torch.Tensor, row: int, length: int) -> torch.Tensor:

@@ -8,7 +8,7 @@ merge a blank line with what follows, so only their ids tell what two prompts sh
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -61,12 +61,19 @@ class Node:
 
 @dataclass(frozen=True)
 class Batch:
-    """One forward: the suffixes of ``rows`` on ``prefix`` tokens, padded to ``width`` tokens."""
+    """One forward: the suffixes of ``rows`` on ``prefix`` tokens, padded to ``width`` tokens.
 
-    node: int | None  # None: nothing shared, prefix 0
+    Attributes:
+        node: None: nothing shared, prefix 0.
+        nodes: of each row, where they may hang on different nodes of one group; ``node`` is the
+            group's first, and ``prefix`` the longest of theirs.
+    """
+
+    node: int | None
     rows: tuple[int, ...]
     prefix: int
     width: int
+    nodes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -122,13 +129,24 @@ def plan(prompts: Sequence[Prompt], limits: Limits) -> Plan:
     shared = _shared_lengths([prompts[row] for row in order])
     nodes, members = _tree(order, shared, 2 * limits.forward_cost_tokens)
     groups = tuple(_groups(nodes, limits))
-    depth_first = [*(node for node in members if node is not None), *({None} & set(members))]
-    batches = tuple(
-        batch
-        for node in depth_first
-        for batch in _batches(node, members[node], nodes, lengths, limits)
-    )
-    suffixes = sum(int(lengths[row]) - batch.prefix for batch in batches for row in batch.rows)
+    suffix = {
+        row: int(lengths[row]) - (0 if node is None else nodes[node].end)
+        for node, rows in members.items()
+        for row in rows
+    }
+
+    def cut(mates: Sequence[int | None]) -> list[Batch]:
+        return list(_batches(mates, members, nodes, suffix, limits))
+
+    def cost(some: Sequence[Batch]) -> int:
+        run = sum(max(len(b.rows), limits.least_rows) * b.width for b in some)
+        return run + len(some) * limits.forward_cost_tokens
+
+    batches: list[Batch] = []
+    for mates in _together(nodes, groups, members, limits):
+        alone, together = [batch for node in mates for batch in cut([node])], cut(mates)
+        batches += alone if cost(alone) <= cost(together) else together
+    suffixes = sum(suffix.values())
     in_nodes = sum(node.end - node.start for node in nodes)
     run_in_nodes = sum(
         max(len(group), limits.least_rows)
@@ -138,7 +156,7 @@ def plan(prompts: Sequence[Prompt], limits: Limits) -> Plan:
     return Plan(
         nodes=tuple(nodes),
         groups=groups,
-        batches=batches,
+        batches=tuple(batches),
         served_tokens=int(lengths.sum()),
         computed_tokens=suffixes + in_nodes,
         padded_tokens=sum(b.width * max(len(b.rows), limits.least_rows) for b in batches)
@@ -220,21 +238,56 @@ def _groups(nodes: Sequence[Node], limits: Limits) -> Iterator[tuple[int, ...]]:
     yield from sorted(found)
 
 
+def _together(
+    nodes: Sequence[Node],
+    groups: Sequence[tuple[int, ...]],
+    members: Mapping[int | None, Sequence[int]],
+    limits: Limits,
+) -> Iterator[tuple[int | None, ...]]:
+    """Nodes whose rows may share forwards, depth first: the leaves of a group; any other alone.
+
+    Where a lone row costs as much as two, as in a compiled forward, all are alone: a mask of each
+    row's own would be a graph of its own.
+    """
+    parents = {node.parent for node in nodes}
+    mates = {
+        group[0]: group
+        for group in groups
+        if len(group) > 1 and limits.least_rows == 1 and parents.isdisjoint(group)
+    }
+    others = {node for group in mates.values() for node in group[1:]}
+    for node in members:
+        if node is not None and node not in others:
+            yield mates.get(node, (node,))
+    if None in members:
+        yield (None,)
+
+
 def _batches(
-    node: int | None, rows: Sequence[int], nodes: Sequence[Node], lengths: Ints, limits: Limits
+    mates: Sequence[int | None],
+    members: Mapping[int | None, Sequence[int]],
+    nodes: Sequence[Node],
+    suffix: Mapping[int, int],
+    limits: Limits,
 ) -> Iterator[Batch]:
     """Cut rows, sorted by length, where padding and the cost of forwards are least; longest first.
 
-    ``best[j]`` is the least cost of the first ``j`` rows: an exact dynamic program.
+    ``best[j]`` is the least cost of the first ``j`` rows: an exact dynamic program. Rows on
+    different nodes each have a copy of theirs: of no more tokens in all than a forward has.
     """
-    prefix = 0 if node is None else nodes[node].end
-    ordered = sorted(rows, key=lambda row: (int(lengths[row]), row))
-    widths = np.maximum(lengths[ordered] - prefix, LEAST_WIDTH)
+    node_of = {row: node for node in mates for row in members[node]}
+    ends = {node: 0 if node is None else nodes[node].end for node in mates}
+    prefix = max(ends.values())
+    ordered = sorted(node_of, key=lambda row: (suffix[row], node_of[row] or 0, row))
+    widths = np.maximum([suffix[row] for row in ordered], LEAST_WIDTH)
     best = np.zeros(len(ordered) + 1)
     cut = np.zeros(len(ordered) + 1, dtype=np.int64)
     for j in range(1, len(ordered) + 1):
         width = int(widths[j - 1])
-        first = max(0, j - limits.rows(prefix, width))
+        most = limits.rows(prefix, width)
+        if len(mates) > 1:
+            most = max(1, min(most, limits.forward_tokens // (prefix + width)))
+        first = max(0, j - most)
         sizes = np.arange(j - first, 0, -1)
         run = np.maximum(sizes, limits.least_rows) * width
         costs = best[first:j] + run + limits.forward_cost_tokens
@@ -243,5 +296,8 @@ def _batches(
     j = len(ordered)
     while j:
         i = int(cut[j])
-        yield Batch(node, tuple(ordered[i:j]), prefix, int(widths[j - 1]))
+        rows, width = tuple(ordered[i:j]), int(widths[j - 1])
+        shared = [node for row in rows if (node := node_of[row]) is not None]
+        on = tuple(shared) if len(mates) > 1 else ()
+        yield Batch(mates[0], rows, max(ends[node_of[row]] for row in rows), width, on)
         j = i

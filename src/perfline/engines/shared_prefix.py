@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,7 +23,7 @@ import torch
 from perfline.engines import prefix_plan
 from perfline.engines.device import GIB, Device
 from perfline.engines.engine import Clock, Progress
-from perfline.engines.prefix_forward import Ints, KeysValues, PrefixForward
+from perfline.engines.prefix_forward import Ints, KeysValues, PrefixForward, beside
 from perfline.engines.prefix_plan import Batch, Limits, Plan
 from perfline.engines.torch_engine import TorchEngine, told
 from perfline.errors import DeviceMemory, EngineError
@@ -171,13 +172,16 @@ class _Pass:
     def _launch(self, batch: Batch) -> _Flight:
         """Queue a batch, and the nodes above it that are not held yet."""
         rows = [self.todo[row] for row in batch.rows]
-        ids, lengths = self._padded(rows, batch.prefix, [None] * len(rows), batch.width)
+        befores = [self.plan.nodes[node].end for node in batch.nodes] or [batch.prefix] * len(rows)
+        ids, lengths = self._padded(rows, befores, [None] * len(rows), batch.width)
         start = self._mark()
-        above = self._descend(batch.node)
+        above, short = self._descend(batch.node), None
+        if batch.nodes:
+            above, short = beside([self.held[node] for node in batch.nodes])
         parts = [self.gathered.rows[row] for row in rows]
         targets = [part.targets for part in parts if part.targets is not None]
-        result = self.runner.forward.answer(above, ids, lengths, targets)
-        self._count(ids, lengths, batch.prefix, head_rows=sum(part.tail for part in parts))
+        result = self.runner.forward.answer(above, ids, lengths, targets, short)
+        self._count(ids, lengths, befores, head_rows=sum(part.tail for part in parts))
         return _Flight(rows, result, start, self._mark())
 
     def _descend(self, last: int | None) -> KeysValues:
@@ -192,21 +196,21 @@ class _Pass:
                 group = self.plan.group(number)
                 nodes = [self.plan.nodes[mate] for mate in group]
                 rows = [self.todo[node.row] for node in nodes]
-                start, ends = nodes[0].start, [node.end for node in nodes]
-                ids, lengths = self._padded(rows, start, ends, max(ends) - start)
+                starts, ends = [node.start for node in nodes], [node.end for node in nodes]
+                ids, lengths = self._padded(rows, starts, ends, max(ends) - starts[0])
                 made = self.runner.forward.extend(above, ids, lengths)
                 self.held.update(zip(group, made, strict=True))
-                self._count(ids, lengths, start, head_rows=1)
+                self._count(ids, lengths, starts, head_rows=1)
             above = self.held[number]
         return above
 
     def _padded(
-        self, rows: Sequence[int], start: int, ends: Sequence[int | None], width: int
+        self, rows: Sequence[int], starts: Sequence[int], ends: Sequence[int | None], width: int
     ) -> tuple[Ints, Ints]:
-        """Token ids of those rows from ``start`` on, (rows, width), and how many are real."""
+        """Token ids of those rows from ``starts`` on, (rows, width), and how many are real."""
         ids = np.zeros((len(rows), width), dtype=np.int64)
         lengths = np.zeros(len(rows), dtype=np.int64)
-        for i, (row, end) in enumerate(zip(rows, ends, strict=True)):
+        for i, (row, start, end) in enumerate(zip(rows, starts, ends, strict=True)):
             piece = self.gathered.rows[row].ids[start:end]
             ids[i, : len(piece)], lengths[i] = piece, len(piece)
         return ids, lengths
@@ -240,13 +244,17 @@ class _Pass:
         event.record()
         return event
 
-    def _count(self, ids: Ints, lengths: Ints, before: int, head_rows: int) -> None:
-        """Count a forward: what the prompts need, what is padding, and its FLOPs."""
+    def _count(self, ids: Ints, lengths: Ints, befores: Sequence[int], head_rows: int) -> None:
+        """Count a forward: what the prompts need, what is padding, and its FLOPs.
+
+        Those are linear in the tokens before a row: the rows' mean stands for each.
+        """
         rows, width = max(len(ids), self.runner.least_rows), ids.shape[1]
         computed = int(lengths.sum())
         self.gathered.computed += computed
         self.gathered.padded += rows * width - computed
         engine, so_far = self.runner.engine, self.gathered.flops
+        before = statistics.fmean(befores)
         layers, head = engine.layer_flops(width, before), engine.head_flops(head_rows)
         self.gathered.flops = (
             None

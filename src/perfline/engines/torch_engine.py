@@ -232,7 +232,7 @@ class TorchEngine:
         more = self.head_flops(tokens if head == "all" else 1)
         return None if layers is None or more is None else layers + more
 
-    def layer_flops(self, tokens: int, prefix: int = 0) -> float | None:
+    def layer_flops(self, tokens: int, prefix: float = 0) -> float | None:
         """2 x weights a token for every matmul, and 4 x width for every (query, key) pair.
 
         Attention counts the pairs of the causal triangle, n(n+1)/2, and n x p for a prefix whose

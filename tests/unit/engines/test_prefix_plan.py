@@ -12,6 +12,11 @@ from perfline.tasks.prompt_lengths import dummy_prompts
 from perfline.tasks.prompts import Prompt
 
 TOKENS = st.lists(st.integers(0, 2), min_size=1, max_size=24)  # few letters: much is shared
+# Questions of their own, each with choices: what one forward computes of several.
+ASKED = st.lists(
+    st.tuples(st.lists(st.integers(0, 9), min_size=8, max_size=12), st.integers(2, 4)), max_size=8
+).map(lambda asked: [[*head, *range(k, 4)] for head, n in asked for k in range(n)])
+ROWS = st.one_of(st.lists(TOKENS, max_size=30), ASKED)
 LIMITS = st.builds(
     Limits,
     forward_tokens=st.integers(1, 200),
@@ -29,14 +34,23 @@ def prompts(*rows):
     ]
 
 
+def node_of(batch: Batch, row: int) -> int | None:
+    return dict(zip(batch.rows, batch.nodes, strict=True))[row] if batch.nodes else batch.node
+
+
+def before(made: Plan, batch: Batch, row: int) -> int:
+    node = node_of(batch, row)
+    return 0 if node is None else made.nodes[node].end
+
+
 def tokens_of(made: Plan, asked: list[Prompt], batch: Batch, row: int) -> list[int]:
     """The prompt as the plan computes it: its path, then its own suffix."""
-    path = [made.nodes[number] for number in made.path(batch.node)]
+    path = [made.nodes[number] for number in made.path(node_of(batch, row))]
     found = [token for n in path for token in asked[n.row].ids[n.start : n.end].tolist()]
-    return found + asked[row].ids[batch.prefix :].tolist()
+    return found + asked[row].ids[before(made, batch, row) :].tolist()
 
 
-@given(st.lists(TOKENS, max_size=30), LIMITS)
+@given(ROWS, LIMITS)
 def test_every_prompt_is_computed_exactly_and_once(rows, limits):
     asked = prompts(*rows)
     made = plan(asked, limits)
@@ -47,20 +61,27 @@ def test_every_prompt_is_computed_exactly_and_once(rows, limits):
     assert sum(len(batch.rows) for batch in made.batches) == len(rows)
 
 
-@given(st.lists(TOKENS, max_size=30), LIMITS)
+@given(ROWS, LIMITS)
 def test_no_suffix_is_empty_and_limits_hold(rows, limits):
     made = plan(prompts(*rows), limits)
     for batch in made.batches:
-        suffixes = [len(rows[row]) - batch.prefix for row in batch.rows]
+        befores = [before(made, batch, row) for row in batch.rows]
+        suffixes = [len(rows[row]) - each for row, each in zip(batch.rows, befores, strict=True)]
+        assert batch.prefix == max(befores)
         assert min(suffixes) >= 1
         assert batch.width == max(LEAST_WIDTH, *suffixes)
         if len(batch.rows) > 1:
             assert len(suffixes) * batch.width <= limits.forward_tokens
             kv = len(suffixes) * (batch.prefix + batch.width) * limits.kv_bytes_per_token
             assert kv <= limits.kv_bytes
+        if batch.nodes:  # each row has a copy of its prefix
+            assert len(suffixes) * (batch.prefix + batch.width) <= limits.forward_tokens
+            assert made.group(batch.node)[0] == batch.node
+            assert {*batch.nodes} <= {*made.group(batch.node)}
+            assert limits.least_rows == 1
 
 
-@given(st.lists(TOKENS, max_size=30), LIMITS)
+@given(ROWS, LIMITS)
 def test_totals_are_those_of_the_forwards(rows, limits):
     made = plan(prompts(*rows), limits)
     nodes = sum(
@@ -73,7 +94,7 @@ def test_totals_are_those_of_the_forwards(rows, limits):
     assert made.computed_tokens <= made.served_tokens == sum(map(len, rows))
 
 
-@given(st.lists(TOKENS, max_size=30), LIMITS)
+@given(ROWS, LIMITS)
 def test_nodes_follow_their_parents_and_depth_first(rows, limits):
     made = plan(prompts(*rows), limits)
     for number, node in enumerate(made.nodes):
@@ -83,7 +104,9 @@ def test_nodes_follow_their_parents_and_depth_first(rows, limits):
         assert node.parent is None or node.parent < number
     entered, left, path = set(), set(), set()
     for batch in made.batches:  # whoever leaves a node never comes back to it
-        now = set(made.path(batch.node))
+        now = {node for row in batch.rows for node in made.path(node_of(batch, row))}
+        if batch.nodes:  # all of the group are held
+            now |= set(made.group(batch.node))
         left |= path - now
         entered |= now
         path = now
@@ -91,7 +114,7 @@ def test_nodes_follow_their_parents_and_depth_first(rows, limits):
     assert entered == set(range(len(made.nodes)))
 
 
-@given(st.lists(TOKENS, max_size=30), LIMITS)
+@given(ROWS, LIMITS)
 def test_groups_are_siblings_and_hold_every_node_once(rows, limits):
     made = plan(prompts(*rows), limits)
     assert sorted(n for group in made.groups for n in group) == list(range(len(made.nodes)))
@@ -122,6 +145,20 @@ def test_where_a_lone_row_costs_two_nodes_and_rows_come_in_pairs():
     alone = prompts([1] * 9, [2] * 4)  # nothing shared: two rows of 9 cost less than 2 x 9 + 2 x 4
     assert len(plan(alone, Limits(forward_cost_tokens=2)).batches) == 2
     assert len(plan(alone, Limits(forward_cost_tokens=2, least_rows=2)).batches) == 1
+
+
+def test_questions_of_one_forward_have_their_choices_in_one_too():
+    heads = [[i] * n for i, n in enumerate((20, 19, 18))]
+    asked = prompts(*([*head, 7, *range(i)] for head in heads for i in (1, 2)))
+    made = plan(asked, Limits(forward_cost_tokens=4))
+    assert made.groups == ((0, 1, 2),)
+    (batch,) = made.batches
+    assert (batch.node, batch.prefix, batch.width) == (0, 21, 2)
+    assert [made.nodes[node].end for node in batch.nodes] == [21, 20, 19, 21, 20, 19]
+    few = plan(asked, Limits(forward_cost_tokens=4, forward_tokens=70))  # 3 x (21 + 2), at most
+    assert [len(batch.rows) for batch in few.batches] == [3, 3]
+    apart = plan(asked, Limits(forward_cost_tokens=4, least_rows=2))  # compiled
+    assert [batch.nodes for batch in apart.batches] == [()] * 3
 
 
 def test_a_plan_spelt_out():

@@ -183,6 +183,45 @@ def test_other_attentions_and_architectures(config):
     loaded.close()
 
 
+def zero_shot(continued):
+    """Questions that share nothing, of several lengths, asked in three forms or with 3 choices."""
+    rng = np.random.default_rng(2)
+    found = []
+    for n in (38, 40, 31, 35, 33, 39):
+        ids = rng.integers(320, size=n)
+        tails = [rng.integers(320, size=k) for k in (2, 3, 5)]
+        if continued:
+            choices = tuple(Continuation(tail, len(tail)) for tail in tails)
+            found.append(Prompt(f"s/{n}", "s", ids, 0, "A", choices=3, continuations=choices))
+        else:
+            whole = [np.concatenate([ids, tail]) for tail in tails]
+            found += [Prompt(f"s/{n}-{len(row)}", "s", row, 0, "A") for row in whole]
+    return found
+
+
+@pytest.mark.parametrize("continued", [False, True])
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"model_type": "mistral", "sliding_window": 9},
+        {"model_type": "gemma3_text", "sliding_window": 9, "head_dim": 16},
+        {"model_type": "llama4_text", "attention_chunk_size": 16, "num_local_experts": 1},
+    ],
+    ids=str,
+)
+def test_rows_on_prefixes_of_unequal_length_answer_in_one_forward(config, continued):
+    loaded, prompts = load(**config), zero_shot(continued)
+    plain = run_pass(loaded.engine("eager"), prompts, "last").answers
+    runner = SharedPrefixRunner(loaded.engine("eager"), ROOMY)
+    plan = runner.plan(prompts)
+    assert any(len({plan.nodes[n].end for n in batch.nodes}) > 1 for batch in plan.batches)
+    done = runner.run(prompts, plan)
+    assert_same(done.answers, plain)
+    assert done.computed_tokens == plan.computed_tokens
+    loaded.close()
+
+
 def test_transformers_own_eager_attention_takes_the_mask_too(model, plain, monkeypatch):
     monkeypatch.setattr(model.module.config, "_attn_implementation", "eager")
     runner = SharedPrefixRunner(model.engine("eager"), ROOMY)
