@@ -26,7 +26,7 @@ from tinier import make_small
 HERE = "owner/perfline"
 SHA = "0123456789abcdef0123456789abcdef01234567"
 REASON = 'first $(touch pwned) `touch pwned` "; touch pwned; # $(shell touch pwned) ```'
-ADDOPTS = "-p no:cacheprovider --questions=20 --verify=2"
+ADDOPTS = "-p no:cacheprovider --questions=20 --verify=2 --engines=eager"
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -182,7 +182,7 @@ def test_its_artifacts_are_the_record_and_the_page(machine, measured):
 
 def test_its_summary_says_the_verdict(machine, measured):
     assert "missing" in machine.summary
-    assert "p_infer_core" in machine.summary
+    assert "p_val_core" in machine.summary
 
 
 def test_it_leaves_nothing_behind(machine, measured):
@@ -213,7 +213,7 @@ def test_the_pull_request_shows_old_and_new_and_whose_decision_it_was(machine, p
     assert (given["--base"], given["--head"]) == ("main", "perfline/baseline-17-18")
     assert given["--title"] == f"Baselines of tiny: {REASON}"
     body = (machine.folder.parent / "bin" / "body.md").read_text()
-    assert re.search(r"p_infer_core +tok/s +- +\d+", body)  # no old value, a new one
+    assert re.search(r"p_val_core +tok/s +- +\d+", body)  # no old value, a new one
     assert f"reason       {REASON}" in body
     assert "run 17 (schedule, ended as failure)" in body
     assert f"main, commit {SHA}" in body
