@@ -87,7 +87,7 @@ def compare(folder: Path, *arguments: str) -> tuple[subprocess.CompletedProcess[
     (folder / "again.py").write_text(AGAIN)
     command = ["-m", "perfline", "compare", "tiny", "--engine", "eager", "--rounds", "3"]
     command += ["--env", f"PYTHONPATH={folder}"]
-    for small in ("throughput.sample=4", "throughput.min_round_s=0.02"):
+    for small in ("throughput.sample=1", "throughput.min_round_s=0.02"):
         command += ["--baseline-set", small, "--set", small]
     done = subprocess.run(
         [sys.executable, *command, "--out", "compare.json", *arguments],
