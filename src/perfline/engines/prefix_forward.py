@@ -221,6 +221,22 @@ class PrefixForward:
                 found = self._engine.read_rows(logits)
             return found.to("cpu", non_blocking=self._overlap)
 
+    def beside(self, prefixes: Sequence[KeysValues]) -> tuple[KeysValues, Ints]:
+        """Prefixes as rows of one, zeros in front of the shorter; and by how much each is short.
+
+        DeviceMemory where there is no room for the copies.
+        """
+        lengths = np.array([_tokens(prefix) for prefix in prefixes], dtype=np.int64)
+        short = lengths.max() - lengths
+
+        def rows(each: Sequence[torch.Tensor]) -> torch.Tensor:
+            both = zip(each, short.tolist(), strict=True)
+            return torch.cat([functional.pad(held, (0, 0, more, 0)) for held, more in both])
+
+        with self._engine.running(f"{len(prefixes)} prefixes of {lengths.max()} tokens"):
+            layers = [zip(*layer, strict=True) for layer in zip(*prefixes, strict=True)]
+            return [(rows([*keys]), rows([*values])) for keys, values in layers], short
+
     def prove(self) -> None:
         """NoSharedPrefixes where logits after a prefix are not those of the model's own forward."""
         rows = proof_ids(self._engine.config.vocab_size)
@@ -354,22 +370,6 @@ class PrefixForward:
             # From pageable memory the copy would wait for all that is queued.
             return tensor.pin_memory().to(self._device, non_blocking=True)
         return tensor.to(self._device)
-
-
-def beside(prefixes: Sequence[KeysValues]) -> tuple[KeysValues, Ints]:
-    """Prefixes as rows of one, zeros in front of the shorter; and by how much each is short."""
-    lengths = np.array([_tokens(prefix) for prefix in prefixes], dtype=np.int64)
-    short = lengths.max() - lengths
-
-    def rows(each: Sequence[torch.Tensor]) -> torch.Tensor:
-        parts = [
-            functional.pad(held, (0, 0, missing, 0))
-            for held, missing in zip(each, short.tolist(), strict=True)
-        ]
-        return torch.cat(parts)
-
-    layers = zip(*prefixes, strict=True)
-    return [(rows([k for k, _ in layer]), rows([v for _, v in layer])) for layer in layers], short
 
 
 def _join(above: torch.Tensor, own: torch.Tensor, row: int, length: int) -> torch.Tensor:

@@ -2,8 +2,10 @@
 
 Planning on token ids alone, without a device: ``plan`` sorts whole prompts by their ids, computes
 each run of tokens that enough of them begin with once (a ``Node``, given its parent's KV), and
-batches what is left of every prompt (its suffix, never empty). Text is never split: a tokenizer may
-merge a blank line with what follows, so only their ids tell what two prompts share.
+batches what is left of every prompt (its suffix, never empty). Nodes of like length are computed
+side by side (a group), and the suffixes on a group's leaves, too, where that is cheaper. Text is
+never split: a tokenizer may merge a blank line with what follows, so only their ids tell what two
+prompts share.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ import torch
 from perfline.engines import prefix_plan
 from perfline.engines.device import GIB, Device
 from perfline.engines.engine import Clock, Progress
-from perfline.engines.prefix_forward import Ints, KeysValues, PrefixForward, beside
+from perfline.engines.prefix_forward import Ints, KeysValues, PrefixForward
 from perfline.engines.prefix_plan import Batch, Limits, Plan
 from perfline.engines.torch_engine import TorchEngine, told
 from perfline.errors import DeviceMemory, EngineError
@@ -177,7 +177,7 @@ class _Pass:
         start = self._mark()
         above, short = self._descend(batch.node), None
         if batch.nodes:
-            above, short = beside([self.held[node] for node in batch.nodes])
+            above, short = self.runner.forward.beside([self.held[node] for node in batch.nodes])
         parts = [self.gathered.rows[row] for row in rows]
         targets = [part.targets for part in parts if part.targets is not None]
         result = self.runner.forward.answer(above, ids, lengths, targets, short)

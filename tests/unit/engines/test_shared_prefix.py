@@ -10,6 +10,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 
 from perfline.engines import hf
 from perfline.engines.device import Device, current_device
@@ -220,6 +221,23 @@ def test_rows_on_prefixes_of_unequal_length_answer_in_one_forward(config, contin
     assert_same(done.answers, plain)
     assert done.computed_tokens == plan.computed_tokens
     loaded.close()
+
+
+def test_where_there_is_no_room_for_copies_of_prefixes_it_goes_on_without(model, monkeypatch):
+    prompts, pad, full = zero_shot(continued=True), functional.pad, []
+
+    def padded(held, *more):
+        if not full:
+            full.append(held)
+            raise torch.OutOfMemoryError("out of memory")
+        return pad(held, *more)
+
+    monkeypatch.setattr(functional, "pad", padded)
+    plain = run_pass(model.engine("eager"), prompts, "last").answers
+    runner = SharedPrefixRunner(model.engine("eager"), ROOMY)
+    done = runner.run(prompts, runner.plan(prompts))
+    assert done.halvings == len(full) == 1
+    assert_same(done.answers, plain)
 
 
 def test_transformers_own_eager_attention_takes_the_mask_too(model, plain, monkeypatch):
