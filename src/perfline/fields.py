@@ -149,7 +149,7 @@ class Node:
             elif isinstance(value, dict) and dataclasses.is_dataclass(kind):
                 return self._object(key, value, cast("type[Any]", kind))
             elif isinstance(value, dict) and issubclass(kind, Mapping):
-                return self._mapping(key, value, *arguments)
+                return self._mapping(key, value, limits, *arguments)
             elif isinstance(value, list) and kind in (tuple, Sequence):
                 items = enumerate(value)
                 return tuple(self._as(f"{key}.{n}", v, arguments[0], limits) for n, v in items)
@@ -168,10 +168,17 @@ class Node:
             return cls.from_json(node)
         return node.build(cls, **dict.fromkeys(_outside(cls), key))
 
-    def _mapping(self, key: str, value: object, keys: Any = str, items: Any = object) -> Any:
+    def _mapping(
+        self,
+        key: str,
+        value: object,
+        limits: Mapping[str, Any],
+        keys: Any = str,
+        items: Any = object,
+    ) -> Any:
         node = self._node(key, value)
         wanted = get_args(keys) if get_origin(keys) is Literal else node.data
-        return {name: node.get(name, items) for name in wanted}
+        return {name: node._as(name, node._found(name, items), items, limits) for name in wanted}
 
     def _check_number(self, key: str, value: Any, what: str, limits: Mapping[str, Any]) -> None:
         if not -MOST <= value <= MOST:  # nor is NaN

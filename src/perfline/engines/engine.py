@@ -66,6 +66,9 @@ class CompileCounts:
         return "warm" if self.cache_hits else None
 
 
+_COUNT: Mapping[str, Any] = {"ge": 0}
+
+
 @dataclass(frozen=True)
 class Fingerprint:
     """What ran in one forward of one engine, or while it generated tokens, and on what.
@@ -85,11 +88,16 @@ class Fingerprint:
 
     prompt: str
     software: str
-    counts: Mapping[str, float]
-    operators: Mapping[str, float] = field(default_factory=dict)
-    kernels: Mapping[str, float] = field(default_factory=dict)
-    flops: Mapping[str, float] = field(default_factory=dict, metadata=OPTIONAL)
-    weights: Mapping[str, float] = field(default_factory=dict)
+    counts: Mapping[str, float] = field(metadata=_COUNT)
+    operators: Mapping[str, float] = field(default_factory=dict, metadata=_COUNT)
+    kernels: Mapping[str, float] = field(default_factory=dict, metadata=_COUNT)
+    flops: Mapping[str, float] = field(default_factory=dict, metadata={**_COUNT, **OPTIONAL})
+    weights: Mapping[str, float] = field(default_factory=dict, metadata=_COUNT)
+
+    def __post_init__(self) -> None:
+        """Refuse one that counts nothing: by it all would be well."""
+        if not self.counts:
+            raise EngineError("a fingerprint without counts")
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from perfline.baselines.baseline import (
     merge,
     save,
 )
+from perfline.engines.engine import Fingerprint
 from perfline.errors import BaselineError
 from perfline.fields import as_json
 from perfline.metrics import Metric
@@ -57,6 +58,9 @@ def baseline(**changes: Any) -> Baseline:
         dtype="fp32",
         accuracy={"eager": answers("AAB"), "inductor": answers("AAC")},
         sessions=(session(),),
+        fingerprints={
+            "eager": Fingerprint("p", "torch 2.13.0", {"graphs": 0.0}, {"aten::mm": 29.0})
+        },
     )
     return dataclasses.replace(whole, **changes)
 
@@ -178,6 +182,14 @@ def test_a_missing_key_is_named(path: Path, key: str) -> None:
         (
             lambda d: d["throughput"]["sessions"][0]["metrics"]["recompiles"].update(value=-1),
             "key 'throughput.sessions.0.metrics.recompiles' is -1 count (expected a number at",
+        ),
+        (
+            lambda d: d["fingerprints"]["eager"]["counts"].update(graphs=-1),
+            "key 'fingerprints.eager.counts.graphs' is -1 (expected a number at least 0)",
+        ),
+        (
+            lambda d: d["fingerprints"]["eager"].update(counts={}),
+            "key 'fingerprints.eager' is wrong (a fingerprint without counts); restore it",
         ),
         (
             lambda d: d["throughput"]["sessions"][0]["metrics"]["p_infer_core"].update(

@@ -164,7 +164,7 @@ def test_where_a_count_went_down_is_found_when_asked() -> None:
 
 
 def test_a_fingerprint_is_bad_where_it_differs() -> None:
-    stored = Fingerprint("p", "torch 2.13.0", {}, {"aten::mm": 29})
+    stored = Fingerprint("p", "torch 2.13.0", {"graphs": 1}, {"aten::mm": 29})
     other = replace(stored, operators={"aten::mm": 32})
 
     same = found(
