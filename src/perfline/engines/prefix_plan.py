@@ -146,8 +146,10 @@ def plan(prompts: Sequence[Prompt], limits: Limits) -> Plan:
 
     batches: list[Batch] = []
     for mates in _together(nodes, groups, members, limits):
-        alone, together = [batch for node in mates for batch in cut([node])], cut(mates)
-        batches += alone if cost(alone) <= cost(together) else together
+        some = [batch for node in mates for batch in cut([node])]
+        if len(mates) > 1 and cost(together := cut(mates)) < cost(some):
+            some = together
+        batches += some
     suffixes = sum(suffix.values())
     in_nodes = sum(node.end - node.start for node in nodes)
     run_in_nodes = sum(
