@@ -86,6 +86,7 @@ class Launch:
         ``group``: the ranks that this process is the first of.
         """
         opening = _Opening(request.child("workload"), request.texts("settings"))
+        environment = collect(Path.cwd())  # as pytest does: before the case sets the threads
         coordinator = None if group is None else RankCoordinator(group)
         replica = None
         if coordinator is not None:
@@ -93,7 +94,6 @@ class Launch:
             coordinator.group.post({"do": "launch", **asked})
             replica = coordinator.open(opening.case)
         case_run = opening.case_run(opening.case, opening.open(opening.case, replica))
-        environment = collect(Path.cwd())  # once the model is loaded: the case sets the threads
         if coordinator is not None:
             environment = environment.of_ranks(coordinator.group.hosts())
         launch = cls(opening.workload, case_run, environment, coordinator=coordinator)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from fakes import (
     DEVICE,
@@ -88,6 +89,18 @@ def test_a_warm_up_that_still_compiles_is_no_pass():
     found = slow.ready()
     assert (found.graphs, found.graph_breaks, found.recompiles) == (1, 2, 1)
     assert found.warmup_s > 9 > found.pass_s > 0
+
+
+def test_its_threads_are_those_that_a_session_of_pytest_tells():
+    """Else ``--settle`` would take B for another session, whatever the case sets."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        (told,) = served(opening(settings=["engine.cpu_threads=1"]))
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+    assert told["ok"]["context"]["threads"] == "3"
 
 
 def test_a_round_is_as_many_passes_as_asked():
