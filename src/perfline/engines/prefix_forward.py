@@ -105,6 +105,7 @@ class PrefixForward:
         least_rows: 2 where the engine is compiled: it runs a lone row twice over.
         watch: takes the logits of every ``answer``, (rows, vocabulary); None for nobody.
         bytes_per_token: of the keys and values that one row's attention reads, one layer at a time.
+        held_bytes_per_token: of those that a prefix holds, in all layers.
     """
 
     def __init__(self, engine: TorchEngine) -> None:
@@ -143,6 +144,8 @@ class PrefixForward:
         self.bytes_per_token = self._dtype.itemsize * max(
             (kv_heads + heads * repeated) * (key + value) for kv_heads, key, value in shapes
         )
+        held = sum(kv_heads * (key + value) for kv_heads, key, value in shapes)
+        self.held_bytes_per_token = self._dtype.itemsize * held
         self._windows = windows(config, len(engine.layers))
         made: dict[tuple[int, int], torch.Tensor] = {}
 

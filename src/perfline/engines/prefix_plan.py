@@ -34,6 +34,7 @@ class Limits:
         forward_tokens: rows x padded length of a forward.
         kv_bytes: keys and values that the rows of a forward attend to, prefix included.
         kv_bytes_per_token: of one row, for as many layers as are held at a time.
+        held_bytes_per_token: of a row, in all layers: a node that is held keeps them.
         forward_cost_tokens: tokens that take as long as launching a forward: a node must save more
             than two of these (its own forward, and the batch that its rows leave).
         least_rows: 2 where a lone row costs as much as two, as in a compiled forward.
@@ -42,8 +43,14 @@ class Limits:
     forward_tokens: int = 4096
     kv_bytes: int = 2**30
     kv_bytes_per_token: int = 1
+    held_bytes_per_token: int = 1
     forward_cost_tokens: int = 64
     least_rows: int = 1
+
+    @property
+    def held_tokens(self) -> int:
+        """Of all nodes that one forward computes, where they are more than two; of their copies."""
+        return min(self.forward_tokens, self.kv_bytes // self.held_bytes_per_token)
 
     def rows(self, prefix: int, width: int) -> int:
         """How many rows of ``width`` tokens on a prefix fit one forward; one always does."""
@@ -211,34 +218,36 @@ def _tree(
 
 
 def _groups(nodes: Sequence[Node], limits: Limits) -> Iterator[tuple[int, ...]]:
-    """Put siblings together where padding costs less than a forward; in order of their numbers.
+    """Cut siblings where padding and the cost of forwards are least; in order of their numbers.
 
-    All of a group are held until the last of them is done with: more than two only as far as their
-    tokens, those above included, are no more than a forward's.
+    An exact dynamic program as in ``_batches``; siblings come longest first. More than two are only
+    as many as may be held: all of a group are until the last of them is done with.
     """
     siblings: dict[int | None, list[int]] = {}
     for number, node in enumerate(nodes):
         siblings.setdefault(node.parent, []).append(number)
-
-    def run(group: Sequence[int]) -> int:
-        longest = max(nodes[number].end - nodes[number].start for number in group)
-        return max(len(group), limits.least_rows) * longest + limits.forward_cost_tokens
-
-    def fits(group: Sequence[int]) -> bool:
-        start, end = nodes[group[0]].start, max(nodes[number].end for number in group)
-        held = len(group) <= 2 or len(group) * end <= limits.forward_tokens
-        return held and len(group) <= limits.rows(start, end - start)
-
     found: list[tuple[int, ...]] = []
     for numbers in siblings.values():
-        group: tuple[int, ...] = ()
-        for number in numbers:
-            wider = (*group, number)
-            if group and not (fits(wider) and run(wider) <= run(group) + run([number])):
-                found.append(group)
-                wider = (number,)
-            group = wider
-        found.append(group)
+        start = nodes[numbers[0]].start
+        ends = np.array([nodes[number].end for number in numbers], dtype=np.int64)
+        best = np.zeros(len(numbers) + 1)
+        cut = np.zeros(len(numbers) + 1, dtype=np.int64)
+        for j in range(1, len(numbers) + 1):
+            most = limits.rows(start, int(ends[j - 1]) - start)  # of the shortest; others have less
+            at = np.arange(max(0, j - most), j)
+            sizes, widths = j - at, ends[at] - start
+            kv = sizes * ends[at] * limits.kv_bytes_per_token
+            fits = (sizes * widths <= limits.forward_tokens) & (kv <= limits.kv_bytes)
+            fits &= (sizes <= 2) | (sizes * ends[at] <= limits.held_tokens)
+            run = np.maximum(sizes, limits.least_rows) * widths + limits.forward_cost_tokens
+            costs = np.where(fits | (sizes == 1), best[at] + run, np.inf)
+            chosen = int(costs.argmin())
+            best[j], cut[j] = costs[chosen], at[chosen]
+        j = len(numbers)
+        while j:
+            i = int(cut[j])
+            found.append(tuple(numbers[i:j]))
+            j = i
     yield from sorted(found)
 
 
@@ -277,7 +286,7 @@ def _batches(
     """Cut rows, sorted by length, where padding and the cost of forwards are least; longest first.
 
     ``best[j]`` is the least cost of the first ``j`` rows: an exact dynamic program. Rows on
-    different nodes each have a copy of theirs: of no more tokens in all than a forward has.
+    different nodes each have a copy of theirs, of no more tokens in all than may be held.
     """
     node_of = {row: node for node in mates for row in members[node]}
     ends = {node: 0 if node is None else nodes[node].end for node in mates}
@@ -290,7 +299,7 @@ def _batches(
         width = int(widths[j - 1])
         most = limits.rows(prefix, width)
         if len(mates) > 1:
-            most = max(1, min(most, limits.forward_tokens // (prefix + width)))
+            most = max(1, min(most, limits.held_tokens // (prefix + width)))
         first = max(0, j - most)
         sizes = np.arange(j - first, 0, -1)
         run = np.maximum(sizes, limits.least_rows) * width

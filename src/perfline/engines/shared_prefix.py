@@ -286,7 +286,9 @@ class SharedPrefixRunner:
         self.forward = PrefixForward(engine)
         self.overlap = engine.device.runs_behind
         self.least_rows = self.forward.least_rows
-        self.limits = limits or default_limits(engine.device, self.forward.bytes_per_token)
+        self.limits = limits or default_limits(
+            engine.device, self.forward.bytes_per_token, self.forward.held_bytes_per_token
+        )
         self._say = say
 
     def plan(self, prompts: Sequence[Prompt]) -> Plan:
@@ -397,13 +399,14 @@ class SharedPrefixRunner:
         )
 
 
-def default_limits(device: Device, kv_bytes_per_token: int) -> Limits:
+def default_limits(device: Device, kv_bytes_per_token: int, held_bytes_per_token: int) -> Limits:
     """Keys and values in 0.3 of the memory that is free, on a CPU in 1 GiB at most."""
     free = device.free_memory_gib()
     gib = 1.0 if free is None else 0.3 * free
     if device.kind == "cpu":
-        return Limits(2048, int(min(gib, 1.0) * GIB), kv_bytes_per_token, forward_cost_tokens=16)
-    return Limits(8192, int(gib * GIB), kv_bytes_per_token, forward_cost_tokens=64)
+        kv_bytes = int(min(gib, 1.0) * GIB)
+        return Limits(2048, kv_bytes, kv_bytes_per_token, held_bytes_per_token, 16)
+    return Limits(8192, int(gib * GIB), kv_bytes_per_token, held_bytes_per_token, 64)
 
 
 def _seconds(flight: _Flight) -> float:

@@ -22,6 +22,7 @@ LIMITS = st.builds(
     forward_tokens=st.integers(1, 200),
     kv_bytes=st.integers(1, 2000),
     kv_bytes_per_token=st.integers(1, 5),
+    held_bytes_per_token=st.integers(1, 20),
     forward_cost_tokens=st.integers(0, 20),
     least_rows=st.integers(1, 2),
 )
@@ -75,7 +76,8 @@ def test_no_suffix_is_empty_and_limits_hold(rows, limits):
             kv = len(suffixes) * (batch.prefix + batch.width) * limits.kv_bytes_per_token
             assert kv <= limits.kv_bytes
         if batch.nodes:  # each row has a copy of its prefix
-            assert len(suffixes) * (batch.prefix + batch.width) <= limits.forward_tokens
+            copied = len(suffixes) * (batch.prefix + batch.width)
+            assert copied <= limits.held_tokens or len(suffixes) == 1
             assert made.group(batch.node)[0] == batch.node
             assert {*batch.nodes} <= {*made.group(batch.node)}
             assert limits.least_rows == 1
@@ -126,7 +128,7 @@ def test_groups_are_siblings_and_hold_every_node_once(rows, limits):
             assert len(group) * max(widths) <= limits.forward_tokens
         if len(group) > 2:  # all of them are held
             deepest = max(made.nodes[n].end for n in group)
-            assert len(group) * deepest <= limits.forward_tokens
+            assert len(group) * deepest <= limits.held_tokens
         alone = sum(limits.least_rows * width + limits.forward_cost_tokens for width in widths)
         together = max(len(group), limits.least_rows) * max(widths) + limits.forward_cost_tokens
         assert together <= alone
@@ -137,11 +139,12 @@ def test_where_a_lone_row_costs_two_nodes_and_rows_come_in_pairs():
     asked = prompts(*([*head, 7, i] for head in heads for i in (1, 2)))
     made = plan(asked, Limits(forward_cost_tokens=2, least_rows=2))
     lengths = [[made.nodes[n].end for n in group] for group in made.groups]
-    assert lengths == [[32, 31, 21, 19], [12]]  # the longest first, next to the one most alike
+    assert lengths == [[32, 31], [21, 19, 12]]  # the longest first, next to those most alike
     alone = plan(asked, Limits(forward_cost_tokens=2))
     assert [len(group) for group in alone.groups] == [2, 2, 1]  # where padding costs 2 at most
-    few = plan(asked, Limits(forward_cost_tokens=2, forward_tokens=65, least_rows=2))
-    assert [len(group) for group in few.groups] == [2, 3]  # more than 2: 65 tokens are held at most
+    few = Limits(kv_bytes=240, held_bytes_per_token=4, forward_cost_tokens=2, least_rows=2)
+    assert few.held_tokens == 60
+    assert [len(group) for group in plan(asked, few).groups] == [2, 2, 1]  # three would hold 63
     alone = prompts([1] * 9, [2] * 4)  # nothing shared: two rows of 9 cost less than 2 x 9 + 2 x 4
     assert len(plan(alone, Limits(forward_cost_tokens=2)).batches) == 2
     assert len(plan(alone, Limits(forward_cost_tokens=2, least_rows=2)).batches) == 1

@@ -441,11 +441,11 @@ def test_an_attention_without_mask_is_refused(model, monkeypatch):
 def test_default_limits_leave_most_memory_alone(monkeypatch):
     cpu = current_device()
     monkeypatch.setattr(type(cpu), "free_memory_gib", lambda self: 40.0)
-    assert default_limits(cpu, 8).kv_bytes == 2**30
+    assert default_limits(cpu, 8, 64).kv_bytes == 2**30
     gpu = dataclasses.replace(cpu, kind="cuda")
-    assert default_limits(gpu, 8).kv_bytes == 12 * 2**30
+    assert default_limits(gpu, 8, 64).kv_bytes == 12 * 2**30
     monkeypatch.setattr(type(cpu), "free_memory_gib", lambda self: None)
-    assert default_limits(gpu, 8).kv_bytes == 2**30
+    assert default_limits(gpu, 8, 64).kv_bytes == 2**30
 
 
 def test_no_prompts_are_answered_by_no_forward(model):
