@@ -49,7 +49,7 @@ class Limits:
 
     @property
     def held_tokens(self) -> int:
-        """Of all nodes that one forward computes, where they are more than two; of their copies."""
+        """Of all nodes that one forward computes, beyond ``least_rows``; and of their copies."""
         return min(self.forward_tokens, self.kv_bytes // self.held_bytes_per_token)
 
     def rows(self, prefix: int, width: int) -> int:
@@ -220,8 +220,8 @@ def _tree(
 def _groups(nodes: Sequence[Node], limits: Limits) -> Iterator[tuple[int, ...]]:
     """Cut siblings where padding and the cost of forwards are least; in order of their numbers.
 
-    An exact dynamic program as in ``_batches``; siblings come longest first. More than two are only
-    as many as may be held: all of a group are until the last of them is done with.
+    An exact dynamic program as in ``_batches``. More than ``least_rows`` are only as many as may be
+    held: all of a group are until the last of them is done with.
     """
     siblings: dict[int | None, list[int]] = {}
     for number, node in enumerate(nodes):
@@ -233,12 +233,12 @@ def _groups(nodes: Sequence[Node], limits: Limits) -> Iterator[tuple[int, ...]]:
         best = np.zeros(len(numbers) + 1)
         cut = np.zeros(len(numbers) + 1, dtype=np.int64)
         for j in range(1, len(numbers) + 1):
-            most = limits.rows(start, int(ends[j - 1]) - start)  # of the shortest; others have less
+            most = max(limits.least_rows, limits.held_tokens // int(ends[j - 1]))
             at = np.arange(max(0, j - most), j)
-            sizes, widths = j - at, ends[at] - start
-            kv = sizes * ends[at] * limits.kv_bytes_per_token
+            sizes, longest = j - at, np.maximum.accumulate(ends[at][::-1])[::-1]
+            widths, kv = longest - start, sizes * longest * limits.kv_bytes_per_token
             fits = (sizes * widths <= limits.forward_tokens) & (kv <= limits.kv_bytes)
-            fits &= (sizes <= 2) | (sizes * ends[at] <= limits.held_tokens)
+            fits &= (sizes <= limits.least_rows) | (sizes * longest <= limits.held_tokens)
             run = np.maximum(sizes, limits.least_rows) * widths + limits.forward_cost_tokens
             costs = np.where(fits | (sizes == 1), best[at] + run, np.inf)
             chosen = int(costs.argmin())

@@ -294,7 +294,10 @@ class SharedPrefixRunner:
     def plan(self, prompts: Sequence[Prompt]) -> Plan:
         """Plan the rows of ``prompts`` within the runner's limits."""
         rows = [row for prompt in prompts for row in prompt.rows]
-        return prefix_plan.plan(rows, replace(self.limits, least_rows=self.least_rows))
+        limits = replace(self.limits, least_rows=self.least_rows)
+        if self.engine.ranks > 1:  # ranks cannot halve what does not fit: no more is held than must
+            limits = replace(limits, held_bytes_per_token=limits.kv_bytes + 1)
+        return prefix_plan.plan(rows, limits)
 
     def warm_up(self, plan: Plan) -> None:
         """Compile what any plan needs, and run this one's heaviest batch once."""
@@ -383,10 +386,11 @@ class SharedPrefixRunner:
     def _shrink(self, batch: Batch) -> None:
         """Halve what the batch that did not fit took, and say so."""
         rows = len(batch.rows)
+        tokens = rows * (batch.width + (batch.prefix if batch.nodes else 0))  # with their copies
         kv = rows * (batch.prefix + batch.width) * self.limits.kv_bytes_per_token
         self.limits = replace(
             self.limits,
-            forward_tokens=max(1, min(self.limits.forward_tokens, rows * batch.width) // 2),
+            forward_tokens=max(1, min(self.limits.forward_tokens, tokens) // 2),
             kv_bytes=max(1, min(self.limits.kv_bytes, kv) // 2),
         )
         gc.collect()

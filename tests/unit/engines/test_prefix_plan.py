@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -126,7 +128,7 @@ def test_groups_are_siblings_and_hold_every_node_once(rows, limits):
         widths = [made.nodes[n].end - made.nodes[n].start for n in group]
         if len(group) > 1:
             assert len(group) * max(widths) <= limits.forward_tokens
-        if len(group) > 2:  # all of them are held
+        if len(group) > limits.least_rows:  # all of them are held
             deepest = max(made.nodes[n].end for n in group)
             assert len(group) * deepest <= limits.held_tokens
         alone = sum(limits.least_rows * width + limits.forward_cost_tokens for width in widths)
@@ -148,6 +150,17 @@ def test_where_a_lone_row_costs_two_nodes_and_rows_come_in_pairs():
     alone = prompts([1] * 9, [2] * 4)  # nothing shared: two rows of 9 cost less than 2 x 9 + 2 x 4
     assert len(plan(alone, Limits(forward_cost_tokens=2)).batches) == 2
     assert len(plan(alone, Limits(forward_cost_tokens=2, least_rows=2)).batches) == 1
+
+
+@given(ASKED, LIMITS)
+def test_no_plan_costs_more_than_one_without_groups(rows, limits):
+    def cost(made):
+        tokens = made.computed_tokens + made.padded_tokens
+        return tokens + made.forwards * limits.forward_cost_tokens
+
+    asked = prompts(*rows)
+    alone = dataclasses.replace(limits, held_bytes_per_token=limits.kv_bytes + 1)
+    assert cost(plan(asked, limits)) <= cost(plan(asked, alone))
 
 
 def test_questions_of_one_forward_have_their_choices_in_one_too():
