@@ -17,7 +17,7 @@ import pytest
 
 from fork_server import python
 from perfline.compare.launch import ProcessLauncher
-from perfline.compare.model import Workload
+from perfline.compare.model import Turn, Workload
 from perfline.compare.process import MARK
 from perfline.compare.sides import make_side, places
 from perfline.errors import WorkerError
@@ -138,7 +138,7 @@ def test_the_same_thing_twice_and_a_rank_that_is_killed(tmp_path: Path):
     with places((a, b), tmp_path) as found, ProcessLauncher(workload, found) as launcher:
         workers = [each.wait_ready() for each in [launcher.start(side) for side in (a, b)]]
         ready = [worker.ready for worker in workers]
-        rounds = [worker.round(2) for _ in range(2) for worker in workers]
+        rounds = [worker.round(Turn(2)) for _ in range(2) for worker in workers]
         answers = [worker.answers() for worker in workers]
         assert len({pid for each in ready for pid in (each.pid, *each.others)}) == 4
         assert ready[0].prompts_digest == ready[1].prompts_digest
@@ -154,9 +154,9 @@ def test_the_same_thing_twice_and_a_rank_that_is_killed(tmp_path: Path):
             "    about to fall$"
         )
         with pytest.raises(WorkerError, match=expected):
-            workers[1].round(2)
+            workers[1].round(Turn(2))
         assert time.monotonic() - begin < 60
-        assert workers[0].round(2).tokens == rounds[0].tokens  # the other side goes on
+        assert workers[0].round(Turn(2)).tokens == rounds[0].tokens  # the other side goes on
         assert len(launched_by(os.getpid())) == 3
     assert launched_by(os.getpid()) == []
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from perfline.compare.launch import ProcessLauncher
-from perfline.compare.model import Workload
+from perfline.compare.model import Turn, Workload
 from perfline.compare.sides import describe, make_side, places
 
 # A worker's environment is there for the model, and may be an old one: as sitecustomize, this hides
@@ -74,7 +74,7 @@ def test_two_environments_measure_the_same(tmp_path: Path, other_python: Path):
         pending = [launcher.start(side) for side in (a, b)]
         workers = [each.wait_ready() for each in pending]
         ready = [worker.ready for worker in workers]
-        rounds = [worker.round(2) for _ in range(2) for worker in workers]
+        rounds = [worker.round(Turn(2)) for _ in range(2) for worker in workers]
         answers = [worker.answers() for worker in workers]
         peaks = [worker.peak_memory_gib() for worker in workers]
 
