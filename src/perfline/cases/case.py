@@ -291,7 +291,7 @@ def find_cases(*directories: Path) -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
-def _slim_cases() -> dict[str, Path]:
+def slim_cases() -> dict[str, Path]:
     """The published architectures, narrow, whose random weights fit any machine."""
     return {path.stem: path for path in sorted((PACKAGED_CASES / "slim").glob("*.yaml"))}
 
@@ -321,7 +321,7 @@ def load_cases(ids: Iterable[str] | None = None, directories: Sequence[Path] = (
     """
     found = find_cases(*directories)
     wanted = list(found) if ids is None else list(dict.fromkeys(ids))
-    there = _slim_cases() | found
+    there = slim_cases() | found
     for name in wanted:
         if name not in there:
             raise CaseError(

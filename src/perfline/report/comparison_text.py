@@ -180,7 +180,9 @@ def progress_line(found: CaseComparison) -> str:
     left = max(0, found.looks[-1] - len(found.counted))
     seconds = left * statistics.median(pair.wall_s for pair in found.pairs[-_PAIRS_TIMED:])
     more = f"at most {counted_pairs(left)} left, about {_minutes(seconds)}"
-    return f"pair {count}: B {_change(found)}, {'decided' if found.ended else more}"
+    word = None if found.decision is None else found.decision.word
+    end = "not decided" if word in (None, "unsure") else "decided"
+    return f"pair {count}: B {_change(found)}, {end if found.ended else more}"
 
 
 def headline(found: CaseComparison) -> str:
@@ -449,7 +451,8 @@ def _rounds(found: CaseComparison) -> str:
     if len(held) == 1 and (cores := held.pop()):
         how += f", all on core{'s' * (len(cores) > 1)} {', '.join(map(str, cores))}"
     return (
-        f"{how}; {found.rounds} kept rounds a side and launch, {found.repeats} passes each "
+        f"{how}; {found.rounds} kept rounds a side and launch, {found.repeats} "
+        f"{'pass' if found.repeats == 1 else 'passes'} each "
         f"({found.rounds_reason})"
     )
 

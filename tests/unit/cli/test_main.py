@@ -717,6 +717,16 @@ def test_check_of_good_files_lists_what_is_missing(
     assert run("baselines", "check", "--strict") == 1
 
 
+def test_a_clone_s_own_baselines_are_all_of_known_cases(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Those of the slim cases, too, which are loaded by name alone."""
+    own = Path(__file__).parents[3] / "baselines"
+
+    assert run("baselines", "check", f"--baselines={own}") == 0
+    assert " 0 wrong, " in capsys.readouterr().out
+
+
 def test_check_finds_stale_unused_and_broken_ones(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -322,6 +322,8 @@ def test_a_line_for_every_pair() -> None:
     )
     assert lines[9].endswith("], decided")
     assert max(map(len, lines)) <= 80
+    unsure = last(pair(1.0, 1.012, sd=0.06), plan(max_pairs=1))
+    assert comparison_text.progress_line(unsure).endswith("(no interval yet), not decided")
 
 
 def test_a_void_pair_says_so() -> None:
