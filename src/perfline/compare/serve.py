@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ from perfline.measure.case_run import CaseRun, LoadedCase, open_case
 from perfline.measure.decode import Decoded, DecodeRegion, Work
 from perfline.measure.fidelity import references, sample
 from perfline.measure.parallel_accuracy import RankCoordinator
-from perfline.measure.parallel_rounds import Rounds, combine, worst_ready
+from perfline.measure.parallel_rounds import Rounds, TimedRun, combine, worst_ready
 from perfline.measure.rank_worker import RankWorker, obey_all
 from perfline.measure.throughput import Timings, no_work
 from perfline.tasks.answers import Answers, no_answers
@@ -105,6 +106,11 @@ class Launch:
         """The engine that both sides run, by its name in metrics."""
         return engine_name(self.workload.engine)
 
+    @cached_property
+    def _timed(self) -> TimedRun:
+        """What times its turns: made once, as a turn is short."""
+        return self.case_run.timed_run(self.engine)
+
     def answer(self, word: str, request: Node) -> dict[str, object]:
         """The JSON answer to one request of ``wire``."""
         words: dict[str, Callable[[], dict[str, object]]] = {
@@ -130,7 +136,7 @@ class Launch:
         case_run, name, case = self.case_run, self.engine, self.case_run.case
         sample = case_run.sample
         if self.coordinator is not None:  # the others get ready meanwhile
-            self._rounds = Rounds(self.coordinator, case_run.timed_run(name), self.health)
+            self._rounds = Rounds(self.coordinator, self._timed, self.health)
         kind = self.workload.kind
         done, pass_s = no_work(), 0.0
         if kind != "decode":
@@ -236,9 +242,8 @@ class Launch:
             return combine(replicas, own, devices, case_run.case.model.precision)
         self.health.friends = peers
         ready = replace(case_run.ready(name), repeats=turn.repeats)
-        timed = case_run.timed_run(name)
-        prompts = timed.prompts[turn.part :: turn.parts]
-        region = replace(timed, prompts=prompts).region(ready, self.health)
+        prompts = self._timed.prompts[turn.part :: turn.parts]
+        region = replace(self._timed, prompts=prompts).region(ready, self.health)
         region.round()
         return region.finish()
 

@@ -10,9 +10,10 @@ prompts share.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,7 @@ import numpy.typing as npt
 from perfline.tasks.prompts import Prompt
 
 Ints = npt.NDArray[np.int64]
+Costs = npt.NDArray[Any]  # numbers, some of them inf
 # torch.compile makes a size of 1 a graph of its own: a lone last token is padded to two, and a node
 # has no fewer.
 LEAST_WIDTH = 2
@@ -220,8 +222,8 @@ def _tree(
 def _groups(nodes: Sequence[Node], limits: Limits) -> Iterator[tuple[int, ...]]:
     """Cut siblings where padding and the cost of forwards are least; in order of their numbers.
 
-    An exact dynamic program as in ``_batches``. More than ``least_rows`` are only as many as may be
-    held: all of a group are until the last of them is done with.
+    More than ``least_rows`` are only as many as may be held: all of a group are until the last of
+    them is done with.
     """
     siblings: dict[int | None, list[int]] = {}
     for number, node in enumerate(nodes):
@@ -230,25 +232,40 @@ def _groups(nodes: Sequence[Node], limits: Limits) -> Iterator[tuple[int, ...]]:
     for numbers in siblings.values():
         start = nodes[numbers[0]].start
         ends = np.array([nodes[number].end for number in numbers], dtype=np.int64)
-        best = np.zeros(len(numbers) + 1)
-        cut = np.zeros(len(numbers) + 1, dtype=np.int64)
-        for j in range(1, len(numbers) + 1):
+
+        def costs(j: int, start: int = start, ends: Ints = ends) -> Costs:
             most = max(limits.least_rows, limits.held_tokens // int(ends[j - 1]))
-            at = np.arange(max(0, j - most), j)
-            sizes, longest = j - at, np.maximum.accumulate(ends[at][::-1])[::-1]
+            back = ends[max(0, j - most) : j][::-1]
+            sizes, longest = np.arange(1, len(back) + 1), np.maximum.accumulate(back)
             widths, kv = longest - start, sizes * longest * limits.kv_bytes_per_token
             fits = (sizes * widths <= limits.forward_tokens) & (kv <= limits.kv_bytes)
             fits &= (sizes <= limits.least_rows) | (sizes * longest <= limits.held_tokens)
             run = np.maximum(sizes, limits.least_rows) * widths + limits.forward_cost_tokens
-            costs = np.where(fits | (sizes == 1), best[at] + run, np.inf)
-            chosen = int(costs.argmin())
-            best[j], cut[j] = costs[chosen], at[chosen]
-        j = len(numbers)
-        while j:
-            i = int(cut[j])
-            found.append(tuple(numbers[i:j]))
-            j = i
+            return np.where(fits | (sizes == 1), run, np.inf)[::-1]
+
+        found += [tuple(numbers[i:j]) for i, j in _cheapest_cuts(len(numbers), costs)]
     yield from sorted(found)
+
+
+def _cheapest_cuts(count: int, costs: Callable[[int], Costs]) -> Iterator[tuple[int, int]]:
+    """Cut 0 to ``count`` into pieces that cost least in all; the last piece (from, to) first.
+
+    ``costs(j)``: of the pieces that end at ``j``, the longest first; inf for what may not be. An
+    exact dynamic program: ``best[j]`` is the least cost up to ``j``.
+    """
+    best = np.zeros(count + 1)
+    cut = np.zeros(count + 1, dtype=np.int64)
+    for j in range(1, count + 1):
+        found = costs(j)
+        first = j - len(found)
+        whole = best[first:j] + found
+        chosen = int(whole.argmin())
+        best[j], cut[j] = whole[chosen], first + chosen
+    j = count
+    while j:
+        i = int(cut[j])
+        yield i, j
+        j = i
 
 
 def _together(
@@ -285,32 +302,24 @@ def _batches(
 ) -> Iterator[Batch]:
     """Cut rows, sorted by length, where padding and the cost of forwards are least; longest first.
 
-    ``best[j]`` is the least cost of the first ``j`` rows: an exact dynamic program. Rows on
-    different nodes each have a copy of theirs, of no more tokens in all than may be held.
+    Rows on different nodes each have a copy of theirs, of no more tokens in all than may be held.
     """
     node_of = {row: node for node in mates for row in members[node]}
     ends = {node: 0 if node is None else nodes[node].end for node in mates}
     prefix = max(ends.values())
     ordered = sorted(node_of, key=lambda row: (suffix[row], node_of[row] or 0, row))
     widths = np.maximum([suffix[row] for row in ordered], LEAST_WIDTH)
-    best = np.zeros(len(ordered) + 1)
-    cut = np.zeros(len(ordered) + 1, dtype=np.int64)
-    for j in range(1, len(ordered) + 1):
+
+    def costs(j: int) -> Costs:
         width = int(widths[j - 1])
         most = limits.rows(prefix, width)
         if len(mates) > 1:
             most = max(1, min(most, limits.held_tokens // (prefix + width)))
-        first = max(0, j - most)
-        sizes = np.arange(j - first, 0, -1)
-        run = np.maximum(sizes, limits.least_rows) * width
-        costs = best[first:j] + run + limits.forward_cost_tokens
-        chosen = int(costs.argmin())
-        best[j], cut[j] = costs[chosen], first + chosen
-    j = len(ordered)
-    while j:
-        i = int(cut[j])
+        sizes = np.arange(min(j, most), 0, -1)
+        return np.maximum(sizes, limits.least_rows) * width + limits.forward_cost_tokens
+
+    for i, j in _cheapest_cuts(len(ordered), costs):
         rows, width = tuple(ordered[i:j]), int(widths[j - 1])
         shared = [node for row in rows if (node := node_of[row]) is not None]
         on = tuple(shared) if len(mates) > 1 else ()
         yield Batch(mates[0], rows, max(ends[node_of[row]] for row in rows), width, on)
-        j = i
