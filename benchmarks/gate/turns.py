@@ -3,9 +3,9 @@
 A against A, launch pair by launch pair; in each, rounds are timed once with every length of a turn
 (10 s: whole rounds), in an order that moves on by one from pair to pair. Prints, by length, the
 standard deviation over launch pairs of their log ratios, with its 95 % interval (chi-squared), and
-that of rounds within a pair. 10 minutes on 2 cores::
+that of rounds within a pair. 7 minutes on 2 cores::
 
-    python benchmarks/gate/turns.py --pairs 20
+    python benchmarks/gate/turns.py --pairs 10 --rounds 4 --turn-s 10,0.03
 """
 
 from __future__ import annotations
