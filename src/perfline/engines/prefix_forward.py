@@ -46,6 +46,7 @@ from perfline.engines.upstream import (
     cache_argument,
     compile_errors,
     is_full,
+    steady_positions,
     windows,
 )
 from perfline.errors import NoSharedPrefixes, PerflineError
@@ -106,6 +107,7 @@ class PrefixForward:
         watch: takes the logits of every ``answer``, (rows, vocabulary); None for nobody.
         bytes_per_token: of the keys and values that one row's attention reads, one layer at a time.
         held_bytes_per_token: of those that a prefix holds, in all layers.
+        steady: how many positions, at most, depend on no others that are there (``Limits``).
     """
 
     def __init__(self, engine: TorchEngine) -> None:
@@ -147,6 +149,7 @@ class PrefixForward:
         held = sum(kv_heads * (key + value) for kv_heads, key, value in shapes)
         self.held_bytes_per_token = self._dtype.itemsize * held
         self._windows = windows(config, len(engine.layers))
+        self.steady = steady_positions(config)
         made: dict[tuple[int, int], torch.Tensor] = {}
 
         def zeros(kv_heads: int, size: int) -> torch.Tensor:
@@ -241,22 +244,37 @@ class PrefixForward:
             return [(rows([*keys]), rows([*values])) for keys, values in layers], short
 
     def prove(self) -> None:
-        """NoSharedPrefixes where logits after a prefix are not those of the model's own forward."""
+        """NoSharedPrefixes where logits after a prefix are not those of the model's own forward.
+
+        After one prefix, and after three of unequal lengths beside each other.
+        """
         rows = proof_ids(self._engine.config.vocab_size)
-        (above,) = self.extend(self.empty, rows[0][None, :PROOF_PREFIX], np.array([PROOF_PREFIX]))
-        lengths = np.array([len(row) - PROOF_PREFIX for row in rows])
-        ids = np.zeros((len(rows), int(lengths.max())), dtype=np.int64)
-        for i, row in enumerate(rows):
-            ids[i, : lengths[i]] = row[PROOF_PREFIX:]
-        with self._engine.running(_what(above, ids)):
-            logits = self._logits(above, ids, lengths, np.full(len(rows), PROOF_TAIL))
         own = [self._engine.untouched(self._to_device(row[None]), PROOF_TAIL) for row in rows]
-        off = apart(logits, torch.cat(own))
+        found = [self._after_prefixes(rows, np.array([PROOF_PREFIX]))]
+        if self.least_rows == 1:  # else no plan has such rows
+            found.append(self._after_prefixes(rows, PROOF_PREFIX - np.arange(len(rows))))
+        off = apart(torch.stack(found), torch.cat(own))
         if off > (allowed := ROUNDING_FRACTION[_PRECISIONS[self._dtype]]):
             raise NoSharedPrefixes(
                 f"logits of {type(self._engine.module).__name__} after a prefix are off by "
                 f"{off:.2g} of the largest from those of its own forward (allowed {allowed:g})"
             )
+
+    def _after_prefixes(self, rows: Sequence[Ints], ends: Ints) -> torch.Tensor:
+        """Logits at the last ``PROOF_TAIL`` of each row, its prefix computed up to its ``ends``.
+
+        One end: all rows are after the first one's prefix.
+        """
+        front = np.stack([row[:PROOF_PREFIX] for row in rows[: len(ends)]])
+        prefixes = self.extend(self.empty, front, ends)
+        above, short = (prefixes[0], None) if len(ends) == 1 else self.beside(prefixes)
+        before = np.broadcast_to(ends, len(rows))
+        lengths = np.array([len(row) for row in rows]) - before
+        ids = np.zeros((len(rows), int(lengths.max())), dtype=np.int64)
+        for i, row in enumerate(rows):
+            ids[i, : lengths[i]] = row[before[i] :]
+        with self._engine.running(_what(above, ids)):
+            return self._logits(above, ids, lengths, np.full(len(rows), PROOF_TAIL), short)
 
     def _logits(
         self,

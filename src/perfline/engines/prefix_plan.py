@@ -40,6 +40,8 @@ class Limits:
         forward_cost_tokens: tokens that take as long as launching a forward: a node must save more
             than two of these (its own forward, and the batch that its rows leave).
         least_rows: 2 where a lone row costs as much as two, as in a compiled forward.
+        steady: no forward of several rows, and none after a prefix, has as many positions, padding
+            included: prompts that do run alone (``upstream.steady_positions``). None: no limit.
     """
 
     forward_tokens: int = 4096
@@ -48,6 +50,7 @@ class Limits:
     held_bytes_per_token: int = 1
     forward_cost_tokens: int = 64
     least_rows: int = 1
+    steady: int | None = None
 
     @property
     def held_tokens(self) -> int:
@@ -56,6 +59,8 @@ class Limits:
 
     def rows(self, prefix: int, width: int) -> int:
         """How many rows of ``width`` tokens on a prefix fit one forward; one always does."""
+        if self.steady is not None and prefix + width > self.steady:
+            return 1  # rows on prefixes of unequal lengths would pad each other
         by_bytes = self.kv_bytes // ((prefix + width) * self.kv_bytes_per_token)
         return max(1, min(self.forward_tokens // width, by_bytes))
 
@@ -136,7 +141,9 @@ def plan(prompts: Sequence[Prompt], limits: Limits) -> Plan:
     if lengths.size and lengths.min() == 0:
         raise ValueError("a prompt without tokens; expected at least one")
     keys = [prompt.ids.astype(">u4").tobytes() for prompt in prompts]  # bytes sort as the ids do
-    order = sorted(range(len(prompts)), key=keys.__getitem__)
+    steady = _FAR if limits.steady is None else limits.steady
+    apart = [row for row, length in enumerate(lengths.tolist()) if length >= steady]
+    order = sorted(set(range(len(prompts))) - set(apart), key=keys.__getitem__)
     shared = _shared_lengths([prompts[row] for row in order])
     nodes, members = _tree(order, shared, 2 * limits.forward_cost_tokens)
     groups = tuple(_groups(nodes, limits))
@@ -159,6 +166,8 @@ def plan(prompts: Sequence[Prompt], limits: Limits) -> Plan:
         if len(mates) > 1 and cost(together := cut(mates)) < cost(some):
             some = together
         batches += some
+    suffix |= {row: int(lengths[row]) for row in apart}
+    batches += [Batch(None, (row,), 0, suffix[row]) for row in apart]
     suffixes = sum(suffix.values())
     in_nodes = sum(node.end - node.start for node in nodes)
     run_in_nodes = sum(

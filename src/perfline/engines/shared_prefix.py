@@ -70,6 +70,16 @@ class _Flight:
     end: Any
 
 
+@dataclass(frozen=True)
+class _Forward:
+    """``rows`` of ``width`` tokens after ``prefix``, of whose keys and values all is ``held``."""
+
+    rows: int
+    width: int
+    prefix: int
+    held: bool = False
+
+
 class _Gathered:
     """What a pass has found so far.
 
@@ -150,9 +160,10 @@ class _Pass:
     landed: Callable[[list[int]], None]
     held: dict[int, KeysValues] = field(default_factory=dict)
     flight: _Flight | None = None
+    tried: _Forward = field(default_factory=lambda: _Forward(0, 0, 0))
 
-    def run(self) -> tuple[Batch, str] | None:
-        """Run all batches; returns the one that did not fit, and the error's message."""
+    def run(self) -> tuple[_Forward, str] | None:
+        """Run all batches; returns the forward that did not fit, and the error's message."""
         failed = None
         for batch in self.plan.batches:
             try:
@@ -160,7 +171,8 @@ class _Pass:
             except DeviceMemory as error:
                 if self.runner.engine.ranks > 1:
                     raise  # the ranks that hold the model cannot halve each by itself
-                failed = batch, str(error)  # the error itself would hold on to the frames' tensors
+                # The error itself would hold on to the frames' tensors.
+                failed = self.tried, str(error)
                 break
             self._land()
             self.flight = launched
@@ -176,6 +188,7 @@ class _Pass:
         ids, lengths = self._padded(rows, befores, [None] * len(rows), batch.width)
         start = self._mark()
         above, short = self._descend(batch.node), None
+        self.tried = _Forward(len(rows), batch.width, batch.prefix, held=bool(batch.nodes))
         if batch.nodes:
             above, short = self.runner.forward.beside([self.held[node] for node in batch.nodes])
         parts = [self.gathered.rows[row] for row in rows]
@@ -198,6 +211,7 @@ class _Pass:
                 rows = [self.todo[node.row] for node in nodes]
                 starts, ends = [node.start for node in nodes], [node.end for node in nodes]
                 ids, lengths = self._padded(rows, starts, ends, max(ends) - starts[0])
+                self.tried = _Forward(len(rows), ids.shape[1], starts[0], held=True)
                 made = self.runner.forward.extend(above, ids, lengths)
                 self.held.update(zip(group, made, strict=True))
                 self._count(ids, lengths, starts, head_rows=1)
@@ -294,7 +308,7 @@ class SharedPrefixRunner:
     def plan(self, prompts: Sequence[Prompt]) -> Plan:
         """Plan the rows of ``prompts`` within the runner's limits."""
         rows = [row for prompt in prompts for row in prompt.rows]
-        limits = replace(self.limits, least_rows=self.least_rows)
+        limits = replace(self.limits, least_rows=self.least_rows, steady=self.forward.steady)
         if self.engine.ranks > 1:  # ranks cannot halve what does not fit: no more is held than must
             limits = replace(limits, held_bytes_per_token=limits.kv_bytes + 1)
         return prefix_plan.plan(rows, limits)
@@ -363,13 +377,13 @@ class SharedPrefixRunner:
             failed = _Pass(self, gathered, plan, todo, clock, landed).run()
             left = [row for row in todo if not gathered.done[row]]
             if failed is not None:
-                batch, message = failed
+                forward, message = failed
                 # What was held is free by now: a single row gets one more try.
-                if len(batch.rows) == 1 and stuck and left == todo:
+                if forward.rows == 1 and stuck and left == todo:
                     raise DeviceMemory(message)
-                stuck = len(batch.rows) == 1
+                stuck = forward.rows == 1
                 halvings += 1
-                self._shrink(batch)
+                self._shrink(forward)
                 plan = self.plan([gathered.rows[row] for row in left])
             todo = left
         return SharedPass(
@@ -383,21 +397,22 @@ class SharedPrefixRunner:
             halvings=halvings,
         )
 
-    def _shrink(self, batch: Batch) -> None:
-        """Halve what the batch that did not fit took, and say so."""
-        rows = len(batch.rows)
-        tokens = rows * (batch.width + (batch.prefix if batch.nodes else 0))  # with their copies
-        kv = rows * (batch.prefix + batch.width) * self.limits.kv_bytes_per_token
+    def _shrink(self, forward: _Forward) -> None:
+        """Halve what the forward that did not fit took, and say so."""
+        limits, rows, width, prefix = self.limits, forward.rows, forward.width, forward.prefix
+        tokens = rows * (width + (prefix if forward.held else 0))  # as ``held_tokens`` counts
+        a_token = limits.held_bytes_per_token if forward.held else limits.kv_bytes_per_token
+        kv = rows * (prefix + width) * a_token
         self.limits = replace(
-            self.limits,
-            forward_tokens=max(1, min(self.limits.forward_tokens, tokens) // 2),
-            kv_bytes=max(1, min(self.limits.kv_bytes, kv) // 2),
+            limits,
+            forward_tokens=max(1, min(limits.forward_tokens, tokens) // 2),
+            kv_bytes=max(1, min(limits.kv_bytes, kv) // 2),
         )
         gc.collect()
         if self.engine.device.kind != "cpu":
             torch.accelerator.empty_cache()
         self._say(
-            f"out of memory at {rows} x {batch.width} tokens on a prefix of {batch.prefix}: going "
+            f"out of memory at {rows} x {width} tokens on a prefix of {prefix}: going "
             f"on with at most {self.limits.forward_tokens} tokens and "
             f"{self.limits.kv_bytes / GIB:.2g} GiB of keys and values a forward"
         )

@@ -21,6 +21,7 @@ a decoder stack takes a 4D mask as it is               4.57-5.24               t
 ``get_output_embeddings``                              4.57-5.24               an error
 layers in an ``nn.ModuleList``; ``get_decoder``        4.57-5.24               an error
 ``cache_utils.DynamicCache(config)``, its ``layers``   4.57-5.24               the plain path
+``rope_parameters`` of a config; ``rope_scaling``      from 5.0; to 4.57       long prompts share
 ``distributed.DistributedConfig(tp_size)``             from 5.1                ``tp_plan="auto"``
 logger ``transformers.modeling_utils``                 4.57-5.24               lines on stderr
 ``torch._dynamo.utils.counters``                       torch 2.9-2.15          an error
@@ -83,6 +84,10 @@ Window = tuple[str, int]  # how a layer attends, and how far back
 FULL: Window = ("full_attention", 0)
 CACHE_ARGUMENTS = ("cache", "past_key_values", "layer_past")  # the newest name first
 MASKED_ATTENTIONS = ("sdpa", "eager")  # that take an explicit mask
+_CHANGING_ROPE = {  # frequencies that a forward's length changes, and from where on
+    "longrope": "original_max_position_embeddings",
+    "dynamic": "max_position_embeddings",
+}
 
 try:
     cache_utils: Any = importlib.import_module("transformers.cache_utils")
@@ -343,6 +348,24 @@ def windows(config: Any, layers: int) -> list[Window]:
         if reaches.get(kind) is None:
             raise NoSharedPrefixes(f"layers of '{kind}' are not known")
     return [(kind, int(reaches[kind])) if reaches[kind] else FULL for kind in kinds[:layers]]
+
+
+def steady_positions(config: Any) -> int | None:
+    """Up to how many positions rotary frequencies are the same in every forward; None: always are.
+
+    ``longrope`` takes other ones for all positions where the last is beyond those of the first
+    training (arXiv 2402.13753), and ``dynamic`` where it is beyond what the model takes: the keys
+    of a prefix are then not those of the whole prompt.
+    """
+    found = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    by_layer = [each for each in found.values() if isinstance(each, dict)] or [found]
+    limits = [
+        each.get(key) or getattr(config, key, None)
+        for each in by_layer
+        for kind, key in _CHANGING_ROPE.items()
+        if kind in str(each.get("rope_type") or each.get("type"))
+    ]
+    return min((limit for limit in limits if limit), default=None)
 
 
 def split_arguments(replica: Replica) -> dict[str, Any]:

@@ -27,6 +27,7 @@ LIMITS = st.builds(
     held_bytes_per_token=st.integers(1, 20),
     forward_cost_tokens=st.integers(0, 20),
     least_rows=st.integers(1, 2),
+    steady=st.one_of(st.none(), st.integers(4, 24)),
 )
 
 
@@ -175,6 +176,16 @@ def test_questions_of_one_forward_have_their_choices_in_one_too():
     assert [len(batch.rows) for batch in few.batches] == [3, 3]
     apart = plan(asked, Limits(forward_cost_tokens=4, least_rows=2))  # compiled
     assert [batch.nodes for batch in apart.batches] == [()] * 3
+
+
+@given(ROWS, LIMITS, st.integers(4, 24))
+def test_what_depends_on_a_forward_s_length_runs_alone(rows, limits, steady):
+    asked = prompts(*rows)
+    made = plan(asked, dataclasses.replace(limits, steady=steady))
+    assert all(len(asked[node.row].ids) < steady for node in made.nodes)
+    for batch in made.batches:
+        alone = Batch(None, batch.rows[:1], 0, len(asked[batch.rows[0]].ids))
+        assert batch == alone or batch.prefix + batch.width <= steady
 
 
 def test_a_plan_spelt_out():

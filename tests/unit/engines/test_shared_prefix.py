@@ -29,6 +29,18 @@ FULL = Limits(forward_tokens=512, forward_cost_tokens=30)
 ONE_ROW = Limits(forward_tokens=1, forward_cost_tokens=0)
 NO_KV = Limits(kv_bytes=1, forward_cost_tokens=1)
 SMALL = Limits(forward_tokens=64, forward_cost_tokens=1)
+# Prompts of more than 40 tokens take other frequencies than their first tokens alone.
+LONGROPE = {
+    "model_type": "phi3",
+    "pad_token_id": 0,
+    "original_max_position_embeddings": 40,
+    "rope_parameters": {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "short_factor": [1.0] * 8,
+        "long_factor": [4.0] * 8,
+    },
+}
 
 
 def some_prompts():
@@ -173,6 +185,7 @@ def test_memory_that_runs_out_among_a_question_s_choices_loses_none(model, monke
         {"model_type": "mistral", "sliding_window": 9},  # prompts have up to 99 tokens
         {"model_type": "qwen2"},
         {"model_type": "qwen3", "head_dim": 32},
+        LONGROPE,
     ],
     ids=str,
 )
@@ -208,6 +221,7 @@ def zero_shot(continued):
         {"model_type": "mistral", "sliding_window": 9},
         {"model_type": "gemma3_text", "sliding_window": 9, "head_dim": 16},
         {"model_type": "llama4_text", "attention_chunk_size": 16, "num_local_experts": 1},
+        LONGROPE,
     ],
     ids=str,
 )
@@ -360,6 +374,21 @@ def test_out_of_memory_halves_the_limits_and_goes_on(model, plain, monkeypatch, 
     assert runner.limits.forward_tokens <= 60
 
 
+def test_where_a_group_of_prefixes_does_not_fit_what_it_took_is_halved(model, monkeypatch):
+    prompts = zero_shot(continued=True)
+    plain = run_pass(model.engine("eager"), prompts, "last").answers
+    runner = SharedPrefixRunner(model.engine("eager"), ROOMY)
+    plan = runner.plan(prompts)
+    group = max(plan.groups, key=len)
+    assert len(group) > 2
+    tokens = len(group) * max(plan.nodes[node].end for node in group)
+    out_of_memory_above(model, monkeypatch, tokens - 1)
+    done = runner.run(prompts, plan)
+    assert_same(done.answers, plain)
+    assert done.halvings == 1
+    assert (runner.limits.forward_tokens, runner.limits.kv_bytes) == (tokens // 2, tokens // 2)
+
+
 class FakeEvent:
     """``torch.Event`` by script: every millisecond-long interval ends when it is waited for."""
 
@@ -487,6 +516,17 @@ def test_a_model_that_takes_no_prefix_is_told_in_one_line(model, monkeypatch):
         NoSharedPrefixes, match=r"^LlamaForCausalLM does not run after a prefix: TypeErr"
     ):
         runner.warm_up(runner.plan(prompts))
+
+
+def test_prefixes_of_unequal_length_that_are_one_another_s_are_seen_before_any_question(
+    model, monkeypatch
+):
+    forward = SharedPrefixRunner(model.engine("eager"), ROOMY).forward
+    beside = forward.beside
+    forward.prove()
+    monkeypatch.setattr(forward, "beside", lambda prefixes: beside([*prefixes[::-1]]))
+    with pytest.raises(NoSharedPrefixes, match=r"after a prefix are off by 0\.\d"):
+        forward.prove()
 
 
 class Int8Linear(torch.nn.Module):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -145,6 +146,24 @@ def test_layers_see_what_their_kind_says():
     made.layer_types = ["full_attention", "linear_attention"]
     with pytest.raises(NoSharedPrefixes, match="'linear_attention' are not known"):
         upstream.windows(made, 2)
+
+
+def test_from_where_on_a_prompt_s_length_changes_its_rotary_frequencies():
+    def of(kind, **settings):
+        made = transformers.AutoConfig.for_model(kind, **{**SMALL, "pad_token_id": 0, **settings})
+        return upstream.steady_positions(made)
+
+    def rope(name, **more):
+        return {"rope_parameters": {"rope_type": name, "rope_theta": 10000.0, **more}}
+
+    assert of("llama") is of("gpt2") is of("llama", **rope("linear", factor=2.0)) is None
+    factors = {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+    found = of("phi3", original_max_position_embeddings=40, **rope("longrope", **factors))
+    assert found == 40
+    assert of("llama", max_position_embeddings=64, **rope("dynamic", factor=2.0)) == 64
+    layered = {"full_attention": {"rope_type": "dynamic"}, "sliding_attention": {"rope_type": ""}}
+    old = SimpleNamespace(rope_scaling=layered, max_position_embeddings=7)
+    assert upstream.steady_positions(old) == 7
 
 
 def test_dynamo_counts_graphs_and_breaks():
