@@ -97,7 +97,7 @@ def find_weights(case: Case, data_dir: Path | None) -> Path:
         if case.model.hub_id
         else f"cp -r YOUR_CHECKPOINT {shlex.quote(str(target))}"
     )
-    raise MissingData(f"case {case.id}: no weights at {target}", command)
+    raise MissingData(f"case {case.id}: no weights at {place(target, data_dir)}", command)
 
 
 def find_mmlu(case: Case, data_dir: Path | None, override: Path | None = None) -> Path:
@@ -116,9 +116,16 @@ def find_mmlu(case: Case, data_dir: Path | None, override: Path | None = None) -
             return target
     home = _wanted_home(case, data_dir)
     raise MissingData(
-        f"case {case.id}: no MMLU questions at {home / case.mmlu.mmlu_dir}",
+        f"case {case.id}: no MMLU questions at {place(home / case.mmlu.mmlu_dir, data_dir)}",
         f"curl -L --create-dirs {MMLU_URL} -o {shlex.quote(str(home / 'data.tar'))}",
     )
+
+
+def place(target: Path, data_dir: Path | None) -> str:
+    """Return what a message calls ``target``, which is below ``DATA_DIR`` where none is given."""
+    if data_dir is not None:
+        return str(target)
+    return f"{target} (DATA_DIR is what --data-dir or {VARIABLE} says; neither is given)"
 
 
 def _wanted_home(case: Case, data_dir: Path | None) -> Path:

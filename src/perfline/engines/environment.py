@@ -199,8 +199,11 @@ def _git_refusal(root: Path) -> str:
         done = _run("git", "-C", str(root), "rev-parse", "HEAD")
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"git: {getattr(error, 'strerror', None) or 'no answer within 20 s'}"
-    lines = done.stderr.strip().splitlines() or [f"git ends with status {done.returncode}"]
-    return "" if done.returncode == 0 else lines[0]
+    if done.returncode == 0:
+        return ""
+    if _output("git", "-C", str(root), "rev-parse", "--git-dir") is not None:
+        return "the repository has none yet; commit once"
+    return (done.stderr.strip().splitlines() or [f"git ends with status {done.returncode}"])[0]
 
 
 def git_commit(root: Path) -> str | None:

@@ -339,4 +339,5 @@ def find_rows(case: Case, task: Task, data_dir: Path | None) -> Path:
         if task.data.hub
         else f"cp -r YOUR_QUESTIONS {shlex.quote(str(target))}"
     )
-    raise MissingData(f"case {case.id}: no questions of task '{task.name}' at {target}", command)
+    at = data.place(target, data_dir)
+    raise MissingData(f"case {case.id}: no questions of task '{task.name}' at {at}", command)

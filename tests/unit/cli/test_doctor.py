@@ -5,6 +5,7 @@ import os
 import pwd
 import shutil
 import struct
+import subprocess
 import sys
 import tempfile
 from contextlib import contextmanager
@@ -447,6 +448,10 @@ def no_git(patch: pytest.MonkeyPatch, here: Path) -> None:
     patch.setenv("PATH", str(here))
 
 
+def no_commit(patch: pytest.MonkeyPatch, here: Path) -> None:
+    subprocess.run(["git", "init", "--quiet", str(here)], check=True)
+
+
 def nothing_known(patch: pytest.MonkeyPatch, here: Path) -> None:
     for name in ("HOME", "TERM", "USER", "LOGNAME", "XDG_CACHE_HOME"):
         patch.delenv(name, raising=False)
@@ -469,6 +474,7 @@ ENVIRONMENTS = {
         program("fatal: detected dubious ownership in repository", 128),
         "note: the commit is not recorded: fatal: detected dubious ownership in repository",
     ),
+    "no commit yet": (no_commit, "note: the commit is not recorded: the repository has none yet;"),
     "a git that says nothing": (program("", 1), "the commit is not recorded: git ends with stat"),
     "no account, no HOME, no TERM": (nothing_known, "ready: 0 of 1 cases"),
 }
