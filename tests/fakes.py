@@ -248,6 +248,7 @@ class FakeLogits:
             1e-6 where nothing is said.
         damage: by how much the model is, from layer ``layer`` on.
         fp32: why the model cannot be had in fp32; empty where it can.
+        uncompiled: why the compiled engine ran eagerly; empty where it did not.
         dtype: by how much the case's own dtype takes the logits off, by the name of an engine or a
             variation; "rounded" is the fp32 model that rounds to it. Empty where that is fp32.
         own: these are the logits in that dtype.
@@ -260,6 +261,10 @@ class FakeLogits:
     dtype: dict[str, float] = field(default_factory=dict)
     own: bool = False
     letters: tuple[int, ...] = (1, 2, 3, 4)
+    uncompiled: str = ""
+
+    def not_compiled(self, name: str) -> str:
+        return self.uncompiled if name != "eager" else ""
 
     def _rows(self, prompt: Prompt, off: float) -> np.ndarray:
         made = np.random.default_rng(prompt.ids)

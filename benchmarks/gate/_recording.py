@@ -7,7 +7,7 @@ One file is one recording of one case and engine on one machine; ``record.py`` w
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -61,6 +61,16 @@ class Recording:
     context: Mapping[str, Scalar]
     levels: tuple[float, ...]
     pairs: tuple[Pair, ...]
+    multiplied: bool = False  # slow-downs were multiplied in, not measured
+
+    def slowed(self, levels: Sequence[float]) -> Recording:
+        """The same A/A rounds, those of B multiplied by each slow-down as well."""
+        pairs = []
+        for pair in self.pairs:
+            still = pair.levels[0.0]
+            more = {level: Rounds(still.a, still.b * (1 + level)) for level in levels}
+            pairs.append(replace(pair, levels={0.0: still, **more}))
+        return replace(self, levels=(0.0, *levels), pairs=tuple(pairs), multiplied=True)
 
     def log_ratios(self, level: float) -> Floats:
         """One d a launch pair: the median over its rounds, as ``perfline compare`` has it."""
@@ -86,7 +96,7 @@ class Recording:
         for pair, following in zip(self.pairs, self.pairs[1:], strict=False):
             starts = max(pair.launch_s)  # both start at once
             rest = max(0.0, following.start_s - pair.start_s - starts)
-            taken.append(starts + rest / len(self.levels))
+            taken.append(starts + rest / (1 if self.multiplied else len(self.levels)))
         return float(np.median(taken)) if taken else None
 
 

@@ -147,7 +147,9 @@ def _conditions(recording: Recording) -> str:
         f"{100 * round_sd:.2f} % between rounds.",
         f"A against A over all pairs: {_signed(hodges_lehmann(still))}{within}; p of no bias "
         f"between the sides {recording.p_unbiased():.2g}.",
-        f"The slow-downs as measured: {reached}." if reached else "",
+        "The slow-downs are multiplied into B's rounds, not measured."
+        if recording.multiplied
+        else f"The slow-downs as measured: {reached}.",
     ]
     return " ".join(filter(None, sentences))
 

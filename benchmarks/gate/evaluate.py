@@ -45,6 +45,7 @@ HERE = Path(__file__).parent
 DECISIONS = 2000  # resampled ones, at each slow-down
 HISTORY = 30  # launches before the first that is judged, where a recording has twice as many
 AT_LEAST_DECISIONS, MOST_FALSE_ALARMS = 299, 0.01
+MULTIPLIED = (0.01, 0.02, 0.03, 0.05)  # into the rounds of a recording that has no slow-downs
 SLOWDOWN, LEAST_POWER, MOST_PAIRS = 0.02, 0.95, 16.0
 _BIAS_ALPHA = 0.01
 
@@ -73,7 +74,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def evaluate(recording: Recording, decisions: int, seed: int) -> Evaluation:
-    """Let every rule judge one recording."""
+    """Let every rule judge one recording; into one of A/A alone slow-downs are multiplied."""
+    if recording.levels == (0.0,):
+        recording = recording.slowed(MULTIPLIED)
     consecutive, resampled, whole = _ab_rows(recording, decisions, seed)
     rows = [resampled, whole, consecutive]
     rows += [_stored_row(rule, recording) for rule in RULES]

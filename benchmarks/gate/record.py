@@ -115,11 +115,7 @@ def main() -> int:
             threads = case.engine.cpu_threads or 0
             recorder = Recorder(launcher, sides, files["candidate"], threads)
             data = _begin(args, levels)
-            amounts: dict[str, float] = data.get("amounts") or (
-                _fitted(args.calibrate_from, levels)
-                if args.calibrate_from
-                else _calibrate(recorder, args, levels)
-            )
+            amounts: dict[str, float] = data.get("amounts") or _amounts(recorder, args, levels)
             data["amounts"] = amounts
             print(f"amounts of extra work: {amounts}", flush=True)
             _record(recorder, args, data)
@@ -183,6 +179,16 @@ def _begin(args: argparse.Namespace, levels: list[float]) -> dict[str, Any]:
         "note": args.note,
         "pairs": [],
     }
+
+
+def _amounts(
+    recorder: Recorder, args: argparse.Namespace, levels: Sequence[float]
+) -> dict[str, float]:
+    if not any(levels):
+        return {str(level): 0.0 for level in levels}
+    if args.calibrate_from:
+        return _fitted(args.calibrate_from, levels)
+    return _calibrate(recorder, args, levels)
 
 
 def _calibrate(

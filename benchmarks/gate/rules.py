@@ -51,6 +51,16 @@ def pytest_benchmark_min_5(baseline: Floats, candidate: Floats) -> bool:
     return bool(candidate.min() / baseline.min() * 100 - 100 > 5)
 
 
+def pytorch_7(baseline: Floats, candidate: Floats) -> bool:
+    """pytorch/benchmark at 061e0ec5, ``userbenchmark/torch-nightly/regression_detector.py``.
+
+    (treatment - control) / control > 0.07, of the median latency of one run each. There a run that
+    is as much faster alarms, too; here only a slower one does.
+    """
+    control, treatment = np.median(baseline), np.median(candidate)
+    return bool((treatment - control) / control > 0.07)
+
+
 def fixed_10(baseline: Floats, candidate: Floats) -> bool:
     """github-action-benchmark 1.22.0 with ``alert-threshold: 110%``, ``src/write.ts``.
 
@@ -190,6 +200,7 @@ RULES: tuple[Rule, ...] = (
     Rule("perfline, stored baseline", SESSIONS, stored_gate),
     _against_latest("pytest-benchmark mean:5%", pytest_benchmark_mean_5),
     _against_latest("pytest-benchmark min:5%", pytest_benchmark_min_5),
+    _against_latest("pytorch/benchmark 7 %", pytorch_7),
     _against_latest("fixed 10 % (github-action-benchmark)", fixed_10),
     _against_latest("Welch t 5 % (hyperfine)", welch_5),
     _against_latest("Mann-Whitney U 5 % (google/benchmark)", mann_whitney_5),

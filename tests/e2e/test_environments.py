@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
+from perfline.compare.model import Side
 from perfline.environments import making
 from perfline.environments.installers import Pip, Uv, find_installer
 from perfline.environments.making import make
 from perfline.errors import InstallError
+from perfline.search.candidates import days
 from wheels import interpreter, site, told, wheel
 
 OPTION = "--candidate-install"
@@ -40,6 +47,7 @@ def installer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> str:
     """Each of them, told by pip's settings alone where packages are."""
+    monkeypatch.setenv("PATH", f"{sys.prefix}-uv/bin", prepend=os.pathsep)  # `make setup`'s own
     if request.param == "uv" and not isinstance(find_installer(base), Uv):
         pytest.skip("no uv here")
     for name in [name for name in os.environ if name.startswith(("PIP_", "UV_"))]:
@@ -133,3 +141,60 @@ def test_this_very_environment_with_its_torch(
     assert version == told(here, "import importlib.metadata as m; print(m.version('torch'))")
     assert Path(library).is_relative_to(site(made.python))
     shutil.rmtree(tmp_path / "cache")
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> Iterator[str]:
+    """A package index that tells when a file was uploaded (PEP 700); its address."""
+    days = {"1.0": "2026-10-01", "1.5": "2026-10-10", "2.0": "2026-10-20", "3.0rc1": "2026-10-30"}
+
+    class Index(SimpleHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if self.path.rstrip("/") != "/simple/local-pkg":
+                return super().do_GET()
+            names = {version: f"local_pkg-{version}-py3-none-any.whl" for version in days}
+            files = [
+                {
+                    "filename": name,
+                    "url": f"/wheels/{name}",
+                    "hashes": {},
+                    "size": (tmp_path / "wheels" / name).stat().st_size,
+                    "upload-time": f"{days[version]}T12:00:00Z",
+                }
+                for version, name in names.items()
+            ]
+            told = {"meta": {"api-version": "1.1"}, "name": "local-pkg", "versions": [*days]}
+            page = json.dumps({**told, "files": files}).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/vnd.pypi.simple.v1+json")
+            self.send_header("Content-Length", str(len(page)))
+            self.end_headers()
+            self.wfile.write(page)
+            return None
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Index, directory=tmp_path)) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/simple"
+        server.shutdown()
+
+
+def test_days_go_back_to_what_the_index_had_then(
+    installer: str, index: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    if installer == "pip":
+        pytest.skip("days need uv")
+    monkeypatch.delenv("PIP_NO_INDEX")
+    monkeypatch.delenv("PIP_FIND_LINKS")
+    monkeypatch.setenv("PIP_INDEX_URL", index)
+    newest = wheel(tmp_path / "wheels", "local-pkg", "2.0")
+    python = interpreter(tmp_path / "newer", newest)
+
+    found = days(python, ("2026-10-05", "2026-10-21"), partial(Side, python=python), print)
+
+    code = "import local_pkg; print(local_pkg.version)"
+    for candidate, version in ((found[0], "1.0"), (found[5], "1.5"), (found[-1], "2.0")):
+        side = candidate.environment.side("candidate")
+        assert told(side.python, code) == version, candidate.name

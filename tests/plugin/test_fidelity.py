@@ -74,6 +74,31 @@ def test_a_way_that_parts_is_never_accepted(asked, capsys):
     assert "wrong answers are never a baseline" in capsys.readouterr().err
 
 
+def test_an_engine_that_compiled_nothing_is_not_held_to_itself(asked):
+    asked.script(numbers={"uncompiled": "torch.compile compiled nothing: X=1; unset it"})
+    result = asked.run("-m", "fidelity")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*invalid: torch.compile compiled nothing: X=1; unset it*"])
+    assert asked.words() == {"fidelity_ways.paired": "invalid"}
+    assert asked.update() == 2
+
+
+@pytest.mark.parametrize(
+    ("off", "why"),
+    [
+        ({"inductor shared": 1e-3}, "that way computes other numbers than the eager engine"),
+        ({}, "more is lost than rounding to the case's dtype costs"),
+    ],
+)
+def test_what_comes_next_is_no_question_about_answers(asked, off, why):
+    path = asked.root / "cases" / "fake.yaml"
+    path.write_text(path.read_text().replace("precision: fp32", "precision: bf16"))
+    drift = 0.02 if off else 0.06
+    asked.script(numbers={"off": off, "dtype": {**ROUNDING, "inductor": drift}})
+    said = " ".join(asked.run("-m", "fidelity").stdout.str().split())
+    assert f"next: find out why {why}" in said
+
+
 def test_where_fp32_does_not_fit_nothing_is_green_under_strict(asked):
     asked.script(numbers={"fp32": "the model in fp32 takes 16.1 GiB more"})
     result = asked.run("-m", "fidelity")
@@ -96,6 +121,13 @@ def test_a_case_that_has_none_has_no_such_test(asked, how):
     result.assert_outcomes()
     key, _, value = how.strip("}").replace(": {", ".").partition(": ")
     result.stdout.fnmatch_lines([f"case 'fake' has no fidelity: {key} is {value} in *fake.yaml"])
+
+
+def test_a_split_model_s_lack_of_it_is_told_beside_other_tests(asked):
+    path = asked.root / "cases" / "fake.yaml"
+    path.write_text(f"{path.read_text()}parallel: {{tensor: 2}}\n")
+    said = asked.run("-m", "accuracy", "--collect-only").stdout.str()
+    assert "case 'fake' has no fidelity: parallel.tensor is 2 in " in said
 
 
 def test_what_a_case_leaves_out_is_not_told_where_something_else_runs(suite):

@@ -55,3 +55,23 @@ def test_alone_it_is_a_baseline_too_and_judges_what_was_compiled(asked):
 def test_engines_of_one_s_own_have_none(asked):
     result = asked.run("-m", "fingerprint", "--engines=eager")
     result.assert_outcomes(skipped=1, deselected=3)
+
+
+def test_an_engine_that_compiled_nothing_is_invalid(asked):
+    asked.run("-m", "fingerprint")
+    assert asked.update() == 0
+    asked.script(inductor={"uncompiled": "torch.compile compiled nothing: X=1; unset it"})
+    result = asked.run("-m", "fingerprint")
+    result.assert_outcomes(passed=1, failed=1, deselected=6)
+    result.stdout.fnmatch_lines(["*invalid: torch.compile compiled nothing: X=1; unset it*"])
+    assert asked.words()["fingerprint.baseline"] == "invalid"
+
+
+def test_builds_of_one_release_are_compared(asked):
+    asked.script(inductor={"software": "torch 2.13.0+cpu"})
+    asked.run("-m", "fingerprint")
+    assert asked.update() == 0
+    asked.script(inductor={"software": "torch 2.13.0", "eager_ops": 44})
+    asked.run("-m", "fingerprint").assert_outcomes(passed=1, failed=1, deselected=6)
+    asked.script(inductor={"software": "torch 2.13.1", "eager_ops": 44})
+    asked.run("-m", "fingerprint").assert_outcomes(passed=2, deselected=6)

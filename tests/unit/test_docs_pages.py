@@ -90,7 +90,7 @@ def type_words(hint: object, meta: dict[str, object]) -> str:
         else:
             words.append(names.get(option, "mapping"))
     text = " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
-    labels = {"gt": "above", "ge": "at least", "lt": "below"}
+    labels = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
     limits = [f"{label} {meta[key]}" for key, label in labels.items() if key in meta]
     limits += ["relative path"] * bool(meta.get("relative"))
     return f"{text} ({', '.join(limits)})" if limits else text

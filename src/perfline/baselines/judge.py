@@ -216,6 +216,9 @@ def decode(
 
 def model_numbers(found: Fidelity, facts: Mapping[str, Scalar], against: Against) -> list[Verdict]:
     """Does the model compute the same by every way, and as it did? In nats."""
+    if found.uncompiled:
+        invalid = Verdict(fidelity.WAYS, "invalid", "paired", fidelity.UNIT)
+        return [replace(invalid, reason=found.uncompiled)]
     verdicts = [fidelity.between_ways(found.ways, found.variations, found.most, found.without)]
     if (drift := found.drift) is not None:
         harmless = (drift.engines["eager"], *drift.variations.values())
@@ -248,10 +251,17 @@ def model_numbers(found: Fidelity, facts: Mapping[str, Scalar], against: Against
     return verdicts
 
 
-def what_runs(name: EngineName, found: Fingerprint, timed: bool, against: Against) -> list[Verdict]:
-    """Does another thing run inside a forward than did? ``timed``: throughput was, too."""
+def what_runs(
+    name: EngineName, found: Fingerprint, timed: bool, against: Against, uncompiled: str = ""
+) -> list[Verdict]:
+    """Does another thing run inside a forward than did?
+
+    ``timed``: throughput was, too. ``uncompiled``: why an engine that compiles ran eagerly.
+    """
     held = against.stored is not None and bool(against.stored.values(HEALTH[0]))
     metric = f"{fingerprint.NAME}{suffix(name)}"
+    if uncompiled:
+        return [Verdict(metric, "invalid", "baseline", "count", reason=uncompiled)]
     return [_runs_as_stored(metric, name, found, timed and held, against)]
 
 

@@ -17,6 +17,7 @@ from perfline.baselines.baseline import Baseline
 from perfline.cases.case import engine_name
 from perfline.engines.environment import PACKAGES, Environment
 from perfline.fields import Scalar
+from perfline.gates import fidelity, fingerprint
 from perfline.gates.verdict import Verdict
 from perfline.metrics import pass_name, suffix
 
@@ -58,11 +59,15 @@ class Made:
 
 @dataclass(frozen=True)
 class Job:
-    """What one comparison times: ``seconds`` of its rounds, for each metric that it settles."""
+    """What one comparison times: ``seconds`` of its rounds, for each metric that it settles.
+
+    ``explain``: what differs is to be told, too.
+    """
 
     engine: str
     workload: Literal["prefill", "decode"]
     seconds: Mapping[str, Seconds]
+    explain: bool = False
 
 
 def job(verdicts: Iterable[Verdict], engines: Sequence[str]) -> Job | None:
@@ -83,6 +88,16 @@ def job(verdicts: Iterable[Verdict], engines: Sequence[str]) -> Job | None:
         if found := {key: decode[key] for key in decode if key in open_ones}:
             return Job(engine, "decode", found)
     return None
+
+
+def noiseless(verdicts: Iterable[Verdict], engines: Sequence[str]) -> Job | None:
+    """The comparison that shows what is behind a red ``fidelity`` or ``fingerprint``; else None."""
+    names = (fidelity.NAME, fingerprint.NAME)
+    red = [v.metric for v in verdicts if v.word == "regressed" and v.metric.startswith(names)]
+    if not any(v != fidelity.WAYS for v in red):
+        return None
+    compiled = next((each for each in engines if engine_name(each) != "eager"), "eager")
+    return Job("eager" if all(v.endswith("_val") for v in red) else compiled, "prefill", {}, True)
 
 
 def _is_open(verdict: Verdict) -> bool:
@@ -182,6 +197,7 @@ def command(case: str, job: Job, a: SideA, flags: str) -> str:
     words = [*unset, "perfline", "compare", case, *a.arguments]
     words += ["--engine", job.engine] if job.engine != "inductor" else []
     words += ["--workload", job.workload] if job.workload != "prefill" else []
+    words += ["--explain"] if job.explain else []
     return f"{shlex.join(words)} {flags}".strip()
 
 

@@ -148,6 +148,15 @@ def unmeasured(errors: int, absent: int) -> list[str]:
     return words + ([f"{absent} case{'s' * (absent != 1)} absent"] if absent else [])
 
 
+_BY_ANOTHER_MEASURE = {
+    "decode_flips": "decode generates other tokens than a forward: its cache, its positions or a "
+    "kernel",
+    "fidelity_ways": "that way computes other numbers than the eager engine: a kernel, what "
+    "torch.compile makes of it, or shared prefixes",
+    "drift_": "more is lost than rounding to the case's dtype costs: a cast, or a kernel",
+}
+
+
 def gravest_first(record: Record) -> list[CaseRecord]:
     """The cases of a record, the gravest verdict first."""
     return sorted(
@@ -201,9 +210,9 @@ def next_steps(
     steps = [f"to settle it: {settle}"] if settle else []
     red = [v for v in verdicts if v.word == "regressed"]
     if wrong := [v.metric for v in red if accept.final(v)]:
-        if all(metric.startswith("decode_flips") for metric in wrong):
-            why = "its cache, its positions or a kernel"
-            return [*steps, f"find out why decode generates other tokens than a forward: {why}"]
+        for start, why in _BY_ANOTHER_MEASURE.items():
+            if all(metric.startswith(start) for metric in wrong):
+                return [*steps, f"find out why {why}"]
         asked = f"`perfline prompt {case} TASK/SUBJECT/INDEX` shows what was asked"
         return [*steps, f"find out why the answers are wrong; {asked}"]
     if red and not settle:

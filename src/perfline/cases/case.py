@@ -324,9 +324,8 @@ def load_cases(ids: Iterable[str] | None = None, directories: Sequence[Path] = (
     there = slim_cases() | found
     for name in wanted:
         if name not in there:
-            raise CaseError(
-                f"case '{name}' is not known{did_you_mean(name, there)} (known: {', '.join(found)})"
-            )
+            hint = f"{did_you_mean(name, there)} (known: {', '.join(found)})"
+            raise CaseError(f"case '{clip(name, 60)}' is not known{hint}")
     return [load_case(there[name]) for name in wanted]
 
 

@@ -292,7 +292,17 @@ def _next(args: argparse.Namespace, answer: Answer, kind: str) -> str:
     words += ["--dummy-weights"] * args.dummy_weights
     words += ["--data-dir", str(args.data_dir)] if args.data_dir is not None else []
     words += [word for path in args.case_dir for word in ("--case-dir", str(path))]
-    return shlex.join([*words, "--explain"])
+    return shlex.join([*words, *explaining(args.metric)])
+
+
+def explaining(metric: str) -> list[str]:
+    """The options of ``perfline compare`` that show most of a metric."""
+    from perfline.search.probe import sought
+
+    found = sought(metric)
+    if found.workload == "decode":
+        return ["--workload", "decode"]
+    return [] if found.answers or found.fidelity else ["--explain"]
 
 
 class Progress:

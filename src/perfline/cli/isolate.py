@@ -13,6 +13,7 @@ from a partial one.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import shlex
 import sys
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from perfline.cli.bisect import Progress, add_metric, told
+from perfline.cli.bisect import Progress, add_metric, explaining, told
 from perfline.cli.compare import (
     LauncherOf,
     add_measuring,
@@ -38,6 +39,7 @@ from perfline.cli.compare import (
     write_markdown,
 )
 from perfline.cli.options import add_command
+from perfline.errors import InstallError
 
 if TYPE_CHECKING:
     from perfline.cases.case import Case
@@ -145,7 +147,9 @@ def run(args: argparse.Namespace) -> int:
         with stopped_politely():
             search = isolate.isolate(question, journal, say)
             guilty = _named(search, found) if isolate.compared(search) else []
-            follow = _next(args, a, mixed(guilty, "candidate")) if guilty else ""
+            follow = ""
+            with contextlib.suppress(InstallError):  # the answer stands without it
+                follow = _next(args, a, mixed(guilty, "candidate")) if guilty else ""
     except KeyboardInterrupt:
         print("\nperfline: interrupted", file=sys.stderr)
         print(search_text.interrupted(journal.search, str(args.out)))
@@ -235,4 +239,4 @@ def _next(args: argparse.Namespace, a: Side, b: Side) -> str:
     words += ["--dummy-weights"] * args.dummy_weights
     words += ["--data-dir", str(args.data_dir)] if args.data_dir is not None else []
     words += [word for path in args.case_dir for word in ("--case-dir", str(path))]
-    return shlex.join([*words, "--explain"])
+    return shlex.join([*words, *explaining(args.metric)])

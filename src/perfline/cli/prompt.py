@@ -44,7 +44,9 @@ def prompt(
     chosen, question = _find(rows, case, task, subject, index)
     encode = prompts.hf_encode(load_tokenizer(weights), case.model.bos)
     alone = Subject(chosen.name, chosen.dev, (question,), task)
-    (built,) = prompts.build_prompts([alone], encode, case.mmlu)
+    _, without = prompts.case_letters(case, encode)
+    continued = task.name in without
+    (built,) = prompts.build_prompts([alone], encode, case.mmlu, continued=continued)
     if as_ids:
         sys.stdout.write(" ".join(map(str, built.ids)) + "\n")
     else:
@@ -57,6 +59,8 @@ def prompt(
         f"label {question.label}",
         file=sys.stderr,
     )
+    if continued:
+        print(f"letters are scored by continuation: {without[task.name]}", file=sys.stderr)
     texts = task.answers(question.choices) if built.continuations else ()
     for letter, text, choice in zip(LETTERS, texts, built.continuations, strict=False):
         ids = " ".join(map(str, choice.ids.tolist()))

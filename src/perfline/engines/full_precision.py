@@ -159,6 +159,10 @@ class ModelLogits:
         runner.run(prompts, plan, on_batch=landed)
         return np.stack([found[prompt.id] for prompt in prompts])
 
+    def not_compiled(self, name: EngineName) -> str:
+        """Why an engine that compiles ran eagerly; empty where it did not."""
+        return self._model.engine(name).not_compiled()
+
     @contextmanager
     def _rounding(self, variation: str | None) -> Iterator[None]:
         """Round what every module takes and gives, while it computes in fp32 as before."""

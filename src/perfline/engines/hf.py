@@ -212,6 +212,9 @@ def _load(case: Case, device: Device, weights: Path | None, replica: Replica | N
         module.eval().requires_grad_(False)
         device.synchronize()
     load_s = time.perf_counter() - start
+    if scheme and upstream.expanded(module):
+        scheme = f"{scheme}, expanded to {str(module.dtype).removeprefix('torch.')} at the load"
+        warnings.warn(f"{weights}: the weights are {scheme}: they run as such", stacklevel=2)
     if weights is not None:
         _check_finite(case, weights, module)
     config = module.config.get_text_config()

@@ -22,6 +22,8 @@ a decoder stack takes a 4D mask as it is               4.57-5.24               t
 layers in an ``nn.ModuleList``; ``get_decoder``        4.57-5.24               an error
 ``cache_utils.DynamicCache(config)``, its ``layers``   4.57-5.24               the plain path
 ``rope_parameters`` of a config; ``rope_scaling``      from 5.0; to 4.57       long prompts share
+``is_quantized`` of a model whose quantizer expands    4.57-5.24               config.json's word
+its weights: False
 ``distributed.DistributedConfig(tp_size)``             from 5.1                ``tp_plan="auto"``
 logger ``transformers.modeling_utils``                 4.57-5.24               lines on stderr
 ``torch._dynamo.utils.counters``                       torch 2.9-2.15          an error
@@ -348,6 +350,11 @@ def windows(config: Any, layers: int) -> list[Window]:
         if reaches.get(kind) is None:
             raise NoSharedPrefixes(f"layers of '{kind}' are not known")
     return [(kind, int(reaches[kind])) if reaches[kind] else FULL for kind in kinds[:layers]]
+
+
+def expanded(module: nn.Module) -> bool:
+    """Whether a quantizer expanded the weights at the load (MXFP4 without its kernels does)."""
+    return getattr(module, "is_quantized", True) is False
 
 
 def steady_positions(config: Any) -> int | None:

@@ -71,7 +71,11 @@ class Made:
 
 
 def make(
-    base: Path, requests: Sequence[str], option: str, say: Callable[[str], None] = lambda line: None
+    base: Path,
+    requests: Sequence[str],
+    option: str,
+    say: Callable[[str], None] = lambda line: None,
+    known: tuple[Path, str] | None = None,
 ) -> Made:
     """The environment of the interpreter ``base`` and ``requests`` on top, made or found.
 
@@ -82,6 +86,8 @@ def make(
             that it allows, all else moves only where it must.
         option: how the user gave them, for messages: ``--candidate-install``.
         say: takes lines on what is done, what it cost, and where it is kept.
+        known: a directory that is there for this request alone, and what says all of its content,
+            such as a commit: the environment is kept by that.
 
     InstallError where the request is unfit, where the installer refuses it (with its own last
     lines), and where the result cannot be built.
@@ -109,7 +115,7 @@ def make(
         if not pins:
             tell(f"changes nothing: {base} has it all")
             return Made(base)
-        key = found.key(pins, request, installer)
+        key = found.key(pins, request, installer, known)
         kept = cache / key
         made = _load(kept)
         if made is None:
@@ -248,12 +254,24 @@ class _Base:
         new = {name: after[name].version if name in after else "none" for name in names}
         return tuple(f"{name} {old[name]} -> {new[name]}" for name in sorted(names))
 
-    def key(self, pins: Sequence[Pin], request: Request, installer: Installer) -> str:
-        """What an environment of this base and ``pins`` is kept by."""
-        new = sorted((pin.name, pin.version, pin.source, pin.digest) for pin in pins)
+    def key(
+        self,
+        pins: Sequence[Pin],
+        request: Request,
+        installer: Installer,
+        known: tuple[Path, str] | None = None,
+    ) -> str:
+        """What an environment of this base and ``pins`` is kept by; ``known`` as of ``make``."""
+        tree, content = known or (None, "")
+
+        def named(source: str) -> str:
+            return source if tree is None else source.replace(f"{tree.resolve()}", content)
+
+        new = sorted((pin.name, pin.version, named(pin.source), pin.digest) for pin in pins)
         where = [*request.options, *installer.places.values()]
         wheels = _local_wheels(where, {pin.name for pin in pins})
-        places = [*map(masked, request.options), installer.places, request.local_digest(), wheels]
+        local = content or request.local_digest()
+        places = [*map(masked, request.options), installer.places, local, wheels]
         return _digest([_SCHEMA, self.state(), new, places])
 
     def state(self) -> list[object]:

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from perfline.gates.verdict import Verdict, Word
-from perfline.tasks.reference import PromptReference, distances, numbers
+from perfline.tasks.reference import REST, PromptReference, distances, distribution, numbers
 
 NAME, WAYS, UNIT = "fidelity", "fidelity_ways", "nats"
 _BEYOND_REORDERING = 1000.0  # in KL; 32 in the logits
@@ -28,6 +28,7 @@ _BEYOND_LAYER = 30.0  # of what the variations move a layer's number by
 _BEYOND_ROUNDING = 1.25  # of the rounded fp32 model's error; docs/gate.md has what it sees
 _MOST_LOOSENED = 2.0  # times, by variations that differ among themselves
 _DRIFT_CONFIDENCE = 0.99
+_TIE_NATS = 1e-3  # two tokens are as likely: what is told hangs on it, and no verdict
 _FEW = 0.9  # of the summed KL in at most a quarter of the prompts: it sits there
 _GROWS = 4.0  # times as far apart in the last third of the positions as in the first
 
@@ -136,7 +137,8 @@ def by_distances(
             f"{len(apart)} prompts{context}"
         )
         return _verdict("ok", largest, limit, reason)
-    where = [_prompts(apart), _growth(apart), _layer(stored, now, layers_off)]
+    where = [_likeliest(stored, now), _prompts(apart), _growth(apart)]
+    where.append(_layer(stored, now, layers_off))
     reason = (
         f"computes something else than {what}: KL {mean:.1e} in the mean of {len(apart)} prompts; "
         f"{'; '.join(filter(None, where))}{context}"
@@ -224,6 +226,27 @@ def _verdict(word: Word, measured: float | None, limit: float, reason: str) -> V
         limit=f"{limit:.1e} {UNIT}",
         reason=reason,
     )
+
+
+def _likeliest(stored: Mapping[str, PromptReference], now: Mapping[str, PromptReference]) -> str:
+    """Say at how many positions another token is the likeliest (top-1 agreement), ties apart."""
+    positions = others = ties = 0
+    for name, prompt in now.items():
+        for position, told in prompt.at.items():
+            before, after = distribution(stored[name].at[position]), distribution(told)
+            was, other = (
+                max((token for token in each if token != REST), key=each.__getitem__)
+                for each in (before, after)
+            )
+            positions += 1
+            if was != other:
+                others += 1
+                ahead = before[was] - before.get(other, -math.inf)
+                ties += min(ahead, after[other] - after.get(was, -math.inf)) <= _TIE_NATS
+    if not others:
+        return f"the likeliest token is the same at all {positions} positions"
+    of_them = f", {ties} of them ties" if ties else ""
+    return f"another token is the likeliest at {others} of {positions} positions{of_them}"
 
 
 def _prompts(apart: Mapping[str, Floats]) -> str:

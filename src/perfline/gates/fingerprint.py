@@ -7,6 +7,7 @@ difference is told, and stays ``ok``: a new version may run other operators and 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
@@ -39,7 +40,7 @@ def against_stored(
     verdict = Verdict(metric, "missing", "baseline", "count")
     if stored is None:
         return replace(verdict, reason=f"no stored fingerprint in {shown}")
-    alike = stored.software == now.software
+    alike = _release(stored.software) == _release(now.software)
     left_out = (*(_COMPILED if timed else ()), *(() if alike else _BY_SOFTWARE))
     worse = [
         f"{what} {before:.12g} -> {after:.12g}"
@@ -69,6 +70,11 @@ def differences(a: Fingerprint, b: Fingerprint) -> list[str]:
         if before != after
     ]
     return _first([*counts, *_changes(a, b, alike=True)])
+
+
+def _release(software: str) -> str:
+    """The versions without what a build adds to its own (``2.13.0+cpu``): the same code."""
+    return re.sub(r"\+[\w.]+", "", software)
 
 
 def _shown(count: float | None) -> str:

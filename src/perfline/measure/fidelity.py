@@ -55,6 +55,9 @@ class Logits(Protocol):
     def shared(self, name: EngineName, prompts: Sequence[Prompt]) -> Floats:
         """Logits at the last tokens by shared prefixes, (prompts, vocabulary); NoSharedPrefixes."""
 
+    def not_compiled(self, name: EngineName) -> str:
+        """Why an engine that compiles ran eagerly; empty where it did not."""
+
 
 @dataclass(frozen=True)
 class Drift:
@@ -103,6 +106,8 @@ class Fidelity:
         rounded: see ``Drift``; empty where the case's own dtype is fp32.
         drift: None there, and until it is measured.
         others: as ``logits``, of the engines beside the eager one.
+        uncompiled: why an engine that compiles ran eagerly, and was held to itself; empty where it
+            did not.
     """
 
     prompts: dict[str, PromptReference]
@@ -116,6 +121,7 @@ class Fidelity:
     rounded: tuple[float, ...] = ()
     drift: Drift | None = None
     others: dict[EngineName, dict[str, Floats]] = field(default_factory=dict, repr=False)
+    uncompiled: str = ""
 
     def metrics(self) -> list[Metric]:
         """How far the farthest way is from the eager one, and how long all of it took."""
@@ -201,7 +207,12 @@ def measure(
         seconds=clock() - start,
         rounded=rounded,
         others=others,
+        uncompiled=_uncompiled(model, names),
     )
+
+
+def _uncompiled(model: Logits, names: Sequence[EngineName]) -> str:
+    return next(filter(None, map(model.not_compiled, names)), "")
 
 
 def references(
@@ -242,7 +253,12 @@ def with_drift(
         variations=variations,
         rounded=found.rounded,
     )
-    return replace(found, drift=drift, seconds=found.seconds + clock() - start)
+    return replace(
+        found,
+        drift=drift,
+        seconds=found.seconds + clock() - start,
+        uncompiled=found.uncompiled or _uncompiled(model, names),
+    )
 
 
 def _error(reference: Floats, other: Floats) -> float:

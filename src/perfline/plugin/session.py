@@ -37,6 +37,7 @@ from perfline.engines.environment import (
 )
 from perfline.errors import (
     DataError,
+    DeviceMemory,
     EngineError,
     MetricError,
     NoDecode,
@@ -479,7 +480,7 @@ class Session:
     def _settling(self, case: Case, case_run: CaseRun, verdicts: Sequence[Verdict]) -> str:
         """The command that settles verdicts on time; empty where there is nothing to."""
         then = Made.stored(self._against[case.id].stored)
-        job = settling.job(verdicts, case.engines)
+        job = settling.job(verdicts, case.engines) or settling.noiseless(verdicts, case.engines)
         if then is None or job is None:
             return ""
         a = settling.side_a(then, self._made(case_run))
@@ -545,7 +546,7 @@ class CaseUnderTest:
         """Run a few prompts in fp32, by every way; ``missing`` where there can be no such run."""
         try:
             return self.case_run.fidelity()
-        except NoFidelity as why:
+        except (NoFidelity, DeviceMemory) as why:
             problem = f"{why}; `fidelity: {{prompts: 0}}` in the case's YAML leaves it out"
         self.check([Verdict(fidelity.WAYS, "missing", "paired", fidelity.UNIT, reason=problem)])
         raise AssertionError("missing neither failed nor skipped")
@@ -564,7 +565,8 @@ class CaseUnderTest:
     def judge_fingerprint(self, engine: EngineName, found: Fingerprint) -> list[Verdict]:
         """Judge what runs by what is stored of it."""
         timed = engine in self.case_run.timed_engines
-        return judge.what_runs(engine, found, timed, self._against)
+        uncompiled = self.case_run.ready(engine).uncompiled
+        return judge.what_runs(engine, found, timed, self._against, uncompiled)
 
     def time(self, engine: EngineName) -> Timings:
         """Time ``engine`` with pytest-benchmark's rounds; our numbers go to its ``extra_info``.

@@ -169,7 +169,8 @@ def from_tree(root: Path, commit: str, request: str, side: SideOf, say: Say) -> 
             tree = Path(scratch) / "tree"
             with work_tree(root, commit, of, tree):
                 wanted = " ".join(_inside(tree, word) for word in text.split())
-                return _installed(replace(side(of), install=(wanted,)), say).python
+                known = tree, f"{root} {commit}"
+                return _installed(replace(side(of), install=(wanted,)), say, known).python
 
     return made
 
@@ -181,8 +182,8 @@ def _inside(tree: Path, word: str) -> str:
     return f"{(tree / word).resolve()}" if relative else word
 
 
-def _installed(side: Side, say: Say) -> Side:
-    made = making.make(side.python, side.install, f"--{side.name}-install", say)
+def _installed(side: Side, say: Say, known: tuple[Path, str] | None = None) -> Side:
+    made = making.make(side.python, side.install, f"--{side.name}-install", say, known)
     return replace(side, python=made.python)
 
 

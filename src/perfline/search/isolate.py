@@ -23,7 +23,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from perfline.compare.model import SIDES
 from perfline.errors import SearchError, WorkerError
 from perfline.gates import fingerprint
 from perfline.search.groups import Group
@@ -278,11 +277,10 @@ class LeftOver:
 
 
 def _drivers(ends: Finding) -> Iterator[str]:
-    """What differs though no group of ours can: a driver is the machine's, not an environment's."""
+    """What no group of ours can change: a driver is the machine's, and both sides' on it."""
     for compared in ends.comparisons.values():
-        old, new = (compared.sides[name].context.get("driver") for name in SIDES)
-        if old != new:
-            yield f"driver {old or 'none'} -> {new or 'none'} cannot be swapped: it is left over"
+        if driver := compared.sides["baseline"].context.get("driver"):
+            yield f"driver {driver} on both sides: it is the machine's, and cannot be swapped"
 
 
 def _left_over(ends: Finding, alone: Sequence[Finding]) -> LeftOver | None:

@@ -67,6 +67,7 @@ SOUGHT = {
         Sought("recompiles", "graphs compiled anew"),
         Sought("acc", "accuracy, by answers that turned", answers=True),
         Sought("flips", "answers that turned and are no ties", answers=True),
+        Sought("decode_flips", "generated tokens that turned, no ties", workload="decode"),
         Sought(gates.LETTERS, "letters' probabilities off by more than rounding", answers=True),
         Sought(gates.FIDELITY, "what is computed in fp32", fidelity=True),
         Sought(gates.DRIFT, "error of the case's own 16-bit dtype", fidelity=True),

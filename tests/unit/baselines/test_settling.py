@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 
 from perfline.baselines.baseline import Baseline, Session
-from perfline.baselines.settling import Made, SideA, command, differences, job, side_a
+from perfline.baselines.settling import (
+    Made,
+    SideA,
+    command,
+    differences,
+    job,
+    noiseless,
+    side_a,
+)
 from perfline.cases.case import ENGINE_NAMES
 from perfline.gates.verdict import Settled, Verdict
 
@@ -160,3 +168,29 @@ def test_a_baseline_is_what_its_last_session_was_made_with():
     assert Made.stored(stored) == Made({"torch": "1", "commit": "abc"}, {"torch": "1"}, {})
     assert Made.stored(Baseline("x", "cpu", "d", "fp32")) is None
     assert Made.stored(None) is None
+
+
+@pytest.mark.parametrize(
+    ("metrics", "engine"),
+    [
+        (("fidelity", "fidelity_ways"), "inductor"),
+        (("fingerprint",), "inductor"),
+        (("fingerprint_val",), "eager"),
+        (("fingerprint_val", "fingerprint_decode"), "inductor"),
+    ],
+)
+def test_red_numbers_without_noise_are_looked_at_by_a_comparison(
+    metrics: tuple[str, ...], engine: str
+):
+    red = [Verdict(name, "regressed", "baseline", "count") for name in metrics]
+    found = noiseless(red, ENGINE_NAMES)
+    assert found is not None
+    shown = command("tiny", found, SideA(("--baseline-ref", "abc")), "")
+    of = "" if engine == "inductor" else f" --engine {engine}"
+    assert shown == f"perfline compare tiny --baseline-ref abc{of} --explain"
+
+
+def test_ways_that_part_today_need_no_past():
+    ways = Verdict("fidelity_ways", "regressed", "paired", "nats")
+    other = Verdict("fingerprint", "ok", "baseline", "count")
+    assert noiseless([ways, other], ENGINE_NAMES) is None

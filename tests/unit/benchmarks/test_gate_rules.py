@@ -85,6 +85,7 @@ def recording(tmp_path: Path) -> _recording.Recording:
     [
         (rules.pytest_benchmark_mean_5, 1.05),
         (rules.pytest_benchmark_min_5, 1.05),
+        (rules.pytorch_7, 1.07),
         (rules.fixed_10, 1.10),
     ],
 )
@@ -322,13 +323,29 @@ def test_on_a_noisy_machine_the_pairs_see_what_thresholds_do_not(
 
 
 def test_a_bias_between_the_sides_is_not_hidden_by_exchanging_roles(tmp_path: Path) -> None:
-    path = written(tmp_path, recording_json(bias=0.04, levels=(0.0,)))
+    path = written(tmp_path, recording_json(bias=0.04, levels=(0.0, 0.01)))
     found = evaluate.evaluate(_recording.read(path), decisions=300, seed=1)
 
     assert row(found, "perfline A/B", "resampled pairs; at 0").cells[0.0].rate <= 0.03
     assert row(found, "perfline A/B", "resampled pairs, roles").cells[0.0].rate > 0.4
     assert [claim.holds for claim in found.claims] == [False, None, None]
     assert found.claims[1].found == "2 % was not recorded"
+
+
+def test_into_a_recording_of_equals_alone_slow_downs_are_multiplied(
+    evaluation: _table.Evaluation, tmp_path: Path
+) -> None:
+    path = written(tmp_path, recording_json(levels=(0.0,)))
+    found = evaluate.evaluate(_recording.read(path), decisions=300, seed=1)
+    slowed = found.recording.pairs[7].levels
+
+    assert tuple(slowed) == found.recording.levels == (0.0, *evaluate.MULTIPLIED)
+    assert slowed[0.02].b.tolist() == pytest.approx((slowed[0.0].b * 1.02).tolist())
+    assert slowed[0.02].a is slowed[0.0].a
+    assert found.recording.seconds_per_pair == 60.0
+    assert "multiplied into B's rounds, not measured" in _table.markdown([found])
+    assert "The slow-downs as measured" in _table.markdown([evaluation])
+    assert row(found, "perfline A/B", "resampled pairs; at 0").cells[0.05].regressed == 300
 
 
 def test_too_few_decisions_do_not_show_1_percent(tmp_path: Path) -> None:

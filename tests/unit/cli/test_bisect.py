@@ -273,7 +273,7 @@ def test_an_index_out_of_reach_is_told_in_pips_words(
 def released(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Machine:
     """Versions 1.0 to 1.8 of a package; installing one makes a side whose number is its minor."""
 
-    def make(base: Path, requests: tuple[str, ...], option: str, say: object) -> Made:
+    def make(base: Path, requests: tuple[str, ...], option: str, say: object, known: None) -> Made:
         version = requests[-1].rpartition("==")[2]
         if version == "1.4":
             raise InstallError(f"{option}: pip says:\n  no matching distribution")

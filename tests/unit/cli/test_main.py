@@ -19,6 +19,7 @@ from perfline.cli import main as cli
 from perfline.engines.environment import Environment
 from perfline.errors import BaselineError
 from perfline.report.table import number
+from perfline.tasks import prompts
 from perfline.tasks.task import packaged_tasks
 from samples import (
     CONTEXT,
@@ -874,9 +875,8 @@ def test_prompt_prints_the_text_byte_for_byte(
     shots = "".join(SHOT.format(i=i) + " B\n\n" for i in range(5))
     assert printed.out.decode() == head + shots + SHOT.format(i=2)
     tokens = len(printed.out)  # one a byte
-    assert printed.err.decode() == (
-        f"\ntall_towers/2: 5 of 5 shots kept, {tokens} tokens, label B\n"
-    )
+    told = f"\ntall_towers/2: 5 of 5 shots kept, {tokens} tokens, label B\n"
+    assert printed.err.decode().startswith(told)
 
 
 def test_prompt_says_which_shots_were_dropped(
@@ -887,9 +887,8 @@ def test_prompt_says_which_shots_were_dropped(
     printed = capsysbinary.readouterr()
     assert printed.out.count(b"Answer:") == 4
     assert len(printed.out) < 2048
-    assert printed.err.decode() == (
-        f"\ndeep_seas/3: 3 of 5 shots kept, {len(printed.out)} tokens, label C\n"
-    )
+    told = f"\ndeep_seas/3: 3 of 5 shots kept, {len(printed.out)} tokens, label C\n"
+    assert printed.err.decode().startswith(told)
 
 
 def test_prompt_ids_are_the_text_s_tokens(
@@ -925,6 +924,17 @@ def test_prompt_of_what_is_not_there(
 
     questions = checkpoint / "tiny_mmlu/mmlu_dataset/data"
     assert capsys.readouterr().err == f"perfline: error: {questions}: {message}\n"
+
+
+def test_prompt_says_that_letters_are_scored_by_continuation(
+    checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    why = "answer 'A' is 2 tokens"
+    monkeypatch.setattr(prompts, "case_letters", lambda case, encode: (None, {"mmlu": why}))
+    assert run("prompt", "tiny", "tall_towers", "2", "--data-dir", str(checkpoint)) == 0
+    said = capsys.readouterr().err
+    assert f"letters are scored by continuation: {why}\n" in said
+    assert "\nA: ' A', tokens " in said
 
 
 @pytest.mark.parametrize("asked", ["mmlu/tall_towers/2", "tall_towers/2"])

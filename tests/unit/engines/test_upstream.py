@@ -148,6 +148,15 @@ def test_layers_see_what_their_kind_says():
         upstream.windows(made, 2)
 
 
+def test_a_quantizer_that_expands_the_weights_says_so():
+    from transformers.quantizers import HfQuantizer
+
+    model = SimpleNamespace(config=SimpleNamespace())
+    assert not upstream.expanded(model)
+    HfQuantizer.remove_quantization_config(None, model)
+    assert upstream.expanded(model)
+
+
 def test_from_where_on_a_prompt_s_length_changes_its_rotary_frequencies():
     def of(kind, **settings):
         made = transformers.AutoConfig.for_model(kind, **{**SMALL, "pad_token_id": 0, **settings})

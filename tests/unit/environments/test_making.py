@@ -181,6 +181,26 @@ def test_a_newer_version_or_another_base_is_another_environment(
     assert len({each.python for each in made}) == len(made)
 
 
+def test_a_tree_that_is_gone_afterwards_is_known_by_its_commit(
+    base: Path, installer: FakeInstaller, tmp_path: Path
+):
+    lines: list[str] = []
+
+    def of(name: str, commit: str) -> Path:
+        tree = tmp_path / name
+        tree.mkdir()
+        (tree / "pyproject.toml").write_text("[project]\n")
+        installer.plan = [Pin("local-pkg", "2.0", f"file://{tree}")]
+        made = make(base, [str(tree)], OPTION, lines.append, (tree, f"/repository {commit}"))
+        shutil.rmtree(tree)
+        return made.python
+
+    first = of("tree-1", "abc")
+    assert of("tree-2", "abc") == first
+    assert "nothing to install, kept in" in lines[-1]
+    assert of("tree-3", "def") != first
+
+
 def test_what_is_there_already_needs_no_environment(base: Path, installer: FakeInstaller):
     installer.plan = []
     lines: list[str] = []

@@ -129,6 +129,14 @@ def against(stored, now, limit=1e-6, layers_off=(), changed=""):
     return gate.against_reference(held, references, logits, limit, layers_off, "x.json", changed)
 
 
+def test_top_1_agreement_is_told_ties_apart():
+    before = {"law/0": [1.0, 2.0], "law/1": [4e-4, 2.0]}
+    other = against(before, {"law/0": [-1.0, 2.5], "law/1": [-0.5, 2.0]})
+    assert "another token is the likeliest at 2 of 4 positions, 1 of them ties;" in other.reason
+    same = against(before, {"law/0": [1.5, 2.5], "law/1": [0.5, 2.0]})
+    assert "the likeliest token is the same at all 4 positions;" in same.reason
+
+
 def test_what_lies_apart_is_shown_beside_what_is_let_pass():
     same = against({"law/0": [0.0, 1.0]}, {"law/0": [0.0, 1.0]}, changed="weights too")
     assert (same.word, same.metric, same.gate, same.unit) == ("ok", "fidelity", "baseline", "nats")
@@ -139,7 +147,8 @@ def test_what_lies_apart_is_shown_beside_what_is_let_pass():
     apart = against({"law/0": [0.0, 0.0]}, {"law/0": [1.0, 0.0]})
     assert apart.word == "regressed"
     assert apart.measured == pytest.approx(0.1201, abs=1e-4)
-    assert "KL 6.0e-02 in the mean of 1 prompts; in all prompts alike" in apart.reason
+    assert "KL 6.0e-02 in the mean of 1 prompts; " in apart.reason
+    assert "; in all prompts alike" in apart.reason
     exactly = against({"law/0": [0.0]}, {"law/0": [1.0]}, limit=apart.measured)
     assert exactly.word == "ok"
     assert exactly.reason == (

@@ -157,7 +157,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
     """What the environment maker was asked for."""
     found: list[tuple[str, ...]] = []
 
-    def make(base: Path, requests: tuple[str, ...], option: str, say: object) -> Made:
+    def make(base: Path, requests: tuple[str, ...], option: str, say: object, known: None) -> Made:
         found.append(requests)
         return Made(Path("/made/python"))
 
@@ -238,8 +238,11 @@ def test_a_commit_of_another_repository_is_installed_from_its_own_tree(
     commit = git(history, "rev-parse", "HEAD~2")
     seen: list[str] = []
 
-    def make(base: Path, requests: tuple[str, ...], option: str, say: object) -> Made:
+    def make(
+        base: Path, requests: tuple[str, ...], option: str, say: object, known: tuple[Path, str]
+    ) -> Made:
         tree = git(history, "worktree", "list", "--porcelain").split("worktree ")[2].split()[0]
+        assert (known[0].resolve(), known[1]) == (Path(tree).resolve(), f"{history} {commit}")
         assert requests == (wanted.format(tree=Path(tree).resolve()),)
         seen.append((Path(tree) / "file").read_text())
         return Made(Path("/made/python"))
