@@ -142,7 +142,7 @@ def _conditions(recording: Recording) -> str:
         f"{len(recording.pairs)} launch pairs of {rounds} rounds a side and slow-down"
         + (f", {taken:.0f} s a pair and slow-down" if taken is not None else "")
         + f", recorded {recording.created}.",
-        recording.note,
+        recording.note and f"{recording.note.removesuffix('.')}.",
         f"Spread of the log ratio at 0 %: {100 * launch_sd:.2f} % between launch pairs, "
         f"{100 * round_sd:.2f} % between rounds.",
         f"A against A over all pairs: {_signed(hodges_lehmann(still))}{within}; p of no bias "

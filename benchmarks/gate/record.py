@@ -147,9 +147,9 @@ def _arguments() -> argparse.Namespace:
 
 @contextmanager
 def _neighbours(count: int) -> Iterator[None]:
-    """So many processes, each of which takes all of a core that it can get."""
-    program = [sys.executable, "-c", "while True: pass"]
-    running = [subprocess.Popen(program) for _ in range(count)]
+    """So many processes, each of which takes all that it can get of a core, while we live."""
+    program = "import os\nparent = os.getppid()\nwhile os.getppid() == parent: pass"
+    running = [subprocess.Popen([sys.executable, "-c", program]) for _ in range(count)]
     try:
         yield
     finally:
