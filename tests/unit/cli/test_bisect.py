@@ -296,10 +296,26 @@ def test_the_first_bad_version_of_a_package(released: Machine, capsys: pytest.Ca
     shown = capsys.readouterr().out
     assert shown.startswith("tiny inductor core_time: first bad version: 1.6\n")
     assert "skipped" in shown  # 1.4 cannot be installed
+    assert "  what differs between them: some-pkg==1.5 -> some-pkg==1.6\n" in shown
     assert shown.splitlines()[-1] == (
         "next: perfline compare tiny --baseline-install some-pkg==1.5 "
         "--candidate-install some-pkg==1.6 --explain"
     )
+
+
+@pytest.mark.parametrize(
+    ("metric", "options"),
+    [
+        ("core_time", ["--explain"]),
+        ("graphs", ["--explain"]),
+        ("ttft", ["--workload", "decode"]),
+        ("decode_flips", ["--workload", "decode"]),
+        ("flips", []),
+        ("fidelity", []),
+    ],
+)
+def test_the_comparison_that_comes_next_shows_the_metric(metric: str, options: list[str]):
+    assert bisect_cli.explaining(metric) == options
 
 
 def test_a_good_end_that_cannot_be_installed_is_an_error(

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -350,3 +351,14 @@ def test_each_group_has_to_have_a_part_of_what_b_is_shown_to_be_worse_by(tmp_pat
     assert margins[isolate.ENDS] == {0.02}
     (part,) = margins[isolate.ALONE]
     assert 0.02 < part < 0.0257
+
+
+def test_a_driver_is_told_and_not_swapped():
+    sides = {
+        name: SimpleNamespace(context={"driver": "570.1"}) for name in ("baseline", "candidate")
+    }
+    ends = SimpleNamespace(comparisons={"tiny": SimpleNamespace(sides=sides)})
+    (told,) = isolate._drivers(ends)
+    assert told == "driver 570.1 on both sides: it is the machine's, and cannot be swapped"
+    sides["baseline"].context.clear()
+    assert not list(isolate._drivers(ends))
