@@ -73,5 +73,7 @@ def test_builds_of_one_release_are_compared(asked):
     assert asked.update() == 0
     asked.script(inductor={"software": "torch 2.13.0", "eager_ops": 44})
     asked.run("-m", "fingerprint").assert_outcomes(passed=1, failed=1, deselected=6)
+    asked.script(inductor={"software": "torch 2.13.0+git50eac81", "eager_ops": 44})
+    asked.run("-m", "fingerprint").assert_outcomes(passed=2, deselected=6)  # a source build
     asked.script(inductor={"software": "torch 2.13.1", "eager_ops": 44})
     asked.run("-m", "fingerprint").assert_outcomes(passed=2, deselected=6)

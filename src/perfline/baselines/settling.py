@@ -94,10 +94,12 @@ def noiseless(verdicts: Iterable[Verdict], engines: Sequence[str]) -> Job | None
     """The comparison that shows what is behind a red ``fidelity`` or ``fingerprint``; else None."""
     names = (fidelity.NAME, fingerprint.NAME)
     red = [v.metric for v in verdicts if v.word == "regressed" and v.metric.startswith(names)]
-    if not any(v != fidelity.WAYS for v in red):
+    red = [metric for metric in red if metric != fidelity.WAYS]
+    if not red:
         return None
-    compiled = next((each for each in engines if engine_name(each) != "eager"), "eager")
-    return Job("eager" if all(v.endswith("_val") for v in red) else compiled, "prefill", {}, True)
+    eager = "inductor" not in engines or all(metric.endswith("_val") for metric in red)
+    decode = all("decode" in metric for metric in red)
+    return Job("eager" if eager else "inductor", "decode" if decode else "prefill", {}, not decode)
 
 
 def _is_open(verdict: Verdict) -> bool:
@@ -197,7 +199,7 @@ def command(case: str, job: Job, a: SideA, flags: str) -> str:
     words = [*unset, "perfline", "compare", case, *a.arguments]
     words += ["--engine", job.engine] if job.engine != "inductor" else []
     words += ["--workload", job.workload] if job.workload != "prefill" else []
-    words += ["--explain"] if job.explain else []
+    words += ["--explain"] if job.explain and "--ranks" not in flags else []  # of one process
     return f"{shlex.join(words)} {flags}".strip()
 
 

@@ -207,7 +207,7 @@ def next_steps(
         return ["run again with --plain, which asks each question by itself"]
     if failed or any(v.word == "invalid" for v in verdicts):
         return ["run again once the cause above is gone"]
-    steps = [f"to settle it: {settle}"] if settle else []
+    steps = [comparing(settle, verdicts)] if settle else []
     red = [v for v in verdicts if v.word == "regressed"]
     if wrong := [v.metric for v in red if accept.final(v)]:
         for start, why in _BY_ANOTHER_MEASURE.items():
@@ -227,6 +227,13 @@ def next_steps(
     options += ["--accept-regression"] if terms.accept_regression else []
     words = [f"perfline baselines update {case} {flags}", *options, f'--reason "{terms.reason}"']
     return [*steps, said + " ".join(words)]
+
+
+def comparing(settle: str, verdicts: Sequence[Verdict]) -> str:
+    """The comparison ``settle`` as a step: what has no noise is looked at, and not settled."""
+    red = [v for v in verdicts if v.word == "regressed"]
+    noiseless = red and all(v.unit in ("count", "nats") for v in red)
+    return f"to {'look' if noiseless else 'settle it'}: {settle}"
 
 
 def _offer(verdicts: Sequence[Verdict]) -> tuple[str, Terms] | None:

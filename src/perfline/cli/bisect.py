@@ -94,8 +94,8 @@ def add_metric(parser: argparse.ArgumentParser, probed: str) -> None:
         metavar="NAME",
         default="core_time",
         help="core_time (default), decode_time, ttft; without noise, and so one launch a "
-        f"{probed}: mem, graphs, graph_breaks, recompiles, acc, flips, letter_logprobs, "
-        "fidelity, drift, prompt_tokens, fingerprint",
+        f"{probed}: mem, graphs, graph_breaks, recompiles, acc, flips, decode_flips, "
+        "letter_logprobs, fidelity, drift, prompt_tokens, fingerprint",
     )
 
 

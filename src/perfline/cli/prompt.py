@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,8 @@ def prompt(
     chosen, question = _find(rows, case, task, subject, index)
     encode = prompts.hf_encode(load_tokenizer(weights), case.model.bos)
     alone = Subject(chosen.name, chosen.dev, (question,), task)
-    _, without = prompts.case_letters(case, encode)
+    foreign = () if task.name in case.task_names else (task.name,)
+    _, without = prompts.case_letters(replace(case, tasks=(*case.tasks, *foreign)), encode)
     continued = task.name in without
     (built,) = prompts.build_prompts([alone], encode, case.mmlu, continued=continued)
     if as_ids:

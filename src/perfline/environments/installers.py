@@ -137,10 +137,15 @@ class Request:
                 lines.append(f"{pin.name} @ {pin.source}" if pin.source else _exactly(pin))
         return "\n".join((*lines, ""))
 
-    def local_digest(self) -> str:
-        """Of what lies in the local files, and of the directories' files' sizes and dates."""
+    def local_digest(self, known: Path | None = None) -> str:
+        """Of what lies in the local files, and of the directories' files' sizes and dates.
+
+        Without what lies in ``known``.
+        """
         found = hashlib.sha256()
         for path in self.local:
+            if known is not None and path.resolve().is_relative_to(known):
+                continue
             if path.is_file():
                 found.update(path.read_bytes())
                 continue

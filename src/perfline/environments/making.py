@@ -42,6 +42,8 @@ from perfline.environments.installers import Installer, Pin, Request, find_insta
 from perfline.errors import InstallError
 
 _SCHEMA = 1
+# What steers a build from a tree, beside the tree.
+_BUILT_BY = ("CC", "CXX", "CFLAGS", "CXXFLAGS", "LDFLAGS", "CMAKE_ARGS", "TORCH_CUDA_ARCH_LIST")
 _ABOUT = "environment.json"  # in an environment: what it is
 _LAYOUT = """
 import json, os, site, sys, sysconfig
@@ -262,16 +264,19 @@ class _Base:
         known: tuple[Path, str] | None = None,
     ) -> str:
         """What an environment of this base and ``pins`` is kept by; ``known`` as of ``make``."""
-        tree, content = known or (None, "")
+        tree, content = (known[0].resolve(), known[1]) if known is not None else (None, "")
 
         def named(source: str) -> str:
-            return source if tree is None else source.replace(f"{tree.resolve()}", content)
+            return source if tree is None else source.replace(f"{tree}", content)
 
         new = sorted((pin.name, pin.version, named(pin.source), pin.digest) for pin in pins)
         where = [*request.options, *installer.places.values()]
         wheels = _local_wheels(where, {pin.name for pin in pins})
-        local = content or request.local_digest()
-        places = [*map(masked, request.options), installer.places, local, wheels]
+        local: object = request.local_digest(tree)
+        if known is not None:
+            local = [local, content, {name: os.environ.get(name) for name in _BUILT_BY}]
+        options = [named(masked(option)) for option in request.options]
+        places = [*options, installer.places, local, wheels]
         return _digest([_SCHEMA, self.state(), new, places])
 
     def state(self) -> list[object]:

@@ -73,8 +73,8 @@ def differences(a: Fingerprint, b: Fingerprint) -> list[str]:
 
 
 def _release(software: str) -> str:
-    """The versions without what a build adds to its own (``2.13.0+cpu``): the same code."""
-    return re.sub(r"\+[\w.]+", "", software)
+    """The versions without what a release was built for (``2.13.0+cpu``): the same code."""
+    return re.sub(r"\+(cpu|xpu|cu\d+|rocm[\d.]+)\b", "", software)
 
 
 def _shown(count: float | None) -> str:

@@ -343,6 +343,8 @@ class Session:
             if stored is not None
         }
         old, command = self._cases[case.id], self._settling(case, case_run, verdicts)
+        if "settle_with" in old.notes and settling.job(verdicts, case.engines) is None:
+            command = ""  # what settles a verdict on time is not lost to what only shows
         self._cases[case.id] = replace(
             old,
             workload=case_run.workload if case_run.timed else old.workload,

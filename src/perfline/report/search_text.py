@@ -242,7 +242,7 @@ def _facts(search: Search, answer: Answer, shown: Shown) -> list[str]:
         for probe in search.probes[-1:]
         for compared in probe.finding.comparisons.values()
     ]
-    if answer.outcome == "step" and shown.kind != "commit":
+    if answer.outcome == "step" and shown.kind != "commit" and not shown.improved:
         facts += [f"what differs between them: {text}" for text in differences]
     skipped = [probe for probe in search.probes if probe.finding.word == "skipped"]
     facts += [f"skipped {probe.b}: {probe.finding.reason}" for probe in skipped[:_MOST_SKIPPED]]

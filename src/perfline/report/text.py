@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from perfline.baselines.baseline import Published
 from perfline.baselines.suggestions import (
     Refused,
+    comparing,
     next_of,
     next_steps,
     unmeasured,
@@ -134,7 +135,7 @@ def session_lines(
         lines += thrown_out_lines(case)
         lines += [line for text in rank_lines(case) for line in paragraph(text)]
         lines += [line for text in stragglers(case) for line in paragraph(text)]
-        settle = f"to settle it: {case.notes.get('settle_with')}"
+        settle = comparing(str(case.notes.get("settle_with")), case.verdicts)
         if "settle_with" in case.notes and settle != wanted:
             lines.append(f"  {settle}")
         lines.append("")

@@ -442,16 +442,17 @@ def _continued(
     if any(text != text.rstrip() for text in texts):
         stripped = _encode_batches(encode, [text.rstrip() for text in texts])
         bare = [replace(prompt, ids=ids) for prompt, ids in zip(prompts, stripped, strict=True)]
-    return [
-        replace(
-            prompt,
-            continuations=tuple(
-                _continuation(task, question, prompt, each, next(whole)) for each in of
-            ),
-            normalised=task.score == "continuation" and task.normalise != "none",
-        )
-        for question, prompt, of in zip(questions, bare, answers, strict=True)
-    ]
+    found = []
+    for question, prompt, of in zip(questions, bare, answers, strict=True):
+        choices = tuple(_continuation(task, question, prompt, each, next(whole)) for each in of)
+        if len(of) > 1 and len({tuple(each.ids.tolist()) for each in choices}) == 1:
+            raise DataError(
+                f"question {question.id} of task '{task.name}': all {len(of)} choices are the same "
+                "tokens behind its prompt (does the tokenizer append an EOS? try model.bos: false)"
+            )
+        normalised = task.score == "continuation" and task.normalise != "none"
+        found.append(replace(prompt, continuations=choices, normalised=normalised))
+    return found
 
 
 def _continuation(

@@ -177,6 +177,7 @@ def test_a_baseline_is_what_its_last_session_was_made_with():
         (("fingerprint",), "inductor"),
         (("fingerprint_val",), "eager"),
         (("fingerprint_val", "fingerprint_decode"), "inductor"),
+        (("fidelity_ways", "fingerprint_val"), "eager"),
     ],
 )
 def test_red_numbers_without_noise_are_looked_at_by_a_comparison(
@@ -188,6 +189,19 @@ def test_red_numbers_without_noise_are_looked_at_by_a_comparison(
     shown = command("tiny", found, SideA(("--baseline-ref", "abc")), "")
     of = "" if engine == "inductor" else f" --engine {engine}"
     assert shown == f"perfline compare tiny --baseline-ref abc{of} --explain"
+
+
+def test_what_explain_does_not_do_is_not_asked_of_it():
+    red = Verdict("fingerprint_decode_val", "regressed", "baseline", "count")
+    found = noiseless([red], ENGINE_NAMES)
+    assert command("tiny", found, SideA(), "") == (
+        "perfline compare tiny --engine eager --workload decode"
+    )
+    red = Verdict("fidelity", "regressed", "baseline", "nats")
+    found = noiseless([red], ("eager", "module:Engine"))
+    assert command("tiny", found, SideA(), "--ranks=2") == (
+        "perfline compare tiny --engine eager --ranks=2"
+    )
 
 
 def test_ways_that_part_today_need_no_past():

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from perfline.baselines import baseline
+from perfline.cases.case import Case
 from perfline.cli import main as cli
 from perfline.engines.environment import Environment
 from perfline.errors import BaselineError
@@ -924,6 +925,20 @@ def test_prompt_of_what_is_not_there(
 
     questions = checkpoint / "tiny_mmlu/mmlu_dataset/data"
     assert capsys.readouterr().err == f"perfline: error: {questions}: {message}\n"
+
+
+def test_prompt_asks_of_a_task_that_the_case_has_not_how_it_is_scored(
+    checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, ...]] = []
+
+    def letters(case: Case, encode: object) -> tuple[None, dict[str, str]]:
+        asked.append(case.task_names)
+        return None, {}
+
+    monkeypatch.setattr(prompts, "case_letters", letters)
+    assert run("prompt", "tiny", "mmlu_lm_eval/tall_towers/2", f"--data-dir={checkpoint}") == 0
+    assert asked == [("mmlu", "mmlu_lm_eval")]
 
 
 def test_prompt_says_that_letters_are_scored_by_continuation(

@@ -182,16 +182,21 @@ def test_a_newer_version_or_another_base_is_another_environment(
 
 
 def test_a_tree_that_is_gone_afterwards_is_known_by_its_commit(
-    base: Path, installer: FakeInstaller, tmp_path: Path
+    base: Path, installer: FakeInstaller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     lines: list[str] = []
 
-    def of(name: str, commit: str) -> Path:
+    beside = tmp_path / "beside"
+    beside.mkdir()
+    (beside / "setup.py").write_text("")
+
+    def of(name: str, commit: str, *more: str) -> Path:
         tree = tmp_path / name
         tree.mkdir()
         (tree / "pyproject.toml").write_text("[project]\n")
         installer.plan = [Pin("local-pkg", "2.0", f"file://{tree}")]
-        made = make(base, [str(tree)], OPTION, lines.append, (tree, f"/repository {commit}"))
+        requests = [" ".join((str(tree), *more))]
+        made = make(base, requests, OPTION, lines.append, (tree, f"/repository {commit}"))
         shutil.rmtree(tree)
         return made.python
 
@@ -199,6 +204,11 @@ def test_a_tree_that_is_gone_afterwards_is_known_by_its_commit(
     assert of("tree-2", "abc") == first
     assert "nothing to install, kept in" in lines[-1]
     assert of("tree-3", "def") != first
+    other = of("tree-4", "abc", str(beside))
+    (beside / "setup.py").write_text("changed")
+    assert of("tree-5", "abc", str(beside)) != other
+    monkeypatch.setenv("CFLAGS", "-O3")
+    assert of("tree-6", "abc") != first
 
 
 def test_what_is_there_already_needs_no_environment(base: Path, installer: FakeInstaller):

@@ -391,3 +391,14 @@ def test_a_csv_that_is_no_file_is_one_line(mmlu: Path) -> None:
     with pytest.raises(DataError) as caught:
         load_subjects(mmlu, 5)
     assert str(caught.value) == f"{path}: cannot be read: Is a directory; expected a CSV file"
+
+
+def test_choices_that_an_appended_token_makes_all_alike_are_refused():
+    """Else every answer would be a tie."""
+    rows = (Question("s", 0, "q", ("a", "b", "c", "d"), "B"),)
+
+    def words_and_end(texts: Sequence[str]) -> list[list[int]]:
+        return [[*(hash(word) % 2**31 for word in text.split()), 2] for text in texts]
+
+    with pytest.raises(DataError, match=r"s/0 of task 'mmlu': all 4 choices are the same tokens"):
+        build_prompts([Subject("s", (), rows)], words_and_end, MmluSpec(), continued=True)
