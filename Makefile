@@ -18,6 +18,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(MAKE) $(UV) || echo "no uv here: pip installs, which takes longer"
 	$(PYTHON) -m venv $(VENV)
 	$(PYTHON) scripts/install.py --uv $(UV) --python $(BIN)/python --extras '$(EXTRAS)'
+	[ ! -x $(UV) ] || ln -sf $(abspath $(UV)) $(BIN)/uv  # so that environments of --candidate-install take seconds
 	touch $@
 
 LINT := $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && \

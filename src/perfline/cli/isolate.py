@@ -73,10 +73,11 @@ def add_isolate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 def run(args: argparse.Namespace) -> int:
     """Search; print, save and return the exit status."""
     from perfline import jsonfile
-    from perfline.cases.case import load_cases
+    from perfline.cases.case import load_cases, with_settings
+    from perfline.compare.gates import other_work
     from perfline.compare.sides import with_installed
     from perfline.environments import making
-    from perfline.errors import RecordError
+    from perfline.errors import RecordError, SearchError
     from perfline.report import search_text
     from perfline.search import candidates, groups, isolate, probe, record
 
@@ -85,6 +86,8 @@ def run(args: argparse.Namespace) -> int:
     case = case.with_engines([args.engine], "--engine")
     check_outputs(args)
     sides = both_sides(args)
+    if problem := other_work(*(with_settings(case, side.settings) for side in sides)):
+        raise SearchError(f"case '{case.id}': {problem} (--baseline-set and --set)")
     if not args.dummy_weights:
         check_data(case, sides, args.data_dir)
     with stopped_politely():

@@ -74,8 +74,9 @@ def _named(case: Case, asked: str, index: int | None) -> tuple[Task, str, int]:
     """The task, subject and index that the command line names."""
     known = {task.name: task for task in tasks.tasks_of(case)}
     task = next(iter(known.values()))
-    if index is not None:
+    if index is not None and "/" not in asked:
         return task, asked, index
+    asked = asked if index is None else f"{asked}/{index}"
     *named, subject, number = ["", *asked.split("/")]
     if len(named) > 2 or not subject or not re.fullmatch("[0-9]{1,9}", number):
         raise DataError(

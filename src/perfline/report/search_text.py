@@ -178,7 +178,7 @@ def _isolation(search: Search) -> list[str]:
         if probe.role in (isolate.RUNS, isolate.RUNS_OF_ENDS) and probe.finding.word == "bad":
             facts.append(f"a forward of {probe.b}: {probe.finding.reason}")
     facts += search.notes
-    facts.append(f"{_comparisons(search)}, {search.minutes:.0f} minutes in all")
+    facts.append(f"{_comparisons(search)}, {_minutes(search)} in all")
     if noisy(search.metric) and search.named and isolate.compared(search):
         facts.append("an answer names what is innocent in at most 1 % of searches (docs/gate.md)")
     return facts
@@ -246,10 +246,15 @@ def _facts(search: Search, answer: Answer, shown: Shown) -> list[str]:
         facts += [f"what differs between them: {text}" for text in differences]
     skipped = [probe for probe in search.probes if probe.finding.word == "skipped"]
     facts += [f"skipped {probe.b}: {probe.finding.reason}" for probe in skipped[:_MOST_SKIPPED]]
-    facts.append(f"{_comparisons(search)}, {search.minutes:.0f} minutes in all")
+    facts.append(f"{_comparisons(search)}, {_minutes(search)} in all")
     if noisy(search.metric) and answer.outcome == "step":
         facts.append("an answer names what is innocent in at most 1 % of searches (docs/gate.md)")
     return facts
+
+
+def _minutes(search: Search) -> str:
+    count = round(search.minutes)
+    return f"{count} minute{'' if count == 1 else 's'}"
 
 
 def _change(found: Finding) -> str:

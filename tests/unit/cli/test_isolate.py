@@ -282,3 +282,13 @@ def test_after_an_upgrade_what_is_regressed_is_isolated(
     if metrics:
         assert cli._parser().parse_args(asked[0]).candidate_install == ["-r results/changed.txt"]
         assert script.FOUND.read_text() == "## torch did it\n"
+
+
+def test_sides_that_do_different_work_are_refused_before_anything_is_made(
+    capsys: pytest.CaptureFixture[str],
+):
+    assert cli.main(["isolate", "tiny", "--set", "throughput.sample=16", "--env", "X=1"]) == 2
+    assert capsys.readouterr().err == (
+        "perfline: error: case 'tiny': 'throughput.sample' is 64 on A and 16 on B: set it on both "
+        "sides, or on neither (--baseline-set and --set)\n"
+    )

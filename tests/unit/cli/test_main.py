@@ -937,7 +937,7 @@ def test_prompt_asks_of_a_task_that_the_case_has_not_how_it_is_scored(
         return None, {}
 
     monkeypatch.setattr(prompts, "case_letters", letters)
-    assert run("prompt", "tiny", "mmlu_lm_eval/tall_towers/2", f"--data-dir={checkpoint}") == 0
+    assert run("prompt", "tiny", "mmlu_lm_eval/tall_towers", "2", f"--data-dir={checkpoint}") == 0
     assert asked == [("mmlu", "mmlu_lm_eval")]
 
 
