@@ -249,10 +249,10 @@ class PrefixForward:
         After one prefix, and after three of unequal lengths beside each other.
         """
         rows = proof_ids(self._engine.config.vocab_size)
-        own = [self._engine.untouched(self._to_device(row[None]), PROOF_TAIL) for row in rows]
         found = [self._after_prefixes(rows, np.array([PROOF_PREFIX]))]
         if self.least_rows == 1:  # else no plan has such rows
             found.append(self._after_prefixes(rows, PROOF_PREFIX - np.arange(len(rows))))
+        own = [self._engine.untouched(self._to_device(row[None]), PROOF_TAIL) for row in rows]
         off = apart(torch.stack(found), torch.cat(own))
         if off > (allowed := ROUNDING_FRACTION[_PRECISIONS[self._dtype]]):
             raise NoSharedPrefixes(
