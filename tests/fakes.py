@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -316,14 +316,18 @@ class FakeLoadedCase:
         script = {**self.decode.get("both", {}), **self.decode.get(name, {})}
         return FakeDecoder(self.engines[name], **script)
 
+    def in_step(self, do: str) -> AbstractContextManager[None]:
+        return nullcontext()
+
     @contextmanager
     def full_precision(self) -> Iterator[FakeLogits]:
         if self.numbers.fp32:
             raise NoFidelity(self.numbers.fp32)
         yield self.numbers
 
-    def own_precision(self) -> FakeLogits:
-        return replace(self.numbers, own=True)
+    @contextmanager
+    def own_precision(self) -> Iterator[FakeLogits]:
+        yield replace(self.numbers, own=True)
 
     def engine(self, name: EngineName) -> FakeEngine:
         return self.engines[name]

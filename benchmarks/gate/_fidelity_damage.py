@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,7 +20,7 @@ from perfline.engines.torch_engine import TorchEngine
 from perfline.tasks import prompts
 
 Damage = Callable[[ExitStack, Model], None]  # undone as the stack closes
-LETTERS_MOVED = {"A": "B", "B": "C", "C": "D", "D": "A", "-": "-"}
+LETTERS_MOVED = str.maketrans("ABCD", "BCDA")
 
 
 def weights(change: Callable[[str, torch.Tensor], torch.Tensor]) -> Damage:
@@ -112,12 +113,34 @@ def compiled_off(stack: ExitStack, _: Model) -> None:
     stack.enter_context(patch.object(TorchEngine, "forward", off))
 
 
+def broken_in_every_layer(stack: ExitStack, model: Model) -> None:
+    """A graph break, as a print or a branch on data makes one."""
+    layers: Any = model.module.model.layers  # type: ignore[union-attr]
+    kind: Any = type(layers[0].mlp)
+    forward = kind.forward
+
+    def breaking(self: Any, x: torch.Tensor) -> torch.Tensor:
+        torch._dynamo.graph_break()
+        given: torch.Tensor = forward(self, x)
+        return given
+
+    stack.enter_context(patch.object(kind, "forward", breaking))
+
+
+def compile_disabled(stack: ExitStack, model: Model) -> None:
+    """What the variable does in a process that is started with it: it is read at the import."""
+    stack.enter_context(patch.dict(os.environ, TORCH_COMPILE_DISABLE="1"))
+    stack.enter_context(patch.object(torch._dynamo.config, "disable", True))
+    model.forget_engines()
+    stack.callback(model.forget_engines)
+
+
 def swapped_letters(stack: ExitStack, _: Model) -> None:
     read = TorchEngine.read
 
     def swapped(engine: TorchEngine, logits: torch.Tensor) -> Any:
-        letters, largest, best, letter = read(engine, logits)
-        return letters[-1:] + letters[:-1], largest, best, LETTERS_MOVED[letter]
+        letters, largest, best, text = read(engine, logits)
+        return letters[-1:] + letters[:-1], largest, best, text.translate(LETTERS_MOVED)
 
     stack.enter_context(patch.object(TorchEngine, "read", swapped))
 
@@ -180,6 +203,10 @@ OF_MODEL: dict[str, Damage] = {
     "positions off by one behind a prefix": shifted_suffix,
     "compiled logits x 1.001": compiled_off,
     "letters swapped as they are read": swapped_letters,
+}
+OF_COMPILATION: dict[str, Damage] = {
+    "a graph break in every layer": broken_in_every_layer,
+    "TORCH_COMPILE_DISABLE=1": compile_disabled,
 }
 OF_PROMPTS: dict[str, Damage] = {"a dropped shot": dropped_shot}
 OF_FILES: dict[str, Callable[[Path], None]] = {

@@ -4,9 +4,10 @@ The embedded model's fp32 numbers are stored once. Then each damage of the two l
 loaded model, to the code or to a copy of the files, and the numbers are taken again and judged as
 the suite does: by the stored ones, and every way by the eager one. What turns no number of the
 model, but the reading of its answers, is judged by the gate on stored answers, as `-m accuracy`
-does beside it. Then undamaged runs with other threads and attention kernels.
+does beside it; what the compiler did, by the fingerprint. Then undamaged runs with other threads,
+attention kernels and batch shapes.
 
-    python benchmarks/gate/damages.py               # print the table: 10 minutes on 2 busy cores
+    python benchmarks/gate/damages.py               # print the table: 10 minutes on 2 cores
     python benchmarks/gate/damages.py --out FILE    # ... and keep it as JSON
     python benchmarks/gate/damages.py --precision bf16    # drift: faults of 16 bits alone
 
@@ -31,6 +32,7 @@ from unittest.mock import patch
 
 import torch
 from _fidelity_damage import (
+    OF_COMPILATION,
     OF_DTYPE,
     OF_FILES,
     OF_MODEL,
@@ -40,22 +42,28 @@ from _fidelity_damage import (
     drawn_fp8,
 )
 from tabulate import tabulate
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from perfline.baselines.judge import Against, model_numbers, scored
+from perfline.baselines.judge import Against, model_numbers, scored, what_runs
 from perfline.cases.case import Case, load_cases
 from perfline.cases.data import PACKAGED_DATA
 from perfline.engines.device import current_device
-from perfline.engines.engine import run_pass
+from perfline.engines.engine import Fingerprint, run_pass
 from perfline.engines.full_precision import full_precision
 from perfline.engines.hf import Model
+from perfline.engines.torch_engine import TorchEngine
 from perfline.gates import accuracy as accuracy_gate
 from perfline.gates import fidelity as gate
+from perfline.gates import fingerprint as fingerprint_gate
 from perfline.gates.verdict import Verdict
 from perfline.measure import fidelity
-from perfline.measure.case_run import OpenCase, open_case
+from perfline.measure.case_run import CaseRun, OpenCase, open_case
 from perfline.tasks.answers import Scored
 
 REORDERED = 100
+KERNELS = (SDPBackend.MATH, SDPBackend.FLASH_ATTENTION)
+ROWS = (1, 2, 3, 5, 8)  # of a forward: each batch shape multiplies its matrices in another order
+NOWHERE = Against(Path("x.json"), None, None)
 
 
 @dataclass(frozen=True)
@@ -65,6 +73,7 @@ class Lab:
     case: Case
     fidelity: fidelity.Fidelity
     answers: Scored
+    fingerprint: Fingerprint | None
 
 
 def measure(opened: OpenCase, case: Case) -> fidelity.Fidelity:
@@ -86,7 +95,7 @@ def judged(lab: Lab, found: fidelity.Fidelity) -> list[Verdict]:
         gate.against_reference(
             *(lab.fidelity.prompts, found.prompts, found.logits, limit, found.layers_off, "stored")
         ),
-        gate.between_ways(found.ways, found.variations, found.most, found.without),
+        model_numbers(found, {}, NOWHERE)[0],  # between the ways
     ]
 
 
@@ -111,6 +120,41 @@ def row(lab: Lab, name: str, opened: OpenCase) -> dict[str, Any]:
     }
 
 
+def compiled_row(lab: Lab, name: str, opened: OpenCase) -> dict[str, Any]:
+    """Judge what the compiler made of a model as the suite does."""
+    start = time.perf_counter()
+    run = CaseRun(lab.case, opened, opened.device)
+    found, why = run.fingerprint("inductor"), run.ready("inductor").uncompiled
+    assert found is not None
+    (verdict,) = what_runs("inductor", found, False, NOWHERE, why)
+    if not why:
+        metric = verdict.metric
+        verdict = fingerprint_gate.against_stored(metric, lab.fingerprint, found, "stored", False)
+    return {
+        "damage": name,
+        "stored_nats": None,
+        "ways_nats": None,
+        "limit_nats": None,
+        "red": [f"{verdict.metric} {verdict.word}"] if verdict.word != "ok" else [],
+        "why": verdict.reason,
+        "seconds": round(time.perf_counter() - start, 1),
+    }
+
+
+@contextmanager
+def reordered(run: int) -> Iterator[dict[str, int]]:
+    """Other threads, another attention kernel and another batch shape, by the number of a run."""
+    threads, rows = 1 + run % 4, ROWS[run % len(ROWS)]
+    before, prepare = torch.get_num_threads(), TorchEngine.prepare
+    torch.set_num_threads(threads)
+    several = lambda engine, prompt: prepare(engine, prompt).repeat(rows, 1)  # noqa: E731
+    try:
+        with sdpa_kernel(KERNELS[run // 4 % 2]), patch.object(TorchEngine, "prepare", several):
+            yield {"threads": threads, "rows": rows}
+    finally:
+        torch.set_num_threads(before)
+
+
 @contextmanager
 def damaged_files(damage: Callable[[Path], None]) -> Iterator[Path]:
     """A data directory with a damaged copy of the embedded model."""
@@ -121,20 +165,16 @@ def damaged_files(damage: Callable[[Path], None]) -> Iterator[Path]:
 
 
 def unchanged(lab: Lab, opened: OpenCase, model: Model, runs: int) -> list[dict[str, Any]]:
-    """Undamaged runs in re-ordered arithmetic: other threads, other attention kernels."""
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
-    kernels = (SDPBackend.MATH, SDPBackend.FLASH_ATTENTION)
-    found, before = [], torch.get_num_threads()
+    """Undamaged runs in re-ordered arithmetic, the compiled engine in every second one."""
+    found = []
     for run in range(runs):
-        torch.set_num_threads(1 + run % 4)
-        with sdpa_kernel(kernels[run // 4 % 2]), full_precision(model) as numbers:
+        names = ("eager", "inductor")[: 1 + run % 2]
+        with reordered(run) as how, full_precision(model) as numbers:
             prompts = fidelity.sample(lab.case, opened.prompts)
-            done = fidelity.measure(numbers, ("eager",), prompts, shared=run % 3 == 0)
+            done = fidelity.measure(numbers, names, prompts, shared=run % 3 == 0)
         verdicts = judged(lab, done)
         words = [verdict.word for verdict in verdicts]
-        found.append({"threads": 1 + run % 4, "words": words, "nats": verdicts[0].measured})
-    torch.set_num_threads(before)
+        found.append({**how, "words": words, "nats": [v.measured for v in verdicts]})
     return found
 
 
@@ -143,8 +183,8 @@ def drifted(opened: OpenCase, case: Case, compiled: bool = False) -> list[dict[s
     prompts, names = fidelity.sample(case, opened.prompts), ("inductor",) if compiled else ()
     with opened.full_precision() as model:
         found = fidelity.measure(model, (), prompts, shared=False)
-    found = fidelity.with_drift(found, opened.own_precision(), names, prompts)
-    nowhere = Against(Path("x.json"), None, None)
+    with opened.own_precision() as own:
+        found = fidelity.with_drift(found, own, names, prompts)
     return [
         {
             "metric": verdict.metric,
@@ -153,15 +193,13 @@ def drifted(opened: OpenCase, case: Case, compiled: bool = False) -> list[dict[s
             "rounding": verdict.baseline,
             "limit": verdict.limit,
         }
-        for verdict in model_numbers(found, {}, nowhere)
+        for verdict in model_numbers(found, {}, NOWHERE)
         if verdict.metric.startswith("drift_")
     ]
 
 
 def of_dtype(case: Case, seed: int, runs: int, out: Path | None) -> int:
     """Print what drift says of faults of 16 bits; 1 where one that is promised was not seen."""
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
     opened = open_case(case, current_device(), None, "real")
     model: Any = opened.engine("eager")._model  # type: ignore[attr-defined]
     rows, quiet = [], []
@@ -171,13 +209,9 @@ def of_dtype(case: Case, seed: int, runs: int, out: Path | None) -> int:
             found = drifted(opened, case, name.startswith("compiled"))[-1]
         rows.append({"damage": name, "promised": name in PROMISED, **found})
         print(f"{name}: {found['word']}", file=sys.stderr)
-    before = torch.get_num_threads()
-    kernels = (SDPBackend.MATH, SDPBackend.FLASH_ATTENTION)
     for run in range(runs):
-        torch.set_num_threads(1 + run % 4)
-        with sdpa_kernel(kernels[run // 4 % 2]):
-            quiet += [{"threads": 1 + run % 4, **each} for each in drifted(opened, case, run == 0)]
-    torch.set_num_threads(before)
+        with reordered(run) as how:
+            quiet += [{**how, **each} for each in drifted(opened, case, run % 4 == 0)]
     opened.close()
     table = [
         [
@@ -216,12 +250,17 @@ def main(arguments: list[str] | None = None) -> int:
     opened = open_case(case, device, None, "real")
     model: Any = opened.engine("eager")._model  # type: ignore[attr-defined]
     start = time.perf_counter()
-    lab = Lab(case, measure(opened, case), answers(opened, case))
+    stack_runs = CaseRun(case, opened, device).fingerprint("inductor")
+    lab = Lab(case, measure(opened, case), answers(opened, case), stack_runs)
     rows = []
     for name, damage in {**OF_MODEL, **drawn(given.seed, model)}.items():
         with ExitStack() as stack:
             damage(stack, model)
             rows.append(row(lab, name, opened))
+    for name, damage in OF_COMPILATION.items():
+        with ExitStack() as stack:
+            damage(stack, model)
+            rows.append(compiled_row(lab, name, opened))
     quiet = unchanged(lab, opened, model, given.unchanged)
     opened.close()
     for name, damage in OF_PROMPTS.items():
@@ -246,7 +285,8 @@ def main(arguments: list[str] | None = None) -> int:
     print(tabulate(table, ["damage", "stored, nats", "ways, nats", "limit", "red"]))
     red = [each for each in quiet if set(each["words"]) != {"ok"}]
     missed = [each["damage"] for each in rows if not each["red"]]
-    print(f"\nunchanged: {len(quiet)} runs, {len(red)} red")
+    values = {value for each in quiet for value in each["nats"]}
+    print(f"\nunchanged: {len(quiet)} runs of {len(values)} different KL, {len(red)} red")
     print(f"{len(rows)} damages, {len(missed)} not seen; {time.perf_counter() - start:.0f} s")
     if given.out is not None:
         found = {

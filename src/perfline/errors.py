@@ -125,12 +125,15 @@ class ReplicaLost(RankError):  # noqa: N818
     """Ranks that hold one model between them did not go on together: none of them can go on."""
 
 
-def told(kind: str | None, text: str) -> RankError | DeviceMemory:
-    """What another rank says that it met: of all kinds, one has to stay itself.
+def told(kind: str | None, text: str) -> RankError | DeviceMemory | NoFidelity:
+    """What another rank says that it met: of all kinds, two have to stay themselves.
 
-    Where memory is full, less may be asked for.
+    Where memory is full, less may be asked for; where fp32 cannot be had, nothing is wrong.
     """
-    return DeviceMemory(text) if kind == DeviceMemory.__name__ else RankError(text)
+    for own in (DeviceMemory, NoFidelity):
+        if kind == own.__name__:
+            return own(text)
+    return RankError(text)
 
 
 def printable(text: str, instead: str = "") -> str:

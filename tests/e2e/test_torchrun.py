@@ -20,8 +20,14 @@ from perfline.cases.case import PACKAGED_CASES, load_case
 from perfline.engines import hf
 from perfline.engines.device import current_device
 from perfline.engines.engine import run_pass
+from perfline.engines.own_engine import OwnEngines
+from perfline.errors import RecordError
+from perfline.fields import Node
+from perfline.gates import fidelity
+from perfline.measure.case_run import CaseRun, OpenCase
 from perfline.tasks.prompt_lengths import dummy_prompts
 from perfline.tasks.prompts import Continuation
+from perfline.tasks.reference import PromptReference
 from together import TOGETHER
 
 REPOSITORY = Path(__file__).parents[2]
@@ -134,27 +140,40 @@ engine: {cpu_threads: 1}
 parallel: {tensor: TENSOR}
 """
 SPLIT = """
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
+from perfline.baselines.judge import Against, model_numbers
 from perfline.engines import hf
 from perfline.cases.case import load_case
 from perfline.engines.device import current_device
 from perfline.engines.engine import run_pass
+from perfline.engines.own_engine import OwnEngines
 from perfline.engines.shared_prefix import SharedPrefixRunner
+from perfline.fields import as_json
+from perfline.measure.case_run import CaseRun, OpenCase
 from perfline.measure.rank_worker import follow
 from perfline.tasks.prompt_lengths import dummy_prompts
 from perfline.tasks.prompts import Continuation
 from perfline.distributed.group import join
 from perfline.distributed.replica import Replica
 
+def local(parameter):
+    return getattr(parameter, "to_local", lambda: parameter)().clone()
+
+
 here = Path(sys.argv[1])
 group = join(100.0)
 replica = Replica(group, 2, 1)
-model = hf.load(load_case(here / "qwen.yaml"), current_device(), None, replica)
+case = load_case(here / "qwen.yaml")
+if len(sys.argv) > 2:
+    case = replace(case, model=replace(case.model, precision=sys.argv[2]))
+model = hf.load(case, current_device(), None, replica)
 asked = dummy_prompts(model.vocabulary, 2048)[:6]
 choices = [Continuation(np.arange(3, 4 + n), 1 + n) for n in range(4)]
 # Of the same ids, scored by continuation.
@@ -162,11 +181,19 @@ second = [
     replace(prompt, task="second", ids=prompt.ids[-8:], continuations=tuple(choices))
     for prompt in asked
 ]
+opened = OpenCase(model, OwnEngines(case), model.device, None, asked, {"second": second}, {})
+case_run = CaseRun(case, opened, model.device)
 if group.rank:
-    class LoadedCase:
-        prompts, more, engine = asked, {"second": second}, staticmethod(model.engine)
-        shared = staticmethod(lambda name, say: SharedPrefixRunner(model.engine(name)))
-    follow(replica, LoadedCase)
+    follow(replica, case_run)
+elif len(sys.argv) > 2:
+    before = {name: local(each) for name, each in model.module.named_parameters()}
+    found = case_run.fidelity()
+    for name, each in model.module.named_parameters():
+        assert (each.dtype, torch.equal(local(each), before[name])) == (torch.bfloat16, True), name
+    (here / "fidelity.json").write_text(json.dumps(as_json(found.prompts)))
+    run_pass(model.engine("eager"), asked, "last")  # and the others still follow
+    words = {v.metric: v.word for v in model_numbers(found, {}, Against(here, None, None))}
+    (here / "words.json").write_text(json.dumps(words | {way: way for way in found.ways}))
 else:
     found = {}
     for name in ("eager", "inductor"):
@@ -181,13 +208,14 @@ model.close()
 """
 
 
-def test_random_weights_of_a_real_architecture_answer_as_unsplit_ones(tmp_path: Path):
+def run_split(folder: Path, *more: str) -> None:
+    """Run SPLIT by two ranks."""
     pytest.importorskip("accelerate", reason="transformers splits models with accelerate")
-    (tmp_path / "split.py").write_text(SPLIT)
-    (tmp_path / "qwen.yaml").write_text(QWEN.replace("TENSOR", "2"))
+    (folder / "split.py").write_text(SPLIT)
+    (folder / "qwen.yaml").write_text(QWEN.replace("TENSOR", "2"))
     done = subprocess.run(
-        [python(), *LAUNCHER, "--nproc-per-node=2", "split.py", str(tmp_path)],
-        cwd=tmp_path,
+        [python(), *LAUNCHER, "--nproc-per-node=2", "split.py", str(folder), *more],
+        cwd=folder,
         env=environment(),
         capture_output=True,
         text=True,
@@ -195,6 +223,36 @@ def test_random_weights_of_a_real_architecture_answer_as_unsplit_ones(tmp_path: 
         timeout=280,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_a_split_model_computes_in_fp32_what_an_unsplit_one_does(tmp_path: Path):
+    run_split(tmp_path, "bf16")
+    words = json.loads((tmp_path / "words.json").read_text())
+    ways = {"eager shared", "inductor plain", "inductor shared"}
+    assert ways <= words.keys()
+    assert [words.pop(way) for way in ways] == list(ways)
+    assert words.pop("fidelity") == "missing"
+    assert words == dict.fromkeys(("fidelity_ways", "drift_val", "drift_infer"), "ok")
+    alone = load_case(tmp_path / "qwen.yaml")
+    alone = dataclasses.replace(
+        alone,
+        parallel=dataclasses.replace(alone.parallel, tensor=1),
+        model=dataclasses.replace(alone.model, precision="bf16"),
+    )
+    model = hf.load(alone, current_device(), None)
+    asked = dummy_prompts(model.vocabulary, 2048)[:6]
+    opened = OpenCase(model, OwnEngines(alone), model.device, None, asked, {}, {})
+    found = CaseRun(alone, opened, model.device).fidelity()
+    model.close()
+    told = Node("it", json.loads((tmp_path / "fidelity.json").read_text()), RecordError)
+    stored = {name: told.child(name).build(PromptReference) for name in told.data}
+    numbers = stored, found.prompts, found.logits, 1e-9, found.layers_off, "split"
+    verdict = fidelity.against_reference(*numbers)
+    assert verdict.word == "ok", verdict.reason
+
+
+def test_random_weights_of_a_real_architecture_answer_as_unsplit_ones(tmp_path: Path):
+    run_split(tmp_path)
     (tmp_path / "qwen.yaml").write_text(QWEN.replace("TENSOR", "1"))
     model = hf.load(load_case(tmp_path / "qwen.yaml"), current_device(), None)
     asked = dummy_prompts(model.vocabulary, 2048)[:6]
@@ -238,7 +296,7 @@ def test_two_replicas_of_two_ranks_answer_as_one_process_even_after_a_kill(
     plugin = TOGETHER.replace("tiny-eager", "split-eager").replace('RANK == "1"', 'RANK == "2"')
     done = run(
         folder,
-        *("-k", "eager", f"--case-dir={folder}"),
+        *("-k", "eager or fidelity", "-m", "accuracy", f"--case-dir={folder}"),
         plugin=plugin + FOLLOWER_KILLED,
         launcher=(*LAUNCHER, "--nproc-per-node=4", "--max-restarts=1"),
         case="split",
@@ -251,3 +309,5 @@ def test_two_replicas_of_two_ranks_answer_as_one_process_even_after_a_kill(
     given = [int(n) for n in notes["accuracy_questions_by_replica_val"].split(", ")]
     assert (len(given), sum(given)) == (2, QUESTIONS - notes["accuracy_resumed_val"])
     assert json.loads((folder / "run.json").read_text())["partial"] is False
+    words = {v["metric"]: v["word"] for v in measured(folder, "split")["verdicts"]}
+    assert (words["fidelity_ways"], words["fidelity"]) == ("ok", "missing")

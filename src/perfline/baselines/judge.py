@@ -219,11 +219,15 @@ def model_numbers(found: Fidelity, facts: Mapping[str, Scalar], against: Against
     if found.uncompiled:
         invalid = Verdict(fidelity.WAYS, "invalid", "paired", fidelity.UNIT)
         return [replace(invalid, reason=found.uncompiled)]
-    verdicts = [fidelity.between_ways(found.ways, found.variations, found.most, found.without)]
+    ways = found.ways, found.variations, found.most, found.without, found.apart
+    verdicts = [fidelity.between_ways(*ways)]
     if (drift := found.drift) is not None:
         harmless = (drift.engines["eager"], *drift.variations.values())
         verdicts += [
-            fidelity.drift(f"drift_{pass_name(name)}", errors, harmless, drift.rounded)
+            fidelity.drift(
+                *(f"drift_{pass_name(name)}", errors, harmless, drift.rounded),
+                names=tuple(found.prompts),
+            )
             for name, errors in drift.engines.items()
         ]
     holder = against.of_reference

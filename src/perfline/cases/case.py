@@ -138,6 +138,7 @@ class FidelitySpec:
     """How the model is held against itself and against its stored numbers, in fp32."""
 
     prompts: int = field(default=16, metadata={"ge": 0, "le": 64})  # 0: not at all
+    layers: int | None = field(default=None, metadata={"ge": 1})  # the first ones; None: all
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -43,7 +43,7 @@ _EXAMPLES = """example:
 
 A is the baseline, B the candidate. Each launch pair starts one process of each
 (with --ranks several, by torchrun) and times them in turn; after 10, 14, 18,
-24, 36 and 60 pairs it is decided, if it can be."""
+24, 36 and 90 pairs it is decided, if it can be."""
 
 
 def add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

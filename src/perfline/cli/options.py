@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
-MAX_PAIRS = 60  # the last of compare.sequential.LOOKS, which takes numpy: not for --help
+MAX_PAIRS = 90  # the last of compare.sequential.LOOKS, which takes numpy: not for --help
 Run = Callable[[argparse.Namespace], int]
 
 

@@ -60,6 +60,7 @@ def other_work(a: Case, b: Case) -> str:
         "model.bos": (a.model.bos, b.model.bos),
         "decode.tokens": (a.decode.tokens, b.decode.tokens),
         "fidelity.prompts": (a.fidelity.prompts, b.fidelity.prompts),
+        "fidelity.layers": (a.fidelity.layers, b.fidelity.layers),
         "throughput.sample": (a.throughput.sample, b.throughput.sample),
         "throughput.head": (a.throughput.head, b.throughput.head),
         "throughput.min_round_s": (a.throughput.min_round_s, b.throughput.min_round_s),
@@ -261,7 +262,9 @@ def _drift(name: str, a: FidelityNumbers, b: FidelityNumbers) -> tuple[Verdict, 
     if own is not b.drift and sum(own.engines[name]) > sum(floor):
         floor, words = own.engines[name], "A's own error"
     harmless = (own.engines.get("eager", ()), *own.variations.values())
-    return (fidelity.drift(metric, errors, harmless, floor, words),)
+    names = tuple(b.references["eager"])
+    known = names if len(names) == len(errors) else ()
+    return (fidelity.drift(metric, errors, harmless, floor, words, known),)
 
 
 def _accuracy(case: Case, engine: str, a: Answers, b: Answers) -> Verdict:

@@ -323,10 +323,9 @@ def settle(
 
 def _task(plan: Plan, found: CaseComparison) -> Task:
     case, other = (with_settings(plan.case, plan.sides[name].settings) for name in SIDES)
-    whole = case.parallel.tensor == other.parallel.tensor == 1
     ours = plan.workload.engine in ENGINE_NAMES
     threads = [side.engine.cpu_threads or 0 for side in (case, other)]
-    asked = plan.fidelity and case.fidelity.prompts > 0 and whole and ours
+    asked = plan.fidelity and case.fidelity.prompts > 0 and ours
     return Task(
         first=SIDES[len(found.pairs) % 2],
         rounds=found.rounds,

@@ -3,7 +3,7 @@
 Each launch pair gives one d = log(seconds B / seconds A): above 0, B is slower. Under "no
 difference" A and B may swap roles, so d is symmetric about 0, whatever its distribution: the exact
 signed-rank test (Wilcoxon, Biometrics Bulletin 1, 1945) needs no more than that. :func:`decide`
-looks after 10, 14, 18, 24, 36 and 60 pairs, and spends 0.00166 of a false alarm at each look; by
+looks after 10, 14, 18, 24, 36 and 90 pairs, and spends 0.00166 of a false alarm at each look; by
 Bonferroni's inequality a comparison of equals cries wolf in less than 1 % of all cases, however
 noisy the machine::
 
@@ -31,7 +31,7 @@ import numpy.typing as npt
 Word = Literal["ok", "improved", "regressed", "unsure"]
 Floats = npt.NDArray[np.float64]
 
-LOOKS = (10, 14, 18, 24, 36, 60)  # launch pairs
+LOOKS = (10, 14, 18, 24, 36, 90)  # launch pairs
 ALPHA = 0.00166  # of a false alarm, at each look: less than 0.01 in all
 OK_ALPHA = 0.01  # of calling a slowdown of the margin ok, at each look
 

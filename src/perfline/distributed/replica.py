@@ -39,6 +39,7 @@ class Replica:
     opening: int
     broken: str = ""
     _told: int = 0  # or heard
+    _in_step: bool = False
     _joined: bool = False
 
     @property
@@ -109,11 +110,23 @@ class Replica:
             )
         self._joined = True
 
+    @contextmanager
+    def in_step(self, **said: object) -> Iterator[None]:
+        """As leader, tell the others what comes next; nothing within is told, all run the same."""
+        self.tell(**said)
+        self._in_step = True
+        try:
+            yield
+        finally:
+            self._in_step = False
+
     def tell(self, **said: object) -> None:
         """As leader, tell the others what comes next, and wait until they have heard.
 
         Nothing happens on the others, which run the same code when they follow.
         """
+        if self._in_step:
+            return
         if self.broken:
             raise ReplicaLost(self.broken)
         if self.place == 0:

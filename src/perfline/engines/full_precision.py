@@ -9,9 +9,11 @@ model's own dtype are there, too, and those of an fp32 model that rounds to it b
 from __future__ import annotations
 
 import itertools
+import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -27,6 +29,8 @@ from perfline.engines.upstream import (
     attending,
     attention_of,
     check_prefixes,
+    decoder,
+    first_layers,
 )
 from perfline.errors import NoFidelity
 from perfline.tasks.answers import Answers
@@ -37,33 +41,50 @@ _HEADROOM = 1.1  # of the memory that the weights take: keys, values and logits 
 
 
 @contextmanager
+def own_precision(model: Model) -> Iterator[ModelLogits]:
+    """The model in its own dtype; of the layers that ``fidelity.layers`` asks for."""
+    with _layers_asked(model):
+        yield ModelLogits(model)
+
+
+@contextmanager
+def _layers_asked(model: Model) -> Iterator[None]:
+    """Let the model run the first ``fidelity.layers`` alone, where the case asks for that."""
+    if (count := model.case.fidelity.layers) is None:
+        yield
+        return
+    model.forget_engines()  # they know of all layers
+    try:
+        with first_layers(model.module, count):
+            yield
+    finally:
+        model.forget_engines()
+
+
+@contextmanager
 def full_precision(model: Model) -> Iterator[ModelLogits]:
     """Hold ``model`` in fp32, TF32 off; its own dtype comes back, bit by bit.
 
     Every fp16 and bf16 number is an fp32 number, so nothing is loaded twice. What a model keeps in
     fp32 anyway (rotary frequencies, say) is not touched. An attention that may know 16 bits only
-    gives way to ``sdpa``. NoFidelity where fp32 does not fit, or ranks hold the model between them.
+    gives way to ``sdpa``. Of the layers that ``fidelity.layers`` asks for; the others stay as they
+    are. Ranks that hold the model between them do this together. NoFidelity where fp32 does not
+    fit, on any of them.
     """
-    if model.replica is not None:
-        raise NoFidelity("ranks hold the model between them: fidelity needs it whole on one device")
     if model.quantization:
         raise NoFidelity(
             f"the weights are quantised ({model.quantization}): there are none in fp32"
         )
+    with _layers_asked(model):
+        yield from _in_fp32(model)
+
+
+def _in_fp32(model: Model) -> Iterator[ModelLogits]:
     module = model.module
-    short = [
-        tensor
-        for tensor in itertools.chain(module.parameters(), module.buffers())
-        if tensor.dtype in (torch.float16, torch.bfloat16)
-    ]
+    short = _short(module)
     own = [tensor.dtype for tensor in short]
-    more_gib = sum(tensor.numel() * (4 - tensor.itemsize) for tensor in short) / GIB
-    free_gib = model.device.free_memory_gib()
-    if free_gib is not None and more_gib * _HEADROOM > free_gib:
-        raise NoFidelity(
-            f"the model in fp32 takes {more_gib:.1f} GiB more than in its own dtype, and "
-            f"{free_gib:.1f} GiB are free on {model.device.name}"
-        )
+    with model.replica.agreeing() if model.replica is not None else nullcontext():
+        _check_fits(model, _more_gib(short))
     config = cast("Any", module).config.get_text_config()
     only_short = attention_of(config) not in MASKED_ATTENTIONS  # flash attention, say
     before = torch.get_float32_matmul_precision()
@@ -77,13 +98,56 @@ def full_precision(model: Model) -> Iterator[ModelLogits]:
         _cast(model, short, own)
 
 
-def _cast(model: Model, tensors: Sequence[torch.Tensor], dtypes: Sequence[torch.dtype]) -> None:
-    """Give tensors those dtypes in place; what was compiled for the others is forgotten."""
+def _check_fits(model: Model, more_gib: float) -> None:
+    """NoFidelity where so much more memory is not free, with the number of layers that would do."""
+    free_gib = model.device.free_memory_gib()
+    if free_gib is None or more_gib * _HEADROOM <= free_gib:
+        return
+    layers = decoder(model.module)[1]
+    over = (more_gib - free_gib / _HEADROOM) / (_more_gib(_short(layers)) or 1.0)
+    fit = math.floor(len(layers) * (1 - over))
+    few = f"; `fidelity: {{layers: {fit}}}` in {model.case.source} runs the first {fit} alone"
+    raise NoFidelity(
+        f"the model in fp32 takes {more_gib:.1f} GiB more than in its own dtype, and "
+        f"{free_gib:.1f} GiB are free on {model.device.name}{few if fit > 0 else ''}"
+    )
+
+
+def _short(module: torch.nn.Module) -> list[torch.Tensor]:
+    """The tensors of a module that 16 bits hold."""
+    every = itertools.chain(module.parameters(), module.buffers())
+    return [tensor for tensor in every if tensor.dtype in (torch.float16, torch.bfloat16)]
+
+
+def _more_gib(short: Sequence[torch.Tensor]) -> float:
+    """What they take more in fp32."""
+    return sum(_here(tensor).numel() * (4 - tensor.itemsize) for tensor in short) / GIB
+
+
+def _here(tensor: Any) -> torch.Tensor:
+    """This rank's share of a tensor, or all of it."""
+    share: torch.Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return share
+
+
+def _cast(model: Model, tensors: list[torch.Tensor], dtypes: Sequence[torch.dtype]) -> None:
+    """Give tensors those dtypes; what was compiled for the others is forgotten.
+
+    In place; but of a share of a tensor ``data`` is no more than a view: there another one takes
+    its place, in the model and in ``tensors``.
+    """
     if not tensors:
         return
-    for tensor, dtype in zip(tensors, dtypes, strict=True):
-        tensor.data = tensor.data.to(dtype)
     model.forget_engines()
+    for number, (tensor, dtype) in enumerate(zip(tensors, dtypes, strict=True)):
+        if _here(tensor) is tensor:
+            tensor.data = tensor.data.to(dtype)
+            continue
+        tensors[number] = other = torch.nn.Parameter(tensor.detach().to(dtype), requires_grad=False)
+        for module in model.module.modules():
+            for name, held in list(module.named_parameters(recurse=False, remove_duplicate=False)):
+                if held is tensor:
+                    setattr(module, name, other)
 
 
 class ModelLogits:
@@ -146,6 +210,8 @@ class ModelLogits:
         check_prefixes()
         engine = self._model.engine(name)
         runner = SharedPrefixRunner(engine)
+        if engine.ranks > 1:  # each plans by itself, and alike, whatever is free
+            runner.limits = replace(runner.limits, kv_bytes=GIB // 4)
         plan = runner.plan(prompts)
         runner.warm_up(plan)
         seen: deque[torch.Tensor] = deque()

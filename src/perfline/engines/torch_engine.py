@@ -262,7 +262,7 @@ class TorchEngine:
         """What every layer caches (``upstream.cache_shapes``); NoSharedPrefixes."""
         if self._model.unshared:
             raise NoSharedPrefixes(self._model.unshared)
-        return self._model.cache_shapes
+        return self._model.cache_shapes[: len(self.layers)]  # fewer, in ``upstream.first_layers``
 
     @cached_property
     def config(self) -> Any:

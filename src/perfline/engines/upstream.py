@@ -297,6 +297,27 @@ def decoder(module: nn.Module) -> tuple[nn.Module, nn.ModuleList]:
     )
 
 
+@contextmanager
+def first_layers(module: nn.Module, count: int | None) -> Iterator[None]:
+    """Let a causal LM run its first ``count`` decoder layers alone meanwhile; None: all of them.
+
+    EngineError where another list of its modules would then pass for the layers.
+    """
+    stack, layers = decoder(module)
+    if count is None or count >= len(layers):
+        yield
+        return
+    (name,) = (name for name, child in stack.named_children() if child is layers)
+    first = layers[:count]
+    setattr(stack, name, first)
+    try:
+        if decoder(module)[1] is not first:
+            raise EngineError(f"{type(module).__name__} does not run {count} of its layers alone")
+        yield
+    finally:
+        setattr(stack, name, layers)
+
+
 def _lists(root: nn.Module) -> Iterator[tuple[nn.Module, nn.ModuleList]]:
     for child in root.children():
         if isinstance(child, nn.ModuleList):

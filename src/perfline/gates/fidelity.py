@@ -45,10 +45,12 @@ def between_ways(
     variations: Mapping[str, float],
     most: float,
     without: Mapping[str, str],
+    by_prompt: Mapping[str, Mapping[str, Floats]] | None = None,
 ) -> Verdict:
     """Judge the ways of running the model by the eager one, each prompt by itself.
 
-    ``ways`` and ``variations`` hold the largest KL(eager plain || way) of any position, nats.
+    ``ways`` and ``variations`` hold the largest KL(eager plain || way) of any position, nats;
+    ``by_prompt`` that of each position, by way and question, to say where a way parts.
     """
     limit = allowed(variations, most)
     apart = {name: kl for name, kl in ways.items() if not kl <= limit}
@@ -68,6 +70,8 @@ def between_ways(
             f"{' and '.join(apart)} computes something else than the eager model ({told}; "
             f"re-ordered arithmetic: {why})"
         )
+        if rows := (by_prompt or {}).get(next(iter(apart))):
+            reason += "".join(f"; {where}" for where in (_prompts(rows), _growth(rows)) if where)
     measured = max([*(broken or apart or ways).values(), 0.0])
     return replace(_verdict(word, measured, limit, reason), metric=WAYS, gate="paired")
 
@@ -128,6 +132,17 @@ def by_distances(
     if moved := [name for name in now if len(apart.get(name, ())) != len(stored[name].at)]:
         reason = f"{shown} holds other positions of {moved[0]}: {fix}"
         return _verdict("incomparable", None, limit, reason)
+    layers = [
+        {len(numbers(each.layers)) for each in held.values() if each.layers}
+        for held in ({name: stored[name] for name in now}, now)
+    ]
+    if all(layers) and layers[0] != layers[1]:
+        before, after = (" or ".join(map(str, sorted(each))) for each in layers)
+        reason = (
+            f"{shown} holds numbers of {before} layers, and {after} were run: fidelity.layers or "
+            f"the model changed; {fix}"
+        )
+        return _verdict("incomparable", None, limit, reason)
     largest = float(np.max([each.max() for each in apart.values()]))
     mean = float(np.concatenate(list(apart.values())).mean())
     context = f"; {changed}" if changed else ""
@@ -152,6 +167,7 @@ def drift(
     harmless: Sequence[Sequence[float]],
     rounded: Sequence[float],
     floor: str = "what rounding costs",
+    names: Sequence[str] = (),
 ) -> Verdict:
     """Judge an engine's error in the case's own dtype by what rounding to it costs.
 
@@ -160,7 +176,7 @@ def drift(
     / rms(rounded), ``regressed`` iff q is above the limit by more than the interval that a
     jackknife over the prompts gives log q (Efron 1982), ``unsure`` where it is above by less. The
     limit is 1.25, times what the harmless ones differ by (at most 2). ``floor`` is what ``rounded``
-    is, in words.
+    is, in words, ``names`` the questions, to say where the error sits.
     """
     known = sum(rounded) > 0
     if not known or min(map(sum, harmless)) <= 0:
@@ -179,6 +195,9 @@ def drift(
             f"{told} ({cost:.1e} {UNIT}), proven above {limit:.2f} times: something is computed in "
             "a shorter dtype than the case's, or a kernel is broken"
         )
+        if names:
+            beyond = np.maximum(0.0, np.asarray(errors) - limit**2 * np.asarray(rounded))
+            reason += f"; {_prompts(dict(zip(names, beyond, strict=True)))}"
     elif ratio > limit:
         word = "unsure"
         reason = (
@@ -282,8 +301,6 @@ def _layer(
     ]
     if not pairs or not layers_off:
         return ""
-    if len({len(layers_off), *(len(each) for pair in pairs for each in pair)}) > 1:
-        return "the model has another number of layers"
     for layer, off in enumerate(layers_off):
         largest = max(abs(before[layer]) for before, _ in pairs)
         floor = _BEYOND_LAYER * max(off, float(np.spacing(np.float32(largest))))

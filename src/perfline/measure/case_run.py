@@ -103,10 +103,13 @@ class LoadedCase(Protocol):
     def decoder(self, name: EngineName) -> MeasuredDecoder:
         """What generates token by token with that engine; NoDecode where it cannot."""
 
+    def in_step(self, do: str) -> AbstractContextManager[None]:
+        """Have the ranks that hold the model with this one ``do`` the same meanwhile."""
+
     def full_precision(self) -> AbstractContextManager[fidelity.Logits]:
         """The model in fp32, meanwhile; NoFidelity where it cannot be had."""
 
-    def own_precision(self) -> fidelity.Logits:
+    def own_precision(self) -> AbstractContextManager[fidelity.Logits]:
         """The model in the dtype that the case asks for; NoFidelity where no engine is ours."""
 
     def close(self) -> None:
@@ -171,17 +174,23 @@ class OpenCase:
             raise NoDecode(f"no engine of perfline's is '{name}'")
         return Decoder(self.model, name)
 
+    def in_step(self, do: str) -> AbstractContextManager[None]:
+        """Have the ranks that hold the model with this one ``do`` the same meanwhile."""
+        if self.model is None or self.model.replica is None:
+            return nullcontext()
+        return self.model.replica.in_step(do=do)
+
     def full_precision(self) -> AbstractContextManager[fidelity.Logits]:
         """The model in fp32, meanwhile; NoFidelity where it cannot be had."""
         from perfline.engines import full_precision
 
         return full_precision.full_precision(self._ours())
 
-    def own_precision(self) -> fidelity.Logits:
+    def own_precision(self) -> AbstractContextManager[fidelity.Logits]:
         """The model in the dtype that the case asks for; NoFidelity where no engine is ours."""
-        from perfline.engines.full_precision import ModelLogits
+        from perfline.engines import full_precision
 
-        return ModelLogits(self._ours())
+        return full_precision.own_precision(self._ours())
 
     def close(self) -> None:
         """Free the model, and have the user's own engines free theirs."""
@@ -465,17 +474,21 @@ class CaseRun:
         Done once.
         """
         if self._fidelity is None:
-            prompts = fidelity.sample(self.case, self.loaded.prompts)
-            ours = [name for name in self.case.engine_names if name in ENGINE_NAMES]
-            shared = not self.options.plain
-            with self.loaded.full_precision() as model:
-                found = fidelity.measure(model, ours, prompts, self.clock, shared)
-            if found.rounded:
-                own = self.loaded.own_precision()
-                found = fidelity.with_drift(found, own, ours, prompts, self.clock)
-            if self.case.model.precision != "fp32":  # engines for this dtype begin anew
-                self._compile_anew()
-            self._fidelity = found
+            with self.loaded.in_step("fidelity"):
+                prompts = fidelity.sample(self.case, self.loaded.prompts)
+                ours = [name for name in self.case.engine_names if name in ENGINE_NAMES]
+                shared = not self.options.plain
+                with self.loaded.full_precision() as model:
+                    found = fidelity.measure(model, ours, prompts, self.clock, shared)
+                if found.rounded:
+                    with self.loaded.own_precision() as own:
+                        found = fidelity.with_drift(found, own, ours, prompts, self.clock)
+                if (layers := self.case.fidelity.layers) is not None:
+                    why = f"fidelity is of the first {layers} layers alone (fidelity.layers)"
+                    self.notices.once([f"{self.case.id}: {why} in {self.case.source}"])
+                if self.case.model.precision != "fp32" or layers is not None:  # engines begin anew
+                    self._compile_anew()
+                self._fidelity = found
         return self._fidelity
 
     def helper(self, word: str) -> AccuracyRun:

@@ -29,7 +29,7 @@ from perfline.tasks.prompts import Prompt
 from perfline.tasks.reference import PromptReference, kl, log_softmax, prompt_reference
 from perfline.tasks.sampling import spread_sample
 
-Floats = npt.NDArray[np.float32]
+Floats = npt.NDArray[np.floating]
 POSITIONS = 16  # of a prompt that are looked at, its last token among them
 VARIED = 4  # prompts that the variations are tried on, and whose layers are kept
 VARIATIONS = ("attention", "batch")
@@ -96,7 +96,8 @@ class Fidelity:
     Attributes:
         prompts: what is stored, by question id.
         logits: of the eager, plain way: by question id (positions, vocabulary).
-        ways: KL(eager plain || way) of the others, such as ``inductor shared``.
+        apart: KL(eager plain || way) of the others, such as ``inductor shared``: by question, at
+            the positions that are looked at; of a shared way at the last one.
         variations: KL(eager plain || variation) of what only re-orders the arithmetic.
         most: the KL that rounding can explain at all: every logit off by the share of the largest
             one that ``gates.accuracy`` grants fp32.
@@ -112,7 +113,7 @@ class Fidelity:
 
     prompts: dict[str, PromptReference]
     logits: dict[str, Floats] = field(repr=False)
-    ways: dict[str, float]
+    apart: dict[str, dict[str, Floats]] = field(repr=False)
     variations: dict[str, float]
     most: float
     layers_off: tuple[float, ...]
@@ -122,6 +123,14 @@ class Fidelity:
     drift: Drift | None = None
     others: dict[EngineName, dict[str, Floats]] = field(default_factory=dict, repr=False)
     uncompiled: str = ""
+
+    @property
+    def ways(self) -> dict[str, float]:
+        """By way, the largest of ``apart``."""
+        return {
+            way: max(float(each.max()) for each in rows.values())
+            for way, rows in self.apart.items()
+        }
 
     def metrics(self) -> list[Metric]:
         """How far the farthest way is from the eager one, and how long all of it took."""
@@ -173,13 +182,13 @@ def measure(
         )
     except NoFidelity:
         rounded = ()  # fp32 is the case's own dtype
-    ways: dict[str, float] = {}
+    apart: dict[str, dict[str, Floats]] = {}
     without: dict[str, str] = {}
     others: dict[EngineName, dict[str, Floats]] = {}
     for name in dict.fromkeys(("eager", *names)):
         if name != "eager":
             others[name] = {p.id: _plain(model, name, p)[0] for p in prompts}
-            ways[f"{name} plain"] = max(_apart(logits[p.id], others[name][p.id]) for p in prompts)
+            apart[f"{name} plain"] = {p.id: kl(logits[p.id], others[name][p.id]) for p in prompts}
         if not shared:
             continue
         try:
@@ -187,10 +196,10 @@ def measure(
         except NoSharedPrefixes as why:
             without[f"{name} shared"] = str(why)
             continue
-        ways[f"{name} shared"] = max(
-            _apart(logits[p.id][-1:], _finite(row[None], p))
+        apart[f"{name} shared"] = {
+            p.id: kl(logits[p.id][-1:], _finite(row[None], p))
             for p, row in zip(prompts, last, strict=True)
-        )
+        }
     return Fidelity(
         prompts={
             p.id: prompt_reference(
@@ -199,7 +208,7 @@ def measure(
             for p in prompts
         },
         logits=logits,
-        ways=ways,
+        apart=apart,
         variations=variations,
         most=most,
         layers_off=layers_off,

@@ -96,24 +96,28 @@ class RankWorker:
         except PerflineError:
             return  # the replica's first rank knows, and tells
         try:
-            follow(replica, found)
+            follow(replica, self.case_run(case, found))
         finally:
             found.close()
 
 
-def follow(replica: Replica, loaded: LoadedCase) -> None:
+def follow(replica: Replica, case_run: CaseRun) -> None:
     """Run what the replica's first rank runs, until it closes the case.
 
     What goes wrong on all ranks alike is told by the first, who meets it too.
     """
+    loaded = case_run.loaded
     asked = [prompt for some in (loaded.prompts, *loaded.more.values()) for prompt in some]
     by_id = {(prompt.task, prompt.id): prompt for prompt in asked}  # two tasks may share an id
     runners: dict[EngineName, SharedRunner | None] = {}
     while (said := replica.hear())["do"] != "close":
-        name: EngineName = said["engine"]
+        name: EngineName = said.get("engine", "")
         prompts = [by_id[said["task"], each] for each in said.get("prompts", ())]
         try:
-            if said["do"] == "pass":
+            if said["do"] == "fidelity":
+                runners.clear()  # it may begin with new engines, and end with them
+                case_run.fidelity()
+            elif said["do"] == "pass":
                 run_pass(loaded.engine(name), prompts, said["head"])
             else:
                 if name not in runners:

@@ -212,7 +212,7 @@ def _switched_off(item: pytest.Item) -> str:
     }
     for marker, why in keys.items():
         if item.get_closest_marker(marker) is not None:
-            if not why and case.parallel.tensor > 1:
+            if not why and marker != "fidelity" and case.parallel.tensor > 1:
                 why = f"parallel.tensor is {case.parallel.tensor}"
             return why and f"case '{case.id}' has no {marker}: {why} in {case.source}"
     return ""
@@ -227,7 +227,7 @@ def _is_not_run(item: pytest.Item) -> bool:
         return not (runs and name in cases.ENGINE_NAMES and name in case.engine_names)
     if case is not None and item.get_closest_marker("fidelity") is not None:
         ours = any(engine in cases.ENGINE_NAMES for engine in case.engine_names)
-        return not (ours and case.fidelity.prompts and case.parallel.tensor == 1)
+        return not (ours and case.fidelity.prompts)
     if case is not None and item.get_closest_marker("decode") is not None:
         alone = case.parallel.tensor == 1
         if not alone or case.decode.tokens == 0 or name not in (None, *cases.ENGINE_NAMES):

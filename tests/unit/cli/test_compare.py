@@ -82,7 +82,7 @@ def test_a_slower_candidate_exits_1(started: Started, capsys: pytest.CaptureFixt
     shown = capsys.readouterr()
     assert shown.out.startswith("tiny inductor regressed +24.")
     progress = shown.err.splitlines()
-    assert progress[0] == "tiny inductor, at most 60 launch pairs; B against A: nothing (A/A)"
+    assert progress[0] == "tiny inductor, at most 90 launch pairs; B against A: nothing (A/A)"
     assert [line.split(":")[0] for line in progress[1:]] == [f"pair {n}" for n in range(1, 11)]
     found = record.load(Path("results/compare.json"))
     assert (found.partial, found.command) == (False, "perfline compare tiny")
@@ -307,7 +307,7 @@ def test_what_is_asked_for_is_installed_beside_the_side_s_packages_and_every_ver
     shown = capsys.readouterr()
     assert shown.err.splitlines()[:2] == [
         "--candidate-install: installed",
-        "tiny inductor, at most 60 launch pairs; B against A: + a==2",
+        "tiny inductor, at most 90 launch pairs; B against A: + a==2",
     ]
     for text in (shown.out, Path("summary.md").read_text()):
         text = " ".join(html.unescape(text).replace("\\", "").split())

@@ -649,7 +649,7 @@ def test_eager_compiles_nothing() -> None:
 @pytest.mark.parametrize(
     ("cap", "looks"),
     [
-        (60, sequential.LOOKS),
+        (90, sequential.LOOKS),
         (12, (10, 12)),
         (5, (5,)),
         (90, (10, 14, 18, 24, 36, 90)),

@@ -341,17 +341,15 @@ def test_a_slowdown_of_the_margin_is_seen_at_a_spread_of_1_7_percent() -> None:
     assert np.mean([run.pairs for run in runs]) <= 16
 
 
-@pytest.mark.parametrize(("spiked", "power"), [(0.0, 0.95), (0.1, 0.84)])
-def test_a_slowdown_of_the_margin_is_seen_at_a_spread_of_3_percent(
-    spiked: float, power: float
-) -> None:
+@pytest.mark.parametrize("spiked", [0.0, 0.1])
+def test_a_slowdown_of_the_margin_is_seen_at_a_spread_of_3_percent(spiked: float) -> None:
     """With spikes, one launch pair in ten has five times the spread."""
     rng = np.random.default_rng(21)
     noise = rng.normal(0.0, 0.03, (600, LOOKS[-1]))
     noise *= np.where(rng.random(noise.shape) < spiked, 5.0, 1.0)
     words = [to_the_end(MARGIN + row).word for row in noise]
 
-    assert words.count("regressed") / len(words) >= power
+    assert words.count("regressed") / len(words) >= 0.95
     assert words.count("ok") / len(words) <= 0.04
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fake_ranks import groups
-from fakes import FakeClock, FakeEngine, FakeLoadedCase, prompts
+from fakes import DEVICE, FakeClock, FakeEngine, FakeLoadedCase, prompts
 from perfline.cases.case import PACKAGED_CASES, load_case
 from perfline.distributed.replica import Replica
 from perfline.engines import tensor_parallel
@@ -23,10 +23,11 @@ from perfline.errors import (
     DeviceMemory,
     EngineError,
     MissingRanks,
+    NoFidelity,
     RankError,
     ReplicaLost,
 )
-from perfline.measure.case_run import open_case
+from perfline.measure.case_run import CaseRun, open_case
 from perfline.measure.parallel_accuracy import RankCoordinator
 from perfline.measure.rank_worker import follow
 
@@ -56,6 +57,10 @@ def beside(work):
     return thread, raised
 
 
+def measuring(opened):
+    return CaseRun(TINY, opened, DEVICE)
+
+
 def test_every_size_th_rank_leads():
     found = [(replica.first, replica.place) for replica in replicas(2, ranks=4)]
     assert found == [(0, 0), (0, 1), (2, 0), (2, 1)]
@@ -70,7 +75,7 @@ def test_the_others_run_the_passes_that_the_first_one_runs_and_end_with_it():
     ]
     engine = FakeEngine("inductor", FakeClock())
     opened = FakeLoadedCase({"inductor": engine}, asked, more={"cmmlu": more})
-    thread, raised = beside(lambda: follow(other, opened))
+    thread, raised = beside(lambda: follow(other, measuring(opened)))
     for head, some in (("last", [asked[4], asked[1]]), ("all", [asked[0]]), ("last", [more[1]])):
         lead.tell(do="pass", engine="inductor", head=head, **told(some))
     lead.leave()
@@ -85,11 +90,41 @@ def test_the_others_run_the_passes_that_the_first_one_runs_and_end_with_it():
     assert engine.clock.now == pytest.approx(1e-4 * tokens)
 
 
+def test_what_the_ranks_do_in_step_is_told_once():
+    lead, other = replicas(2)
+    engine = FakeEngine("eager", FakeClock())
+    followed = measuring(FakeLoadedCase({"eager": engine}, prompts(20)))
+    thread, raised = beside(lambda: follow(other, followed))
+    with lead.in_step(do="fidelity"):
+        lead.tell(do="pass", engine="no such engine")  # what a forward within would tell
+    lead.tell(do="pass", engine="eager", head="last", **told(prompts(20)[:1]))
+    lead.leave()
+    thread.join(timeout=20)
+    assert raised == []
+    assert len(followed.computed) == 16
+    assert "forward" in engine.log[-3]
+
+
+def test_a_rank_that_has_no_room_for_fp32_is_no_fault():
+    lead, other = replicas(2)
+
+    def fail():
+        with other.agreeing():
+            raise NoFidelity("takes 3.0 GiB more")
+
+    thread, _ = beside(fail)
+    with pytest.raises(NoFidelity, match=r"^rank 1 on host-1: takes 3\.0 GiB"), lead.agreeing():
+        pass
+    thread.join(timeout=20)
+
+
 def test_what_fails_on_all_ranks_alike_ends_no_follower():
     lead, other = replicas(2)
     asked = prompts(4)
     engine = FakeEngine("eager", FakeClock(), nan=frozenset({asked[0].id}))
-    thread, raised = beside(lambda: follow(other, FakeLoadedCase({"eager": engine}, asked)))
+    thread, raised = beside(
+        lambda: follow(other, measuring(FakeLoadedCase({"eager": engine}, asked)))
+    )
     for prompt in (asked[0], asked[1]):
         lead.tell(do="pass", engine="eager", head="last", **told([prompt]))
     lead.leave()
@@ -171,7 +206,9 @@ def test_a_follower_that_crashes_tells_why_and_does_not_go_on():
     asked = prompts(2)
     engine = FakeEngine("eager", FakeClock())
     engine.forward = lambda batch, head: 1 / 0
-    thread, raised = beside(lambda: follow(other, FakeLoadedCase({"eager": engine}, asked)))
+    thread, raised = beside(
+        lambda: follow(other, measuring(FakeLoadedCase({"eager": engine}, asked)))
+    )
     lead.tell(do="pass", engine="eager", head="last", **told(asked[:1]))
     thread.join(timeout=20)
     assert [type(error) for error in raised] == [ZeroDivisionError]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,9 +14,9 @@ from perfline.baselines import judge
 from perfline.engines import full_precision as full_precision_module
 from perfline.engines import hf
 from perfline.engines.device import current_device
-from perfline.engines.full_precision import ModelLogits, full_precision
+from perfline.engines.full_precision import ModelLogits, full_precision, own_precision
 from perfline.engines.upstream import attention_of
-from perfline.errors import DeviceMemory, NoFidelity
+from perfline.errors import DeviceMemory, EngineError, NoFidelity
 from perfline.gates import fidelity as gate
 from perfline.measure import fidelity
 from perfline.tasks.prompts import Prompt
@@ -91,12 +91,64 @@ def test_what_does_not_fit_is_said_before_anything_is_cast(monkeypatch):
     model.close()
 
 
-def test_a_model_that_ranks_share_has_none():
+def with_layers(model, layers):
+    asked = replace(model.case, fidelity=replace(model.case.fidelity, layers=layers))
+    model.case = asked
+    return model
+
+
+def test_the_first_layers_alone_are_run_where_the_case_asks():
+    model, twin = with_layers(loaded("bf16"), 2), loaded("bf16")
+    del twin.module.model.layers[2:]
+    twin.forget_engines()
+    before, ids = tensors(model), prompts()
+    with full_precision(twin) as numbers:
+        own = numbers.plain("eager", ids[0], [5, 22])
+    with full_precision(model) as numbers:
+        last = model.module.model.layers[-1].self_attn.q_proj
+        assert last.weight.dtype == torch.float32
+        rows, layers = numbers.plain("eager", ids[0], [5, 22])
+        found = fidelity.measure(numbers, ("eager", "inductor"), ids)
+    assert (rows.tolist(), layers) == (own[0].tolist(), own[1])
+    assert set(found.ways) == {"eager shared", "inductor plain", "inductor shared"}
+    assert gate.between_ways(found.ways, found.variations, found.most, {}).word == "ok"
+    with own_precision(model) as numbers:
+        assert len(numbers.plain("eager", ids[0], [5])[1]) == 2
+    with own_precision(with_layers(model, 9)) as numbers:  # more than there are
+        assert len(numbers.plain("eager", ids[0], [5])[1]) == 3
+    after = tensors(model)
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    model.close()
+    twin.close()
+
+
+def test_a_list_that_would_pass_for_the_layers_is_no_model_of_fewer():
+    model = with_layers(loaded("bf16"), 1)
+    model.module.model.extra = torch.nn.ModuleList([torch.nn.Identity()] * 2)
+    with pytest.raises(EngineError, match="does not run 1 of its layers"), full_precision(model):
+        pass
+    assert len(model.module.model.layers) == 3
+    model.close()
+
+
+def test_how_many_layers_would_fit_is_said(monkeypatch):
+    model = loaded("bf16")
+    layers = sum(p.numel() for p in model.module.model.layers.parameters()) * 2 / 2**30
+    whole = sum(p.numel() for p in model.module.parameters()) * 2 / 2**30
+    free = (whole - layers / 3) * 1.1 + 1e-9
+    monkeypatch.setattr(type(model.device), "free_memory_gib", lambda self: free)
     with (
-        pytest.raises(NoFidelity, match="ranks hold the model between them"),
-        full_precision(SimpleNamespace(replica=object())),
+        pytest.raises(NoFidelity, match=r"`fidelity: \{layers: 2\}` in .* the first 2 alone"),
+        full_precision(model),
     ):
         pass
+    with full_precision(with_layers(model, 2)):
+        pass
+    monkeypatch.setattr(type(model.device), "free_memory_gib", lambda self: 1e-9)
+    with pytest.raises(NoFidelity) as none, full_precision(model):
+        pass
+    assert "layers" not in str(none.value)
+    model.close()
 
 
 def test_an_attention_that_may_know_16_bits_only_gives_way_to_sdpa(monkeypatch):

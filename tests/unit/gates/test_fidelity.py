@@ -217,8 +217,6 @@ def layered(before, after, layers_off):
         ("1 2 3", "1 2.1 3.1", [1e-3] * 3, "hidden states part first in layer 1 of 0 to 2"),
         ("1 2 3", "1 2.02 3.04", [1e-3] * 3, "hidden states part first in layer 2 of 0 to 2"),
         ("-1 2", "-1.02 2.02", [1e-3] * 2, "hidden states of all layers are the same: look at the"),
-        ("1 2", "1 2", [1e-3] * 3, "the model has another number of layers"),
-        ("1 2", "1 2 3", [1e-3] * 2, "the model has another number of layers"),
         ("0", "1e-44", [0.0], "hidden states of all layers are the same"),
         # Nothing moved: then some of what fp32 can tell, 30 x 2^-23 of 1, is let pass.
         ("1", "1.000003", [0.0], "hidden states of all layers are the same"),
@@ -227,6 +225,13 @@ def layered(before, after, layers_off):
 )
 def test_the_first_layer_that_parts_by_more_than_rounding_is_named(before, after, off, said):
     assert said in layered(before, after, off)
+
+
+def test_numbers_of_fewer_layers_are_another_model_s():
+    assert layered("1 2", "1 2 3", [1e-3] * 3) == (
+        "x.json holds numbers of 2 layers, and 3 were run: fidelity.layers or the model changed; "
+        "accept a run anew"
+    )
 
 
 @pytest.mark.parametrize(
@@ -259,6 +264,24 @@ def test_ways_are_told_with_what_they_were_held_against():
     assert exactly.word == "ok"
 
 
+def test_a_way_that_parts_says_where():
+    def told(rows):
+        way = {"inductor plain": {f"law/{i}": np.array(row) for i, row in enumerate(rows)}}
+        found = gate.between_ways({"inductor plain": 1e-3}, VARIED, 1e-6, {}, way)
+        return found.reason.partition("rounding 2.0e-12)")[2]
+
+    grows = "; in all prompts alike; it grows with the position (look at rotary embedding, mask and"
+    assert told([[0.0, 1e-5, 1e-3]] * 4) == f"{grows} cache)"
+    one = [[1e-3] * 3, *[[0.0] * 3] * 3]
+    assert told(one) == (
+        "; nearly all of it in 1 of 4 prompts, first law/0; it does not grow with the position"
+    )
+    assert told([[1e-3]] * 4) == "; in all prompts alike"  # shared: of one position each
+    found = measured(off={"inductor plain": 1e-3})
+    ways = found.ways, found.variations, found.most, found.without, found.apart
+    assert "; in all prompts alike; it does not" in gate.between_ways(*ways).reason
+
+
 def squares(ratio, seed=0, prompts=16, spread=0.3):
     """Mean squared errors by prompt, ``ratio`` times 0.04 nats in the root."""
     sizes = np.random.default_rng(seed).lognormal(0, spread, prompts)
@@ -280,6 +303,17 @@ def test_drift_is_held_to_what_rounding_costs(ratio, word):
     assert verdict.measured == pytest.approx(0.04 * ratio)
     assert verdict.baseline == pytest.approx(0.04)
     assert verdict.limit == "5.0e-02 nats"
+
+
+def test_drift_says_in_which_prompts_it_sits():
+    names = [f"law/{i}" for i in range(16)]
+    every = gate.drift("drift_val", squares(2.0), [squares(1.0)], squares(1.0, 1), names=names)
+    assert every.reason.endswith("kernel is broken; in all prompts alike")
+    errors = squares(1.0)
+    errors[:4] *= 30
+    some = gate.drift("drift_val", errors, [squares(1.0)], squares(1.0, spread=0.0), names=names)
+    assert some.word == "regressed"
+    assert "; nearly all of it in 4 of 16 prompts, first law/" in some.reason
 
 
 def test_harmless_variations_that_differ_loosen_it_to_a_point():
