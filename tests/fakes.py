@@ -309,6 +309,7 @@ class FakeLoadedCase:
     decode: dict[str, dict[str, object]] = field(default_factory=dict)  # by engine, or "both"
     no_decode: str = ""
     more: dict[str, Sequence[Prompt]] = field(default_factory=dict)
+    absent: dict[str, str] = field(default_factory=dict)
 
     def decoder(self, name: EngineName) -> FakeDecoder:
         if self.no_decode:

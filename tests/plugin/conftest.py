@@ -24,6 +24,7 @@ for plugin in metadata.entry_points(group="pytest11"):
 REPOSITORY = Path(__file__).parents[2]
 CONFTEST = """
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,12 @@ def opened(case, device, data_dir, weights):
     made.numbers = FakeLogits(**script.get("numbers", {}))
     made.decode = script.get("decode", {})
     made.no_decode = script.get("no_decode", "")
+    absent = script.get("absent", {})
+    for name in case.task_names[1:]:
+        if name in absent:
+            made.absent[name] = absent[name]
+        else:
+            made.more[name] = [replace(each, task=name) for each in made.prompts]
     note(f"open {case.id}")
     close = made.close
     made.close = lambda: (note(f"close {case.id}"), close())

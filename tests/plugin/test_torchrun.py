@@ -255,6 +255,28 @@ def test_a_rank_with_other_software_is_refused_by_name(suite, torchrun):
     assert f"rank 1 on {HOST}: its torch is 9.8, rank 0's is 9.9" in error
 
 
+LACKING = """
+
+
+def lacking(*arguments):
+    found = opened(*arguments)
+    found.absent["ceval"] = "no questions of task 'ceval'"
+    return found
+
+
+if RANK == "1":
+    ranks.open_case = lacking
+"""
+
+
+def test_a_rank_without_a_task_that_the_first_one_asks_is_named(suite, torchrun):
+    suite.script(prompts=64)
+    done = torchrun("--tasks=mmlu,ceval", damage=LACKING)
+    assert done.returncode == 1, done.stdout + done.stderr
+    (error,) = suite.record()["cases"]["fake"]["errors"]
+    assert f"rank 1 on {HOST}: no questions of task 'ceval'" in error
+
+
 TIMED = """
 
 from types import SimpleNamespace

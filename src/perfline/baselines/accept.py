@@ -26,7 +26,7 @@ from perfline.gates import accuracy as accuracy_gates
 from perfline.gates import fidelity, performance
 from perfline.gates.verdict import Verdict, signed, worst
 from perfline.measure.record import Record
-from perfline.metrics import Metric, pass_name, summary
+from perfline.metrics import Metric, pass_name, summary, task_of
 from perfline.tasks.task import scoring
 
 AGAIN = "run pytest again"
@@ -112,7 +112,14 @@ def invalid(candidate: Candidate) -> Iterator[str]:
     for line in measured.errors:
         yield f"a test ended without a result ({line}); fix it, then {AGAIN}"
     today = case.digest(measured.weights)
-    if measured.digest != today:
+    asked = [Path(name).stem for name in measured.tasks]
+    if measured.digest != today and asked and asked[0] != case.task_names[0]:
+        yield (
+            f"measured with --tasks={','.join(measured.tasks)}, and throughput is timed over the "
+            f"first task's prompts, of which {case.source} has {case.tasks[0]} first; name that "
+            "first, or write the tasks into the YAML"
+        )
+    elif measured.digest != today:
         yield (
             f"measured another definition of the case than {case.source} has now "
             f"({measured.digest}, now {today}); {AGAIN}, or restore the YAML"
@@ -146,10 +153,10 @@ def invalid(candidate: Candidate) -> Iterator[str]:
         for metric in session.metrics.values():
             if (zero := impossible(metric)) is not None:
                 yield f"{metric.name} holds {zero:g} {metric.unit}: no measurement; {AGAIN}"
-            asked = rounds_asked(candidate, metric)
-            run = performance.Run(None, full_pass(candidate), asked)
+            rounds = rounds_asked(candidate, metric)
+            run = performance.Run(None, full_pass(candidate), rounds)
             if lacking := performance.too_few_rounds(metric, run):
-                cure = "raise throughput.rounds, then " if asked < performance.MIN_ROUNDS else ""
+                cure = "raise throughput.rounds, then " if rounds < performance.MIN_ROUNDS else ""
                 yield f"{metric.name} was timed in {lacking}; {cure}{AGAIN}"
 
 
@@ -238,6 +245,7 @@ def notes(candidate: Candidate, terms: Terms) -> list[str]:
             lines.append("the spread between sessions is measured anew; --add keeps them")
         if before and not candidate.same_workload and not terms.add:
             lines.append("the workload has changed: nothing timed before still compares")
+    lines += _answers_not_asked(candidate, terms)
     if terms.add and old is not None and old.accuracy and new.accuracy:
         lines.append("the stored answers stay (--add adds throughput only)")
     if candidate.same_workload and not terms.add:
@@ -254,6 +262,25 @@ def notes(candidate: Candidate, terms: Terms) -> list[str]:
     if any(commit is not None and commit.endswith("-dirty") for commit in commits):
         lines.append("measured with uncommitted changes: nobody can check that commit out")
     return lines
+
+
+def _answers_not_asked(candidate: Candidate, terms: Terms) -> Iterator[str]:
+    """Yield what becomes of stored answers to tasks that the session did not ask."""
+    old = {} if candidate.old is None else candidate.old.accuracy
+    asked = {task_of(word) for word in candidate.new.accuracy}
+    others = [word for word in old if task_of(word) not in asked]
+    kept = merged(candidate, terms).accuracy
+    if gone := [word for word in others if word not in kept]:
+        yield f"{', '.join(gone)}: the stored answers go, with the case's older definition"
+    if stay := [word for word in _not_asked(candidate) if word in kept]:
+        yield f"{', '.join(stay)}: the stored answers stay: the questions are absent, none asked"
+
+
+def _not_asked(candidate: Candidate) -> list[str]:
+    """The stored answers, by name, to tasks whose questions were absent in the session."""
+    old = {} if candidate.old is None else candidate.old.accuracy
+    absent = candidate.measured.not_asked
+    return [w for w in old if task_of(w) in absent and w not in candidate.new.accuracy]
 
 
 def current(candidate: Candidate) -> list[Verdict]:
@@ -465,13 +492,20 @@ def _losses(candidate: Candidate) -> Iterator[str]:
                 f"{engine} answered {len(answers.ids)} questions where {holder} holds "
                 f"{before}; ask all of them, or drop the others with --accept-regression"
             )
+    lost = [] if candidate.same_definition else _not_asked(candidate)
+    if lost:
+        yield (
+            f"the answers {', '.join(lost)} of {candidate.path} would go with the case's older "
+            "definition, and their questions were absent; ask them anew, or drop those answers "
+            "with --accept-regression"
+        )
     if old is not None and candidate.same_workload:
         guarded = [name for session in old.sessions for name in _guarded(session.metrics)]
         there = new.sessions[-1].metrics
-        lost = [name for name in dict.fromkeys(guarded) if name not in there]
-        if lost:
+        gone = [name for name in dict.fromkeys(guarded) if name not in there]
+        if gone:
             yield (
-                f"{', '.join(lost)} of {candidate.path} was not measured; run all of "
+                f"{', '.join(gone)} of {candidate.path} was not measured; run all of "
                 "`pytest -m perf`, or drop it with --accept-regression"
             )
         kept = (name for name in dict.fromkeys(guarded) if name in there)

@@ -89,9 +89,12 @@ def _against(root: Path, machine: str, case: Case, weights: WeightsKind) -> Agai
     published = baseline.load_published(published_path) if published_path.exists() else None
     mismatch = ""
     if stored is not None and stored.case_digest != case.digest(weights):
+        cure = f"accept it anew, or restore {case.source.name}"
+        if case.tasks_named_in:
+            cure += f", or name the same task first in {case.tasks_named_in}"
         mismatch = (
             f"the case has changed since the baseline was accepted ({stored.case_digest} -> "
-            f"{case.digest(weights)}): accept it anew, or restore {case.source.name}"
+            f"{case.digest(weights)}): {cure}"
         )
     elif stored is not None and stored.dtype != case.model.precision:
         mismatch = (

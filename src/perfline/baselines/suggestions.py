@@ -17,7 +17,7 @@ from perfline.baselines.proposal import Candidate, Terms, measured_baseline
 from perfline.cases.case import Case
 from perfline.errors import BaselineError
 from perfline.gates.verdict import WORST_FIRST, Verdict, Word, fails, skips, worst
-from perfline.measure.record import ABSENT, CaseRecord, Record
+from perfline.measure.record import ABSENT, CaseRecord, Record, absence
 
 
 def place(root: Path, record: Record, name: str) -> Path:
@@ -51,7 +51,7 @@ def candidate(root: Path, run: Path, record: Record, case: Case, terms: Terms) -
         run=run,
         path=path,
         measured=measured,
-        case=case,
+        case=case.also_asking(measured.tasks),
         old=old,
         new=measured_baseline(record, measured, terms.reason),
         published=baseline.load_published(published) if published.exists() else None,
@@ -91,6 +91,7 @@ class Outcome:
         word: the gravest verdict of all cases.
         errors: tests that ended without a verdict; each fails the session.
         absent: cases whose weights, data or ranks are not there, where that fails the session.
+        tasks: that were not asked since their questions are not there.
         partial: the session was stopped, so that its exit status is not known.
         strict: what was not compared counts as failed, as under ``--strict-verdicts``.
     """
@@ -100,18 +101,19 @@ class Outcome:
     partial: bool
     strict: bool
     absent: int = 0
+    tasks: int = 0
 
     @property
     def failed(self) -> bool:
         """Return whether pytest fails."""
-        unmeasured = self.errors or self.absent
+        unmeasured = self.errors or self.absent or (self.strict and self.tasks)
         return self.partial or bool(unmeasured) or fails(self.word, self.strict)
 
     @property
     def title(self) -> str:
         """Return the verdict in a few words, gravest first: ``regressed``."""
         parts = ["stopped before its end"] if self.partial else []
-        parts += unmeasured(self.errors, self.absent)
+        parts += unmeasured(self.errors, self.absent, self.tasks)
         return ", ".join([*parts, self.word])
 
     @property
@@ -120,9 +122,9 @@ class Outcome:
         if self.partial:
             return "the session was stopped before its end: pytest does not exit 0"
         if self.failed:
-            only_strict = not self.errors and not self.absent and skips(self.word, strict=False)
+            only_strict = not (self.errors or self.absent or fails(self.word, strict=False))
             return f"pytest exits 1{' under --strict-verdicts' if only_strict else ''}"
-        if skips(self.word, self.strict):
+        if self.tasks or skips(self.word, self.strict):
             return "pytest exits 0, and 1 under --strict-verdicts: not everything was compared"
         return "pytest exits 0"
 
@@ -131,21 +133,36 @@ def outcome(record: Record, strict: bool = False) -> Outcome:
     """What a session says as a whole."""
     cases = record.cases.values()
     word = worst(v for case in cases for v in case.verdicts)
-    errors, absent = unmeasured_counts(record)
-    return Outcome(word, errors, record.partial, strict, absent)
+    errors, absent, tasks = unmeasured_counts(record)
+    # An absent task is an error only in a session that was strict.
+    strict = strict or any(len(untold(case)) < len(case.not_asked) for case in cases)
+    return Outcome(word, errors, record.partial, strict, absent, tasks)
 
 
-def unmeasured_counts(record: Record) -> tuple[int, int]:
-    """How many tests ended without a verdict, and how many cases were absent."""
-    lines = [line for case in record.cases.values() for line in case.errors]
+def unmeasured_counts(record: Record) -> tuple[int, int, int]:
+    """How many tests ended without a verdict; how many cases were absent, and how many tasks."""
+    cases = record.cases.values()
+    lines = [line for case in cases for line in case.errors]
     absent = sum(line.startswith(ABSENT) for line in lines)
-    return len(lines) - absent, absent
+    told = sum(len(case.not_asked) - len(untold(case)) for case in cases)
+    return len(lines) - absent, absent - told, sum(len(case.not_asked) for case in cases)
 
 
-def unmeasured(errors: int, absent: int) -> list[str]:
+def untold(case: CaseRecord) -> dict[str, str]:
+    """The tasks that were not asked, and why, but for those that its errors tell of."""
+    return {name: why for name, why in case.not_asked.items() if absence(why) not in case.errors}
+
+
+def not_asked_lines(case: CaseRecord) -> list[str]:
+    """Which tasks were not asked, and why; but for those that the case's errors tell of."""
+    return [f"{name} was not asked: {why}" for name, why in untold(case).items()]
+
+
+def unmeasured(errors: int, absent: int, tasks: int) -> list[str]:
     """The same in words; what is none is left out."""
     words = [f"{errors} could not be measured"] if errors else []
-    return words + ([f"{absent} case{'s' * (absent != 1)} absent"] if absent else [])
+    words += [f"{absent} case{'s' * (absent != 1)} absent"] if absent else []
+    return words + ([f"{tasks} task{'s' * (tasks != 1)} not asked"] if tasks else [])
 
 
 _BY_ANOTHER_MEASURE = {

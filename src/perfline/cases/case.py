@@ -170,6 +170,7 @@ class Case:
     tasks: tuple[str, ...] = field(default=("mmlu",), metadata=_NOT_IN_DIGEST)
     source: Path = field(metadata={**OUTSIDE, **_NOT_IN_DIGEST})
     named_in: str = field(default="", metadata={**OUTSIDE, **_NOT_IN_DIGEST})
+    tasks_named_in: str = field(default="", metadata={**OUTSIDE, **_NOT_IN_DIGEST})
 
     @property
     def engine_names(self) -> tuple[EngineName, ...]:
@@ -191,6 +192,21 @@ class Case:
         if problem := _engines_problem(engines):
             raise CaseError(f"{named_in} {problem}")
         return dataclasses.replace(self, engines=tuple(engines), named_in=named_in)
+
+    def with_tasks(self, tasks: Sequence[str], named_in: str) -> Case:
+        """The case with other tasks; ``named_in`` is the option that names them. CaseError.
+
+        Another first task, whose prompts throughput is timed over, is another digest.
+        """
+        found = dataclasses.replace(self, tasks=tuple(tasks), tasks_named_in=named_in)
+        if problem := _tasks_problem(found):
+            raise CaseError(f"{named_in} {problem}")
+        return found
+
+    def also_asking(self, tasks: Iterable[str]) -> Case:
+        """The case with those of ``tasks`` behind its own whose names are not among them."""
+        known = {**{Path(task).stem: task for task in tasks}, **dict.fromkeys(self.task_names, "")}
+        return dataclasses.replace(self, tasks=(*self.tasks, *filter(None, known.values())))
 
     def digest(self, weights: WeightsKind = "real") -> str:
         """Return ``sha256:`` and 16 hex digits over every setting that changes the numbers.

@@ -15,6 +15,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
@@ -24,9 +25,10 @@ from perfline.cases.case import Case, WeightsKind
 from perfline.engines import environment, telemetry
 from perfline.engines.device import GIB, Compiler, Device, compiler, cpu_contention, current_device
 from perfline.engines.telemetry import Clocks, Sample
-from perfline.errors import DataError, EngineError, MissingData, PerflineError
+from perfline.errors import CaseError, DataError, EngineError, MissingData, PerflineError
 from perfline.gates.performance import MAX_CONTENTION_FRACTION
 from perfline.report.text import paragraph
+from perfline.tasks import task as tasks
 
 _PACKAGES = ("pytest", "pytest-benchmark", "nvidia-ml-py", "accelerate")
 _BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
@@ -48,6 +50,8 @@ class CaseState:
     """What one case has on this machine.
 
     Attributes:
+        questions: those of the first task.
+        other_tasks: those of each further task, by its name.
         weights_gib: the model's size in the case's precision; from the checkpoint, else from the
             case's nominal number of parameters; None where that does not tell it (a quantised one).
         attention: what would run, the case's or what the model's class has in its place; None where
@@ -70,6 +74,7 @@ class CaseState:
     fits: bool | None
     baseline: Found
     sessions: tuple[str, ...] | None
+    other_tasks: dict[str, Found] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -142,7 +147,12 @@ def inspect(cases: Sequence[Case], data_dir: Path | None, baselines: Path) -> Re
             "(parallel.tensor); install it: pip install 'perfline[parallel]'"
         )
     for state in states:
-        for found in (state.weights, state.questions, state.baseline):
+        for found in (
+            state.weights,
+            state.questions,
+            *state.other_tasks.values(),
+            state.baseline,
+        ):
             if found.problem is not None:
                 problems.append(f"case '{state.case}': {found.problem}")
     return Report(machine, versions, states, tuple(problems), tuple(notes))
@@ -280,8 +290,10 @@ def _reading(machine: Machine) -> str:
 
 def _case_lines(state: CaseState, machine: Machine | None) -> Iterator[str]:
     yield f"case {state.case} ({state.precision})"
-    for name, found in (("weights", state.weights), ("questions", state.questions)):
-        yield f"  {name:<10}{_place(found)}"
+    others = [(f"of {name}: ", found) for name, found in state.other_tasks.items()]
+    looked_for = [("weights   ", state.weights), ("questions ", state.questions), *others]
+    for name, found in looked_for:
+        yield f"  {name}{_place(found)}"
         if found.path is None and found.command is not None:
             yield f"    {found.command}"
     yield f"  {'baseline':<10}{_baseline(state)}"
@@ -340,11 +352,12 @@ def _case_state(
     weights_gib = None if size is None else size / GIB
     free = machine.free_memory_gib if machine is not None else None
     stored, sessions = _stored(case, baselines, machine)
+    questions, others = _questions(case, data_dir)
     return CaseState(
         case=case.id,
         precision=case.model.precision,
         weights=weights,
-        questions=_find(lambda: data.find_mmlu(case, data_dir)),
+        questions=questions,
         weights_gib=weights_gib,
         attention=attention,
         tensor=case.parallel.tensor,
@@ -355,7 +368,18 @@ def _case_state(
         ),
         baseline=stored,
         sessions=sessions,
+        other_tasks=others,
     )
+
+
+def _questions(case: Case, data_dir: Path | None) -> tuple[Found, dict[str, Found]]:
+    """The rows of the case's first task, and of each other, by name."""
+    try:
+        asked = tasks.tasks_of(case)
+    except CaseError as error:
+        return Found(problem=str(error)), {}
+    rows = {each.name: _find(partial(tasks.find_rows, case, each, data_dir)) for each in asked}
+    return rows.pop(asked[0].name), rows
 
 
 def _attention(case: Case, directory: Path) -> str:

@@ -139,7 +139,11 @@ def _add_prompt(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "example:\n  perfline prompt llama3-8b mmlu/anatomy/0 --data-dir /data > prompt.txt",
     )
     parser.add_argument("case", metavar="CASE", type=str.strip)
-    parser.add_argument("asked", metavar="TASK/SUBJECT/INDEX", help="such as mmlu/anatomy/0")
+    parser.add_argument(
+        "asked",
+        metavar="TASK/SUBJECT/INDEX",
+        help="such as mmlu/anatomy/0; or TASK/ID, by the row's own id",
+    )
     parser.add_argument(
         "index",
         metavar="INDEX",

@@ -1,4 +1,4 @@
-"""What exactly is a model asked? ``perfline prompt CASE TASK/SUBJECT/INDEX``.
+"""What exactly is a model asked? ``perfline prompt CASE TASK/SUBJECT/INDEX``, or ``TASK/ID``.
 
 The prompt's text goes to stdout byte for byte, what is known of it to stderr. Only the tokenizer is
 loaded, never the model.
@@ -9,6 +9,8 @@ from __future__ import annotations
 import difflib
 import re
 import sys
+import textwrap
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +18,16 @@ from typing import Any
 from perfline.cases import data
 from perfline.cases.case import Case
 from perfline.errors import DataError, clip
+from perfline.fields import did_you_mean
 from perfline.tasks import prompts
 from perfline.tasks import task as tasks
 from perfline.tasks.answers import LETTERS
 from perfline.tasks.prompts import Question, Subject
 from perfline.tasks.task import Task
+
+_Way = tuple[str, int] | str  # a subject and an index, or a row's own id
+_NUMBERED = re.compile("[^/]+/[0-9]{1,9}")
+_MOST_SHOWN = 600  # characters of a list of subjects
 
 
 def prompt(
@@ -33,16 +40,16 @@ def prompt(
 ) -> int:
     """Print one prompt's text, or with ``as_ids`` its token ids, as the suite would ask it.
 
-    ``asked`` is the question's TASK/SUBJECT/INDEX, without a task of the case's first; or, with an
-    ``index``, the subject alone.
+    ``asked`` is the question's TASK/SUBJECT/INDEX, without a task of the case's first; or TASK/ID,
+    by the row's own id; or, with an ``index``, the subject alone.
     """
-    task, subject, index = _named(case, asked, index)
+    task, ways = _named(case, asked, index)
     weights = data.find_weights(case, data_dir)
     if mmlu_dir is not None:
         rows = data.find_mmlu(case, data_dir, mmlu_dir)
     else:
         rows = tasks.find_rows(case, task, data_dir)
-    chosen, question = _find(rows, case, task, subject, index)
+    chosen, question = _find(rows, case, task, ways)
     encode = prompts.hf_encode(load_tokenizer(weights), case.model.bos)
     alone = Subject(chosen.name, chosen.dev, (question,), task)
     foreign = () if task.name in case.task_names else (task.name,)
@@ -70,42 +77,69 @@ def prompt(
     return 0
 
 
-def _named(case: Case, asked: str, index: int | None) -> tuple[Task, str, int]:
-    """The task, subject and index that the command line names."""
+def _named(case: Case, asked: str, index: int | None) -> tuple[Task, list[_Way]]:
+    """The task that the command line names, and which question, in the order of trying."""
     known = {task.name: task for task in tasks.tasks_of(case)}
-    task = next(iter(known.values()))
+    first = next(iter(known.values()))
     if index is not None and "/" not in asked:
-        return task, asked, index
+        return first, [(asked, index)]
     asked = asked if index is None else f"{asked}/{index}"
-    *named, subject, number = ["", *asked.split("/")]
-    if len(named) > 2 or not subject or not re.fullmatch("[0-9]{1,9}", number):
+    head, _, rest = asked.partition("/")
+    numbered = _NUMBERED.fullmatch(asked)
+    task = first
+    ways: list[_Way] = [_way(asked)] if numbered else []
+    if head in known or head in tasks.packaged_tasks() or _NUMBERED.fullmatch(rest):
+        task = known[head] if head in known else tasks.load_task(head)
+        ways = [way for way in ways if task is first]
+        ways += [_way(rest)] if _NUMBERED.fullmatch(rest) else []
+        ways += [rest] if task.id is not None and rest else []
+    if not ways:
         raise DataError(
             f"{clip(asked, 60)}: names no question; expected TASK/SUBJECT/INDEX, such as "
-            f"{task.name}/anatomy/0"
+            f"{first.name}/anatomy/0, or TASK/ID for a task whose rows have ids"
         )
-    if len(named) == 2:
-        task = known[named[1]] if named[1] in known else tasks.load_task(named[1])
-    return task, subject, int(number)
+    return task, ways
+
+
+def _way(text: str) -> tuple[str, int]:
+    subject, _, number = text.partition("/")
+    return subject, int(number)
 
 
 def _find(
-    directory: Path, case: Case, task: Task, name: str, index: int
+    directory: Path, case: Case, task: Task, ways: Sequence[_Way]
 ) -> tuple[Subject, Question]:
+    """The question, and its subject; DataError says what there is where none is named so."""
     shots = tasks.shots(case, task)
     subjects = {s.name: s for s in prompts.load_subjects(directory, shots, task)}
-    if name not in subjects:
-        near = difflib.get_close_matches(name, list(subjects), n=1, cutoff=0.0)
+    rows = {q.row_id: (s, q) for s in subjects.values() for q in s.test}
+    for way in ways:
+        if isinstance(way, str):
+            if way in rows:
+                return rows[way]
+        elif way[0] in subjects:
+            return _at(directory, subjects[way[0]], way[1])
+    first, last = ways[0], ways[-1]
+    if isinstance(first, str) or (isinstance(last, str) and "/" not in last):
+        hint = did_you_mean(str(last), filter(None, rows))
         raise DataError(
-            f"{directory}: has no subject '{name}'; did you mean '{near[0]}'? "
-            f"({len(subjects)} subjects)"
+            f"{directory}: no row of task '{task.name}' has the id '{clip(str(last), 60)}'{hint}"
         )
-    questions = subjects[name].test
-    if not 0 <= index < len(questions):
+    near = difflib.get_close_matches(first[0], list(subjects), n=1, cutoff=0.0)
+    there = textwrap.shorten(", ".join(subjects), _MOST_SHOWN, placeholder=" ...")
+    raise DataError(
+        f"{directory}: has no subject '{first[0]}'; did you mean '{near[0]}'? "
+        f"({len(subjects)} subjects: {there})"
+    )
+
+
+def _at(directory: Path, subject: Subject, index: int) -> tuple[Subject, Question]:
+    if not 0 <= index < len(subject.test):
         raise DataError(
-            f"{directory}: subject '{name}' has no question {index}; expected 0 to "
-            f"{len(questions) - 1}"
+            f"{directory}: subject '{subject.name}' has no question {index}; expected 0 to "
+            f"{len(subject.test) - 1}"
         )
-    return subjects[name], questions[index]
+    return subject, subject.test[index]
 
 
 def load_tokenizer(weights: Path) -> Any:

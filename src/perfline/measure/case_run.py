@@ -30,6 +30,7 @@ from perfline.engines.telemetry import watch
 from perfline.errors import (
     DataError,
     EngineError,
+    MissingData,
     MissingRanks,
     NoDecode,
     NoFidelity,
@@ -77,6 +78,10 @@ class LoadedCase(Protocol):
     @property
     def more(self) -> Mapping[str, Sequence[Prompt]]:
         """Those of its other tasks, by name."""
+
+    @property
+    def absent(self) -> Mapping[str, str]:
+        """Why those of other tasks than the first are not there, by name, and how to get them."""
 
     @property
     def load_s(self) -> float | None:
@@ -133,6 +138,7 @@ class OpenCase:
     prompts: Sequence[Prompt]
     more: Mapping[str, Sequence[Prompt]]
     facts: Mapping[str, str]
+    absent: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def load_s(self) -> float | None:
@@ -218,7 +224,8 @@ def open_case(
     Where no engine of ours is asked for, the model stays on disk: somebody's own engine loads it,
     when it is first asked for. ``replica``: the ranks that the model is split over; None for a
     model that is not. Raises MissingData (with the command that gets them), MissingRanks,
-    DataError, EngineError, RankError.
+    DataError, EngineError, RankError. Where another task's questions than the first's are absent,
+    that task alone is (``OpenCase.absent``).
     """
     from perfline.cases import data
     from perfline.engines import hf, own_engine
@@ -233,10 +240,11 @@ def open_case(
     own = own_engine.OwnEngines(case)
     ours = not own.are_all
     directory: Path | None = None
+    absent: dict[str, str] = {}
     if weights == "real":
         with replica.agreeing() if replica is not None else nullcontext():
             directory = data.find_weights(case, data_dir)
-            asked = _asked(case, data_dir)
+            asked, absent = _asked(case, data_dir)
             if ours:
                 data.check_weights(directory)
     model = hf.load(case, device, directory, replica) if ours else None
@@ -264,7 +272,7 @@ def open_case(
             model.close()
             raise
     first = made.pop(case.task_names[0])
-    return OpenCase(model, own, device, directory, first, made, facts)
+    return OpenCase(model, own, device, directory, first, made, facts, absent)
 
 
 def _facts_of(model: hf.Model, case: Case) -> dict[str, str]:
@@ -310,16 +318,26 @@ class _Asked:
         return kept(case, weights, self.subjects, build, continued=continued)
 
 
-def _asked(case: Case, data_dir: Path | None) -> list[_Asked]:
-    """The rows of the case's tasks; MissingData, DataError."""
+def _asked(case: Case, data_dir: Path | None) -> tuple[list[_Asked], dict[str, str]]:
+    """The rows of the case's tasks, and by name why those of others than the first are absent.
+
+    MissingData for the first's, which throughput needs, too; DataError for bad rows of any.
+    """
     from perfline.tasks import prompts, task
 
-    tasks = task.tasks_of(case)
-    rows = [task.find_rows(case, each, data_dir) for each in tasks]
-    return [
-        _Asked(each, folder, prompts.load_subjects(folder, task.shots(case, each), each))
-        for each, folder in zip(tasks, rows, strict=True)
-    ]
+    found: list[_Asked] = []
+    absent: dict[str, str] = {}
+    for each in task.tasks_of(case):
+        try:
+            folder = task.find_rows(case, each, data_dir)
+        except MissingData as why:
+            if not found:
+                raise
+            absent[each.name] = str(why)
+            continue
+        subjects = prompts.load_subjects(folder, task.shots(case, each), each)
+        found.append(_Asked(each, folder, subjects))
+    return found, absent
 
 
 def _check_ids(case: Case, prompts: Sequence[Prompt], rows: int) -> None:
@@ -457,8 +475,13 @@ class CaseRun:
         return self._passes[word]
 
     def prompts_of(self, word: str) -> Sequence[Prompt]:
-        """The prompts that the answers ``word`` (``metrics.answered``) are given to."""
+        """The prompts that the answers ``word`` (``metrics.answered``) are given to; MissingData.
+
+        Of two ranks, one may lack what the other has.
+        """
         _, task = self._answered[word]
+        if why := self.loaded.absent.get(task):
+            raise MissingData(why)
         first = task == self.case.task_names[0]
         return self.loaded.prompts if first else self.loaded.more[task]
 

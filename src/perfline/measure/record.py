@@ -25,7 +25,7 @@ from perfline.tasks.answers import StoredAnswers
 from perfline.tasks.reference import Reference
 
 SCHEMA = 1
-ABSENT = "absent: "  # so begins what is said, once, of a case whose weights or data are not there
+ABSENT = "absent: "  # so begins what is said, once, of a case or task whose data are not there
 _FIX = "run pytest again"
 _CASE_NAME = re.compile(r"[a-z0-9][a-z0-9-]*")  # it stands in paths, commands and tables
 
@@ -45,6 +45,8 @@ class CaseRecord:
         errors: tests that ended without a verdict, one line each; see ``ABSENT``.
         reference: what was computed in fp32; None where that was not asked.
         fingerprints: what runs in a forward, by engine; ``<engine> decode``: in generated tokens.
+        tasks: as ``--tasks`` named them; empty where it did not.
+        not_asked: why tasks that were to be asked were not, by name: their questions are absent.
         token_times: seconds of the first token, the second, and so on, one by one behind a single
             prompt: the median of each over prompts and rounds; by engine.
     """
@@ -64,6 +66,8 @@ class CaseRecord:
     reference: Reference | None = field(default=None, metadata=OPTIONAL)
     fingerprints: Mapping[str, Fingerprint] = field(default_factory=dict, metadata=OPTIONAL)
     token_times: Mapping[str, tuple[float, ...]] = field(default_factory=dict, metadata=OPTIONAL)
+    tasks: tuple[str, ...] = field(default=(), metadata=OPTIONAL)
+    not_asked: Mapping[str, str] = field(default_factory=dict, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,11 @@ class Record:
     environment: Environment
     cases: Mapping[str, CaseRecord]
     notices: tuple[Notice, ...] = field(default=(), metadata=OPTIONAL)  # what other packages said
+
+
+def absence(why: str) -> str:
+    """The error's line of a case, or a task, that is absent."""
+    return ABSENT + why.partition("\n")[0]
 
 
 def save(path: Path, record: Record) -> None:

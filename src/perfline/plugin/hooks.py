@@ -24,7 +24,7 @@ from perfline.cases import case as cases
 from perfline.cases import data
 from perfline.cases.case import Case
 from perfline.distributed import group
-from perfline.errors import MissingData, MissingRanks, PerflineError, RecordError
+from perfline.errors import CaseError, MissingData, MissingRanks, PerflineError, RecordError
 from perfline.measure.notices import Notices
 
 if TYPE_CHECKING:
@@ -67,6 +67,12 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
         help="engines to run each case with: eager, inductor, or one of your own as module:Class "
         "(default: the case's key 'engines'; without it eager,inductor)",
     )
+    options.addoption(
+        "--tasks",
+        metavar="A,B",
+        help="tasks to ask each case; throughput is timed over the first one's prompts (default: "
+        "the case's key 'tasks'; without it mmlu)",
+    )
     options.addoption("--baselines", metavar="DIR", help="stored baselines (default: baselines/)")
     options.addoption(
         "--results", metavar="FILE", help="the record to write (default: results/run.json)"
@@ -74,8 +80,8 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
     options.addoption(
         "--strict-verdicts",
         action="store_true",
-        help="missing, unsure and absent weights fail instead of skipping (pytest's own --strict "
-        "on the command line implies it)",
+        help="missing, unsure and absent weights or questions fail instead of skipping (pytest's "
+        "own --strict on the command line implies it)",
     )
     options.addoption(
         "--full-pass",
@@ -149,7 +155,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(SessionEnd())
     _check_root(config)
     _check_whole(config)
-    if any(map(config.getoption, ("cases", "case_dir", "data_dir", "engines"))):
+    if any(map(config.getoption, ("cases", "case_dir", "data_dir", "engines", "tasks"))):
         _selected(config)  # a mistyped id, or place, is told before anything is collected
 
 
@@ -596,15 +602,27 @@ def _selected(config: pytest.Config) -> list[Case]:
     home = _home(config)
     own = {} if directory else cases.own_cases(home)
     directories = [Path(directory)] if directory else [home / cases.OWN] if own else []
-    engines = config.getoption("engines")
+    engines, tasks = config.getoption("engines"), config.getoption("tasks")
     try:
         data.directory(config.getoption("data_dir"))
         found = cases.load_cases(names.split(",") if names else list(own) or None, directories)
-        if engines is None:
-            return found
-        return [case.with_engines(engines.split(","), "--engines") for case in found]
+        if engines is not None:
+            found = [case.with_engines(engines.split(","), "--engines") for case in found]
+        return found if tasks is None else [_with_tasks(case, tasks.split(",")) for case in found]
     except PerflineError as error:
         raise pytest.UsageError(str(error)) from error
+
+
+def _with_tasks(case: Case, names: list[str]) -> Case:
+    """The case with the tasks that --tasks names; CaseError for one that is none."""
+    from perfline.tasks.task import tasks_of
+
+    found = case.with_tasks(names, "--tasks")
+    try:
+        tasks_of(found)
+    except CaseError as error:
+        raise CaseError(f"--tasks: {error}") from error
+    return found
 
 
 def _parametrized(config: pytest.Config) -> list[Case]:

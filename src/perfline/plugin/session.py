@@ -186,6 +186,7 @@ class _LastRun:
 
     verdicts: list[Verdict] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
+    absent: str = ""  # why the task that it asks is not
 
 
 @dataclass
@@ -365,6 +366,9 @@ class Session:
             facts=case_run.loaded.facts,
             reference=self._reference(case_run, context) or old.reference,
             fingerprints={**old.fingerprints, **case_run.fingerprints},
+            not_asked={
+                task: why for task, why in old.not_asked.items() if task in case_run.loaded.absent
+            },
             token_times={**old.token_times, **case_run.token_times},
         )
         self._tests.setdefault((case.id, test), _LastRun()).verdicts += verdicts
@@ -392,14 +396,14 @@ class Session:
     def add_error(self, case: Case, test: str, line: str) -> None:
         """Note a test that failed; not where its verdicts say so already.
 
-        That a case is absent, which :meth:`add_skipped` has been told before, is said once for all
-        its tests.
+        That a case, or a task, is absent, which :meth:`add_skipped` or :meth:`add_not_asked` has
+        been told before, is said once for all its tests.
         """
         last = self._tests.setdefault((case.id, test), _LastRun())
         told = last.verdicts and verdict.fails(verdict.worst(last.verdicts), self.options.strict)
         if not told:
-            why = self._skipped.get(case.id, "").partition("\n")[0]
-            last.errors.append(f"{record.ABSENT}{why}" if why else line)
+            why = last.absent or self._skipped.get(case.id, "")
+            last.errors.append(record.absence(why) if why else line)
         self._cases.setdefault(case.id, self._empty(case))
         self._collect(case)
         self._write_quietly()
@@ -408,6 +412,14 @@ class Session:
         """Note a case that could not be opened; False where that is known."""
         known, self._skipped[case.id] = self._skipped.get(case.id), why
         return known != why
+
+    def add_not_asked(self, case: Case, task: str, why: str, test: str) -> bool:
+        """Note a task that a test cannot ask, since its questions are absent; False where known."""
+        self._tests.setdefault((case.id, test), _LastRun()).absent = why
+        old = self._cases[case.id]
+        self._cases[case.id] = replace(old, not_asked={**old.not_asked, task: why})
+        self._write_quietly()
+        return task not in old.not_asked
 
     def finish(self, *, partial: bool) -> None:
         """Write the record for the last time; nothing stays of a session that measured nothing."""
@@ -491,7 +503,8 @@ class Session:
     def _empty(self, case: Case) -> CaseRecord:
         weights = self.options.weights
         digest = case.digest(weights)
-        return CaseRecord(case.id, case.title, digest, case.model.precision, weights)
+        tasks = case.tasks if case.tasks_named_in else ()
+        return CaseRecord(case.id, case.title, digest, case.model.precision, weights, tasks=tasks)
 
     def _collect(self, case: Case) -> None:
         """Make the case's record say what the last run of each test said."""
@@ -537,11 +550,20 @@ class CaseUnderTest:
     def answer_all(self, engine: EngineName, task: str | None = None) -> AccuracyPass:
         """Answer every question of a task with ``engine``; skipped under ``--dummy-weights``.
 
-        Without a task it is the case's first.
+        Without a task it is the case's first. Skipped, too, where its questions are absent; under
+        ``--strict-verdicts`` that fails.
         """
-        if self.session.options.weights == "dummy":
+        session, case = self.session, self.opened.case
+        if session.options.weights == "dummy":
             pytest.skip("accuracy is not judged under --dummy-weights")
-        word = answered(engine, self.case_run.case.task_names[0] if task is None else task)
+        task = case.task_names[0] if task is None else task
+        if why := self.opened.loaded.absent.get(task):
+            new = session.add_not_asked(case, task, why, self.test)
+            if not session.options.strict:
+                pytest.skip(why)
+            told = why if new else f"the questions of task '{task}' are absent, as told above"
+            pytest.fail(told, pytrace=False)
+        word = answered(engine, task)
         return self.case_run.answer_all(engine, lambda *so_far: self._certain(word, *so_far), task)
 
     def fidelity(self) -> Fidelity:

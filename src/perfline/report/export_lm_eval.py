@@ -101,7 +101,9 @@ def write(directory: Path, found: Sequence[Export], cases: Mapping[str, Case]) -
 def _measured(case: Case | None, export: Export) -> Case | None:
     """The case's definition, if it is the one that was measured."""
     kind: WeightsKind = "dummy" if export.case.weights == "dummy" else "real"
-    return None if case is None or case.digest(kind) != export.case.digest else case
+    if case is None or case.digest(kind) != export.case.digest:
+        return None
+    return case.also_asking(export.case.tasks)
 
 
 def _tasks(export: Export, engine: EngineName, case: Case | None) -> list[Task]:

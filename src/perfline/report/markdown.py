@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from perfline.baselines.suggestions import gravest_first
+from perfline.baselines.suggestions import gravest_first, not_asked_lines
 from perfline.gates.verdict import WORST_FIRST
 from perfline.measure.record import Record
 from perfline.report.comparison_text import markdown_blocks
@@ -55,6 +55,7 @@ def _summary(inputs: CaseInputs, record: Record) -> list[str]:
     changed = [v for v in case.verdicts if v.word != "ok" and v.change]
     changed.sort(key=lambda verdict: WORST_FIRST.index(verdict.word))
     lines += [f"- **could not be measured**: {quoted(line)}" for line in case.errors]
+    lines += [f"- **not measured**: {quoted(line)}" for line in not_asked_lines(case)]
     lines += [f"- **{quoted(v.headline)}**: {quoted(v.reason)}" for v in changed]
     lines += [
         f"- **{quoted(f'{found.metrics} {found.word}')}**: {quoted(found.reason)}"

@@ -139,10 +139,11 @@ def headline(inputs: Inputs, strict: bool) -> Headline:
     comparisons = [each.comparison for each in inputs.comparisons]
     words: list[Word] = []
     failed, titles, exits, counts, commands = False, [], [], [], []
+    unasked = 0
     if inputs.record is not None:
         found = outcome(inputs.record, strict)
         words.append(found.word)
-        failed = found.failed
+        failed, unasked = found.failed, found.tasks
         titles.append(found.title)
         exits.append(found.exit_line)
         counts.append(counts_line(inputs.record))
@@ -163,7 +164,7 @@ def headline(inputs: Inputs, strict: bool) -> Headline:
     return Headline(
         word=grave,
         failed=failed,
-        waiting=skips(grave, strict),
+        waiting=bool(unasked) or skips(grave, strict),
         title="; ".join(titles),
         exit_line="; ".join(exits),
         counts="; ".join(counts),

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from perfline.baselines.baseline import Published
+from perfline.baselines.suggestions import not_asked_lines
 from perfline.cases.case import Scoring
 from perfline.gates.verdict import Flip, Verdict, Word, worst
 from perfline.measure.record import CaseRecord, Record
@@ -306,17 +307,25 @@ def case_view(inputs: CaseInputs, record: Record, most_flips: int, every_plot: b
     """Return what the page shows of one case."""
     measured, published = inputs.measured, inputs.published
     drawn, absent = figures(inputs, record.created, every_plot)
+    figures_of = {} if published is None else published.metrics
+    tasks = (n for n in sorted(measured.metrics) if n in figures_of and n not in PUBLISHED_TABLE)
+    above = PUBLISHED_TABLE | {name: name for name in tasks}  # what stands beside what is published
     return CaseView(
         measured=measured,
         published=published,
         word=worst(measured.verdicts),
         findings=tuple(findings(measured.verdicts)),
-        lines=(*settled_lines(measured), *rank_lines(measured), *stragglers(measured)),
-        rows=tuple(metric_row(measured, published, n, t) for n, t in PUBLISHED_TABLE.items()),
+        lines=(
+            *not_asked_lines(measured),
+            *settled_lines(measured),
+            *rank_lines(measured),
+            *stragglers(measured),
+        ),
+        rows=tuple(metric_row(measured, published, n, t) for n, t in above.items()),
         beside=tuple(
             metric_row(measured, None, name, name)
             for name in sorted(measured.metrics)
-            if name not in PUBLISHED_TABLE
+            if name not in above
         ),
         context=context(inputs, record),
         figures=drawn,

@@ -142,7 +142,14 @@ def gather(paths: Sequence[Path], places: Places) -> Inputs:
     current = record.load(path)
     past, left_out = _past(others, current)
     cases = {
-        name: _case_inputs(measured, current, known.get(name), why_unknown, places, past)
+        name: _case_inputs(
+            measured,
+            current,
+            known[name].also_asking(measured.tasks) if name in known else None,
+            why_unknown,
+            places,
+            past,
+        )
         for name, measured in current.cases.items()
     }
     refused = {

@@ -17,6 +17,7 @@ from perfline.baselines.suggestions import (
     comparing,
     next_of,
     next_steps,
+    not_asked_lines,
     unmeasured,
     unmeasured_counts,
 )
@@ -132,6 +133,7 @@ def session_lines(
         lines += [line for text in told for line in paragraph(text)]
         lines += _flip_lines(case.verdicts)
         lines += [line for error in case.errors for line in paragraph(f"error: {error}")]
+        lines += [line for text in not_asked_lines(case) for line in paragraph(text)]
         lines += thrown_out_lines(case)
         lines += [line for text in rank_lines(case) for line in paragraph(text)]
         lines += [line for text in stragglers(case) for line in paragraph(text)]

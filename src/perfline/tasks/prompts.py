@@ -41,6 +41,7 @@ class Question:
     text: str
     choices: tuple[str, ...]  # 2 to 10
     label: str  # "A" for the first choice, to "J"
+    row_id: str | None = None  # the row's own, where the task names a column for it
 
     @property
     def id(self) -> str:
@@ -201,8 +202,8 @@ class _Reader:
         counts: Counter[str] = Counter()
         for place in self._rows(path):
             name = self._subject(place) if subject is None else subject
-            self._check_id(place)
-            found.append(self._question(place, name, counts[name]))
+            row_id = self._row_id(place)
+            found.append(replace(self._question(place, name, counts[name]), row_id=row_id))
             counts[name] += 1
         if not found:
             raise DataError(f"{path}: is empty; expected at least one question")
@@ -305,14 +306,15 @@ class _Reader:
             raise DataError(f"{place.where}: the subject is empty")
         return name
 
-    def _check_id(self, place: Place) -> None:
+    def _row_id(self, place: Place) -> str | None:
         if self._task.id is None:
-            return
+            return None
         found = self._value(place, "id", self._task.id)
         if not isinstance(found, str | int):
             raise DataError(f"{place.where}: id is {clip(repr(found), 60)}; expected text")
         if (other := self._ids.setdefault(found, place.where)) != place.where:
             raise DataError(f"{place.where}: id {clip(repr(found), 60)} stands at {other}, too")
+        return str(found)
 
     def _text(self, place: Place, key: str, column: str) -> str:
         found = self._value(place, key, column)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from perfline.cases.case import Case, find_cases, load_case, load_cases
+from perfline.cases.case import Case, ParallelSpec, find_cases, load_case, load_cases
 from perfline.cases.data import PACKAGED_DATA
 from perfline.errors import CaseError
 
@@ -352,6 +352,30 @@ def test_the_digest_tells_which_task_is_timed() -> None:
     assert more.task_names == ("mmlu", "own")
     assert more.digest() == case.digest()
     assert other.digest() != case.digest()
+
+
+def test_tasks_of_a_command_line_are_those_of_a_file_for_the_digest() -> None:
+    (case,) = load_cases(["tiny"])
+    more = case.with_tasks(["mmlu", "ceval"], "--tasks")
+    assert more.task_names == ("mmlu", "ceval")
+    assert more.digest() == case.digest()
+    other = case.with_tasks(["ceval"], "--tasks")
+    assert other.digest() == dataclasses.replace(case, tasks=("ceval",)).digest() != case.digest()
+
+
+def test_several_tasks_of_a_command_line_are_refused_where_the_model_is_split() -> None:
+    (case,) = load_cases(["tiny"])
+    split = dataclasses.replace(case, parallel=ParallelSpec(tensor=2))
+    assert split.with_tasks(["ceval"], "--tasks").tasks == ("ceval",)
+    with pytest.raises(CaseError, match=r"^--tasks names 2 \(expected one where parallel.tensor"):
+        split.with_tasks(["mmlu", "ceval"], "--tasks")
+
+
+def test_tasks_that_a_record_names_stand_behind_the_case_s_own() -> None:
+    (case,) = load_cases(["tiny"])
+    found = case.also_asking(["ceval", "mine/mmlu.yaml", "mine/sums.yaml"])
+    assert found.tasks == ("mmlu", "ceval", "mine/sums.yaml")
+    assert found.digest() == case.digest()
 
 
 def test_the_digest_tells_real_from_dummy_weights() -> None:

@@ -256,6 +256,29 @@ def test_what_is_there_is_named_with_its_size(on: Any, tmp_path: Path) -> None:
     assert list(doctor.lines(report))[-1] == "ready: 1 of 1 cases"
 
 
+def test_the_questions_of_each_task_are_looked_for(on: Any, tmp_path: Path) -> None:
+    on(CPU, 8.0)
+    (tmp_path / "data/cmmlu").mkdir(parents=True)
+    case = replace(packaged(), tasks=("mmlu", "ceval", "cmmlu"))
+
+    report = doctor.inspect([case], tmp_path / "data", tmp_path / "baselines")
+
+    (state,) = report.cases
+    assert list(state.other_tasks) == ["ceval", "cmmlu"]
+    printed = list(doctor.lines(report))
+    told = printed.index("  of ceval: missing; get it with:")
+    assert printed[told + 1] == f"    cp -r YOUR_QUESTIONS {tmp_path}/data/ceval"
+    assert f"  of cmmlu: {tmp_path}/data/cmmlu" in printed
+    assert report.problems == ()
+
+
+def test_a_task_that_cannot_be_read_is_a_problem(on: Any, tmp_path: Path) -> None:
+    on(CPU, 8.0)
+    case = replace(packaged(), tasks=("mmul",))
+    report = doctor.inspect([case], None, tmp_path / "baselines")
+    assert report.problems[0].startswith("case 'tiny': task 'mmul' is not known; did you mean 'mm")
+
+
 def test_a_rank_of_a_split_model_holds_a_share_of_it(
     on: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

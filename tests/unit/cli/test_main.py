@@ -912,7 +912,8 @@ def test_prompt_ids_are_the_text_s_tokens(
         (
             "tall_tower",
             "0",
-            "has no subject 'tall_tower'; did you mean 'tall_towers'? (2 subjects)",
+            "has no subject 'tall_tower'; did you mean 'tall_towers'? "
+            "(2 subjects: deep_seas, tall_towers)",
         ),
         ("deep_seas", "4", "subject 'deep_seas' has no question 4; expected 0 to 3"),
         ("tall_towers", "-1", "subject 'tall_towers' has no question -1; expected 0 to 2"),
@@ -1039,6 +1040,49 @@ def test_prompt_shows_any_packaged_task_s_question(
     assert f"{len(printed.out)} tokens".encode() in printed.err  # one a byte
     assert run("prompt", "tiny", asked, f"--data-dir={tmp_path}", "--ids") == 0
     assert len(capsysbinary.readouterr().out.split()) == len(printed.out)
+
+
+def test_prompt_takes_the_id_that_a_row_has(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(checkpoint, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "sums").mkdir()
+    rows = [
+        {"key": key, "area": area, "q": f"{key} =", "o": ["1", "2"], "a": 0}
+        for key, area in (("Mercury_7", "small"), ("a/8", "small"), (70, "large"))
+    ]
+    text = "".join(f"{json.dumps(row)}\n" for row in rows)
+    (tmp_path / "sums" / "test.jsonl").write_text(text)
+    (tmp_path / "sums.yaml").write_text(
+        "name: sums\nversion: 1\nsource: x\nid: key\nsubject: area\nquestion: '{q}'\n"
+        "choices: o\nanswer: a\nanswer_is: index\nshots: 0\n"
+        "data: {path: sums, format: jsonl, test: test.jsonl}\n"
+    )
+    (tmp_path / "mine.yaml").write_text(
+        "case: mine\ntasks: [sums.yaml]\n"
+        "model: {case_dir: tiny_mmlu, weight_dir: tiny_hf, precision: fp32, "
+        "nominal_parameters: 1.0e+6}\n"
+    )
+    places = (f"--data-dir={tmp_path}", f"--case-dir={tmp_path}")
+    for asked, key in (
+        ("sums/Mercury_7", "Mercury_7"),
+        ("sums/a/8", "a/8"),
+        ("sums/70", "70"),
+        ("sums/small/0", "Mercury_7"),
+        ("large/0", "70"),
+    ):
+        assert run("prompt", "mine", asked, *places) == 0
+        assert capsys.readouterr().out.startswith(f"{key} =")
+    for asked, told in (
+        (
+            "sums/Mercury_8",
+            "no row of task 'sums' has the id 'Mercury_8'; did you mean 'Mercury_7'?",
+        ),
+        ("sums/71", "no row of task 'sums' has the id '71'"),
+        ("sums/big/0", "has no subject 'big'; did you mean 'large'? (2 subjects: large, small)"),
+    ):
+        assert run("prompt", "mine", asked, *places) == 2
+        assert told in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import re
 
 import pytest
 
@@ -12,7 +13,7 @@ import random_llama
 from perfline.cases.case import FidelitySpec, ThroughputSpec, load_cases
 from perfline.engines.device import current_device
 from perfline.engines.engine import run_pass
-from perfline.errors import DataError
+from perfline.errors import DataError, MissingData
 from perfline.measure.accuracy import AccuracyOptions
 from perfline.measure.case_run import CaseRun, _check_ids, in_turn, open_case
 from random_llama import CONFIG
@@ -57,6 +58,43 @@ def test_letters_without_a_token_of_their_own_are_scored_as_continuations(monkey
     assert by_score.ids == by_token.ids
     assert by_score.letters() == by_token.letters() == by_score.argmax_letter
     assert by_score.margins() == pytest.approx(by_token.margins(), abs=1e-4)
+
+
+def test_of_a_task_whose_rows_are_absent_nothing_is_asked_and_of_the_others_all(tmp_path):
+    (tiny,) = load_cases(["tiny"])
+    case = dataclasses.replace(tiny, tasks=("mmlu", "ceval", "mmlu_lm_eval"))
+    loaded = open_case(case, current_device(), tmp_path, "real")
+    loaded.close()
+    assert list(loaded.absent) == ["ceval"]
+    assert re.match(
+        r"case tiny: no questions of task 'ceval' at .*/ceval; get", loaded.absent["ceval"]
+    )
+    assert list(loaded.more) == ["mmlu_lm_eval"]
+    assert not [name for name in loaded.facts if "ceval" in name]
+    run = CaseRun(case, loaded, current_device())
+    with pytest.raises(MissingData, match="no questions of task 'ceval'"):
+        run.prompts_of("val_ceval")
+
+
+@pytest.mark.parametrize(
+    ("tasks", "there", "error"),
+    [
+        (("ceval", "mmlu"), "", MissingData),
+        (("mmlu", "ceval"), "question,A,B,C,D,answer\nWhy?,a,b,c,d,E\n", DataError),
+    ],
+)
+def test_without_its_first_task_or_with_bad_rows_nothing_is_loaded(
+    monkeypatch, tmp_path, tasks, there, error
+):
+    monkeypatch.setattr("perfline.engines.hf.load", lambda *_: pytest.fail("was loaded"))
+    for split in ("dev", "val") if there else ():
+        path = tmp_path / "ceval" / split / f"law_{split}.csv"
+        path.parent.mkdir(parents=True)
+        path.write_text(there)
+    (tiny,) = load_cases(["tiny"])
+    with pytest.raises(error) as caught:
+        open_case(dataclasses.replace(tiny, tasks=tasks), current_device(), tmp_path, "real")
+    assert type(caught.value) is error
 
 
 @pytest.fixture(scope="module")

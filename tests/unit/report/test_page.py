@@ -117,6 +117,28 @@ def test_the_published_table_has_nine_metrics_with_units_and_engines(tmp_path):
     assert rows["e2e_time"] == ("both", "", "not measured", "")
 
 
+def test_a_published_figure_of_another_task_stands_in_the_published_table(tmp_path):
+    metric = Metric("acc_infer_ceval", 0.44, "fraction", "higher")
+    measured = samples.case_record(
+        "deepseek-7b", metrics={**samples.metrics(), metric.name: metric}
+    )
+    path = samples.saved(tmp_path, samples.record(measured))
+    found = gather([path], Places(Path(__file__).parents[3] / "baselines"))
+    view = page_case.case_view(found.cases["deepseek-7b"], found.record, 10, True)
+    (row,) = [row for row in view.rows if row.title == metric.name]
+    assert (row.unit, row.measured, row.published) == ("%", "44.00", "45.00")
+    assert metric.name not in [row.title for row in view.beside]
+
+
+def test_a_task_that_was_not_asked_is_told_and_the_page_is_not_green():
+    ok = (samples.verdict("m", "ok"),)
+    assert 'class="good"' in page.html(inputs(tiny_record(verdicts=ok)))
+    text = page.html(inputs(tiny_record(verdicts=ok, not_asked={"ceval": "no questions there"})))
+    assert 'class="open"' in text
+    assert "ceval was not asked: no questions there" in Tags(text).text
+    assert "1 task not asked, ok" in Tags(text).text
+
+
 def test_one_next_command_that_can_be_pasted():
     bad = samples.verdict("p_infer_core", "regressed", change_fraction=-0.1, limit="-2.0 %")
     text = page.html(inputs(tiny_record(verdicts=(bad,))))

@@ -186,9 +186,10 @@ def test_context_names_what_changed_and_what_is_new_or_gone():
     assert context_change(before, before) == "torch, driver and all other versions unchanged"
 
 
-def record(*verdicts, errors=()):
+def record(*verdicts, errors=(), not_asked=None):
     metrics = {"p_infer_core": Metric("p_infer_core", 1179.8, "tok/s", "higher")}
     case = CaseRecord("x", "x", "d", "fp16", "real", {}, metrics, {}, verdicts, errors=errors)
+    case = replace(case, not_asked=not_asked or {})
     return Record("2026-11-22T00:00:00Z", False, Environment("gpu", "GPU", "cuda"), {"x": case})
 
 
@@ -204,6 +205,24 @@ def test_markdown_leads_with_the_gravest_verdict_and_escapes_what_it_quotes():
 def test_what_could_not_be_measured_is_counted_first():
     text = counts_line(record(OK, errors=("test_x: boom",)))
     assert text == "verdicts: 1 could not be measured, 1 ok"
+
+
+def test_a_task_that_was_not_asked_is_counted_and_told_and_fails_where_that_is_asked_for():
+    why = "no questions of task 'ceval'; get it with: x"
+    whole = record(OK, not_asked={"ceval": why})
+    assert counts_line(whole) == "verdicts: 1 task not asked, 1 ok"
+    lines = session_lines(whole, {}, {}, "", {})
+    assert [line for line in lines if "ceval" in line] == [f"  ceval was not asked: {why}"]
+    text = markdown(samples.inputs(whole))
+    assert f"- **not measured**: ceval was not asked: {why}" in text
+    found = outcome(whole)
+    assert (found.title, found.failed) == ("1 task not asked, ok", False)
+    assert found.exit_line.startswith("pytest exits 0, and 1 under --strict-verdicts")
+    assert outcome(whole, strict=True).failed
+    was_strict = record(OK, not_asked={"ceval": why}, errors=(f"absent: {why}",))
+    assert counts_line(was_strict) == "verdicts: 1 task not asked, 1 ok"
+    assert outcome(was_strict).failed
+    assert outcome(was_strict).exit_line == "pytest exits 1 under --strict-verdicts"
 
 
 def test_an_absent_case_is_counted_as_one_and_fails():
