@@ -68,6 +68,7 @@ def ready(**changes: object) -> Ready:
         graphs=2,
         graph_breaks=0,
         recompiles=0,
+        by_task=True,
     )
     return replace(whole, **changes)  # type: ignore[arg-type]
 
@@ -149,6 +150,7 @@ class Script:
         step_s, first_s: as ``token_s``, of decode; None where it is not timed.
         profile: of the n-th profiled round, which may raise; None of an older perfline.
         fidelity: None of an older perfline.
+        more: answers to the case's other tasks.
     """
 
     ready: Ready = field(default_factory=ready)
@@ -165,6 +167,7 @@ class Script:
     profile: Callable[[int], Profile | None] = lambda turn: None
     generated: tuple[GeneratedTokens, ...] | None = (generated(1, 2, 3), generated(4, 5, 6))
     fidelity: FidelityNumbers | None = field(default_factory=fidelity)
+    more: Mapping[str, Answers] = field(default_factory=dict)
 
 
 @dataclass
@@ -248,9 +251,10 @@ class FakeLaunch:
         self.launcher.log.append(f"hold {self.name} {threads}")
         return (7,) if threads else ()
 
-    def answers(self) -> Answers:
-        self.launcher.log.append(f"answers {self.name}")
-        return self.script.answers
+    def answers(self, task: str) -> Answers:
+        other = task in self.script.more
+        self.launcher.log.append(f"answers {self.name}{f' {task}' * other}")
+        return self.script.more[task] if other else self.script.answers
 
     def generated(self) -> tuple[GeneratedTokens, ...] | None:
         self.launcher.log.append(f"generated {self.name}")

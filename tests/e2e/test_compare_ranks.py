@@ -139,7 +139,7 @@ def test_the_same_thing_twice_and_a_rank_that_is_killed(tmp_path: Path):
         workers = [each.wait_ready() for each in [launcher.start(side) for side in (a, b)]]
         ready = [worker.ready for worker in workers]
         rounds = [worker.round(Turn(2)) for _ in range(2) for worker in workers]
-        answers = [worker.answers() for worker in workers]
+        answers = [worker.answers("mmlu") for worker in workers]
         assert len({pid for each in ready for pid in (each.pid, *each.others)}) == 4
         assert ready[0].prompts_digest == ready[1].prompts_digest
         assert {done.tokens for done in rounds} == {2 * 2 * ready[0].tokens}

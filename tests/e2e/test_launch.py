@@ -75,7 +75,7 @@ def test_two_environments_measure_the_same(tmp_path: Path, other_python: Path):
         workers = [each.wait_ready() for each in pending]
         ready = [worker.ready for worker in workers]
         rounds = [worker.round(Turn(2)) for _ in range(2) for worker in workers]
-        answers = [worker.answers() for worker in workers]
+        answers = [worker.answers("mmlu") for worker in workers]
         peaks = [worker.peak_memory_gib() for worker in workers]
 
     hidden = set((tmp_path / "hidden").read_text().split())

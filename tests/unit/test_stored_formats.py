@@ -72,6 +72,13 @@ def test_the_baseline_is_shown(capsys: pytest.CaptureFixture[str]):
     assert (shown["case"], shown["sessions"][0]["commit"]) == ("tiny", "79e3f3ffa89e")
 
 
+def test_a_comparison_knows_the_answers_to_one_task():
+    found = comparison_record.load(V1 / "compare.json").cases["tiny"]
+    assert found.answers is not None
+    assert (found.answers.questions, found.answers.candidate_correct) == (200, 159)
+    assert found.more_answers == {}
+
+
 def test_record_and_comparison_are_reported(capsys: pytest.CaptureFixture[str]):
     assert main(["report", "--format=markdown", "run.json", "compare.json"]) == 0
     said = capsys.readouterr().out

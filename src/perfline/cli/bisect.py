@@ -94,7 +94,7 @@ def add_metric(parser: argparse.ArgumentParser, probed: str) -> None:
         metavar="NAME",
         default="core_time",
         help="core_time (default), decode_time, ttft; without noise, and so one launch a "
-        f"{probed}: mem, graphs, graph_breaks, recompiles, acc, flips, decode_flips, "
+        f"{probed}: mem, graphs, graph_breaks, recompiles, acc, acc_TASK, flips, decode_flips, "
         "letter_logprobs, fidelity, drift, prompt_tokens, fingerprint",
     )
 
@@ -102,16 +102,17 @@ def add_metric(parser: argparse.ArgumentParser, probed: str) -> None:
 def run(args: argparse.Namespace) -> int:
     """Search; print, save and return the exit status."""
     from perfline import jsonfile
-    from perfline.cases.case import load_cases
+    from perfline.cases.case import load_cases, with_settings
     from perfline.errors import RecordError
     from perfline.report import search_text
     from perfline.search import bisect, candidates, probe, record
 
-    metric = probe.sought(args.metric)
     (case,) = load_cases([args.case], args.case_dir)
     case = case.with_engines([args.engine], "--engine")
-    check_outputs(args)
     shared = _shared(args)
+    tasks = with_settings(case, shared("baseline").settings).task_names
+    metric = probe.sought(args.metric, tasks)
+    check_outputs(args)
     candidates.check_needs(shared("baseline").python)
     if not args.dummy_weights:
         check_data(case, (shared("baseline"),), args.data_dir)
@@ -297,9 +298,9 @@ def _next(args: argparse.Namespace, answer: Answer, kind: str) -> str:
 
 def explaining(metric: str) -> list[str]:
     """The options of ``perfline compare`` that show most of a metric."""
-    from perfline.search.probe import sought
+    from perfline.search.probe import SOUGHT
 
-    found = sought(metric)
+    found = SOUGHT.get(metric, SOUGHT["acc"])  # acc_TASK
     if found.workload == "decode":
         return ["--workload", "decode"]
     return [] if found.answers or found.fidelity else ["--explain"]

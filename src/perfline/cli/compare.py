@@ -111,8 +111,8 @@ def add_measuring(parser: argparse.ArgumentParser, out: str) -> None:
         "--questions",
         metavar="N",
         type=_at_least(0),
-        help="questions that both sides answer, once (default: the case's compare.questions, 200 "
-        "where it has none); 0 leaves out what is computed in fp32, too",
+        help="questions of each task that both sides answer, once (default: the case's "
+        "compare.questions, 200 where it has none); 0 leaves out what is computed in fp32, too",
     )
     add(
         "--ranks",

@@ -81,12 +81,13 @@ def run(args: argparse.Namespace) -> int:
     from perfline.report import search_text
     from perfline.search import candidates, groups, isolate, probe, record
 
-    metric = probe.sought(args.metric)
     (case,) = load_cases(args.cases, args.case_dir)
     case = case.with_engines([args.engine], "--engine")
-    check_outputs(args)
     sides = both_sides(args)
-    if problem := other_work(*(with_settings(case, side.settings) for side in sides)):
+    set_up = [with_settings(case, side.settings) for side in sides]
+    metric = probe.sought(args.metric, set_up[0].task_names)
+    check_outputs(args)
+    if problem := other_work(*set_up):
         raise SearchError(f"case '{case.id}': {problem} (--baseline-set and --set)")
     if not args.dummy_weights:
         check_data(case, sides, args.data_dir)

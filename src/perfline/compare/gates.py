@@ -1,9 +1,9 @@
 """May A and B be compared, and is B slower, bigger, compiled worse, or wrong against A?
 
 Time is judged by ``sequential`` over launch pairs, memory and compilation by ``gates``, answers by
-``gates.accuracy``, what is computed in fp32 by ``gates.fidelity``; here stands which numbers go
-there, and how far letters' log-probabilities may differ where there is no fp32. What differs
-between A and B on purpose is no reason to refuse: only what makes the work another one is.
+``gates.accuracy``, task by task, what is computed in fp32 by ``gates.fidelity``; here stands which
+numbers go there, and how far letters' log-probabilities may differ where there is no fp32. What
+differs between A and B on purpose is no reason to refuse: only what makes the work another one is.
 
 Compile health of two inductor sides: more ``graph_breaks`` or ``recompiles`` on B are always
 ``regressed``. The number of ``graphs`` is judged where torch and the ``engine`` settings are the
@@ -53,6 +53,7 @@ _NONE = -1e9  # the logit of a choice that a question does not have
 def other_work(a: Case, b: Case) -> str:
     """Which setting makes the sides do different work; empty where none does."""
     same_on_both = {
+        "tasks": (", ".join(a.tasks), ", ".join(b.tasks)),
         "mmlu.mmlu_dir": (a.mmlu.mmlu_dir, b.mmlu.mmlu_dir),
         "mmlu.few_shots": (a.mmlu.few_shots, b.mmlu.few_shots),
         "mmlu.max_prompt_tokens": (a.mmlu.max_prompt_tokens, b.mmlu.max_prompt_tokens),
@@ -125,41 +126,65 @@ def answers(
     dtypes: tuple[str, str],
     known: bool = False,
 ) -> tuple[AnswersRecord, tuple[Verdict, ...]]:
-    """Compare both sides' answers: accuracy where there are labels, and the letters' logits.
+    """Compare both sides' answers to the first task: accuracy where there are labels, and logits.
 
     Letters' log-probabilities that differ by more than the dtype's rounding are no proof of harm,
     but B does not compute what A does: ``unsure``, unless the questions are so many that the case's
     own accuracy margins judge it. Where ``known`` says that :func:`numbers` judges what is
     computed, they are looked at only in place of an accuracy.
     """
-    precision = _coarser(case, dtypes)
-    tolerance = ROUNDING_FRACTION[precision]
+    task, logits = case.task_names[0], a.has_logits and b.has_logits
+    record = _in_short(case, task, a, b, dtypes)
+    word: Word = "missing"
     if a.ids != b.ids:
-        reason = f"A answered {len(a.ids)} questions, B {len(b.ids)}, and not the same ones"
-        wrong = Verdict(LETTERS, "incomparable", "paired", fidelity.UNIT, reason=reason)
-        return AnswersRecord(0, None, None, 0.0, 0.0, tolerance), (wrong,)
-    if not a.ids:
+        word, reason = "incomparable", _other_questions(a, b)
+    elif not a.ids:
         reason = "the answers were not compared; ask with --questions 200"
-        none = Verdict(LETTERS, "missing", "paired", fidelity.UNIT, reason=reason)
-        return AnswersRecord(0, None, None, 0.0, 0.0, tolerance), (none,)
-    if not (a.has_logits and b.has_logits):
-        return _without_logits(case, engine, a, b, tolerance)
-    differences = np.nanmax(np.abs(a.letter_logits - b.letter_logits), axis=1)
-    largest = np.maximum(a.rounding_scales, b.rounding_scales)
-    labelled = a.labels is not None and b.labels is not None
-    record = AnswersRecord(
-        questions=len(a.ids),
-        baseline_correct=accuracy(a, _scoring(case))[0] if labelled else None,
-        candidate_correct=accuracy(b, _scoring(case))[0] if labelled else None,
-        largest_difference=float(differences.max()),
-        share=float((differences / np.maximum(largest, 1e-6)).max()),
-        tolerance=tolerance,
-    )
-    if not labelled:
-        flips = accuracy_gates.same_answers(a, b, precision).flips
+    elif record.baseline_correct is not None:
+        judged = _accuracy(case, engine, task, a, b)  # with all flips
+        alone = known or not logits
+        return record, (judged,) if alone else (judged, _letters(case, record, a, b))
+    elif logits:
+        flips = accuracy_gates.same_answers(a, b, _coarser(case, dtypes)).flips
         return record, (_letters(case, record, a, b, flips),)
-    judged = _accuracy(case, engine, a, b)  # with all flips
-    return record, (judged,) if known else (judged, _letters(case, record, a, b))
+    else:
+        reason = "the engine tells no letter logits, and dummy weights have no accuracy"
+    return record, (Verdict(LETTERS, word, "paired", fidelity.UNIT, reason=reason),)
+
+
+def more_answers(
+    case: Case,
+    engine: str,
+    task: str,
+    a: Answers | None,
+    b: Answers | None,
+    dtypes: tuple[str, str],
+) -> tuple[AnswersRecord | None, Verdict]:
+    """Compare both sides' answers to another task than the case's first: the accuracy alone.
+
+    None of a side whose perfline answers the first task's questions only; then there is no record.
+    """
+    word: Word = "missing"
+    record: AnswersRecord | None = None
+    if a is None or b is None:
+        side = "A" if a is None else "B"
+        reason = f"the perfline of {side} is too old to answer any task but the case's first"
+    else:
+        record = _in_short(case, task, a, b, dtypes)
+        if record.baseline_correct is not None:
+            return record, _accuracy(case, engine, task, a, b)
+        reason = (
+            "no question with a known answer was answered; `perfline doctor` says whether the "
+            f"questions of {task} are there"
+        )
+        if a.ids != b.ids:
+            word, reason = "incomparable", _other_questions(a, b)
+    return record, Verdict(accuracy_name(engine, task), word, "paired", "fraction", reason=reason)
+
+
+def accuracy_name(engine: str, task: str) -> str:
+    """What the accuracy of an engine's answers to a task is called, as in the suite."""
+    return f"acc_{pass_name(answered(engine_name(engine), task))}"
 
 
 def generated(
@@ -267,22 +292,36 @@ def _drift(name: str, a: FidelityNumbers, b: FidelityNumbers) -> tuple[Verdict, 
     return (fidelity.drift(metric, errors, harmless, floor, words, known),)
 
 
-def _accuracy(case: Case, engine: str, a: Answers, b: Answers) -> Verdict:
-    name = f"acc_{pass_name(answered(engine_name(engine), case.task_names[0]))}"
-    return accuracy_gates.accuracy_baseline(name, _scored(case, a), _scored(case, b), case.gates)
+def _accuracy(case: Case, engine: str, task: str, a: Answers, b: Answers) -> Verdict:
+    before, after = (_scored(_scoring(case, task), side) for side in (a, b))
+    return accuracy_gates.accuracy_baseline(accuracy_name(engine, task), before, after, case.gates)
 
 
-def _without_logits(
-    case: Case, engine: str, a: Answers, b: Answers, tolerance: float
-) -> tuple[AnswersRecord, tuple[Verdict, ...]]:
-    """The same of an engine that tells no letter logits: the accuracy alone."""
-    if a.labels is None or b.labels is None:
-        reason = "the engine tells no letter logits, and dummy weights have no accuracy"
-        none = Verdict(LETTERS, "missing", "paired", fidelity.UNIT, reason=reason)
-        return AnswersRecord(len(a.ids), None, None, 0.0, 0.0, tolerance), (none,)
-    right_a, right_b = (accuracy(side, _scoring(case))[0] for side in (a, b))
-    record = AnswersRecord(len(a.ids), right_a, right_b, 0.0, 0.0, tolerance)
-    return record, (_accuracy(case, engine, a, b),)
+def _in_short(
+    case: Case, task: str, a: Answers, b: Answers, dtypes: tuple[str, str]
+) -> AnswersRecord:
+    """Both sides' answers to a task; of no question where they are not to the same ones."""
+    tolerance = ROUNDING_FRACTION[_coarser(case, dtypes)]
+    found = AnswersRecord(0, None, None, 0.0, 0.0, tolerance)
+    if a.ids != b.ids or not a.ids:
+        return found
+    found = replace(found, questions=len(a.ids))
+    if a.labels is not None and b.labels is not None:
+        right = [accuracy(side, _scoring(case, task))[0] for side in (a, b)]
+        found = replace(found, baseline_correct=right[0], candidate_correct=right[1])
+    if not (a.has_logits and b.has_logits):
+        return found
+    differences = np.nanmax(np.abs(a.letter_logits - b.letter_logits), axis=1)
+    largest = np.maximum(a.rounding_scales, b.rounding_scales)
+    return replace(
+        found,
+        largest_difference=float(differences.max()),
+        share=float((differences / np.maximum(largest, 1e-6)).max()),
+    )
+
+
+def _other_questions(a: Answers, b: Answers) -> str:
+    return f"A answered {len(a.ids)} questions, B {len(b.ids)}, and not the same ones"
 
 
 def on_time(
@@ -435,11 +474,10 @@ def _resolving(limits: GatesSpec) -> int:
     return math.ceil(math.log(1 - _BOUND) / math.log1p(-per_cent))
 
 
-def _scoring(case: Case) -> Scoring:
-    """How the case's first task is scored: its questions are asked."""
-    return scoring(case, answered("eager", case.task_names[0]))
+def _scoring(case: Case, task: str) -> Scoring:
+    return scoring(case, answered("eager", task))
 
 
-def _scored(case: Case, given: Answers) -> Scored:
-    letters = given.letters() if _scoring(case) == "letters" else given.argmax_letter
+def _scored(by: Scoring, given: Answers) -> Scored:
+    letters = given.letters() if by == "letters" else given.argmax_letter
     return Scored(given.ids, letters, given.labels or "", given.margins())

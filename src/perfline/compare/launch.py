@@ -187,10 +187,10 @@ class LaunchedWorker:
         limit_s = self._limit_s(turn.repeats)
         return self._process.receive(limit_s, lambda found: found.build(Round))
 
-    def answers(self) -> Answers:
-        """Answer the workload's questions."""
+    def answers(self, task: str) -> Answers:
+        """Answer the workload's questions of a task."""
         questions = self._launcher.workload.questions
-        self._process.send(f"for {questions} answers", ask="answers")
+        self._process.send(f"for {questions} answers to {task}", ask="answers", task=task)
         limit_s = self._limit_s(1 + questions * _LONG_PROMPT / self.ready.tokens)
         return self._process.receive(limit_s, messages.answers)
 

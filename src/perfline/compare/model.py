@@ -69,7 +69,7 @@ class Workload:
     """What both sides run: the same prompts by the same engine.
 
     Attributes:
-        questions: how many of the fixed, stratified order are answered for the comparison of
+        questions: how many of a task's fixed, stratified order are answered for the comparison of
             answers; 0 with dummy weights that have no labels still compares logits.
         ranks: processes of a launch; they share the model as the case's ``parallel`` says.
         kind: what a round is: prompts, tokens generated one by one behind some, or both.
@@ -98,6 +98,8 @@ class Ready:
         tokens: prompt tokens of one pass of one replica.
         pass_s: seconds of one warm pass.
         parts: into how many parts, at most, a pass can be cut; 1: a round is one request.
+        by_task: whether it answers the task that it is asked for; an older perfline does not, and
+            answers the case's first.
         graphs, graph_breaks, recompiles: compile health of the launch, all 0 for eager; of several
             ranks the most of any, and so is how long they took.
         others: processes of the ranks beside the first.
@@ -122,6 +124,7 @@ class Ready:
     graph_breaks: int
     recompiles: int
     parts: int = field(default=1, metadata={"ge": 1, **OPTIONAL})
+    by_task: bool = field(default=False, metadata=OPTIONAL)
     others: tuple[int, ...] = ()
     packages: Mapping[str, str] = field(default_factory=dict, metadata=OPTIONAL)
     notices: tuple[Notice, ...] = field(default=(), metadata=OPTIONAL)
@@ -268,8 +271,11 @@ class Worker(Protocol):
     def round(self, turn: Turn) -> Round:
         """Time a turn."""
 
-    def answers(self) -> Answers:
-        """Answer the workload's questions, plainly, one forward a prompt."""
+    def answers(self, task: str) -> Answers:
+        """Answer the workload's questions of a task, plainly, one forward a prompt.
+
+        Where it is not ``ready.by_task``, the case's first task is the one that it can be asked.
+        """
 
     def generated(self) -> tuple[GeneratedTokens, ...] | None:
         """What it generates behind the prompts of decode; None where it is too old to tell."""

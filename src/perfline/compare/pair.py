@@ -52,8 +52,8 @@ class Task:
         rounds: kept rounds a side.
         repeats: passes a round; None chooses, so that a round of the slower side lasts
             ``min_round_s``.
-        answer: whether both sides also answer the questions, once the rounds are over, and tell
-            what they generate where a round is of decode.
+        tasks: those of the case whose questions both sides also answer, its first one first, once
+            the rounds are over; then they tell what they generate, too, where a round is of decode.
         workload: what a round is.
         fidelity: whether both tell, last of all, what they compute in fp32; A is then the first.
         threads: how many of a CPU's cores either side computes on, where that is known. Both are
@@ -68,7 +68,7 @@ class Task:
     rounds: int
     repeats: int | None
     min_round_s: float
-    answer: bool
+    tasks: tuple[str, ...]
     check: Check
     workload: Kind = "prefill"
     fidelity: bool = False
@@ -78,7 +78,7 @@ class Task:
     @property
     def generate(self) -> bool:
         """Whether both sides tell what they generate."""
-        return self.answer and self.workload != "prefill"
+        return bool(self.tasks) and self.workload != "prefill"
 
     @property
     def order(self) -> tuple[SideName, SideName]:
@@ -90,13 +90,14 @@ class Task:
 class Done:
     """One launch pair, and what is not written for every pair.
 
-    ``alive`` are its processes where they live on, until ``ends`` is closed.
+    ``answers`` are by task, those of an older perfline to the case's first alone. ``alive`` are its
+    processes where they live on, until ``ends`` is closed.
     """
 
     pair: PairRecord
     repeats: int
     ready: Mapping[SideName, Ready]
-    answers: Mapping[SideName, Answers] = field(default_factory=dict)
+    answers: Mapping[SideName, Mapping[str, Answers]] = field(default_factory=dict)
     generated: Mapping[SideName, Sequence[GeneratedTokens] | None] = field(default_factory=dict)
     fidelity: Mapping[SideName, FidelityNumbers | None] = field(default_factory=dict)
     alive: Mapping[SideName, Worker] = field(default_factory=dict)
@@ -176,7 +177,7 @@ def interleaved(launcher: Launcher, sides: Mapping[SideName, Side], task: Task) 
         in_turns(live, task.order, turns, task.rounds)
         rounds_s = time.monotonic() - start
         launches = {name: live[name].record() for name in SIDES}
-        answers = {name: live[name].worker.answers() for name in SIDES} if task.answer else {}
+        answers = {name: _answers(live[name].worker, task) for name in SIDES if task.tasks}
         generated = {name: live[name].worker.generated() for name in SIDES if task.generate}
         pair = _pair(task, launches, begin, rounds_s, len(turns))
         done = Done(pair, repeats, ready)
@@ -218,7 +219,7 @@ def whole_launches(launcher: Launcher, sides: Mapping[SideName, Side], task: Tas
     begin = time.monotonic()
     ready: dict[SideName, Ready] = {}
     launches: dict[SideName, LaunchRecord] = {}
-    answers: dict[SideName, Answers] = {}
+    answers: dict[SideName, Mapping[str, Answers]] = {}
     generated: dict[SideName, Sequence[GeneratedTokens] | None] = {}
     numbers: dict[SideName, FidelityNumbers | None] = {}
     repeats, rounds_s = task.repeats, 0.0
@@ -239,8 +240,8 @@ def whole_launches(launcher: Launcher, sides: Mapping[SideName, Side], task: Tas
             in_turns({name: live}, [name], [Turn(repeats)], task.rounds)
             rounds_s += time.monotonic() - start
             launches[name] = live.record()
-            if task.answer:
-                answers[name] = worker.answers()
+            if task.tasks:
+                answers[name] = _answers(worker, task)
             if task.generate:
                 generated[name] = worker.generated()
             if task.fidelity:
@@ -248,6 +249,11 @@ def whole_launches(launcher: Launcher, sides: Mapping[SideName, Side], task: Tas
     assert repeats is not None
     pair = _pair(task, launches, begin, rounds_s, None)
     return Done(pair, repeats, ready, answers, generated, numbers)
+
+
+def _answers(worker: Worker, task: Task) -> dict[str, Answers]:
+    asked = task.tasks if worker.ready.by_task else task.tasks[:1]
+    return {name: worker.answers(name) for name in asked}
 
 
 def _fidelity(

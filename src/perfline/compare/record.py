@@ -289,6 +289,8 @@ class CaseComparison:
         difference: how B differs from A, in words.
         repeats: passes a round; None until the first launch was ready.
         rounds: kept rounds a side and launch; ``rounds_reason`` says why so many.
+        answers: to the case's first task; ``more_answers``: to its others, by name, where both
+            sides told them.
         decision: of the last look or, between looks, what is known; None without a counted pair.
         workload: what a round was.
         beside: the decisions on the other seconds that are judged.
@@ -326,6 +328,7 @@ class CaseComparison:
     beside: Mapping[str, Decision] = field(default_factory=dict, metadata=OPTIONAL)
     explanation: Explanation | None = field(default=None, metadata=OPTIONAL)
     fidelity: FidelityRecord | None = field(default=None, metadata=OPTIONAL)
+    more_answers: Mapping[str, AnswersRecord] = field(default_factory=dict, metadata=OPTIONAL)
 
     @property
     def alpha_each(self) -> float:

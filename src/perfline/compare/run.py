@@ -35,6 +35,7 @@ from perfline.compare.model import (
 )
 from perfline.compare.pair import Done, Task, interleaved, launched, whole_launches
 from perfline.compare.record import (
+    AnswersRecord,
     CaseComparison,
     FidelityRecord,
     SideRecord,
@@ -72,6 +73,7 @@ class Plan:
         alternate: whole launches in turn, A B B A, instead of rounds.
         alpha: of one look; ``ok_alpha``: of calling a slowdown of the margin ``ok``, at one look.
         fidelity: whether both sides run the case's fidelity prompts, where it has any.
+        tasks: those whose accuracy is judged beside the first's; None for all of the case's.
         notes: what is to be noted before it starts, such as a requirement that an install broke.
         explain: whether profiled rounds are to say, once it is decided, which operators differ;
             ``traces`` is the directory that then keeps both sides' last one.
@@ -87,6 +89,7 @@ class Plan:
     alpha: float = sequential.ALPHA
     ok_alpha: float = sequential.OK_ALPHA
     fidelity: bool = True
+    tasks: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
     explain: bool = False
     traces: Path | None = None
@@ -331,13 +334,21 @@ def _task(plan: Plan, found: CaseComparison) -> Task:
         rounds=found.rounds,
         repeats=found.repeats,
         min_round_s=case.throughput.min_round_s,
-        answer=found.answers is None,
+        tasks=_asked(plan, case) if found.answers is None else (),
         check=lambda ready: _check(found, ready),
         workload=found.workload,
         fidelity=asked and found.answers is None,
         threads=max(threads) if all(threads) and ours and plan.workload.ranks == 1 else 0,
         keep=plan.explain,
     )
+
+
+def _asked(plan: Plan, case: Case) -> tuple[str, ...]:
+    """The tasks whose questions are asked: the first alone where there is no accuracy."""
+    first, *others = case.task_names
+    if plan.workload.weights == "dummy" or not plan.workload.questions:
+        return (first,)
+    return (first, *(name for name in others if plan.tasks is None or name in plan.tasks))
 
 
 def _check(found: CaseComparison, ready: Mapping[SideName, Ready]) -> None:
@@ -368,11 +379,18 @@ def _with_answers(
             prompts = len(of_b.references["eager"])
             found = replace(found, fidelity=FidelityRecord(prompts, of_a.seconds, of_b.seconds))
     known = any(v.metric.startswith(gates.FIDELITY) and v.word != "missing" for v in numbers)
-    record, answered = gates.answers(case, found.engine, a, b, dtypes, known)
+    first, *others = _asked(plan, case)
+    record, answered = gates.answers(case, found.engine, a[first], b[first], dtypes, known)
+    more: dict[str, AnswersRecord] = {}
+    for task in others:
+        both = a.get(task), b.get(task)
+        told, verdict = gates.more_answers(case, found.engine, task, *both, dtypes)
+        answered += (verdict,)
+        more |= {} if told is None else {task: told}
     if done.generated:
         tokens_a, tokens_b = (done.generated[name] for name in SIDES)
         answered += (gates.generated(case, found.engine, tokens_a, tokens_b, dtypes),)
-    return replace(found, answers=record), (*answered, *numbers)
+    return replace(found, answers=record, more_answers=more), (*answered, *numbers)
 
 
 def _with_pair(plan: Plan, found: CaseComparison, done: Done) -> CaseComparison:

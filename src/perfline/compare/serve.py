@@ -116,7 +116,7 @@ class Launch:
         words: dict[str, Callable[[], dict[str, object]]] = {
             "ready": lambda: messages.ready_json(self.ready()),
             "round": lambda: as_json(self.round(request.build(Turn), _pids(request))),
-            "answers": lambda: messages.answers_json(self.answers()),
+            "answers": lambda: messages.answers_json(self.answers(_task(request))),
             "generated": lambda: {"generated": as_json(self.generated())},
             "fidelity": lambda: {
                 "fidelity": as_json(self.fidelity(request.get("references", References)))
@@ -176,6 +176,7 @@ class Launch:
             graph_breaks=done.first.graph_breaks + done.later.graph_breaks,
             recompiles=done.later.graphs,
             parts=self._parts(),
+            by_task=True,
             others=self._others,
             packages=packages(),
         )
@@ -247,9 +248,22 @@ class Launch:
         region.round()
         return region.finish()
 
-    def answers(self) -> Answers:
-        """The first ``questions`` of the fixed order; without labels at least the timed sample."""
-        prompts = self.case_run.loaded.prompts
+    def answers(self, task: str = "") -> Answers:
+        """The first ``questions`` of a task's fixed order, of the case's first where none is named.
+
+        Of dummy weights, which know the first alone, at least the timed sample; none where the
+        task's questions are absent. WorkerError where the case has no such task.
+        """
+        case, loaded = self.case_run.case, self.case_run.loaded
+        known = {case.task_names[0]: loaded.prompts, **loaded.more}
+        task = task or case.task_names[0]
+        if task in loaded.absent:
+            return no_answers()
+        if task not in known:
+            raise WorkerError(
+                f"was asked for answers to task '{task}'; case '{case.id}' has {', '.join(known)}"
+            )
+        prompts = known[task]
         order = tier_order([prompt.id for prompt in prompts])[: self.workload.questions]
         asked = [prompts[index] for index in order]
         if not asked and self.workload.weights == "dummy":
@@ -431,6 +445,11 @@ def _others(group: Group) -> Iterator[int]:
     """The other ranks' processes."""
     for rank in range(1, group.ranks):
         yield int(group.wait_for(f"pid/{rank}", rank))
+
+
+def _task(request: Node) -> str:
+    """Whose questions are asked; an older parent asks the first task's, and names none."""
+    return request.text("task") if "task" in request.data else ""
 
 
 def _pids(request: Node) -> list[int]:

@@ -22,7 +22,7 @@ from perfline.compare.model import SIDES, Timed
 from perfline.compare.record import CaseComparison, Comparison, PairRecord, SideRecord
 from perfline.compare.sequential import LOOKS, hodges_lehmann
 from perfline.gates.verdict import WORST_FIRST, Verdict, signed
-from perfline.metrics import pass_name
+from perfline.metrics import pass_name, task_of
 from perfline.report.table import (
     WIDTH,
     fitted,
@@ -459,14 +459,22 @@ def _rounds(found: CaseComparison) -> str:
 
 def _flips(found: CaseComparison) -> list[str]:
     lines = []
-    answered = found.questions if found.answers is None else found.answers.questions
     for verdict in found.verdicts:
         if verdict.flips:
             tokens = verdict.metric.startswith("decode_flips")
-            what = "first tokens that differ" if tokens else f"answers that differ, of {answered}"
+            what = "first tokens that differ" if tokens else _answers(found, verdict.metric)
             lines.append(f"{what}: {len(verdict.flips)}")
             lines += [f"  {line}" for line in flip_lines([verdict], "A's")]
     return lines
+
+
+def _answers(found: CaseComparison, metric: str) -> str:
+    """``answers that differ, of 200``; of several tasks, to which."""
+    told, to = found.answers, ""
+    if found.more_answers and metric.startswith("acc_"):
+        task = task_of(metric.removeprefix("acc_"))
+        told, to = found.more_answers.get(task, told), f" to {task}"
+    return f"answers{to} that differ, of {found.questions if told is None else told.questions}"
 
 
 def _change(found: CaseComparison) -> str:

@@ -9,7 +9,13 @@ from pathlib import Path
 
 from perfline.compare import sequential
 from perfline.compare.model import SIDES
-from perfline.compare.record import CaseComparison, Comparison, LaunchRecord, PairRecord
+from perfline.compare.record import (
+    AnswersRecord,
+    CaseComparison,
+    Comparison,
+    LaunchRecord,
+    PairRecord,
+)
 from perfline.report.charts import Bar, Estimate, Figure, bars, converging
 from perfline.report.comparison_text import (
     counted_pairs,
@@ -52,7 +58,7 @@ class ComparisonView:
     pairs: tuple[PairRow, ...]
     causes: tuple[list[str], ...]
     explained: tuple[str, ...]
-    answers: str
+    answers: tuple[str, ...]
     flips: tuple[FlipList, ...]
     notes: tuple[str, ...]
     absent: tuple[str, ...]
@@ -81,7 +87,7 @@ def _view(
         pairs=tuple(_pair_row(i, pair) for i, pair in enumerate(case.pairs, 1)),
         causes=tuple(explained_rows(told) if told is not None else ()),
         explained=tuple(explained_lines(told) if told is not None else ()),
-        answers=_answers(case),
+        answers=tuple(_answers(case)),
         flips=tuple(
             flip_lists(
                 case.verdicts,
@@ -247,10 +253,16 @@ def _pair_row(number: int, pair: PairRecord) -> PairRow:
     )
 
 
-def _answers(case: CaseComparison) -> str:
-    found = case.answers
-    if found is None:
-        return ""
+def _answers(case: CaseComparison) -> list[str]:
+    """A line a task, with its name where there are several."""
+    if case.answers is None:
+        return []
+    first, more = _line(case.answers), case.more_answers
+    several = [f"{task}: {_line(told)}" for task, told in more.items()]
+    return [f"first task: {first}", *several] if several else [first]
+
+
+def _line(found: AnswersRecord) -> str:
     line = f"{found.questions} questions were answered by both sides"
     if found.baseline_correct is not None and found.candidate_correct is not None:
         line += f": {found.baseline_correct} right before, {found.candidate_correct} after"

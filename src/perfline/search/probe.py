@@ -43,6 +43,7 @@ class Sought:
         workload: what a round has to be for it.
         answers: whether questions have to be answered.
         fidelity: whether the case's fidelity prompts have to be run.
+        task: whose accuracy it is; empty for that of the case's first, and for what is none.
         what: in a few words, for the help.
     """
 
@@ -53,6 +54,7 @@ class Sought:
     answers: bool = False
     fidelity: bool = False
     seconds: Timed = "core_s"
+    task: str = ""
 
 
 SOUGHT = {
@@ -77,12 +79,16 @@ SOUGHT = {
 }
 
 
-def sought(name: str) -> Sought:
-    """The metric called ``name``; SearchError where a search knows none of that name."""
-    if name not in SOUGHT:
-        hint = did_you_mean(name, SOUGHT) or f" (known: {', '.join(SOUGHT)})"
+def sought(name: str, tasks: Sequence[str] = ()) -> Sought:
+    """The metric called ``name``, of a case with these ``tasks``: ``acc_ceval``, too.
+
+    SearchError where a search knows none of that name.
+    """
+    known = SOUGHT | {f"acc_{task}": replace(SOUGHT["acc"], task=task) for task in tasks}
+    if name not in known:
+        hint = did_you_mean(name, known) or f" (known: {', '.join(known)})"
         raise SearchError(f"--metric {name}: is no metric that a comparison judges{hint}")
-    return SOUGHT[name]
+    return known[name]
 
 
 def noisy(name: str) -> bool:
@@ -263,6 +269,9 @@ class Live:
         if self.metric.name in ("prompt_tokens", fingerprint.NAME):
             return _counted(self.metric, sides, launcher)
         noisy = self.metric.noisy
+        metric, task = self.metric, self.metric.task
+        if task:
+            metric = replace(metric, name=gates.accuracy_name(self.workload.engine, task))
         plan = run.Plan(
             case=self.case,
             sides={side.name: side for side in sides},
@@ -272,6 +281,7 @@ class Live:
             rounds=self.rounds if noisy else pair.MIN_ROUND_PAIRS,
             alternate=self.alternate,
             fidelity=self.metric.fidelity,
+            tasks=(task,) if task else (),
             alpha=terms.alpha,
             ok_alpha=terms.ok_alpha,
         )
@@ -279,7 +289,7 @@ class Live:
         for compared in run.run(plan, launcher, self.say):
             if noisy and (line := self.progress(compared)):
                 self.say(line)
-        found = _of_comparison(self.metric, compared, of_b)
+        found = _of_comparison(metric, compared, of_b)
         return replace(found, pairs=len(compared.pairs), comparisons={compared.case: compared})
 
 

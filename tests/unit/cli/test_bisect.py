@@ -311,6 +311,7 @@ def test_the_first_bad_version_of_a_package(released: Machine, capsys: pytest.Ca
         ("ttft", ["--workload", "decode"]),
         ("decode_flips", ["--workload", "decode"]),
         ("flips", []),
+        ("acc_ceval", []),
         ("fidelity", []),
     ],
 )

@@ -15,6 +15,7 @@ from perfline.tasks.reference import PromptReference
 from samples import packaged
 
 CASE = packaged()  # fp32, letters or not as its YAML says
+TWO = dataclasses.replace(CASE, tasks=("mmlu", "ceval"))
 
 
 def compared(a, b, case=CASE, dtypes=("fp32", "fp32")):
@@ -46,6 +47,13 @@ def test_a_setting_that_changes_the_work_is_named(section, key, value):
         f"'{section}.{key}' is {old} on A and {value} on B: set it on both sides, or on neither"
     )
     assert gates.other_work(CASE, CASE) == ""
+
+
+def test_sides_that_ask_other_tasks_do_other_work():
+    assert gates.other_work(CASE, TWO) == (
+        "'tasks' is mmlu on A and mmlu, ceval on B: set it on both sides, or on neither"
+    )
+    assert gates.other_work(TWO, TWO) == ""
 
 
 @pytest.mark.parametrize(
@@ -271,6 +279,46 @@ def test_the_case_s_scoring_says_which_answers_count():
         assert record.candidate_correct == correct
         assert said["acc_infer"].word == ("ok" if correct == 200 else "regressed")
         assert said["acc_infer"].measured == correct / 200
+
+
+# --- the case's other tasks
+
+
+def of_ceval(a, b, engine="inductor"):
+    return gates.more_answers(TWO, engine, "ceval", a, b, ("fp32", "fp32"))
+
+
+def test_another_task_is_judged_by_its_own_scoring_under_its_own_name():
+    """MMLU's answers are those of the whole vocabulary in tiny, C-Eval's are the letters."""
+    right = answers(n=200)
+    full = dataclasses.replace(right, argmax_letter=answers(bad_letters(9)).argmax_letter)
+    assert compared(right, full, TWO)[1]["acc_infer"].word == "regressed"
+    record, verdict = of_ceval(right, full)
+    assert (verdict.metric, verdict.word) == ("acc_infer_ceval", "ok")
+    assert (record.questions, record.baseline_correct, record.candidate_correct) == (200, 200, 200)
+    record, verdict = of_ceval(right, answers(bad_letters(9)))
+    assert (verdict.word, record.candidate_correct, len(verdict.flips)) == ("regressed", 191, 9)
+    names = [of_ceval(right, right, engine)[1].metric for engine in ("eager", "my.module:My_Own")]
+    assert names == ["acc_val_ceval", "acc_myown_ceval"]
+
+
+def test_another_task_s_scores_beyond_rounding_are_kept_and_the_accuracy_decides():
+    record, verdict = of_ceval(answers(n=200), answers(n=200, shift=0.3))
+    assert (record.largest_difference, verdict.word) == (pytest.approx(0.3), "ok")
+
+
+def test_another_task_that_a_side_cannot_tell_or_pair_is_never_ok():
+    some = answers(n=3)
+    assert of_ceval(None, some)[0] is None
+    assert [of_ceval(*sides)[1].word for sides in ((None, some), (some, None))] == ["missing"] * 2
+    assert of_ceval(some, None)[1].reason == (
+        "the perfline of B is too old to answer any task but the case's first"
+    )
+    record, other = of_ceval(some, answers(n=2))
+    assert (other.metric, other.word, record.questions) == ("acc_infer_ceval", "incomparable", 0)
+    assert other.reason == "A answered 3 questions, B 2, and not the same ones"
+    assert of_ceval(answers(n=0), answers(n=0))[1].word == "missing"
+    assert of_ceval(some, dataclasses.replace(some, labels=None))[1].word == "missing"
 
 
 def test_a_flip_shows_how_close_the_stored_answer_was():

@@ -167,6 +167,20 @@ serve({word}=old)
         assert getattr(ready(launching), word)() is told
 
 
+def test_a_task_is_asked_by_its_name(place: Place):
+    script = """
+def told(request):
+    reply(error=dict(kind="WorkerError", message="was asked for " + request["task"]))
+serve(answers=told)
+"""
+    with launcher(place, script) as launching:
+        worker = ready(launching)
+        with pytest.raises(WorkerError, match=r"^candidate: was asked for ceval$"):
+            worker.answers("ceval")
+        with pytest.raises(WorkerError, match="for 4 answers to ceval after its process"):
+            worker.answers("ceval")
+
+
 def test_a_process_is_held_on_the_last_of_its_cores(place: Place):
     """As many as it computes on, all its threads; what computes on all cores is left alone."""
     usable = sorted(os.sched_getaffinity(0))

@@ -15,7 +15,14 @@ from fake_workers import FakeLauncher, Script, answers, last, noisy, pair, plan,
 from perfline import jsonfile
 from perfline.compare import record
 from perfline.compare.model import Round
-from perfline.compare.record import CaseComparison, Comparison, LaunchRecord, PairRecord, shown_env
+from perfline.compare.record import (
+    AnswersRecord,
+    CaseComparison,
+    Comparison,
+    LaunchRecord,
+    PairRecord,
+    shown_env,
+)
 from perfline.errors import RecordError
 
 
@@ -72,6 +79,16 @@ def test_ranks_are_kept_and_one_process_is_written_as_ever(tmp_path: Path) -> No
         record.save(path, comparison)
         assert record.load(path) == comparison
         assert ('"ranks"' in path.read_text()) == written
+
+
+def test_answers_to_several_tasks_are_kept_and_to_one_are_written_as_ever(tmp_path: Path) -> None:
+    path, found = tmp_path / "compare.json", whole().cases["tiny"]
+    more = {"ceval": AnswersRecord(100, 90, 60, 0.5, 0.1, 1e-4)}
+    for told in ({}, more):
+        comparison = whole(dataclasses.replace(found, more_answers=told))
+        record.save(path, comparison)
+        assert record.load(path) == comparison
+        assert ('"more_answers"' in path.read_text()) == bool(told)
 
 
 def test_the_file_repeats_the_log_ratio_for_people(tmp_path: Path) -> None:

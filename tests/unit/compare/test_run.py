@@ -27,6 +27,7 @@ from perfline.compare.model import FidelityNumbers, Turn
 from perfline.compare.pair import TURN_S, turns_for
 from perfline.compare.record import CaseComparison, FidelityRecord
 from perfline.errors import CaseError, DeviceMemory, EngineError, WorkerError
+from samples import packaged
 
 CALLS = ("start", "wait", "answers", "fidelity", "close")
 
@@ -469,6 +470,75 @@ def test_the_questions_are_asked_once() -> None:
     assert launcher.log.count("answers A") == launcher.log.count("answers B") == 1
     assert found.answers is not None
     assert (found.answers.questions, found.answers.candidate_correct) == (200, 200)
+
+
+TWO = dataclasses.replace(packaged(), tasks=("mmlu", "ceval"))
+
+
+def of_two_tasks(**of_b: Any) -> FakeLauncher:
+    """Both sides answer 100 questions of a second task; B's launches as told."""
+    launcher = pair(1.0, 1.0)
+    launcher.baseline.more = launcher.candidate.more = {"ceval": answers(n=100)}
+    launcher.candidate = dataclasses.replace(launcher.candidate, **of_b)
+    return launcher
+
+
+@pytest.mark.parametrize("alternate", [False, True])
+def test_only_the_second_task_gets_worse_and_it_is_named(alternate: bool) -> None:
+    wrong = {"ceval": answers(wrong={i: "ABCD"[(i + 1) % 4] for i in range(40)}, n=100)}
+    launcher = of_two_tasks(more=wrong)
+
+    found = last(launcher, plan(case=TWO, alternate=alternate))
+
+    said = words(found)
+    assert (found.word, said["acc_infer"], said["acc_infer_ceval"]) == (
+        "regressed",
+        "ok",
+        "regressed",
+    )
+    (red,) = [verdict for verdict in found.verdicts if verdict.word == "regressed"]
+    assert (red.metric, len(red.flips)) == ("acc_infer_ceval", 40)
+    assert found.answers is not None
+    assert found.answers.candidate_correct == 200
+    kept = {
+        name: (told.questions, told.candidate_correct) for name, told in found.more_answers.items()
+    }
+    assert kept == {"ceval": (100, 60)}
+    asked = [line for line in launcher.log if line.startswith("answers")]
+    assert sorted(asked) == ["answers A", "answers A ceval", "answers B", "answers B ceval"]
+
+
+@pytest.mark.parametrize("old", ["A", "B"])
+def test_a_side_too_old_for_a_second_task_is_asked_the_first_alone(old: str) -> None:
+    launcher = of_two_tasks()
+    script = launcher.baseline if old == "A" else launcher.candidate
+    script.ready = ready(by_task=False)
+
+    found = last(launcher, plan(case=TWO))
+
+    assert (found.word, words(found)["acc_infer"]) == ("missing", "ok")
+    (absent,) = [verdict for verdict in found.verdicts if verdict.word == "missing"]
+    assert absent.metric == "acc_infer_ceval"
+    assert absent.reason.startswith(f"the perfline of {old} is too old to answer any task but")
+    assert found.more_answers == {}
+    assert f"answers {old} ceval" not in launcher.log
+
+
+@pytest.mark.parametrize("changes", [{"weights": "dummy"}, {"questions": 0}])
+def test_without_an_accuracy_the_first_task_alone_is_asked(changes: Any) -> None:
+    launcher = of_two_tasks()
+
+    found = last(launcher, plan(case=TWO, workload=workload(**changes)))
+
+    assert "acc_infer_ceval" not in words(found)
+    assert "answers A ceval" not in launcher.log
+
+
+def test_sides_with_other_tasks_are_incomparable_before_any_launch() -> None:
+    found = compare.begin(plan(sides=with_side("candidate", settings=(("tasks", "[ceval]"),))))
+
+    assert (found.word, found.ended) == ("incomparable", True)
+    assert found.problem.startswith("'tasks' is mmlu on A and ceval on B: set it on both sides")
 
 
 def test_logits_beyond_rounding_leave_it_unsure_and_name_the_questions_it_takes() -> None:

@@ -301,6 +301,29 @@ def test_no_question_is_no_answer_but_dummy_weights_give_logits():
     assert len(launch(replace(WORKLOAD, questions=0, weights="dummy")).answers().ids) == SAMPLE
 
 
+def test_each_task_is_answered_by_its_name_and_the_first_without_one():
+    measuring = launch()
+    measuring.case_run.case = replace(measuring.case_run.case, tasks=("mmlu", "ceval"))
+    measuring.case_run.loaded.more["ceval"] = prompts(4, length=30)
+    assert messages.ready(request(**messages.ready_json(measuring.ready()))).by_task
+    first = measuring.answer("answers", request())
+    assert first == measuring.answer("answers", request(task="mmlu"))
+    told = messages.answers(request(**measuring.answer("answers", request(task="ceval"))))
+    everything = [prompt.id for prompt in prompts(4)]
+    assert list(told.ids) == [everything[index] for index in tier_order(everything)]
+    assert told.labels is not None
+    with pytest.raises(WorkerError, match=r"task 'sums'; case 'tiny' has mmlu, ceval$"):
+        measuring.answer("answers", request(task="sums"))
+    measuring.case_run.loaded.absent["sums"] = "its questions are not there"
+    assert messages.answers(request(**measuring.answer("answers", request(task="sums")))).ids == ()
+
+
+def test_an_older_worker_does_not_say_that_it_answers_by_task():
+    sent = messages.ready_json(launch().ready())
+    del sent["by_task"]
+    assert not messages.ready(request(**sent)).by_task
+
+
 def test_processes_of_ours_are_told_to_the_watch():
     measuring = launch()
     measuring.ready()

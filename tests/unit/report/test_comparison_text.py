@@ -24,6 +24,7 @@ from perfline.compare.record import CaseComparison, Comparison
 from perfline.errors import WorkerError
 from perfline.measure.notices import Notice
 from perfline.report import comparison_text
+from samples import packaged
 
 COMMAND = "perfline compare tiny --baseline-ref main"
 
@@ -217,6 +218,39 @@ def test_flips_are_listed() -> None:
     assert "answers that differ, of 200: 12" in text
     assert "sky/3: D -> A (label D, A's margin 5 logits)" in text
     assert "... and 2 more, in the record" in text
+
+
+def test_each_task_is_shown_by_its_name() -> None:
+    launcher = pair(1.0, 1.0)
+    launcher.baseline.more = {"ceval": answers(n=100)}
+    wrong = {i: "ABCD"[(i + 1) % 4] for i in range(40)}
+    launcher.candidate.more = {"ceval": answers(wrong=wrong, n=100)}
+    launcher.candidate.answers = answers(wrong={3: "A"})
+    case = dataclasses.replace(packaged(), tasks=("mmlu", "ceval"))
+    found = last(launcher, plan(case=case))
+
+    text = terminal(found)
+
+    assert text.startswith("tiny inductor regressed: acc_infer_ceval -40.00 pp (limit -")
+    assert row(text, "acc_infer")[2:4] == ["100.00", "99.50"]
+    assert row(text, "acc_infer_ceval")[2:4] == ["100.00", "60.00"]
+    assert "answers to mmlu that differ, of 200: 1" in text
+    assert "answers to ceval that differ, of 100: 40" in text
+    assert max(len(line) for line in text.splitlines() if not line.startswith("next: ")) <= 80
+    summary = comparison_text.markdown(whole(found))
+    assert "- answers to ceval that differ, of 100: 40" in summary
+    assert "acc_infer_ceval regressed" in summary
+
+
+def test_a_task_that_an_older_side_cannot_answer_takes_no_more_questions() -> None:
+    launcher = pair(1.0, 1.0)
+    launcher.candidate.ready = ready(by_task=False)
+    case = dataclasses.replace(packaged(), tasks=("mmlu", "ceval"))
+
+    found = last(launcher, plan(case=case))
+
+    assert terminal(found).startswith("tiny inductor missing: the perfline of B is too old to")
+    assert comparison_text.next_command(whole(found)) == ""
 
 
 def test_flips_without_labels_claim_none() -> None:

@@ -22,7 +22,7 @@ from perfline.baselines.proposal import measured_baseline
 from perfline.baselines.suggestions import outcome
 from perfline.cli import report as report_cli
 from perfline.compare.explain import Cause, Explanation
-from perfline.compare.record import CaseComparison, Comparison, SideRecord
+from perfline.compare.record import AnswersRecord, CaseComparison, Comparison, SideRecord
 from perfline.errors import PerflineError
 from perfline.fields import MOST
 from perfline.gates.verdict import WORST_FIRST, Flip, Verdict, fails
@@ -654,6 +654,21 @@ def test_every_version_that_an_install_changed_is_on_the_page():
     for shown in ("numpy 1 2", "gone 3 absent", "new absent 4", "installed absent numpy>=2"):
         assert shown in text
     assert "kept 1" not in text
+
+
+def test_the_answers_to_each_task_are_on_the_page():
+    found = compared(Verdict("core_time", "ok", "paired", "us/tok"))
+    first, other = (AnswersRecord(n, n - 1, n - 2, 0.02, 0.001, 0.004) for n in (200, 90))
+    case = dataclasses.replace(found.comparison.cases["tiny"], answers=first)
+    for more, shown in (({}, "200 questions"), ({EVIL: other}, "first task: 200 questions")):
+        told = dataclasses.replace(case, more_answers=more)
+        whole = dataclasses.replace(found.comparison, cases={"tiny": told})
+        page_of = Inputs(None, None, {}, (page_inputs.CompareInputs(Path("compare.json"), whole),))
+        tags = Tags(page.html(page_of))
+        text = " ".join(tags.text.split())
+        assert f"{shown} were answered by both sides: 199 right before, 198 after;" in text
+        assert (": 90 questions were answered" in text) == bool(more)
+        assert "script" not in tags.tags
 
 
 def test_what_explains_a_comparison_is_on_the_page_with_its_picture():

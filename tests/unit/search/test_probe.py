@@ -155,6 +155,31 @@ def test_a_metric_without_noise_takes_one_launch_of_each(
     assert found(FakeLauncher(), metric).word == "good"
 
 
+def test_the_accuracy_of_another_task_is_followed_by_its_name() -> None:
+    case = replace(packaged(), tasks=("mmlu", "ceval"))
+    worse = answers(dict.fromkeys(range(60), "A"), n=100)
+    launcher = FakeLauncher(
+        Script(more={"ceval": answers(n=100)}),
+        Script(more={"ceval": worse}, answers=answers({1: "A"})),
+    )
+
+    def of(metric: str) -> Finding:
+        by_name = probe.sought(metric, case.task_names)
+        return replace(live(launcher, case=case), metric=by_name)(GOOD, OTHER, TERMS)
+
+    bad = of("acc_ceval")
+
+    assert (bad.word, bad.change) == ("bad", "1 -> 0.55")
+    launcher.log.clear()
+    assert of("acc").change == of("acc_mmlu").change == "1 -> 0.995"
+    assert of("flips").change == "1 flips"
+    assert "answers A ceval" not in launcher.log
+    launcher.candidate.ready = ready(by_task=False)
+    skipped = of("acc_ceval")
+    assert skipped.word == "skipped"
+    assert skipped.reason.startswith("acc_infer_ceval: the perfline of B is too old to answer")
+
+
 def test_where_a_count_went_down_is_found_when_asked() -> None:
     fewer = FakeLauncher(Script(ready=ready(graphs=1)), Script(ready=ready(graphs=5)))
 
@@ -225,6 +250,8 @@ def test_decode_is_judged_where_it_is_sought() -> None:
 def test_an_unknown_metric_is_told() -> None:
     with pytest.raises(SearchError, match=r"did you mean 'graphs'"):
         probe.sought("graph")
+    with pytest.raises(SearchError, match=r"acc_ceval: is no metric that a comparison judges"):
+        probe.sought("acc_ceval", ["mmlu"])
 
 
 def test_all_probes_and_looks_together_err_in_one_per_cent() -> None:
