@@ -11,7 +11,7 @@ UV := $(VENV)-uv/bin/uv
 comma := ,
 STAMP := $(VENV)/installed-$(subst $(comma),-,$(EXTRAS))
 
-.PHONY: test test-browser test-otava test-plugins mutants perf quick quick-tiny quick-slim setup lint lock matrix doctor report clean
+.PHONY: test test-browser test-otava test-parity test-plugins mutants perf quick quick-tiny quick-slim setup lint lock matrix doctor report clean
 .PHONY: baseline-source baseline baseline-pull-request upgrade-compare upgrade-isolate upgrade-proposal
 setup: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
@@ -72,6 +72,13 @@ test-otava:
 	$(VENV)-otava/bin/pip install --quiet --disable-pip-version-check --no-deps -e .
 	$(VENV)-otava/bin/pytest $(STRICT) tests/unit/report/test_exports.py tests/unit/report/test_history.py $(ARGS)
 
+# Prompts, scores and answers against lm-evaluation-harness, which brings a hundred packages.
+test-parity: $(UV)
+	$(MAKE) setup VENV=$(VENV)-parity UV=$(UV)
+	$(VENV)-parity/bin/pip install --quiet --disable-pip-version-check --no-build-isolation \
+	  -c constraints.txt -e '.[bench]'
+	$(VENV)-parity/bin/pytest $(STRICT) tests/unit/tasks/test_parity.py $(ARGS)
+
 PLUGINS := pytest-cov pytest-github-actions-annotate-failures pytest-html pytest-instafail \
   pytest-randomly pytest-repeat pytest-rerunfailures pytest-sugar pytest-timeout
 
@@ -115,7 +122,7 @@ report: setup
 	$(BIN)/perfline report results/run.json -o results/report.html $(ARGS)
 
 clean:
-	rm -rf -- $(VENV) $(VENV)-otava $(VENV)-mutants $(VENV)-plugins $(VENV)-uv $(VENV)-matrix mutants results .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf -- $(VENV) $(VENV)-otava $(VENV)-mutants $(VENV)-parity $(VENV)-plugins $(VENV)-uv $(VENV)-matrix mutants results .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 # Of .github/workflows/baseline.yml: which run was it; accept its record; propose that to people.
 baseline-source:

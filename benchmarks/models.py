@@ -1,15 +1,16 @@
 """Which of transformers' causal LMs does perfline run rightly, and by which of its four ways?
 
-Every decoder-only kind of the installed transformers, as a tiny random checkpoint, by the eager and
+Every causal LM of the installed transformers, as a tiny random checkpoint, by the eager and
 the compiled engine, each prompt by itself and by shared prefixes, against the model's own forward::
 
     python benchmarks/models.py docs/models.md                # all of them, an hour on two cores
     python benchmarks/models.py docs/models.md --kinds llama opt --engines inductor
 
 A way is right where the letters' logits are within 1e-4 of the largest and every answer is the
-same. A kind that takes longer than ``--seconds`` for one of its ways is stopped, and says so. What
-each way gave is kept in ``results/models.json``, kind by kind: the page shows what was ever run
-with the versions of torch and transformers that are installed.
+same. What is no decoder-only LM must be refused. A kind that takes longer than ``--seconds`` for
+one of its ways is stopped, and says so. What each way gave is kept in ``results/models.json``, kind
+by kind: the page shows what was ever run with the versions of torch and transformers that are
+installed.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import argparse
 import json
 import multiprocessing
 import platform
+import textwrap
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -55,18 +57,26 @@ SMALL = {
     "initializer_range": 0.1,  # larger than is usual: what is wrong shows
 }
 HYBRID = ("full_attention_interval", "attn_layer_period", "layer_group_size")
+ROPE = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}
+INDEXER = {f"indexer_{key}": n for key, n in (("n_heads", 2), ("kv_heads", 1), ("head_dim", 16))}
+INDEXER |= {"indexer_budget": 16, "indexer_compress_ratio": 4, "hc_lowrank": 16}
+HYBRID_LAYERS = ["linear_attention", "hybrid"] * 2
+NO_LAYER_INPUT = {"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0}
+GEMMA3N: dict[str, Any] = {"num_hidden_layers": 4, "num_kv_shared_layers": 0}
+GEMMA3N |= {"activation_sparsity_pattern": [0.5, *[0.0] * 3], "hidden_size_per_layer_input": 16}
 # What a kind needs beside that, or instead.
 MORE: dict[str, dict[str, Any]] = {
     "bailing_hybrid": {"layer_types": ["linear_attention", "full_attention"] * 2},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "mamba_dt_rank": 4},
-    "kimi_linear": {"layer_types": ["linear_attention", "full_attention"] * 2},
+    "kimi_linear": {"layer_types": ["linear_attention", "full_attention"] * 2}
+    | {"linear_num_heads": 2, "linear_head_dim": 16},  # without its kernels, a second a forward
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
     "lfm3": {"layer_types": ["conv", "full_attention"]},
     "longcat_flash": {"num_key_value_heads": 4, "head_dim": 8, "zero_expert_num": 2},
     "falcon_h1": {"mamba_d_ssm": 128},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "zamba": {"attention_hidden_size": 128, "attention_head_dim": 32, "mamba_dt_rank": 4}
-    | {"num_hidden_layers": 4, "attn_layer_period": 2, "attn_layer_offset": 1},
+    | {"num_hidden_layers": 6, "attn_layer_period": 2, "attn_layer_offset": 1},
     "dots1": {"head_dim": 16, "n_routed_experts": 4, "n_shared_experts": 1}
     | {"num_experts_per_tok": 2, "num_key_value_heads": 4},
     "bamba": {"attn_layer_indices": [1]},
@@ -77,16 +87,22 @@ MORE: dict[str, dict[str, Any]] = {
     "bloom": {"hidden_size": 64},
     "gpt_oss": {"num_experts_per_tok": 2},
     "recurrent_gemma": {"lru_width": 64, "num_hidden_layers": 3},
+    "cohere_compass_text": {"rope_parameters": {"full_attention": ROPE}},
+    "dbrx": {"attn_config": {"rope_theta": 1e4, "clip_qkv": 8.0}},
+    "dory": {"num_hidden_layers": 6, "layer_types": ["sliding_attention", "mlp"] * 3}
+    | {"n_input_layers": 2, "n_recurrent_layers": 2, "n_output_layers": 2},
+    "dots3_note": {"vision_config": {"num_hidden_layers": 42, "adapter_in_dim": 64}},
+    "gemma3n_text": GEMMA3N,
+    "gemma3n": {"text_config": GEMMA3N},
+    "gemma4_assistant": {"text_config": {"model_type": "gemma4_text"} | NO_LAYER_INPUT},
+    "qwen4_exp_text": INDEXER,
+    "qwen4_exp": {"text_config": INDEXER},
+    "xlstm": {"hidden_size": 256, "embedding_dim": 256, "chunk_size": 16},
+    "zamba2": {"num_hidden_layers": 4, "layers_block_type": HYBRID_LAYERS},
+    "zaya": {"num_experts_per_tok": 1, "router_hidden_size": 16},
 }
-# Encoders with an LM head, and halves of models that have an encoder: no decoder-only LMs.
-OTHERS = """
-bart bert bert-generation big_bird bigbird_pegasus blenderbot blenderbot-small camembert
-data2vec-text electra ernie git got_ocr2 marian mbart megatron-bert mllama moshi
-moss_transcribe_diarize musicgen musicgen_melody mvp pegasus plbart prophetnet reformer rembert
-roberta roberta-prelayernorm roc_bert roformer trocr whisper xlm xlm-roberta xlm-roberta-xl xlnet
-xmod
-"""
 RESULTS = Path(__file__).parent / "results" / "models.json"
+NOT_TRIED, REFUSED = "no tiny config", "no decoder-only LM"  # stand in the reasons
 WAYS = ("eager", "eager shared", "inductor", "inductor shared")
 
 
@@ -107,10 +123,15 @@ def tiny(kind: str) -> dict[str, Any]:
                 inner = getattr(config, key)
                 if hasattr(inner, "to_dict"):
                     given[key] = small(inner, {})
-        return given | more
+        both = {key: given[key] | more[key] for key in given if isinstance(more.get(key), dict)}
+        return given | more | both
 
-    made = transformers.AutoConfig.for_model(kind)
-    return {"model_type": kind, **small(made, MORE.get(kind, {}))}
+    more = MORE.get(kind, {})
+    try:
+        made = transformers.AutoConfig.for_model(kind)
+    except Exception:  # its own defaults do not fit each other
+        made = transformers.AutoConfig.for_model(kind, **more)
+    return {"model_type": kind, **small(made, more)}
 
 
 def prompts() -> list[Any]:
@@ -147,7 +168,7 @@ def measure(kind: str, engines: Sequence[str]) -> Iterator[tuple[str, str]]:
     try:
         config = tiny(kind)
     except Exception as error:  # of the sweep, not of perfline
-        yield "all", f"no tiny config: {_line(error)}"
+        yield "all", f"{NOT_TRIED}: {_line(error)}"
         return
     spec = ModelSpec(
         case_dir="x", weight_dir="y", precision="fp32", nominal_parameters=1e6, config=config
@@ -156,7 +177,8 @@ def measure(kind: str, engines: Sequence[str]) -> Iterator[tuple[str, str]]:
     try:
         model = hf.load(case, current_device(), None)
     except PerflineError as error:
-        yield "all", _line(error)
+        built = "loading random weights" not in str(error)  # by transformers, of the sweep's config
+        yield "all", _line(error) if built else f"{NOT_TRIED}: {_line(error.__cause__ or error)}"
         return
     asked = prompts()
     with torch.inference_mode():
@@ -184,8 +206,8 @@ def measure(kind: str, engines: Sequence[str]) -> Iterator[tuple[str, str]]:
     model.close()
 
 
-def _line(error: Exception) -> str:
-    return (" ".join(str(error).split()) or type(error).__name__)[:300]
+def _line(error: BaseException) -> str:
+    return textwrap.shorten(str(error) or type(error).__name__, 400, placeholder=" ...")
 
 
 def _worker(pipe: Any, engines: Sequence[str]) -> None:
@@ -243,7 +265,11 @@ def kept(found: dict[str, dict[str, str]], kind: str, said: dict[str, str]) -> N
 
 def table(found: dict[str, dict[str, str]]) -> str:
     """The page: how many, each kind by each way, and the reasons."""
-    run = Counter(way for said in found.values() for way in said)
+    none = {kind: said["all"] for kind, said in found.items() if "all" in said}
+    untried = {kind for kind, why in none.items() if NOT_TRIED in why}
+    refused = {kind for kind, why in none.items() if REFUSED in why}
+    tried = {kind: said for kind, said in found.items() if kind not in untried | refused}
+    run = Counter(way for said in tried.values() for way in said)
     right = Counter(
         way for ways_ in found.values() for way, said in ways_.items() if said == "right"
     )
@@ -260,18 +286,23 @@ def table(found: dict[str, dict[str, str]]) -> str:
         "Right: letters within 1e-4 of the largest logit, and the same answers. A kind that shares "
         "no prefixes is run by itself, question by question, with a notice.",
         "",
-        f"Right of {len(found)} kinds, of those that were run: "
+        f"Right of {len(tried)} kinds, of those that were run: "
         + ", ".join(f"{right[way]} of {run[way] + run['all']} by {way}" for way in WAYS)
-        + ". An empty cell was not run.",
+        + ". An empty cell was not run (`--kinds` and `--engines` take some). "
+        f"Beside them {len(refused)} kinds of causal LM are refused, as they are no decoder-only "
+        f"LMs, and {len(untried)} were not tried: transformers builds no tiny model of them.",
         "",
         f"| kind | {' | '.join(WAYS)} | why not |",
         f"| --- | {' | '.join('---' for _ in WAYS)} | --- |",
     ]
     for kind, said in sorted(found.items()):
         cells = [{"right": "yes", "": ""}.get(said.get(way, ""), "no") for way in WAYS]
+        if kind in none:
+            word = "not tried" if kind in untried else "refused" if kind in refused else "no"
+            cells = [word] * len(WAYS)
         why = "; ".join(dict.fromkeys(t for t in said.values() if t != "right"))
-        why = why.replace("|", "/").replace("<", "&lt;")
-        lines.append(f"| {kind} | {' | '.join(cells)} | {why[:240]} |")
+        why = textwrap.shorten(why, 240, placeholder=" ...").replace("|", "/").replace("<", "&lt;")
+        lines.append(f"| {kind} | {' | '.join(cells)} | {why} |")
     return "\n".join(lines) + "\n"
 
 
@@ -281,7 +312,7 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=_Raw)
     parser.add_argument("page", type=Path, help="the table to write, such as docs/models.md")
-    parser.add_argument("--kinds", nargs="+", default=sorted(set(KINDS) - {*OTHERS.split()}))
+    parser.add_argument("--kinds", nargs="+", default=sorted(KINDS))
     parser.add_argument("--engines", nargs="+", default=["eager", "inductor"])
     parser.add_argument("--seconds", type=float, default=90, help="for one way of one kind")
     args = parser.parse_args()

@@ -8,12 +8,13 @@ files: safetensors only, no remote code.
 from __future__ import annotations
 
 import gc
+import json
 import math
 import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -246,17 +247,23 @@ def _load(case: Case, device: Device, weights: Path | None, replica: Replica | N
 def _checkpoint(case: Case, weights: Path, split: dict[str, Any]) -> Any:
     """The checkpoint's model, every tensor of it from the file: nothing is initialised instead."""
     auto: Any = transformers.AutoModelForCausalLM
-    attention = _attention(case, _config_of(weights))
-    module, found = auto.from_pretrained(
-        weights,
-        dtype=DTYPES[case.model.precision],
-        attn_implementation=attention,
-        use_safetensors=True,
-        trust_remote_code=False,
-        local_files_only=True,
-        output_loading_info=True,
-        **split,
-    )
+    config = _config_of(weights)
+    language = _language(str(weights / "config.json"), config)
+    if language is not config:
+        split = {**split, "config": language, "key_mapping": upstream.LANGUAGE_KEYS}
+    attention = _attention(case, language)
+    quiet = upstream.untold_tensors() if language is not config else nullcontext()  # towers
+    with quiet:
+        module, found = auto.from_pretrained(
+            weights,
+            dtype=DTYPES[case.model.precision],
+            attn_implementation=attention,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+            **split,
+        )
     for problem in ("missing_keys", "mismatched_keys"):
         names = sorted(map(str, found[problem]))
         if names:
@@ -362,7 +369,28 @@ def _config_of(weights: Path) -> Any:
 def attention_for(case: Case, weights: Path) -> str:
     """The attention that the checkpoint would run with, unloaded; EngineError."""
     with _loading(f"case '{case.id}': reading {weights / 'config.json'}"):
-        return _attention(case, _config_of(weights))
+        language = _language(str(weights / "config.json"), _config_of(weights))
+        return _attention(case, language)
+
+
+def _language(where: str, config: Any) -> Any:
+    """The config of the decoder-only LM that is loaded: of several parts, the language's.
+
+    EngineError for an encoder: its answer after a prompt is that to another question.
+    """
+    if (found := upstream.not_decoder_only(config)) is None:
+        return upstream.language_part(config)
+    key, value = found
+    kind = f"{config.model_type} is no decoder-only LM, and perfline runs no other"
+    if key == "is_encoder_decoder":
+        raise EngineError(
+            f"{where}: '{key}' is {json.dumps(value)}: this {kind}; choose a checkpoint without "
+            "an encoder"
+        )
+    raise EngineError(
+        f"{where}: '{key}' is {json.dumps(value)}, so a token attends to those after it: this "
+        f"{kind}; change the key if the checkpoint was trained as a decoder, or choose another"
+    )
 
 
 def _attention(case: Case, config: Any) -> str:
@@ -388,7 +416,7 @@ def _config(case: Case) -> Any:
 
 def _random_model(case: Case, device: Device, split: dict[str, Any]) -> Any:
     """Build on the device, in the target dtype: 8e9 parameters never pass through host fp32."""
-    config = _config(case)
+    config = _language(f"{case.source}: model.config", _config(case))
     auto: Any = transformers.AutoModelForCausalLM
     made: dict[str, Any] = {
         "dtype": DTYPES[case.model.precision],

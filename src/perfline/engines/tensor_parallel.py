@@ -58,7 +58,7 @@ def check_split(case: Case, module: Any, size: int) -> None:
 
 def empty(kind: Any, config: Any, dtype: object, attention: str, split: dict[str, Any]) -> Any:
     """A split model of class ``kind`` without a checkpoint: transformers fills in every tensor."""
-    with upstream.unmoved_by_new_tensors(), warnings.catch_warnings():
+    with upstream.untold_tensors(), warnings.catch_warnings():
         # What torch says of random numbers in split tensors: they are drawn anew in ``fill``.
         warnings.filterwarnings("ignore", message="DTensor random operators")
         return kind.from_pretrained(

@@ -15,9 +15,14 @@ a stack's and a layer's argument for the cache:        to 5.23                 t
 a stack's argument ``cache_position``                  4.57-5.x                not passed
 ``torch._dynamo.mark_static_address(guard)``           torch 2.9-2.15          CUDA graphs copy
 a decoder stack takes a 4D mask as it is               4.57-5.24               the plain path
+``sub_configs`` of a config; ``key_mapping`` of        4.57-5.24               towers are loaded
+``from_pretrained``; ``model.language_model`` in the                           with the language
+names of a multimodal model's tensors
 ``AttentionInterface`` (``attention``)                 4.57-5.24               the plain path
 ``config._attn_implementation``                        4.57-5.24               an error
 ``_supports_sdpa`` of a model's class                  4.57-5.24               ``sdpa`` is asked
+``is_encoder_decoder``, ``is_decoder``, ``is_causal``  4.57-5.24               encoders run as LMs
+and ``use_bidirectional_attention`` of a config
 ``get_output_embeddings``                              4.57-5.24               an error
 layers in an ``nn.ModuleList``; ``get_decoder``        4.57-5.24               an error
 ``cache_utils.DynamicCache(config)``, its ``layers``   4.57-5.24               the plain path
@@ -59,6 +64,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import transformers
 from torch import nn
+from transformers.models.auto import modeling_auto
 
 from perfline.engines.engine import CompileCounts
 from perfline.engines.environment import TESTED
@@ -269,6 +275,54 @@ def best_attention(config: Any, asked: str) -> str:
     return "eager" if asked == "sdpa" and not has_sdpa else asked
 
 
+# Masked LMs that are causal LMs, too, where this key of their config says so.
+_CAUSAL_KEY = {"xlm": ("causal", True), "xlnet": ("attn_type", "uni")}
+
+
+def not_decoder_only(config: Any) -> tuple[str, Any] | None:
+    """The key of ``config``, and its value, by which its model is no decoder-only LM; or None.
+
+    It has an encoder, or a token attends to those that come after it. ``is_decoder`` is of masked
+    LMs only: other kinds have the key, and no meaning for it.
+    """
+    if getattr(config, "is_encoder_decoder", False):
+        return "is_encoder_decoder", True
+    text, kind = config.get_text_config(), config.model_type
+    if (both := getattr(text, "use_bidirectional_attention", None)) in (True, "all"):
+        return "use_bidirectional_attention", both
+    if getattr(text, "is_causal", None) is False:
+        return "is_causal", False
+    masked = (*modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES, "bert-generation", "xlnet")
+    key, causal = _CAUSAL_KEY.get(kind, ("is_decoder", True))
+    found = getattr(config, key, None)
+    return (key, found) if kind in masked and found != causal else None
+
+
+# Names of a multimodal checkpoint's tensors, and what the language part alone calls them.
+LANGUAGE_KEYS = {
+    r"^model\.language_model\.": "model.",
+    r"^language_model\.model\.": "model.",  # as older transformers saved
+    r"^language_model\.lm_head": "lm_head",
+}
+
+
+def language_part(config: Any) -> Any:
+    """The config of a multimodal model's language part, where that is a causal LM by itself.
+
+    ``config`` where there is no other part, where transformers takes the language part already, or
+    has no class for it, and where weights are quantised: a quantizer names modules of the whole.
+    """
+    mapping: Any = transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+    text = config.get_text_config()
+    towers = set(getattr(config, "sub_configs", {})) - {"text_config"}
+    whole, part = mapping.get(type(config), None), mapping.get(type(text), None)
+    quantised = any(getattr(each, "quantization_config", None) for each in (config, text))
+    if text is config or not towers or quantised or None in (whole, part) or whole is part:
+        return config
+    text.tie_word_embeddings = config.tie_word_embeddings  # the whole model's word counts
+    return text
+
+
 @contextmanager
 def attending(config: Any, implementation: str) -> Iterator[None]:
     """Let the model of ``config`` use that attention meanwhile; for masks that are given whole."""
@@ -407,8 +461,8 @@ def split_arguments(replica: Replica) -> dict[str, Any]:
 
 
 @contextmanager
-def unmoved_by_new_tensors() -> Iterator[None]:
-    """Keep transformers from telling that tensors of a model without a checkpoint are all new."""
+def untold_tensors() -> Iterator[None]:
+    """Keep transformers from telling, a line each, of tensors that are new or left out."""
     logger = logging.getLogger("transformers.modeling_utils")
     before = logger.level
     logger.setLevel(logging.ERROR)

@@ -45,11 +45,27 @@ def test_what_is_wrong_is_called_wrong(monkeypatch):
 
 
 def test_the_table_counts_and_gives_reasons():
-    found = {"a": {"eager": "right", "eager shared": "no | cache"}, "b": {"all": "refused"}}
-    page = models.table(found)
-    assert "those that were run: 1 of 2 by eager, 0 of 2 by eager shared, 0 of 1 by ind" in page
+    found = {"a": {"eager": "right", "eager shared": "no | cache"}, "b": {"all": "over 90 s"}}
+    found |= {"c": {"all": "this bert is no decoder-only LM"}, "d": {"all": "no tiny config: x"}}
+    page = models.table(found | {"e": {"eager": "wordy " * 99}})
+    assert "Right of 3 kinds, of those that were run: 1 of 3 by eager, 0 of 2 by eager sh" in page
+    assert "1 kinds of causal LM are refused, as they are no decoder-only LMs, and 1 were " in page
     assert "| a | yes | no |  |  | no / cache |" in page
-    assert "| b |  |  |  |  | refused |" in page
+    assert "| b | no | no | no | no | over 90 s |" in page
+    assert "| c | refused | refused | refused | refused | this bert is no decoder-o" in page
+    assert "| d | not tried | not tried | not tried | not tried | no tiny config: x |" in page
+    assert "wordy wordy ... |" in page
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_is_refused_and_what_cannot_be_tried_are_told_apart(monkeypatch):
+    ((way, said),) = models.measure("bert", ["eager"])
+    assert way == "all"
+    assert models.REFUSED in said
+    monkeypatch.setitem(models.MORE, "llama", {"num_attention_heads": 7})
+    ((way, said),) = models.measure("llama", ["eager"])
+    assert way == "all"
+    assert said.startswith("no tiny config: ")
 
 
 def test_a_later_run_keeps_what_other_ways_gave():

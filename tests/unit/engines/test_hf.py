@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from transformers.models.auto import modeling_auto
 
 from perfline.cases import data
 from perfline.cases.case import ThroughputSpec
@@ -354,6 +355,103 @@ def test_a_quantizer_s_weights_answer_every_way(checkpoint):
     shared = runner.run(prompts, runner.plan(prompts)).answers
     np.testing.assert_allclose(shared.letter_logits, plain.letter_logits, atol=1e-3)
     model.close()
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (
+            {"model_type": "roberta"},
+            r"config\.json: 'is_decoder' is false, so a token attends to those after it: this "
+            r"roberta is no decoder-only LM, .* change the key if the checkpoint was trained as",
+        ),
+        (
+            {"model_type": "bart"},
+            r"config\.json: 'is_encoder_decoder' is true: this bart is no decoder-only LM, .* "
+            r"choose a checkpoint without an encoder",
+        ),
+        ({"is_causal": False}, r"config\.json: 'is_causal' is false, so a token attends"),
+    ],
+    ids=["roberta", "bart", "two-way-llama"],
+)
+def test_what_is_no_decoder_only_lm_is_refused_before_its_weights_are_read(
+    checkpoint, monkeypatch, change, told
+):
+    path = checkpoint / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    monkeypatch.delattr(transformers.AutoModelForCausalLM, "from_pretrained")
+    with pytest.raises(EngineError, match=told):
+        hf.load(case(), current_device(), checkpoint)
+    with pytest.raises(EngineError, match=told):
+        hf.attention_for(case(), checkpoint)
+
+
+def test_random_weights_of_an_encoder_are_refused_too():
+    with pytest.raises(EngineError, match=r"x\.yaml: model\.config: 'is_decoder' is false"):
+        hf.load(case(config={**CONFIG, "model_type": "bert"}), current_device(), None)
+
+
+TEXT = {key: n for key, n in CONFIG.items() if key not in ("model_type", "tie_word_embeddings")}
+TEXT |= {"vocab_size": 740, "head_dim": 16, "pad_token_id": 0, "initializer_range": 0.1}
+TOWER = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
+TOWER |= {"num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+MULTIMODAL = {
+    "gemma3": {"mm_tokens_per_image": 4},
+    "gemma4": {
+        "text_config": {**TEXT, "global_head_dim": 16, "hidden_size_per_layer_input": 0}
+        | {"vocab_size_per_layer_input": 740, "num_kv_shared_layers": 0},
+        "vision_config": {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
+        | {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16},
+    },
+    "got_ocr2": {"vision_config": {**TOWER, "mlp_dim": 48, "global_attn_indexes": [0]}},
+}
+
+
+@pytest.fixture
+def multimodal(request, checkpoint):
+    """A tiny multimodal checkpoint, and the whole model of it."""
+    if request.param not in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        pytest.skip(f"this transformers has no {request.param}")
+    torch.manual_seed(0)
+    parts = {"text_config": TEXT, "vision_config": TOWER} | MULTIMODAL[request.param]
+    config = transformers.AutoConfig.for_model(request.param, **parts)
+    whole = transformers.AutoModelForCausalLM.from_config(config).eval()
+    whole.save_pretrained(checkpoint)
+    return checkpoint, whole
+
+
+@pytest.mark.parametrize("multimodal", MULTIMODAL, indirect=True)
+def test_of_a_multimodal_checkpoint_the_language_part_alone_is_loaded(multimodal, caplog, capsys):
+    path, whole = multimodal
+    with pytest.warns(UserWarning, match=r"tensors of other towers are left out, such as "):
+        loaded = hf.load(case(), current_device(), path)
+    assert "LOAD REPORT" not in caplog.text + capsys.readouterr().err  # a line a tensor
+    assert type(loaded.module) is not type(whole)
+    assert not any("vision" in name or "tower" in name for name, _ in loaded.module.named_modules())
+    ids = torch.arange(5, 65)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.module(ids).logits, whole(input_ids=ids).logits)
+    loaded.close()
+
+
+@pytest.mark.parametrize("multimodal", ["gemma3"], indirect=True)
+def test_a_multimodal_checkpoint_whose_language_part_lacks_a_tensor_is_refused(multimodal):
+    path, _ = multimodal
+
+    def without(held):
+        return {n: t for n, t in held.items() if "layers.2.mlp.up_proj" not in n or "vision" in n}
+
+    rewritten(path, without)
+    with pytest.raises(EngineError, match=r"1 tensors .* missing .*layers\.2\.mlp\.up_proj"):
+        hf.load(case(), current_device(), path)
+
+
+@pytest.mark.parametrize("multimodal", ["gemma3"], indirect=True)
+def test_random_weights_of_a_multimodal_model_are_those_of_its_language_part(multimodal):
+    config = json.loads((multimodal[0] / "config.json").read_text())
+    loaded = hf.load(case(config=config), current_device(), None)
+    assert type(loaded.module).__name__ == "Gemma3ForCausalLM"
+    loaded.close()
 
 
 def test_another_tower_is_a_notice(checkpoint):

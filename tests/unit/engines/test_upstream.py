@@ -30,6 +30,9 @@ SMALL = {
 }
 
 
+BOTH_WAYS = "use_bidirectional_attention"
+
+
 @pytest.fixture(scope="module")
 def module():
     torch.manual_seed(0)
@@ -106,6 +109,59 @@ def test_the_attention_is_the_config_s_and_can_be_changed_meanwhile(module):
         assert upstream.attention_of(config) == "eager"
         assert module(torch.tensor([[1, 2]])).logits.shape == (1, 2, 32)
     assert upstream.attention_of(config) == "sdpa"
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "found"),
+    [
+        ("bart", {}, ("is_encoder_decoder", True)),
+        ("bart", {"is_encoder_decoder": False, "is_decoder": True}, None),  # its decoder alone
+        ("musicgen", {}, ("is_encoder_decoder", True)),
+        ("bert", {}, ("is_decoder", False)),
+        ("bert", {"is_decoder": True}, None),
+        ("bert-generation", {}, ("is_decoder", False)),
+        ("roberta", {}, ("is_decoder", False)),
+        ("xlm", {}, ("causal", False)),
+        ("xlnet", {}, ("attn_type", "bi")),
+        ("gpt_neox", {"is_decoder": False}, None),  # it never had a meaning there
+        ("llama", {"is_causal": False}, ("is_causal", False)),
+        ("gemma3_text", {BOTH_WAYS: True}, (BOTH_WAYS, True)),
+        ("gemma3_text", {}, None),
+    ],
+)
+def test_a_config_says_which_model_is_no_decoder_only_lm(kind, config, found):
+    made = transformers.AutoConfig.for_model(kind, **config)
+    assert upstream.not_decoder_only(made) == found
+
+
+@pytest.mark.parametrize(
+    ("kind", "part"),
+    [
+        ("llama", "llama"),
+        ("gemma3", "gemma3_text"),
+        ("llama4", "llama4"),  # AutoModelForCausalLM takes the language part itself
+        ("fuyu", "fuyu"),  # has no tower
+        ("gemma3_text", "gemma3_text"),
+    ],
+)
+def test_the_language_part_of_a_multimodal_model_has_a_config_and_a_class_of_its_own(kind, part):
+    config = transformers.AutoConfig.for_model(kind)
+    found = upstream.language_part(config)
+    assert found.model_type == part
+    assert (found is config) is (kind == part)
+    config.quantization_config = {"quant_method": "x"}
+    assert upstream.language_part(config) is config
+
+
+@pytest.mark.parametrize("changed", [{"is_decoder": True}, {}])
+def test_a_token_attends_to_those_after_it_where_the_config_says_so(changed):
+    """What ``not_decoder_only`` refuses does that, and what it lets pass does not."""
+    config = transformers.AutoConfig.for_model("roberta", **SMALL, **changed)
+    kind = transformers.AutoModelForCausalLM.from_config(config).eval()
+    ids = torch.tensor([[5, 6, 7, 8], [5, 6, 7, 9]])
+    with torch.no_grad():
+        one, other = kind(input_ids=ids).logits[:, 0]
+    assert torch.allclose(one, other) is (upstream.not_decoder_only(config) is None)
 
 
 @pytest.mark.parametrize(
@@ -272,7 +328,7 @@ def test_a_forced_instruction_set_has_an_inductor_cache_of_its_own(
 def test_new_tensors_are_no_news_meanwhile():
     logger = logging.getLogger("transformers.modeling_utils")
     before = logger.level
-    with upstream.unmoved_by_new_tensors():
+    with upstream.untold_tensors():
         assert not logger.isEnabledFor(logging.WARNING)
     assert logger.level == before
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import importlib.util
 import json
 from collections.abc import Sequence
@@ -19,8 +20,15 @@ from perfline.engines import hf
 from perfline.engines.device import current_device
 from perfline.engines.engine import run_pass
 from perfline.engines.shared_prefix import SharedPrefixRunner
-from perfline.tasks.answers import LETTERS
-from perfline.tasks.prompts import Subject, build_prompts, hf_encode, load_subjects, render_prompt
+from perfline.tasks.answers import LETTERS, Answers
+from perfline.tasks.prompts import (
+    Prompt,
+    Subject,
+    build_prompts,
+    hf_encode,
+    load_subjects,
+    render_prompt,
+)
 from perfline.tasks.task import load_task
 
 lm_eval = pytest.importorskip("lm_eval", reason="needs the extra 'bench' (lm-eval)")
@@ -197,6 +205,7 @@ TASKS: list[Any] = [
 
 
 CONTINUED = [each for each in TASKS if load_task(each[0]).score == "continuation"]
+LETTERED = [each for each in TASKS if each not in CONTINUED]
 
 
 @pytest.fixture
@@ -230,17 +239,19 @@ def test_every_prompt_is_theirs(both: tuple[Any, Any, Subject, Rows]) -> None:
         assert (LETTERS[gold] if isinstance(gold, int) else gold) == ours.label
 
 
-@pytest.mark.filterwarnings("default")  # theirs
-@pytest.mark.parametrize("both", CONTINUED, indirect=True, ids=[name for name, *_ in CONTINUED])
-def test_every_score_is_theirs(both: tuple[Any, Any, Subject, Rows]) -> None:
-    """On the tiny model: the sums by choice, and which choices ``acc`` and ``acc_norm`` take."""
+def answered(
+    both: tuple[Any, Any, Subject, Rows],
+) -> tuple[list[Answers], list[Prompt], list[Any]]:
+    """On the tiny model: our answers, plain and by shared prefixes, and their sums by question."""
     from lm_eval.models.huggingface import HFLM
 
     task, asked, subject, _ = both
     (case,) = load_cases(["tiny"])
+    case = dataclasses.replace(case, tasks=(subject.task.name,))
     model = hf.load(case, current_device(), data.find_weights(case, None))
     encode = hf_encode(model.tokenizer, case.model.bos)
-    prompts = build_prompts([subject], encode, case.mmlu, model.positions)
+    continued = subject.task.name in model.without_letters
+    prompts = build_prompts([subject], encode, case.mmlu, model.positions, continued)
     runner = SharedPrefixRunner(model.engine("eager"))
     ours_twice = [
         run_pass(model.engine("eager"), prompts, "last").answers,
@@ -248,8 +259,16 @@ def test_every_score_is_theirs(both: tuple[Any, Any, Subject, Rows]) -> None:
     ]
     lm = HFLM(model.module, tokenizer=model.tokenizer, add_bos_token=True, device="cpu")
     told = iter(lm.loglikelihood(task.instances, disable_tqdm=True))
-    for number, ours in enumerate(subject.test):
-        sums = np.array([next(told)[0] for _ in asked[ours.index]])
+    sums = [np.array([next(told)[0] for _ in asked[ours.index]]) for ours in subject.test]
+    return ours_twice, prompts, sums
+
+
+@pytest.mark.filterwarnings("default")  # theirs
+@pytest.mark.parametrize("both", CONTINUED, indirect=True, ids=[name for name, *_ in CONTINUED])
+def test_every_score_is_theirs(both: tuple[Any, Any, Subject, Rows]) -> None:
+    """The sums by choice, and which choices ``acc`` and ``acc_norm`` take."""
+    ours_twice, prompts, told = answered(both)
+    for number, (ours, sums) in enumerate(zip(both[2].test, told, strict=True)):
         by_length = sums / [len(choice) for choice in ours.choices]
         own, other = (by_length, sums) if prompts[number].normalised else (sums, by_length)
         for found in ours_twice:
@@ -257,3 +276,15 @@ def test_every_score_is_theirs(both: tuple[Any, Any, Subject, Rows]) -> None:
             np.testing.assert_allclose(scores, own, rtol=1e-4)
             letters = found.letters()[number] + found.argmax_letter[number]
             assert letters == LETTERS[own.argmax()] + LETTERS[other.argmax()]
+
+
+@pytest.mark.filterwarnings("default")  # theirs
+@pytest.mark.parametrize("both", LETTERED, indirect=True, ids=[name for name, *_ in LETTERED])
+def test_every_answer_by_letter_is_theirs(both: tuple[Any, Any, Subject, Rows]) -> None:
+    """The letters' logits are the log-probabilities of theirs, but for what all of them share."""
+    ours_twice, _, told = answered(both)
+    for number, sums in enumerate(told):
+        for found in ours_twice:
+            logits = found.letter_logits[number, : len(sums)]
+            np.testing.assert_allclose(logits - logits.max(), sums - sums.max(), atol=1e-3)
+            assert found.letters()[number] == LETTERS[sums.argmax()]
