@@ -296,7 +296,7 @@ def test_two_replicas_of_two_ranks_answer_as_one_process_even_after_a_kill(
     plugin = TOGETHER.replace("tiny-eager", "split-eager").replace('RANK == "1"', 'RANK == "2"')
     done = run(
         folder,
-        *("-k", "eager or fidelity", "-m", "accuracy", f"--case-dir={folder}"),
+        *("--engines=eager", "-m", "accuracy", f"--case-dir={folder}"),
         plugin=plugin + FOLLOWER_KILLED,
         launcher=(*LAUNCHER, "--nproc-per-node=4", "--max-restarts=1"),
         case="split",

@@ -51,6 +51,23 @@ def test_alone_it_is_a_baseline_too(asked, capsys):
     asked.run("-m", "fidelity").assert_outcomes(failed=1)  # and says where the baseline is from
 
 
+def test_fewer_layers_are_not_held_against_all_of_them(asked):
+    asked.run("-m", "fidelity")
+    assert asked.update() == 0
+    path = asked.root / "cases" / "fake.yaml"
+    path.write_text(f"{path.read_text()}fidelity: {{layers: 2}}\n")
+    result = asked.run("-m", "fidelity")
+    result.assert_outcomes(failed=1)
+    told = " ".join(result.stdout.str().split())
+    assert "holds the numbers of all layers, and the first 2 were run (fidelity.layers)" in told
+    assert asked.words()["fidelity.baseline"] == "incomparable"
+    assert asked.update() == 0
+    asked.run("-m", "fidelity").assert_outcomes(passed=1)
+    verdicts = asked.record()["cases"]["fake"]["verdicts"]
+    (found,) = (each for each in verdicts if each["metric"] == "fidelity")
+    assert found["reason"].endswith("; of the first 2 layers at most (fidelity.layers)")
+
+
 def test_prompts_that_are_not_stored_are_missing_until_they_are_accepted(asked, capsys):
     """All of 16 prompts but one are not among 32: that one alone must not make it green."""
     asked.run("-m", "fidelity")

@@ -156,6 +156,20 @@ def test_answers_to_an_absent_task_are_not_dropped_in_silence(suite, capsys):
     assert set(suite.baseline()["accuracy"]) == {"eager", "inductor"}
 
 
+def test_answers_to_a_task_that_was_left_out_are_not_dropped_in_silence(suite, capsys):
+    path = suite.root / "cases" / "fake.yaml"
+    path.write_text(f"{path.read_text()}tasks: [mmlu, ceval]\n")
+    suite.run("-m", "accuracy")
+    assert suite.update() == 0
+    suite.default("throughput: {sample: 8, rounds: 5, min_round_s: 0.001}")  # another definition
+    suite.run("--tasks=mmlu")
+    capsys.readouterr()
+
+    assert suite.update() == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert "would go with the case's older definition, and their questions were not asked" in told
+
+
 def test_without_its_first_task_nothing_of_a_case_is_measured(suite):
     suite.script(**{"raise": ["MissingData"]}, absent={"ceval": ABSENT})
     result = suite.run(BOTH)

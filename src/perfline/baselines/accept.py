@@ -283,6 +283,14 @@ def _not_asked(candidate: Candidate) -> list[str]:
     return [w for w in old if task_of(w) in absent and w not in candidate.new.accuracy]
 
 
+def _left_out(candidate: Candidate) -> list[str]:
+    """The stored answers, by name, to tasks of the case that ``--tasks`` did not name."""
+    old = {} if candidate.old is None else candidate.old.accuracy
+    named = {Path(name).stem for name in candidate.measured.tasks}
+    others = {*candidate.case.task_names} - named if named else set()
+    return [word for word in old if task_of(word) in others]
+
+
 def current(candidate: Candidate) -> list[Verdict]:
     """Judge the measurement against the file as it is now.
 
@@ -492,11 +500,11 @@ def _losses(candidate: Candidate) -> Iterator[str]:
                 f"{engine} answered {len(answers.ids)} questions where {holder} holds "
                 f"{before}; ask all of them, or drop the others with --accept-regression"
             )
-    lost = [] if candidate.same_definition else _not_asked(candidate)
+    lost = [] if candidate.same_definition else _not_asked(candidate) + _left_out(candidate)
     if lost:
         yield (
             f"the answers {', '.join(lost)} of {candidate.path} would go with the case's older "
-            "definition, and their questions were absent; ask them anew, or drop those answers "
+            "definition, and their questions were not asked; ask them, or drop those answers "
             "with --accept-regression"
         )
     if old is not None and candidate.same_workload:

@@ -26,6 +26,7 @@ from perfline.metrics import Metric, answered, pass_name, suffix
 from perfline.tasks.answers import Answers, Scored, StoredAnswers
 from perfline.tasks.task import scoring
 
+FIRST_LAYERS = "fidelity.layers"  # in a reference's context, where the case asks for fewer
 HEALTH = ("graphs", "graph_breaks", "recompiles")
 
 
@@ -234,12 +235,19 @@ def model_numbers(found: Fidelity, facts: Mapping[str, Scalar], against: Against
             for name, errors in drift.engines.items()
         ]
     holder = against.of_reference
-    if problem := against.mismatch or holder.mismatch:
-        return [
-            *verdicts,
-            Verdict(fidelity.NAME, "incomparable", "baseline", fidelity.UNIT, reason=problem),
-        ]
     stored = None if holder.stored is None else holder.stored.reference
+    problem = against.mismatch or holder.mismatch
+    if stored is not None and not problem:
+        asked = stored.context.get(FIRST_LAYERS), found.first_layers
+        held, run = ("all" if each is None else f"the first {each}" for each in asked)
+        if held != run:
+            problem = (
+                f"{holder.shown} holds the numbers of {held} layers, and {run} were run "
+                "(fidelity.layers): accept a run anew"
+            )
+    if problem:
+        wrong = Verdict(fidelity.NAME, "incomparable", "baseline", fidelity.UNIT, reason=problem)
+        return [*(fidelity.of_layers(each, found.first_layers) for each in verdicts), wrong]
     changed = ""
     if stored is not None:
         before, after = stored.context.get("weights"), facts.get("weights")
@@ -255,7 +263,7 @@ def model_numbers(found: Fidelity, facts: Mapping[str, Scalar], against: Against
             changed,
         )
     )
-    return verdicts
+    return [fidelity.of_layers(each, found.first_layers) for each in verdicts]
 
 
 def what_runs(

@@ -144,7 +144,9 @@ def unmeasured_counts(record: Record) -> tuple[int, int, int]:
     cases = record.cases.values()
     lines = [line for case in cases for line in case.errors]
     absent = sum(line.startswith(ABSENT) for line in lines)
-    told = sum(len(case.not_asked) - len(untold(case)) for case in cases)
+    told = sum(  # tasks with one place for their questions are told in one line
+        len({absence(why) for why in case.not_asked.values()} & {*case.errors}) for case in cases
+    )
     return len(lines) - absent, absent - told, sum(len(case.not_asked) for case in cases)
 
 

@@ -200,12 +200,17 @@ class Case:
         """
         found = dataclasses.replace(self, tasks=tuple(tasks), tasks_named_in=named_in)
         if problem := _tasks_problem(found):
-            raise CaseError(f"{named_in} {problem}")
+            raise CaseError(f"case '{self.id}': {named_in} {problem}")
         return found
 
     def also_asking(self, tasks: Iterable[str]) -> Case:
-        """The case with those of ``tasks`` behind its own whose names are not among them."""
-        known = {**{Path(task).stem: task for task in tasks}, **dict.fromkeys(self.task_names, "")}
+        """The case with those of ``tasks`` behind its own whose names are not among them.
+
+        A file that is there no more is left out: its answers are those of a task without a name.
+        """
+        folder = self.source.parent
+        there = (task for task in tasks if Path(task).stem == task or (folder / task).is_file())
+        known = {**{Path(task).stem: task for task in there}, **dict.fromkeys(self.task_names, "")}
         return dataclasses.replace(self, tasks=(*self.tasks, *filter(None, known.values())))
 
     def digest(self, weights: WeightsKind = "real") -> str:

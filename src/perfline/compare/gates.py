@@ -19,7 +19,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from perfline.cases.case import Case, GatesSpec, Precision, Scoring, engine_name
+from perfline.cases.case import Case, EngineName, GatesSpec, Precision, Scoring, engine_name
 from perfline.compare.model import (
     BESIDE,
     SIDES,
@@ -237,7 +237,17 @@ def numbers(
     what the dtype costs, is what A measured. Where B is in another dtype on purpose its weights are
     rounded otherwise, in fp32 too: then its drift alone is judged, by what B measured that costs.
     """
-    name = engine_name(engine)
+    found = _numbers(case, engine_name(engine), a, b, dtypes)
+    return tuple(fidelity.of_layers(verdict, case.fidelity.layers) for verdict in found)
+
+
+def _numbers(
+    case: Case,
+    name: EngineName,
+    a: FidelityNumbers | None,
+    b: FidelityNumbers | None,
+    dtypes: tuple[str, str],
+) -> tuple[Verdict, ...]:
     metric = f"{FIDELITY}_{pass_name(name)}"
     for side, told in (("A", a), ("B", b)):
         if told is None or told.problem:

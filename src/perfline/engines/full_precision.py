@@ -24,6 +24,7 @@ from perfline.engines.device import GIB
 from perfline.engines.engine import EngineName
 from perfline.engines.hf import Model
 from perfline.engines.shared_prefix import SharedPrefixRunner
+from perfline.engines.torch_engine import out_of_memory
 from perfline.engines.upstream import (
     MASKED_ATTENTIONS,
     attending,
@@ -31,6 +32,7 @@ from perfline.engines.upstream import (
     check_prefixes,
     decoder,
     first_layers,
+    is_full,
 )
 from perfline.errors import NoFidelity
 from perfline.tasks.answers import Answers
@@ -83,19 +85,32 @@ def _in_fp32(model: Model) -> Iterator[ModelLogits]:
     module = model.module
     short = _short(module)
     own = [tensor.dtype for tensor in short]
-    with model.replica.agreeing() if model.replica is not None else nullcontext():
+    together = model.replica.agreeing if model.replica is not None else nullcontext
+    with together():
         _check_fits(model, _more_gib(short))
     config = cast("Any", module).config.get_text_config()
     only_short = attention_of(config) not in MASKED_ATTENTIONS  # flash attention, say
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:  # memory may run out in the midst of it
-        _cast(model, short, [torch.float32] * len(short))
+        with together(), _full_in_words(model):
+            _cast(model, short, [torch.float32] * len(short))
         with attending(config, "sdpa") if only_short else nullcontext():
             yield ModelLogits(model, own[0] if own else None)
     finally:
         torch.set_float32_matmul_precision(before)
         _cast(model, short, own)
+
+
+@contextmanager
+def _full_in_words(model: Model) -> Iterator[None]:
+    """DeviceMemory where memory runs out within."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_full(error):
+            raise
+        raise out_of_memory(model.device, "the model in fp32", error) from error
 
 
 def _check_fits(model: Model, more_gib: float) -> None:

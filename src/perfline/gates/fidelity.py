@@ -132,17 +132,6 @@ def by_distances(
     if moved := [name for name in now if len(apart.get(name, ())) != len(stored[name].at)]:
         reason = f"{shown} holds other positions of {moved[0]}: {fix}"
         return _verdict("incomparable", None, limit, reason)
-    layers = [
-        {len(numbers(each.layers)) for each in held.values() if each.layers}
-        for held in ({name: stored[name] for name in now}, now)
-    ]
-    if all(layers) and layers[0] != layers[1]:
-        before, after = (" or ".join(map(str, sorted(each))) for each in layers)
-        reason = (
-            f"{shown} holds numbers of {before} layers, and {after} were run: fidelity.layers or "
-            f"the model changed; {fix}"
-        )
-        return _verdict("incomparable", None, limit, reason)
     largest = float(np.max([each.max() for each in apart.values()]))
     mean = float(np.concatenate(list(apart.values())).mean())
     context = f"; {changed}" if changed else ""
@@ -159,6 +148,14 @@ def by_distances(
         f"{'; '.join(filter(None, where))}{context}"
     )
     return _verdict("regressed", largest, limit, reason)
+
+
+def of_layers(verdict: Verdict, layers: int | None) -> Verdict:
+    """Say of a measured verdict that so many of the first layers were run alone; None: all were."""
+    if layers is None or verdict.measured is None:
+        return verdict
+    reason = f"{verdict.reason}; of the first {layers} layers at most (fidelity.layers)"
+    return replace(verdict, reason=reason)
 
 
 def drift(
@@ -301,6 +298,8 @@ def _layer(
     ]
     if not pairs or not layers_off:
         return ""
+    if len({len(layers_off), *(len(each) for pair in pairs for each in pair)}) > 1:
+        return "the model has another number of layers"
     for layer, off in enumerate(layers_off):
         largest = max(abs(before[layer]) for before, _ in pairs)
         floor = _BEYOND_LAYER * max(off, float(np.spacing(np.float32(largest))))

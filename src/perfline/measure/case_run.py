@@ -506,12 +506,10 @@ class CaseRun:
                 if found.rounded:
                     with self.loaded.own_precision() as own:
                         found = fidelity.with_drift(found, own, ours, prompts, self.clock)
-                if (layers := self.case.fidelity.layers) is not None:
-                    why = f"fidelity is of the first {layers} layers alone (fidelity.layers)"
-                    self.notices.once([f"{self.case.id}: {why} in {self.case.source}"])
+                layers = self.case.fidelity.layers
                 if self.case.model.precision != "fp32" or layers is not None:  # engines begin anew
                     self._compile_anew()
-                self._fidelity = found
+                self._fidelity = replace(found, first_layers=layers)
         return self._fidelity
 
     def helper(self, word: str) -> AccuracyRun:

@@ -107,6 +107,7 @@ class Fidelity:
         rounded: see ``Drift``; empty where the case's own dtype is fp32.
         drift: None there, and until it is measured.
         others: as ``logits``, of the engines beside the eager one.
+        first_layers: how many of them were asked for (``fidelity.layers``); None: all.
         uncompiled: why an engine that compiles ran eagerly, and was held to itself; empty where it
             did not.
     """
@@ -122,6 +123,7 @@ class Fidelity:
     rounded: tuple[float, ...] = ()
     drift: Drift | None = None
     others: dict[EngineName, dict[str, Floats]] = field(default_factory=dict, repr=False)
+    first_layers: int | None = None
     uncompiled: str = ""
 
     @property

@@ -383,6 +383,8 @@ class Session:
         if not case_run.computed:
             return None
         about = {key: value for key, value in context.items() if key != "commit"}
+        if (layers := case_run.case.fidelity.layers) is not None:
+            about[judge.FIRST_LAYERS] = layers
         commit = context.get("commit")
         told = None if commit is None else str(commit)
         return Reference(self._created, told, "measured", about, case_run.computed)

@@ -316,11 +316,10 @@ def _of_comparison(metric: Sought, compared: CaseComparison, of_b: SideName) -> 
     if metric.name == "flips":
         flips = [flip for verdict in compared.verdicts for flip in verdict.flips]
         return Finding("bad" if flips else "good", change=f"{len(flips)} flips")
-    named = [
-        verdict
-        for verdict in compared.verdicts
-        if verdict.metric == metric.name or verdict.metric.startswith(f"{metric.name}_")
-    ]
+    named = [verdict for verdict in compared.verdicts if verdict.metric == metric.name]
+    if not named and not metric.task:  # ``acc``, of whichever engine
+        start = f"{metric.name}_"
+        named = [verdict for verdict in compared.verdicts if verdict.metric.startswith(start)]
     if not named or named[0].word in ("missing", "incomparable"):
         why = named[0].reason if named else "it is not measured on this device, by this engine"
         return Finding("skipped", f"{metric.name}: {why}")

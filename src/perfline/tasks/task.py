@@ -274,8 +274,16 @@ def _included(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
 
 
 def tasks_of(case: Case) -> tuple[Task, ...]:
-    """The tasks that a case asks, the first of them the one that throughput is timed over."""
+    """The tasks that a case asks, the first of them the one that throughput is timed over.
+
+    CaseError for a file with the name of a packaged task: their answers would be held together.
+    """
     folder = case.source.parent
+    for name in case.tasks:
+        if name.endswith(".yaml") and Path(name).stem in packaged_tasks():
+            raise CaseError(
+                f"{folder / name}: a task that comes with perfline has this name; give it another"
+            )
     return tuple(
         read_task(folder / name) if name.endswith(".yaml") else load_task(name)
         for name in case.tasks

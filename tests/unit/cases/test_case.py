@@ -367,13 +367,16 @@ def test_several_tasks_of_a_command_line_are_refused_where_the_model_is_split() 
     (case,) = load_cases(["tiny"])
     split = dataclasses.replace(case, parallel=ParallelSpec(tensor=2))
     assert split.with_tasks(["ceval"], "--tasks").tasks == ("ceval",)
-    with pytest.raises(CaseError, match=r"^--tasks names 2 \(expected one where parallel.tensor"):
+    with pytest.raises(CaseError, match=r"^case 'tiny': --tasks names 2 \(expected one where"):
         split.with_tasks(["mmlu", "ceval"], "--tasks")
 
 
-def test_tasks_that_a_record_names_stand_behind_the_case_s_own() -> None:
-    (case,) = load_cases(["tiny"])
-    found = case.also_asking(["ceval", "mine/mmlu.yaml", "mine/sums.yaml"])
+def test_tasks_that_a_record_names_stand_behind_the_case_s_own(tmp_path: Path) -> None:
+    case = dataclasses.replace(load_cases(["tiny"])[0], source=tmp_path / "tiny.yaml")
+    (tmp_path / "mine").mkdir()
+    for name in ("mmlu", "sums"):
+        (tmp_path / "mine" / f"{name}.yaml").touch()
+    found = case.also_asking(["ceval", "mine/mmlu.yaml", "mine/sums.yaml", "mine/moved.yaml"])
     assert found.tasks == ("mmlu", "ceval", "mine/sums.yaml")
     assert found.digest() == case.digest()
 

@@ -636,13 +636,21 @@ def test_fp32_that_does_not_fit_is_missing_and_not_invalid(alternate: bool) -> N
     assert "fidelity B" not in launcher.log
 
 
+def test_ranks_that_hold_one_model_between_them_compute_in_fp32_too() -> None:
+    both = {
+        key: dataclasses.replace(side, settings=(("parallel.tensor", "2"),))
+        for key, side in sides().items()
+    }
+    found = last(pair(1.0, 1.0), plan(sides=both, workload=workload(ranks=2)))
+    assert words(found)["fidelity_infer"] == "ok"
+
+
 @pytest.mark.parametrize(
     ("changes", "settings"),
     [
         ({"fidelity": False}, ()),
         ({"workload": workload(engine="my.module:Engine")}, ()),
         ({}, (("fidelity.prompts", "0"),)),
-        ({"workload": workload(ranks=2)}, (("parallel.tensor", "2"),)),
     ],
 )
 def test_fp32_is_left_out_where_it_is_not_asked_for(changes: Any, settings: Any) -> None:

@@ -234,7 +234,7 @@ def test_a_sure_slowdown_between_half_and_the_whole_margin_is_told() -> None:
     assert found.word == "regressed"
 
 
-@pytest.mark.parametrize("count", [10, 60])
+@pytest.mark.parametrize("count", [LOOKS[0], LOOKS[-1]])
 def test_equal_values_are_ok_and_do_not_divide_by_their_spread(count: int) -> None:
     found = decide([0.0] * count, MARGIN)
 
@@ -244,7 +244,7 @@ def test_equal_values_are_ok_and_do_not_divide_by_their_spread(count: int) -> No
 
 def test_noise_goes_on_and_ends_unsure_with_the_pairs_it_takes() -> None:
     on_the_way = decide(spread(36, 0.01, sd=0.06), MARGIN)
-    capped = decide(spread(60, 0.01, sd=0.06), MARGIN)
+    capped = decide(spread(LOOKS[-1], 0.01, sd=0.06), MARGIN)
 
     assert on_the_way.word is None
     assert capped.word == "unsure"
@@ -271,7 +271,7 @@ def test_to_settle_is_never_fewer_than_a_p_value_takes_and_never_what_is_there()
 
 
 def test_beyond_the_looks_it_is_unsure() -> None:
-    assert decide(spread(61, 0.3, sd=0.001), MARGIN).word == "unsure"
+    assert decide(spread(LOOKS[-1] + 1, 0.3, sd=0.001), MARGIN).word == "unsure"
 
 
 def test_without_pairs_everything_is_absent() -> None:

@@ -162,7 +162,11 @@ def test_an_attention_that_may_know_16_bits_only_gives_way_to_sdpa(monkeypatch):
     model.close()
 
 
-def test_a_cast_that_fails_half_way_leaves_the_model_as_it_was(monkeypatch):
+FULL = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
+
+
+@pytest.mark.parametrize("error", [DeviceMemory("out of memory"), FULL])
+def test_a_cast_that_fails_half_way_leaves_the_model_as_it_was(monkeypatch, error):
     model = loaded("bf16")
     before = tensors(model)
     cast = full_precision_module._cast
@@ -170,10 +174,10 @@ def test_a_cast_that_fails_half_way_leaves_the_model_as_it_was(monkeypatch):
     def half(model, some, dtypes):
         monkeypatch.undo()
         cast(model, some[:3], dtypes[:3])
-        raise DeviceMemory("full")
+        raise error
 
     monkeypatch.setattr(full_precision_module, "_cast", half)
-    with pytest.raises(DeviceMemory, match="full"), full_precision(model):
+    with pytest.raises(DeviceMemory, match="out of memory"), full_precision(model):
         pass
     after = tensors(model)
     assert all(after[name].dtype == tensor.dtype for name, tensor in before.items())

@@ -217,6 +217,8 @@ def layered(before, after, layers_off):
         ("1 2 3", "1 2.1 3.1", [1e-3] * 3, "hidden states part first in layer 1 of 0 to 2"),
         ("1 2 3", "1 2.02 3.04", [1e-3] * 3, "hidden states part first in layer 2 of 0 to 2"),
         ("-1 2", "-1.02 2.02", [1e-3] * 2, "hidden states of all layers are the same: look at the"),
+        ("1 2", "1 2", [1e-3] * 3, "the model has another number of layers"),
+        ("1 2", "1 2 3", [1e-3] * 2, "the model has another number of layers"),
         ("0", "1e-44", [0.0], "hidden states of all layers are the same"),
         # Nothing moved: then some of what fp32 can tell, 30 x 2^-23 of 1, is let pass.
         ("1", "1.000003", [0.0], "hidden states of all layers are the same"),
@@ -225,13 +227,6 @@ def layered(before, after, layers_off):
 )
 def test_the_first_layer_that_parts_by_more_than_rounding_is_named(before, after, off, said):
     assert said in layered(before, after, off)
-
-
-def test_numbers_of_fewer_layers_are_another_model_s():
-    assert layered("1 2", "1 2 3", [1e-3] * 3) == (
-        "x.json holds numbers of 2 layers, and 3 were run: fidelity.layers or the model changed; "
-        "accept a run anew"
-    )
 
 
 @pytest.mark.parametrize(

@@ -222,6 +222,9 @@ def test_a_task_that_was_not_asked_is_counted_and_told_and_fails_where_that_is_a
     was_strict = record(OK, not_asked={"ceval": why}, errors=(f"absent: {why}",))
     assert counts_line(was_strict) == "verdicts: 1 task not asked, 1 ok"
     assert outcome(was_strict).failed
+    both = {"ceval": why, "cmmlu": why}
+    in_one_line = record(OK, not_asked=both, errors=(f"absent: {why}",))
+    assert counts_line(in_one_line) == "verdicts: 2 tasks not asked, 1 ok"
     assert outcome(was_strict).exit_line == "pytest exits 1 under --strict-verdicts"
 
 

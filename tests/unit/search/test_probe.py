@@ -180,6 +180,19 @@ def test_the_accuracy_of_another_task_is_followed_by_its_name() -> None:
     assert skipped.reason.startswith("acc_infer_ceval: the perfline of B is too old to answer")
 
 
+def test_the_accuracy_of_a_task_is_not_that_of_one_whose_name_is_longer() -> None:
+    case = replace(packaged(), tasks=("ceval", "mmlu"))
+    worse = answers(dict.fromkeys(range(60), "A"), n=100)
+    launcher = FakeLauncher(
+        Script(more={"mmlu": answers(n=100)}),
+        Script(more={"mmlu": worse}),
+    )
+    by_name = probe.sought("acc_mmlu", case.task_names)
+    found = replace(live(launcher, case=case), metric=by_name)(GOOD, OTHER, TERMS)
+
+    assert (found.word, found.change) == ("bad", "1 -> 0.55")
+
+
 def test_where_a_count_went_down_is_found_when_asked() -> None:
     fewer = FakeLauncher(Script(ready=ready(graphs=1)), Script(ready=ready(graphs=5)))
 

@@ -14,7 +14,14 @@ from perfline.cases.case import load_cases
 from perfline.cases.data import find_mmlu
 from perfline.errors import CaseError, DataError, MissingData
 from perfline.tasks.prompts import data_digest, load_subjects, question_set_digest, render_prompt
-from perfline.tasks.task import Task, find_rows, load_task, packaged_tasks, read_task
+from perfline.tasks.task import (
+    Task,
+    find_rows,
+    load_task,
+    packaged_tasks,
+    read_task,
+    tasks_of,
+)
 
 OWN = """\
 name: sums
@@ -111,6 +118,16 @@ def test_the_form_of_lm_evaluation_harness_is_stripped(tmp_path):
     about = "The following are multiple choice questions (with answers) about easy sums.\n\n"
     assert render_prompt(subject, subject.test[0], 1) == f"{about}{one} A\n\n{one}"
     assert task.score == "letters"
+
+
+def test_a_file_with_the_name_of_a_packaged_task_is_refused(tmp_path):
+    case = dataclasses.replace(
+        load_cases(["tiny"])[0], source=tmp_path / "tiny.yaml", tasks=("my/ceval.yaml",)
+    )
+    with pytest.raises(
+        CaseError, match=r"my/ceval\.yaml: a task that comes with perfline has this"
+    ):
+        tasks_of(case)
 
 
 def test_every_packaged_task_is_read():
