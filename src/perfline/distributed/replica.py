@@ -112,11 +112,19 @@ class Replica:
 
     @contextmanager
     def in_step(self, **said: object) -> Iterator[None]:
-        """As leader, tell the others what comes next; nothing within is told, all run the same."""
+        """As leader, tell the others what comes next; nothing within is told, all run the same.
+
+        What breaks on this rank alone ends the replica: the others are in the midst of it.
+        """
         self.tell(**said)
         self._in_step = True
         try:
             yield
+        except PerflineError:
+            raise
+        except Exception as error:
+            self.fail(f"{type(error).__name__}: {str(error).partition(chr(10))[0]}")
+            raise
         finally:
             self._in_step = False
 

@@ -68,7 +68,7 @@ from transformers.models.auto import modeling_auto
 
 from perfline.engines.engine import CompileCounts
 from perfline.engines.environment import TESTED
-from perfline.errors import EngineError, NoSharedPrefixes
+from perfline.errors import EngineError, NoFidelity, NoSharedPrefixes
 
 if TYPE_CHECKING:
     from perfline.distributed.replica import Replica
@@ -355,7 +355,7 @@ def decoder(module: nn.Module) -> tuple[nn.Module, nn.ModuleList]:
 def first_layers(module: nn.Module, count: int | None) -> Iterator[None]:
     """Let a causal LM run its first ``count`` decoder layers alone meanwhile; None: all of them.
 
-    EngineError where another list of its modules would then pass for the layers.
+    NoFidelity where another list of its modules would then pass for the layers.
     """
     stack, layers = decoder(module)
     if count is None or count >= len(layers):
@@ -366,7 +366,10 @@ def first_layers(module: nn.Module, count: int | None) -> Iterator[None]:
     setattr(stack, name, first)
     try:
         if decoder(module)[1] is not first:
-            raise EngineError(f"{type(module).__name__} does not run {count} of its layers alone")
+            raise NoFidelity(
+                f"{type(module).__name__} does not run {count} of its layers alone: ask for more "
+                "by fidelity.layers in the case's YAML"
+            )
         yield
     finally:
         setattr(stack, name, layers)

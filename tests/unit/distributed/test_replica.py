@@ -105,6 +105,14 @@ def test_what_the_ranks_do_in_step_is_told_once():
     assert "forward" in engine.log[-3]
 
 
+def test_what_breaks_in_step_on_one_rank_is_told_to_the_others():
+    lead, other = replicas(2)
+    with pytest.raises(ZeroDivisionError), lead.in_step(do="fidelity"):
+        1 / 0  # noqa: B018
+    found = other.lost(RuntimeError("gloo: Connection closed by peer"))
+    assert str(found) == "rank 0 on host-0: ZeroDivisionError: division by zero"
+
+
 def test_a_rank_that_has_no_room_for_fp32_is_no_fault():
     lead, other = replicas(2)
 

@@ -16,7 +16,7 @@ from perfline.engines import hf
 from perfline.engines.device import current_device
 from perfline.engines.full_precision import ModelLogits, full_precision, own_precision
 from perfline.engines.upstream import attention_of
-from perfline.errors import DeviceMemory, EngineError, NoFidelity
+from perfline.errors import DeviceMemory, NoFidelity
 from perfline.gates import fidelity as gate
 from perfline.measure import fidelity
 from perfline.tasks.prompts import Prompt
@@ -125,7 +125,7 @@ def test_the_first_layers_alone_are_run_where_the_case_asks():
 def test_a_list_that_would_pass_for_the_layers_is_no_model_of_fewer():
     model = with_layers(loaded("bf16"), 1)
     model.module.model.extra = torch.nn.ModuleList([torch.nn.Identity()] * 2)
-    with pytest.raises(EngineError, match="does not run 1 of its layers"), full_precision(model):
+    with pytest.raises(NoFidelity, match="does not run 1 of its layers"), full_precision(model):
         pass
     assert len(model.module.model.layers) == 3
     model.close()
