@@ -299,7 +299,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 1 if missed or red else 0
 
 
-def _uncached(_: Any, __: Any, ___: Any, build: Callable[[], Any]) -> Any:
+def _uncached(_: Any, __: Any, ___: Any, build: Callable[[], Any], **____: Any) -> Any:
     return build()
 
 
