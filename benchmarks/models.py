@@ -288,7 +288,8 @@ def table(found: dict[str, dict[str, str]]) -> str:
         "",
         f"Right of {len(tried)} kinds, of those that were run: "
         + ", ".join(f"{right[way]} of {run[way] + run['all']} by {way}" for way in WAYS)
-        + ". An empty cell was not run: the script takes some kinds, or ways, by name (`models.py --help`). "
+        + ". An empty cell was not run: the script takes some kinds, or ways, by name "
+        "(`models.py --help`). "
         f"Beside them {len(refused)} kinds of causal LM are refused, as they are no decoder-only "
         f"LMs, and {len(untried)} were not tried: transformers builds no tiny model of them.",
         "",

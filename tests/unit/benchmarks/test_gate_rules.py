@@ -206,11 +206,11 @@ def test_the_ab_gate_looks_only_at_looks_and_may_run_out_of_pairs() -> None:
     first = rules.ab_gate([0.05 + 0.001 * index for index in range(60)])
     assert first is not None
     assert (first.word, first.pairs) == ("regressed", LOOKS[0])
-    noisy = [0.3 * (-1) ** index * (1 + index) for index in range(60)]
-    assert rules.ab_gate(noisy[:59]) is None
+    noisy = [0.3 * (-1) ** index * (1 + index) for index in range(LOOKS[-1])]
+    assert rules.ab_gate(noisy[:-1]) is None
     last = rules.ab_gate(noisy)
     assert last is not None
-    assert (last.word, last.pairs) == ("unsure", 60)
+    assert (last.word, last.pairs) == ("unsure", LOOKS[-1])
 
 
 # --- reading
