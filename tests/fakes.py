@@ -26,7 +26,7 @@ from perfline.engines.engine import (
     Span,
 )
 from perfline.engines.environment import Environment
-from perfline.errors import NoDecode, NoFidelity
+from perfline.errors import NoDecode, NoFidelity, NoSharedPrefixes
 from perfline.tasks.answers import LETTERS
 from perfline.tasks.prompts import Prompt
 from perfline.tasks.reference import prompt_digest
@@ -262,6 +262,7 @@ class FakeLogits:
     own: bool = False
     letters: tuple[int, ...] = (1, 2, 3, 4)
     uncompiled: str = ""
+    unshared: str = ""
 
     def not_compiled(self, name: str) -> str:
         return self.uncompiled if name != "eager" else ""
@@ -290,6 +291,8 @@ class FakeLogits:
         return rows + off * made.normal(size=rows.shape).astype(np.float32)
 
     def shared(self, name: str, prompts: Sequence[Prompt]) -> np.ndarray:
+        if self.unshared:
+            raise NoSharedPrefixes(self.unshared)
         off = self.off.get(f"{name} shared", 1e-6)
         return np.stack([self._rows(prompt, off)[-1] for prompt in prompts])
 

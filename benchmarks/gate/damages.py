@@ -91,10 +91,11 @@ def answers(opened: OpenCase, case: Case) -> Scored:
 def judged(lab: Lab, found: fidelity.Fidelity) -> list[Verdict]:
     """The verdicts of the suite: on the stored numbers, and between the ways."""
     limit = gate.allowed(found.variations, found.most)
+    stored = gate.against_reference(
+        *(lab.fidelity.prompts, found.prompts, found.logits, limit, found.layers_off, "stored")
+    )
     return [
-        gate.against_reference(
-            *(lab.fidelity.prompts, found.prompts, found.logits, limit, found.layers_off, "stored")
-        ),
+        gate.with_ways(stored, tuple(lab.fidelity.ways), found.without),
         model_numbers(found, {}, NOWHERE)[0],  # between the ways
     ]
 

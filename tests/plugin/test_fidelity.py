@@ -51,6 +51,24 @@ def test_alone_it_is_a_baseline_too(asked, capsys):
     asked.run("-m", "fidelity").assert_outcomes(failed=1)  # and says where the baseline is from
 
 
+def test_shared_prefixes_that_give_way_are_seen_where_they_ran_before(asked):
+    asked.script(numbers={"unshared": "it keeps a state"})
+    asked.run("-m", "fidelity")
+    assert asked.update() == 0
+    asked.run("-m", "fidelity").assert_outcomes(passed=1)  # there never were any
+    asked.script()
+    asked.run("-m", "fidelity").assert_outcomes(passed=1)
+    (asked.root / "baselines" / "fake-cpu" / "fake.json").unlink()
+    asked.run("-m", "fidelity")
+    assert asked.update() == 0
+    asked.script(numbers={"unshared": "off by 0.3 after a prefix"})
+    result = asked.run("-m", "fidelity")
+    result.assert_outcomes(failed=1)
+    told = " ".join(result.stdout.str().split())
+    assert "eager shared gives way: off by 0.3 after a prefix; inductor shared gives way" in told
+    assert asked.update() == 2
+
+
 def test_fewer_layers_are_not_held_against_all_of_them(asked):
     asked.run("-m", "fidelity")
     assert asked.update() == 0

@@ -26,7 +26,8 @@ from perfline.metrics import Metric, answered, pass_name, suffix
 from perfline.tasks.answers import Answers, Scored, StoredAnswers
 from perfline.tasks.task import scoring
 
-FIRST_LAYERS = "fidelity.layers"  # in a reference's context, where the case asks for fewer
+# In a reference's context: how many layers the case asks for, where not all; the ways that ran.
+FIRST_LAYERS, WAYS = "fidelity.layers", "fidelity.ways"
 HEALTH = ("graphs", "graph_breaks", "recompiles")
 
 
@@ -248,21 +249,21 @@ def model_numbers(found: Fidelity, facts: Mapping[str, Scalar], against: Against
     if problem:
         wrong = Verdict(fidelity.NAME, "incomparable", "baseline", fidelity.UNIT, reason=problem)
         return [*(fidelity.of_layers(each, found.first_layers) for each in verdicts), wrong]
-    changed = ""
+    changed, ways_held = "", ""
     if stored is not None:
         before, after = stored.context.get("weights"), facts.get("weights")
         changed = "" if before == after else f"the weights changed, too ({before} -> {after})"
-    verdicts.append(
-        fidelity.against_reference(
-            {} if stored is None else stored.prompts,
-            found.prompts,
-            found.logits,
-            fidelity.allowed(found.variations, found.most),
-            found.layers_off,
-            holder.shown,
-            changed,
-        )
+        ways_held = str(stored.context.get(WAYS, ""))
+    against_stored = fidelity.against_reference(
+        {} if stored is None else stored.prompts,
+        found.prompts,
+        found.logits,
+        fidelity.allowed(found.variations, found.most),
+        found.layers_off,
+        holder.shown,
+        changed,
     )
+    verdicts.append(fidelity.with_ways(against_stored, ways_held.split(", "), found.without))
     return [fidelity.of_layers(each, found.first_layers) for each in verdicts]
 
 

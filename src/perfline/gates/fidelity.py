@@ -150,6 +150,15 @@ def by_distances(
     return _verdict("regressed", largest, limit, reason)
 
 
+def with_ways(verdict: Verdict, held: Sequence[str], without: Mapping[str, str]) -> Verdict:
+    """A verdict on stored numbers, ``regressed`` where a way that was ``held`` gives way now."""
+    gone = [f"{name} gives way: {why}" for name, why in without.items() if name in held]
+    if not gone or verdict.measured is None:
+        return verdict
+    reason = f"{'; '.join(gone)} (it ran when the numbers were stored); {verdict.reason}"
+    return replace(verdict, word="regressed", reason=reason)
+
+
 def of_layers(verdict: Verdict, layers: int | None) -> Verdict:
     """Say of a measured verdict that so many of the first layers were run alone; None: all were."""
     if layers is None or verdict.measured is None:

@@ -702,6 +702,11 @@ class CaseRun:
         """What the model computed in fp32, by question; empty where that was not asked."""
         return {} if self._fidelity is None else self._fidelity.prompts
 
+    @property
+    def ways(self) -> Sequence[str]:
+        """The ways by which it did, beside the eager one."""
+        return () if self._fidelity is None else tuple(self._fidelity.ways)
+
     def notes(self) -> dict[str, str | int | float | bool | None]:
         """Facts beside the metrics."""
         notes: dict[str, str | int | float | bool | None] = {}

@@ -385,6 +385,8 @@ class Session:
         about = {key: value for key, value in context.items() if key != "commit"}
         if (layers := case_run.case.fidelity.layers) is not None:
             about[judge.FIRST_LAYERS] = layers
+        if case_run.ways:
+            about[judge.WAYS] = ", ".join(case_run.ways)
         commit = context.get("commit")
         told = None if commit is None else str(commit)
         return Reference(self._created, told, "measured", about, case_run.computed)

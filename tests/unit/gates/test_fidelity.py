@@ -259,6 +259,18 @@ def test_ways_are_told_with_what_they_were_held_against():
     assert exactly.word == "ok"
 
 
+def test_a_way_that_gives_way_is_told_where_it_ran_before():
+    ok = judged(measured(), measured())
+    why = {"eager shared": "logits are off by 0.3 after a prefix"}
+    gone = gate.with_ways(ok, ["eager shared", "inductor plain"], why)
+    assert gone.word == "regressed"
+    assert gone.reason.startswith(
+        "eager shared gives way: logits are off by 0.3 after a prefix (it"
+    )
+    assert gate.with_ways(ok, ["inductor plain"], why) == ok  # it has never run
+    assert gate.with_ways(ok, [""], {}) == ok
+
+
 def test_a_way_that_parts_says_where():
     def told(rows):
         way = {"inductor plain": {f"law/{i}": np.array(row) for i, row in enumerate(rows)}}
