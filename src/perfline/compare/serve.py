@@ -10,7 +10,7 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -456,15 +456,7 @@ def _pids(request: Node) -> list[int]:
     return [int(text) for text in request.texts("peers") if text.isdecimal()]
 
 
-@contextmanager
-def _memory_in_words(device: Device, what: str) -> Iterator[None]:
-    """Outside of the engine's own forwards too, a full device is a DeviceMemory."""
-    from perfline.engines.torch_engine import out_of_memory
-    from perfline.engines.upstream import is_full
+def _memory_in_words(device: Device, what: str) -> AbstractContextManager[None]:
+    from perfline.engines.torch_engine import memory_in_words  # transformers comes with it
 
-    try:
-        yield
-    except RuntimeError as error:
-        if not is_full(error):
-            raise
-        raise out_of_memory(device, what, error) from error
+    return memory_in_words(device, what)

@@ -112,21 +112,29 @@ class Replica:
 
     @contextmanager
     def in_step(self, **said: object) -> Iterator[None]:
-        """As leader, tell the others what comes next; nothing within is told, all run the same.
-
-        What breaks on this rank alone ends the replica: the others are in the midst of it.
-        """
+        """As leader, tell the others what comes next; nothing within is told, all run the same."""
         self.tell(**said)
         self._in_step = True
+        try:
+            with self.failing():
+                yield
+        finally:
+            self._in_step = False
+
+    @contextmanager
+    def failing(self) -> Iterator[None]:
+        """End the replica by what breaks on this rank alone: the others would wait for it.
+
+        Errors made for users are met by all ranks alike, or told where they are raised.
+        """
         try:
             yield
         except PerflineError:
             raise
-        except Exception as error:
-            self.fail(f"{type(error).__name__}: {str(error).partition(chr(10))[0]}")
+        except Exception as error:  # whatever it is: --rank-timeout is long
+            first = (str(error) or type(error).__name__).splitlines()[0]
+            self.fail(f"{type(error).__name__}: {first}")
             raise
-        finally:
-            self._in_step = False
 
     def tell(self, **said: object) -> None:
         """As leader, tell the others what comes next, and wait until they have heard.

@@ -24,7 +24,8 @@ from perfline.engines.device import GIB
 from perfline.engines.engine import EngineName
 from perfline.engines.hf import Model
 from perfline.engines.shared_prefix import SharedPrefixRunner
-from perfline.engines.torch_engine import out_of_memory
+from perfline.engines.tensor_parallel import local
+from perfline.engines.torch_engine import memory_in_words
 from perfline.engines.upstream import (
     MASKED_ATTENTIONS,
     attending,
@@ -32,7 +33,6 @@ from perfline.engines.upstream import (
     check_prefixes,
     decoder,
     first_layers,
-    is_full,
 )
 from perfline.errors import NoFidelity
 from perfline.tasks.answers import Answers
@@ -93,24 +93,13 @@ def _in_fp32(model: Model) -> Iterator[ModelLogits]:
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:  # memory may run out in the midst of it
-        with together(), _full_in_words(model):
+        with together(), memory_in_words(model.device, "the model in fp32"):
             _cast(model, short, [torch.float32] * len(short))
         with attending(config, "sdpa") if only_short else nullcontext():
             yield ModelLogits(model, own[0] if own else None)
     finally:
         torch.set_float32_matmul_precision(before)
         _cast(model, short, own)
-
-
-@contextmanager
-def _full_in_words(model: Model) -> Iterator[None]:
-    """DeviceMemory where memory runs out within."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not is_full(error):
-            raise
-        raise out_of_memory(model.device, "the model in fp32", error) from error
 
 
 def _check_fits(model: Model, more_gib: float) -> None:
@@ -136,13 +125,7 @@ def _short(module: torch.nn.Module) -> list[torch.Tensor]:
 
 def _more_gib(short: Sequence[torch.Tensor]) -> float:
     """What they take more in fp32."""
-    return sum(_here(tensor).numel() * (4 - tensor.itemsize) for tensor in short) / GIB
-
-
-def _here(tensor: Any) -> torch.Tensor:
-    """This rank's share of a tensor, or all of it."""
-    share: torch.Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-    return share
+    return sum(local(tensor).numel() * (4 - tensor.itemsize) for tensor in short) / GIB
 
 
 def _cast(model: Model, tensors: list[torch.Tensor], dtypes: Sequence[torch.dtype]) -> None:
@@ -155,7 +138,7 @@ def _cast(model: Model, tensors: list[torch.Tensor], dtypes: Sequence[torch.dtyp
         return
     model.forget_engines()
     for number, (tensor, dtype) in enumerate(zip(tensors, dtypes, strict=True)):
-        if _here(tensor) is tensor:
+        if local(tensor) is tensor:
             tensor.data = tensor.data.to(dtype)
             continue
         tensors[number] = other = torch.nn.Parameter(tensor.detach().to(dtype), requires_grad=False)

@@ -302,8 +302,7 @@ def _check_finite(case: Case, weights: Path, module: nn.Module) -> None:
     stored, exact = _stored_as(weights), _EXACT.get(case.model.precision)
     rounded = exact is not None and stored not in exact
     for name, parameter in module.named_parameters():
-        held: Any = parameter
-        held = held.to_local() if hasattr(held, "to_local") else held
+        held = tensor_parallel.local(parameter)
         if type(held.data) is not torch.Tensor:  # a quantizer's own, with few operators
             continue
         if not held.is_floating_point() or held.itemsize < 2 or not held.numel():

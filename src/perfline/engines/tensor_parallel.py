@@ -92,6 +92,12 @@ def fill(module: torch.nn.Module, deviation: float) -> None:
                 share.to_local().copy_(own.to_local())
 
 
+def local(tensor: Any) -> torch.Tensor:
+    """This rank's share of a tensor; all of it where it is not split."""
+    share: torch.Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return share
+
+
 def _placed(parameter: torch.nn.Parameter) -> tuple[Any, Any] | None:
     """Over which mesh and how a parameter is split; None where it is whole."""
     placed: Any = parameter

@@ -401,6 +401,17 @@ def apart(found: torch.Tensor, own: torch.Tensor) -> float:
     return float("inf") if off.isnan() else float(off)
 
 
+@contextmanager
+def memory_in_words(device: Device, what: str) -> Iterator[None]:
+    """Outside of an engine's own forwards too, a full device is a DeviceMemory."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_full(error):
+            raise
+        raise out_of_memory(device, what, error) from error
+
+
 def out_of_memory(device: Device, what: str, error: BaseException) -> DeviceMemory:
     """The error that says how much memory there was, and what to lower."""
     free, peak = device.free_memory_gib(), device.peak_memory_gib()

@@ -114,24 +114,21 @@ def follow(replica: Replica, case_run: CaseRun) -> None:
         name: EngineName = said.get("engine", "")
         prompts = [by_id[said["task"], each] for each in said.get("prompts", ())]
         try:
-            if said["do"] == "fidelity":
-                runners.clear()  # it may begin with new engines, and end with them
-                case_run.fidelity()
-            elif said["do"] == "pass":
-                run_pass(loaded.engine(name), prompts, said["head"])
-            else:
-                if name not in runners:
-                    runners[name] = loaded.shared(name, lambda line: None)
-                runner = runners[name]
-                assert runner is not None
-                runner.follow(said, prompts)
+            with replica.failing():
+                if said["do"] == "fidelity":
+                    runners.clear()  # it may begin with new engines, and end with them
+                    case_run.fidelity()
+                elif said["do"] == "pass":
+                    run_pass(loaded.engine(name), prompts, said["head"])
+                else:
+                    if name not in runners:
+                        runners[name] = loaded.shared(name, lambda line: None)
+                    runner = runners[name]
+                    assert runner is not None
+                    runner.follow(said, prompts)
         except PerflineError:
             if replica.broken:
                 raise ReplicaLost(replica.broken) from None
-        except Exception as error:  # the others would wait for this rank until --rank-timeout
-            first = (str(error) or type(error).__name__).splitlines()[0]
-            replica.fail(f"{type(error).__name__}: {first}")
-            raise
 
 
 def obey_all(group: Group, helper: RankWorker) -> Mapping[str, Any]:
