@@ -10,6 +10,7 @@ attention kernels and batch shapes.
     python benchmarks/gate/damages.py               # print the table: 10 minutes on 2 cores
     python benchmarks/gate/damages.py --out FILE    # ... and keep it as JSON
     python benchmarks/gate/damages.py --precision bf16    # drift: faults of 16 bits alone
+    python benchmarks/gate/damages.py --only epsilon --unchanged 0    # damages whose names fit
 
 ``--seed`` draws ten weight matrices, and the factors that they are scaled by.
 """
@@ -19,15 +20,16 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import re
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from unittest.mock import patch
 
 import torch
@@ -64,6 +66,7 @@ REORDERED = 100
 KERNELS = (SDPBackend.MATH, SDPBackend.FLASH_ATTENTION)
 ROWS = (1, 2, 3, 5, 8)  # of a forward: each batch shape multiplies its matrices in another order
 NOWHERE = Against(Path("x.json"), None, None)
+Kind = TypeVar("Kind")
 
 
 @dataclass(frozen=True)
@@ -199,17 +202,24 @@ def drifted(opened: OpenCase, case: Case, compiled: bool = False) -> list[dict[s
     ]
 
 
-def of_dtype(case: Case, seed: int, runs: int, out: Path | None) -> int:
+def fitting(damages: Mapping[str, Kind], only: str) -> Iterator[tuple[str, Kind]]:
+    """The damages whose names hold the regular expression, as each begins."""
+    for name, damage in damages.items():
+        if re.search(only, name):
+            print(name, file=sys.stderr)
+            yield name, damage
+
+
+def of_dtype(case: Case, seed: int, runs: int, only: str, out: Path | None) -> int:
     """Print what drift says of faults of 16 bits; 1 where one that is promised was not seen."""
     opened = open_case(case, current_device(), None, "real")
     model: Any = opened.engine("eager")._model  # type: ignore[attr-defined]
     rows, quiet = [], []
-    for name, damage in {**OF_DTYPE, **drawn_fp8(seed, model)}.items():
+    for name, damage in fitting({**OF_DTYPE, **drawn_fp8(seed, model)}, only):
         with ExitStack() as stack:
             damage(stack, model)
             found = drifted(opened, case, name.startswith("compiled"))[-1]
         rows.append({"damage": name, "promised": name in PROMISED, **found})
-        print(f"{name}: {found['word']}", file=sys.stderr)
     for run in range(runs):
         with reordered(run) as how:
             quiet += [{**how, **each} for each in drifted(opened, case, run % 4 == 0)]
@@ -241,36 +251,37 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=20261125)
     parser.add_argument("--unchanged", type=int, default=REORDERED, metavar="RUNS")
     parser.add_argument("--precision", choices=("bf16", "fp16"))
+    parser.add_argument("--only", default="", metavar="REGEX")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args(arguments)
     device, (case,) = current_device(), load_cases(["tiny"])
     if given.precision is not None:
         short = dataclasses.replace(case.model, precision=given.precision)
         case = dataclasses.replace(case, model=short)
-        return of_dtype(case, given.seed, given.unchanged, given.out)
+        return of_dtype(case, given.seed, given.unchanged, given.only, given.out)
     opened = open_case(case, device, None, "real")
     model: Any = opened.engine("eager")._model  # type: ignore[attr-defined]
     start = time.perf_counter()
     stack_runs = CaseRun(case, opened, device).fingerprint("inductor")
     lab = Lab(case, measure(opened, case), answers(opened, case), stack_runs)
     rows = []
-    for name, damage in {**OF_MODEL, **drawn(given.seed, model)}.items():
+    for name, damage in fitting({**OF_MODEL, **drawn(given.seed, model)}, given.only):
         with ExitStack() as stack:
             damage(stack, model)
             rows.append(row(lab, name, opened))
-    for name, damage in OF_COMPILATION.items():
+    for name, damage in fitting(OF_COMPILATION, given.only):
         with ExitStack() as stack:
             damage(stack, model)
             rows.append(compiled_row(lab, name, opened))
     quiet = unchanged(lab, opened, model, given.unchanged)
     opened.close()
-    for name, damage in OF_PROMPTS.items():
+    for name, damage in fitting(OF_PROMPTS, given.only):
         with ExitStack() as stack, patch("perfline.tasks.prompt_cache.cached_prompts", _uncached):
             damage(stack, model)
             other = open_case(case, device, None, "real")
             rows.append(row(lab, name, other))
             other.close()
-    for name, change in OF_FILES.items():
+    for name, change in fitting(OF_FILES, given.only):
         with damaged_files(change) as folder:
             other = open_case(case, device, folder, "real")
             rows.append(row(lab, name, other))
