@@ -158,14 +158,16 @@ def _neighbours(count: int) -> Iterator[None]:
 
 
 def _begin(args: argparse.Namespace, levels: list[float]) -> dict[str, Any]:
+    found = environment.collect(ROOT)
     if args.resume and args.out.exists():
         data: dict[str, Any] = json.loads(args.out.read_text(encoding="utf-8"))
+        if data["machine"] != found.machine:
+            raise SystemExit(f"{args.out}: is of {data['machine']}; this is {found.machine}")
         if data.get("levels") != levels:
             raise SystemExit(f"{args.out}: has levels {data.get('levels')}; asked for {levels}")
         if data.get("turn_s") != args.turn_s:
             raise SystemExit(f"{args.out}: turn_s is {data.get('turn_s')}; asked for {args.turn_s}")
         return data
-    found = environment.collect(ROOT)
     return {
         "schema": SCHEMA,
         "machine": found.machine,
