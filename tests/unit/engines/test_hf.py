@@ -326,20 +326,23 @@ def test_what_no_quantizer_made_has_a_precision(checkpoint):
         hf.load(case("checkpoint"), current_device(), None)
 
 
-def test_a_quantizer_s_weights_answer_every_way(checkpoint):
+@pytest.mark.parametrize(
+    ("kind", "scheme", "largest"), [("int", "pack-quantized", 127), ("float", "naive-quantized", 448)]
+)
+def test_a_quantizer_s_weights_answer_every_way(checkpoint, kind, scheme, largest):
     """One that is decompressed in a hook of the model's first forward, by 8 bits a weight."""
     pytest.importorskip("compressed_tensors", reason="no quantizer is installed")
     from compressed_tensors.compressors import ModelCompressor
     from compressed_tensors.quantization import QuantizationConfig, apply_quantization_config
 
-    weights = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel"}
+    weights = {"num_bits": 8, "type": kind, "symmetric": True, "strategy": "channel"}
     groups = {"group_0": {"targets": ["Linear"], "weights": {**weights, "dynamic": False}}}
-    told = {"config_groups": groups, "ignore": ["lm_head"], "format": "pack-quantized"}
+    told = {"config_groups": groups, "ignore": ["lm_head"], "format": scheme}
     whole = transformers.AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
     apply_quantization_config(whole, QuantizationConfig.model_validate(told))
     for module in whole.modules():
         if hasattr(module, "weight_scale"):
-            scale = module.weight.abs().amax(1, keepdim=True).clamp(min=1e-4) / 127
+            scale = module.weight.abs().amax(1, keepdim=True).clamp(min=1e-4) / largest
             module.weight_scale.data = scale.to(module.weight_scale.dtype)
     compressor = ModelCompressor.from_pretrained_model(whole)
     compressor.compress_model(whole)
@@ -347,7 +350,7 @@ def test_a_quantizer_s_weights_answer_every_way(checkpoint):
     compressor.update_config(checkpoint)
 
     model = hf.load(case("checkpoint"), current_device(), checkpoint)
-    assert model.quantization == "compressed-tensors, pack-quantized"
+    assert model.quantization == f"compressed-tensors, {scheme}"
     assert model.unshared == ""
     prompts = some_prompts(9, 14)
     plain = run_pass(model.engine("eager"), prompts, "all").answers
