@@ -16,12 +16,12 @@ import os
 import secrets
 import stat
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, NoReturn
 
-from perfline.errors import PerflineError, printable
+from perfline.errors import PerflineError, clip, printable
 from perfline.fields import Node, shown
 
 # Of a file.
@@ -43,7 +43,11 @@ def read(
     try:
         text = path.read_text(encoding="utf-8")
         data = json.loads(
-            text, parse_constant=_refuse_constant, parse_int=_whole, parse_float=_finite
+            text,
+            parse_constant=_refuse_constant,
+            parse_int=_whole,
+            parse_float=_finite,
+            object_pairs_hook=once,
         )
         if "\\ud" in text.lower():  # half a surrogate pair is no text, and cannot be written
             json.dumps(data, ensure_ascii=False).encode()
@@ -63,7 +67,7 @@ def read(
         raise error(f"{name}: holds {half}, half a surrogate pair, in a text; {fix}") from failure
     except RecursionError as failure:
         raise error(f"{name}: is nested too deeply; {fix}") from failure
-    except _NotANumber as failure:
+    except _Ambiguous as failure:
         raise error(f"{name}: holds {failure}; {fix}") from failure
     if not isinstance(data, dict):
         raise error(f"{name}: holds {shown(data)} (expected a JSON object); {fix}")
@@ -198,24 +202,34 @@ def locked(path: Path, error: type[PerflineError]) -> Iterator[None]:
         os.close(directory)
 
 
-class _NotANumber(ValueError):  # noqa: N818 - becomes the reader's error
-    """NaN, an infinity or a number too large, which Python's json reads without a word."""
+def once(pairs: Sequence[tuple[str, object]]) -> dict[str, object]:
+    """Return a JSON object, for ``object_pairs_hook``; ValueError where a key stands twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise _Ambiguous(f"the key {clip(repr(twice), 60)} twice")
+    return found
+
+
+class _Ambiguous(ValueError):  # noqa: N818 - becomes the reader's error
+    """What Python's json reads without a word: NaN, a number too large, a key that stands twice."""
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise _NotANumber(f"{name}, which is no number")
+    raise _Ambiguous(f"{name}, which is no number")
 
 
 def _whole(digits: str) -> int:
     if len(digits) > 20:  # 64 bits take 20 characters
-        raise _NotANumber(f"a whole number of {len(digits)} digits (expected at most 64 bits)")
+        raise _Ambiguous(f"a whole number of {len(digits)} digits (expected at most 64 bits)")
     return int(digits)
 
 
 def _finite(digits: str) -> float:
     value = float(digits)
     if not math.isfinite(value):
-        raise _NotANumber(f"{digits[:40]}, which is too large for a number")
+        raise _Ambiguous(f"{digits[:40]}, which is too large for a number")
     return value
 
 

@@ -55,6 +55,7 @@ def test_a_new_file_is_readable_by_others(tmp_path: Path) -> None:
         ("<<<<<<< HEAD\n{}", "is torn or not JSON at line 1, column 1"),
         ('{"schema": 1, "a": NaN}', "holds NaN, which is no number; make it anew"),
         ('{"schema": 1, "a": -Infinity}', "holds -Infinity, which is no number"),
+        ('{"schema": 1, "a": {"b": 1, "b": 2}}', "holds the key 'b' twice; make it anew"),
         ("[1]", "holds [1] (expected a JSON object)"),
         ('{"schema": 2}', "has schema 2, and this perfline reads schema 1"),
         ("{}", "key 'schema' is missing (expected a number); make it anew"),

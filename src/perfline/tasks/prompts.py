@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -130,8 +130,8 @@ def load_subjects(
     """
     task = load_task("mmlu") if task is None else task
     shots = task.shots if few_shots is None else few_shots
-    reader = _Reader(directory, task)
     files = _files(directory, task)
+    reader = _Reader(directory, task, {path for paths in files.values() for path in paths})
     if SUBJECT in task.data.test:
         return tuple(
             Subject(name, reader.shots(name, shots, path), reader.test(path, name), task)
@@ -191,9 +191,9 @@ def _files(directory: Path, task: Task) -> dict[str, list[Path]]:
 class _Reader:
     """Rows -> questions, for one task; what no row by itself tells is checked, too."""
 
-    def __init__(self, directory: Path, task: Task) -> None:
-        self._directory, self._task = directory, task
-        self._ids: dict[object, str] = {}  # the rows' own, and where they stand
+    def __init__(self, directory: Path, task: Task, tests: Set[Path]) -> None:
+        self._directory, self._task, self._tests = directory, task, tests
+        self._ids: dict[str, str] = {}  # the rows' own, and where they stand
         self._first: tuple[int, str] | None = None  # number of choices, and where
 
     def test(self, path: Path, subject: str | None) -> tuple[Question, ...]:
@@ -225,6 +225,11 @@ class _Reader:
             raise DataError(
                 f"{path}: is missing; subject '{subject}' has {test_path} but no {path.parent.name}"
                 " file"
+            )
+        if few_shots and (told := sorted(self._tests & set(found))):
+            raise DataError(
+                f"{told[0]}: holds the questions, and data.shots of {self._task.file.name} takes "
+                "it, too: a shot would tell a question's answer; name another file, or set shots: 0"
             )
         places = [place for path in found for place in self._rows(path)]
         if len(places) < few_shots:
@@ -310,9 +315,9 @@ class _Reader:
         if self._task.id is None:
             return None
         found = self._value(place, "id", self._task.id)
-        if not isinstance(found, str | int):
+        if not isinstance(found, str | int) or not str(found).strip():
             raise DataError(f"{place.where}: id is {clip(repr(found), 60)}; expected text")
-        if (other := self._ids.setdefault(found, place.where)) != place.where:
+        if (other := self._ids.setdefault(str(found), place.where)) != place.where:
             raise DataError(f"{place.where}: id {clip(repr(found), 60)} stands at {other}, too")
         return str(found)
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from perfline import jsonfile
 from perfline.errors import DataError, clip
 from perfline.tasks.task import DataSpec
 
@@ -118,7 +119,7 @@ def _json_lines(path: Path, spec: DataSpec) -> Iterator[Place]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=jsonfile.once)
             if "\\ud" in line.lower():  # half of a surrogate pair is JSON, and no text
                 json.dumps(row, ensure_ascii=False).encode()
         except (ValueError, RecursionError) as error:

@@ -113,6 +113,9 @@ class Task:
                 "score: continuation"
             )
         _names("question", self.question)
+        for key, files in (("data.test", self.data.test), ("data.shots", self.data.shots or "x")):
+            if "**" in files or not Path(files).name:
+                raise CaseError(f"'{key}' is {clip(repr(files), 60)}; expected a file's name")
         if isinstance(self.choices, tuple) and not 2 <= len(self.choices) <= len(LETTERS):
             raise CaseError(
                 f"'choices' names {len(self.choices)} columns; expected 2 to {len(LETTERS)}"
@@ -348,4 +351,6 @@ def find_rows(case: Case, task: Task, data_dir: Path | None) -> Path:
         else f"cp -r YOUR_QUESTIONS {shlex.quote(str(target))}"
     )
     at = data.place(target, data_dir)
+    if task.file.parent != PACKAGED_TASKS:
+        at = f"{task.file.parent / task.data.path}, or at {at}"
     raise MissingData(f"case {case.id}: no questions of task '{task.name}' at {at}", command)

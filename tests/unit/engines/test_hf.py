@@ -327,7 +327,8 @@ def test_what_no_quantizer_made_has_a_precision(checkpoint):
 
 
 @pytest.mark.parametrize(
-    ("kind", "scheme", "largest"), [("int", "pack-quantized", 127), ("float", "naive-quantized", 448)]
+    ("kind", "scheme", "largest"),
+    [("int", "pack-quantized", 127), ("float", "naive-quantized", 448)],
 )
 def test_a_quantizer_s_weights_answer_every_way(checkpoint, kind, scheme, largest):
     """One that is decompressed in a hook of the model's first forward, by 8 bits a weight."""

@@ -258,6 +258,12 @@ def test_the_digest_is_that_of_sha256sum(tmp_path):
         ("path: sums", "path: ../sums", r"key 'data\.path' is \"\.\./sums\""),
         ("path: sums", "path: /etc", r"key 'data\.path' is \"/etc\""),
         ("test: test", "test: ../test", r"key 'data\.test' is"),
+        ("test: test.jsonl", "test: .", r"'data\.test' is '\.'; expected a file's name"),
+        (
+            "shots: shots.jsonl",
+            "shots: '**.jsonl'",
+            r"'data\.shots' is '\*\*\.jsonl'; expected a file",
+        ),
         ("shots: shots", "shots: ../test", r"key 'data\.shots' is"),
         ("answer:", "anwser:", r"key 'anwser' is not known; did you mean 'answer'"),
         ("name: sums", "name: Sums", r"'name' is 'Sums'; expected"),
@@ -303,6 +309,8 @@ def changed(**values: object) -> dict[str, object]:
         (changed(text=7), "column 'text' holds 7; expected text"),
         (changed(id="first"), r"id 'first' stands at .*test\.jsonl:1, too"),
         (changed(id=[1]), r"id is \[1\]; expected text"),
+        (changed(id=" "), r"id is ' '; expected text"),
+        ('{"id": 3, "id": 4}', r"is not valid JSON: the key 'id' twice"),
         ({"id": 3, "options": ["1", "2"]}, r"has no column 'text', which sums.yaml names under 'q"),
         ("{", r"is not valid JSON: "),
         (
@@ -326,6 +334,12 @@ def test_what_only_several_rows_or_files_tell_is_refused(tmp_path):
         DataError, match=r"test\.jsonl:2: has 3 choices where .*:1 has 2; where their number varies"
     ):
         load_subjects(tmp_path, task=own(tmp_path, mixed, test=[ROW, three]))
+    told = OWN.replace("shots: shots", "shots: '*").replace("*.jsonl", "*.jsonl'")
+    with pytest.raises(
+        DataError, match=r"test\.jsonl: holds the questions, and data\.shots of sums"
+    ):
+        load_subjects(tmp_path, task=own(tmp_path, told))
+    load_subjects(tmp_path, 0, own(tmp_path, told))  # no shot is taken
     with pytest.raises(DataError, match=r"shots\.jsonl: has 1 rows; expected at least 2 shots"):
         load_subjects(tmp_path, 2, own(tmp_path))
     with pytest.raises(DataError, match=r"test\.jsonl: is empty; expected at least one question"):
