@@ -217,7 +217,7 @@ def test_another_definition_is_told_of_every_metric() -> None:
 
 
 def test_a_metric_of_another_unit_does_not_compare() -> None:
-    metric = Metric("score", 3.0, "x", "higher", (3.0,) * 3)
+    metric = Metric("score", 3.0, "x", "higher", (3.0,) * 3, own=True)
     held = against(stored(sessions=(session(replace(metric, unit="points")),)))
     (found,) = judge.own_metric(CASE, metric, WORKLOAD, held)
     assert (found.metric, found.word) == ("score", "incomparable")
@@ -229,7 +229,7 @@ def test_a_metric_of_another_unit_does_not_compare() -> None:
     [(False, "a sample of 32 questions"), (True, "a full pass of 32 questions")],
 )
 def test_other_prompts_do_not_compare_and_both_are_told(full: bool, shown: str) -> None:
-    metric = Metric("score", 3.0, "x", "higher", (3.0,) * 3)
+    metric = Metric("score", 3.0, "x", "higher", (3.0,) * 3, own=True)
     held = against(stored(sessions=(session(metric),)))
     other = {"questions": 32, "tokens": 4500, "full_pass": full}
     (found,) = judge.own_metric(CASE, metric, other, held)
@@ -241,7 +241,7 @@ def test_other_prompts_do_not_compare_and_both_are_told(full: bool, shown: str) 
 
 
 def test_a_metric_of_the_user_s_own_is_judged_unless_it_is_for_information() -> None:
-    metric = Metric("score", 3.0, "x", "higher", (3.0,) * 3)
+    metric = Metric("score", 3.0, "x", "higher", (3.0,) * 3, own=True)
     (found,) = judge.own_metric(CASE, metric, WORKLOAD, against(stored()))
     assert (found.word, found.reason) == ("missing", "no stored value in b.json")
     held = against(stored(sessions=(session(metric),)))
