@@ -733,22 +733,24 @@ def test_a_comparison_settles_nothing_but_what_it_compared(changes: Any) -> None
 
 
 @pytest.mark.parametrize(
-    ("changes", "reason"),
+    ("waited", "rounds", "reason"),
     [
         (
-            {"notes": {"cpu_waited_fraction_infer": 0.5}},
+            0.5,
+            7,
             "another process took 50 % of the CPU during the timed rounds: run again on an idle "
             "machine",
         ),
-        ({"rounds": 5}, "too few samples: 5 rounds, 7 were asked for"),
+        (0.0, 5, "too few samples: 5 rounds, 7 were asked for"),
     ],
     ids=["beside others", "too few rounds"],
 )
-def test_what_was_timed_badly_is_unsure_by_the_file_of_today(changes: Any, reason: str) -> None:
-    timed = metrics(1000.0) | {
-        "p_infer_core": speed("p_infer_core", 500.0, changes.pop("rounds", 7))
-    }
-    found = accept.current(candidate(case_record(metrics=timed, **changes), stored()))
+def test_what_was_timed_badly_is_unsure_by_the_file_of_today(
+    waited: float, rounds: int, reason: str
+) -> None:
+    timed = metrics(1000.0) | {"p_infer_core": speed("p_infer_core", 500.0, rounds)}
+    measured = case_record(metrics=timed, notes={"cpu_waited_fraction_infer": waited})
+    found = accept.current(candidate(measured, stored()))
     (judged,) = (v for v in found if v.metric == "p_infer_core")
     assert (judged.word, judged.reason) == ("unsure", reason)
 
