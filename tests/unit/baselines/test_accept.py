@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from perfline.baselines import accept, baseline
+from perfline.baselines.accept import AGAIN
 from perfline.baselines.baseline import Baseline, Figure, Published
 from perfline.baselines.proposal import Candidate, Terms, measured_baseline
 from perfline.errors import BaselineError
@@ -817,3 +818,66 @@ def test_a_metric_that_was_judged_is_not_made_information_in_silence() -> None:
         "drop it with --accept-regression"
     )
     assert accept.problems(candidate(measured, old), ACCEPT) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("decode", "decode_infer"),
+        ("decode_b8_val", "decode_val"),
+        ("decode_c2048", "decode_infer"),
+        ("ttft_val", "decode_val"),
+    ],
+)
+def test_a_decode_that_was_timed_beside_others_is_refused(name: str, kind: str) -> None:
+    unit, direction = ("s", "lower") if name.startswith("ttft") else ("tok/s", "higher")
+    timed = dataclasses.replace(speed(name, 100.0), unit=unit, direction=direction)
+    notes = {f"cpu_waited_fraction_{kind}": 0.6}
+    measured = case_record(metrics=metrics() | {name: timed}, notes=notes)
+    assert only_problem(measured).startswith(
+        f"other processes took 60 % (cpu_waited_fraction_{kind}) of the CPU"
+    )
+
+
+def test_a_paired_verdict_may_show_the_farthest_of_several_numbers() -> None:
+    paired = verdict("mem", "ok", "paired", measured=99.0, unit="GiB")
+    rounded = verdict("mem", "ok", measured=1.5 * (1 + 5e-7), unit="GiB")
+    edited = verdict("p_infer_core", "ok", measured=2000.0)
+    assert accept.problems(candidate(case_record(verdicts=(paired, rounded))), PLAIN) == []
+    line = only_problem(case_record(verdicts=(paired, edited)))
+    assert line.startswith("p_infer_core is 1000 tok/s, and its verdict is of 2000")
+
+
+def test_throughput_over_another_first_task_is_refused_with_the_two_ways_out() -> None:
+    line = only_problem(case_record(digest=OLDER, tasks=("ceval", "mmlu")))
+    assert line.startswith("measured with --tasks=ceval,mmlu, and throughput is timed over the")
+    assert line.endswith(
+        "tiny.yaml has mmlu first; name that first, or write the tasks into the YAML"
+    )
+
+
+def test_numbers_alone_are_something_to_store() -> None:
+    alone = case_record(metrics={}, accuracy={}, reference=reference("new", "a"))
+    assert accept.problems(candidate(alone), PLAIN) == []
+
+
+@pytest.mark.parametrize(
+    ("asked", "cure"), [(2, "raise throughput.rounds, then run pytest again"), (3, AGAIN)]
+)
+def test_a_case_that_asks_for_too_few_rounds_is_to_ask_for_more(asked: int, cure: str) -> None:
+    few = candidate(case_record(metrics={"p_infer_core": speed("p_infer_core", 1.0, rounds=2)}))
+    case = dataclasses.replace(
+        few.case, throughput=dataclasses.replace(few.case.throughput, rounds=asked)
+    )
+    (line,) = accept.problems(dataclasses.replace(few, case=case), PLAIN)
+    assert line.endswith(f"p_infer_core was timed in 2 rounds, 3 are needed; {cure}")
+
+
+def test_information_and_what_the_file_of_today_does_not_hold_alike_are_not_judged() -> None:
+    score = Metric("score", 3.0, "x", "higher", (3.0,) * 3, own=True)
+    mine = {"score": score, "new": dataclasses.replace(score, name="new")}
+    points = {"score": dataclasses.replace(score, unit="points")}
+    old = candidate(case_record(metrics=metrics() | points)).new
+    found = accept.current(candidate(case_record(metrics=metrics() | mine), old))
+    timed = {"p_val_core", "p_infer_core", "mem", "graphs", "graph_breaks"}
+    assert {v.metric for v in found} == {"acc_val", "acc_infer", *timed}

@@ -238,3 +238,10 @@ def test_a_layout_that_is_none_or_another_than_the_machine_s_is_refused(tmp_path
 def test_ranks_that_the_machine_s_name_does_not_tell_are_no_measurement():
     (line,) = accept.problems(candidate(None, notes={"throughput_ranks_infer": 4}), PLAIN)
     assert f"timed on 4 ranks, and is of machine {EIGHT.machine}: the record was edited" in line
+
+
+def test_ranks_that_took_each_other_s_cores_are_told_to_be_fewer():
+    notes = {"throughput_ranks_infer": 8, "cpu_waited_fraction_infer": 0.6}
+    (line,) = accept.problems(candidate(None, notes=notes), PLAIN)
+    assert "other processes or ranks took 60 % " in line
+    assert line.endswith("; run again on an idle machine, with no more ranks than cores")
