@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from perfline.cases.case import Case, load_cases
 from perfline.engines.environment import Environment
 from perfline.gates.verdict import Gate, Verdict, Word
@@ -14,7 +16,7 @@ from perfline.measure import record as records
 from perfline.measure.record import CaseRecord, Record
 from perfline.metrics import Metric
 from perfline.report.page_inputs import CaseInputs, Inputs
-from perfline.tasks.answers import StoredAnswers
+from perfline.tasks.answers import LETTERS, Answers, StoredAnswers
 
 MACHINE = "cpu-test-2-cores"
 CONTEXT = {"torch": "2.13.0", "commit": "abc123456789"}
@@ -37,6 +39,15 @@ def answers(wrong: Iterable[int] = (), n: int = 400, reason: str = "measured") -
     return StoredAnswers.of(
         rows, date="2026-11-22T10:00:00Z", commit="abc123456789", reason=reason, context={}
     )
+
+
+def given(wrong: int = 0, n: int = 400) -> Answers:
+    """The same questions as an engine answers them, the first ``wrong`` wrongly."""
+    right = [i % 4 for i in range(n)]
+    chosen = np.array([(i + (i < wrong)) % 4 for i in range(n)])
+    letters, labels = ("".join(LETTERS[i] for i in row) for row in (chosen, right))
+    logits = 5 * np.eye(4, dtype=np.float32)[chosen]
+    return Answers(tuple(f"sky/{i}" for i in range(n)), logits, chosen, letters, labels, (5,) * n)
 
 
 def speed(name: str, tok_per_s: float, rounds: int = 7) -> Metric:

@@ -248,7 +248,7 @@ def notes(candidate: Candidate, terms: Terms) -> list[str]:
     lines += _answers_not_asked(candidate, terms)
     if terms.add and old is not None and old.accuracy and new.accuracy:
         lines.append("the stored answers stay (--add adds throughput only)")
-    if candidate.same_workload and not terms.add:
+    if not terms.add:
         lines += _anchored(candidate, merged(candidate, terms))
     today = current(candidate)
     lines += [f"{v.metric}: {v.reason}" for v in today if v.word == "incomparable"]
@@ -396,12 +396,11 @@ def _reference_kept(candidate: Candidate) -> bool:
     new = candidate.new.reference
     if new is not None and not new.prompts.keys() <= candidate.old.reference.prompts.keys():
         return False  # it would stay missing for ever
-    words = [
-        verdict.word
+    return all(
+        verdict.word in ("ok", "missing")
         for verdict in candidate.measured.verdicts
         if (verdict.metric, verdict.gate) == (fidelity.NAME, "baseline")
-    ]
-    return not words or set(words) <= {"ok", "missing"}
+    )
 
 
 def _anchored(candidate: Candidate, result: Baseline) -> Iterator[str]:
@@ -492,8 +491,7 @@ def _losses(candidate: Candidate) -> Iterator[str]:
     """Yield what the stored baseline guards and the new one would not."""
     old, new, stored = candidate.old, candidate.new, candidate.stored_answers
     for engine, answers in new.accuracy.items():
-        before = len(stored[engine].ids) if engine in stored else 0
-        if len(answers.ids) < before:
+        if engine in stored and len(answers.ids) < (before := len(stored[engine].ids)):
             own = old is not None and candidate.same_definition and engine in old.accuracy
             holder = candidate.path if own else "the baseline of one rank"
             yield (

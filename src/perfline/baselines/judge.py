@@ -249,11 +249,10 @@ def model_numbers(found: Fidelity, facts: Mapping[str, Scalar], against: Against
     if problem:
         wrong = Verdict(fidelity.NAME, "incomparable", "baseline", fidelity.UNIT, reason=problem)
         return [*(fidelity.of_layers(each, found.first_layers) for each in verdicts), wrong]
-    changed, ways_held = "", ""
-    if stored is not None:
-        before, after = stored.context.get("weights"), facts.get("weights")
-        changed = "" if before == after else f"the weights changed, too ({before} -> {after})"
-        ways_held = str(stored.context.get(WAYS, ""))
+    context: Mapping[str, Scalar] = {} if stored is None else stored.context
+    before, after = context.get("weights"), facts.get("weights")
+    changed = "" if before == after else f"the weights changed, too ({before} -> {after})"
+    ways_held = str(context.get(WAYS, "")).split(", ")
     against_stored = fidelity.against_reference(
         {} if stored is None else stored.prompts,
         found.prompts,
@@ -263,7 +262,7 @@ def model_numbers(found: Fidelity, facts: Mapping[str, Scalar], against: Against
         holder.shown,
         changed,
     )
-    verdicts.append(fidelity.with_ways(against_stored, ways_held.split(", "), found.without))
+    verdicts.append(fidelity.with_ways(against_stored, ways_held, found.without))
     return [fidelity.of_layers(each, found.first_layers) for each in verdicts]
 
 

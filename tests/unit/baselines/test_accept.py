@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 
 from perfline.baselines import accept, baseline
+from perfline.baselines.accept import AGAIN
 from perfline.baselines.baseline import Baseline, Figure, Published
 from perfline.baselines.proposal import Candidate, Terms, measured_baseline
 from perfline.errors import BaselineError
-from perfline.gates.verdict import Gate
+from perfline.gates.verdict import Gate, Settled, Verdict, Word
 from perfline.measure.record import CaseRecord
 from perfline.metrics import Metric
+from perfline.tasks.reference import PromptReference, Reference
 from samples import (
     MACHINE,
     WORKLOAD,
@@ -585,3 +587,297 @@ def test_replacing_two_sessions_is_said_as_well() -> None:
     assert "the spread between sessions is measured anew; --add keeps them" in accept.notes(
         candidate(case_record(), held(1000.0, sessions=2)), PLAIN
     )
+
+
+def reference(reason: str, *prompts: str) -> Reference:
+    told = PromptReference("0123", {"5": "7:-0.6931 *:-0.6931"})
+    return Reference("2026-11-22", None, reason, {}, dict.fromkeys(prompts, told))
+
+
+def numbers(word: Word, metric: str = "fidelity", gate: Gate = "baseline") -> Verdict:
+    return verdict(metric, word, gate, unit="nats")
+
+
+@pytest.mark.parametrize(
+    ("prompts", "verdicts"),
+    [
+        ("ab", ()),
+        ("a", (numbers("ok"),)),
+        ("ab", (numbers("ok"), numbers("missing"))),
+        ("ab", (numbers("regressed", "fidelity_ways", "paired"), numbers("ok"))),
+        ("ab", (numbers("regressed", gate="paired"),)),
+        ("", ()),
+    ],
+    ids=["not judged", "ok", "ok and missing", "ways part", "another gate", "not computed"],
+)
+def test_stored_numbers_stay_or_small_drifts_would_add_up(prompts: str, verdicts: Any) -> None:
+    new = reference("new", *prompts) if prompts else None
+    measured = case_record(reference=new, verdicts=verdicts)
+    held = reference("first", "a", "b")
+    assert accept.merged(candidate(measured, stored(reference=held)), ACCEPT).reference == held
+
+
+@pytest.mark.parametrize(
+    ("changes", "prompts", "word"),
+    [
+        ({"reference": None}, "ab", "missing"),
+        ({}, "ab", "regressed"),
+        ({}, "ab", "incomparable"),
+        ({}, "abc", "missing"),
+        ({"case_digest": "sha256:0123456789abcdef"}, "ab", "ok"),
+    ],
+    ids=["none yet", "regressed", "other layers", "more prompts", "other definition"],
+)
+def test_new_numbers_are_stored_where_the_old_ones_would_not_do(
+    changes: Any, prompts: str, word: Word
+) -> None:
+    old = stored(**({"reference": reference("first", "a", "b")} | changes))
+    measured = case_record(reference=reference("new", *prompts), verdicts=(numbers(word),))
+    found = accept.merged(candidate(measured, old), ACCEPT).reference
+    assert found == reference("torch 2.13", *prompts)
+
+
+def test_the_first_numbers_of_a_case_are_stored() -> None:
+    found = accept.merged(candidate(case_record(reference=reference("new", "a"))), PLAIN)
+    assert found.reference == reference("torch 2.13", "a")
+
+
+CEVAL = {"eager": answers(reason="first"), "val_ceval": answers(), "val_cmmlu": answers()}
+ABSENT = {"ceval": "no questions in data/ceval"}
+OLDER = "sha256:0123456789abcdef"
+
+
+def test_stored_answers_to_a_task_whose_questions_are_absent_stay_and_it_is_said() -> None:
+    chosen = candidate(case_record(not_asked=ABSENT), stored(accuracy=CEVAL))
+    assert accept.problems(chosen, PLAIN) == []
+    assert accept.notes(chosen, PLAIN) == [
+        "replaced: sessions 1 -> 1",
+        "val_ceval: the stored answers stay: the questions are absent, none asked",
+    ]
+    assert {"val_ceval", "val_cmmlu"} <= set(accept.merged(chosen, PLAIN).accuracy)
+
+
+def test_what_was_asked_after_all_is_not_said_to_be_absent() -> None:
+    asked = case_record(accuracy=CEVAL, not_asked=ABSENT)
+    assert accept.notes(candidate(asked, stored(accuracy=CEVAL)), PLAIN) == [
+        "replaced: sessions 1 -> 1"
+    ]
+
+
+def test_answers_go_with_an_older_definition_and_it_is_said() -> None:
+    old = stored(accuracy=CEVAL, case_digest=OLDER)
+    assert accept.notes(candidate(case_record(), old), PLAIN)[1:] == [
+        "val_ceval, val_cmmlu: the stored answers go, with the case's older definition"
+    ]
+
+
+@pytest.mark.parametrize(
+    "left_out",
+    [{"not_asked": ABSENT}, {"tasks": ("mmlu",)}],
+    ids=["absent", "not named by --tasks"],
+)
+def test_answers_of_an_older_definition_do_not_go_unasked(left_out: Any) -> None:
+    measured, old = case_record(**left_out), stored(accuracy=CEVAL, case_digest=OLDER)
+    both = dataclasses.replace(packaged(), tasks=("mmlu", "ceval"))
+    chosen = dataclasses.replace(candidate(measured, old), case=both)
+    (line,) = accept.problems(chosen, PLAIN)
+    assert line.endswith(
+        f"the answers val_ceval of {PATH} would go with the case's older definition, and their "
+        "questions were not asked; ask them, or drop those answers with --accept-regression"
+    )
+    assert accept.problems(chosen, ACCEPT) == []
+    same = dataclasses.replace(chosen, old=stored(accuracy=CEVAL))
+    assert accept.problems(same, PLAIN) == []
+
+
+def test_answers_to_other_questions_do_not_compare_and_it_is_said() -> None:
+    chosen = candidate(case_record(), stored(accuracy={"eager": answers(n=300)}))
+    assert accept.notes(chosen, PLAIN)[-1] == (
+        "acc_val: 100 of 400 questions are not in the baseline, such as sky/300 and sky/301"
+    )
+
+
+def settled(compared: Word = "ok", first: Word = "regressed", **changes: Any) -> Verdict:
+    """What a comparison said after the gate had found 500 tok/s against 1000."""
+    told = Settled(first, compared, 60.0, "compare.json")
+    (judged,) = (v for v in accept.current(slow()) if v.metric == "p_infer_core")
+    changes = {"word": compared, "reason": "a comparison", "settled": told} | changes
+    return dataclasses.replace(judged, **changes)
+
+
+def slow(*verdicts: Verdict) -> Candidate:
+    timed = metrics(1000.0) | {"p_infer_core": speed("p_infer_core", 500.0)}
+    return candidate(case_record(metrics=timed, verdicts=verdicts), stored())
+
+
+def test_what_a_comparison_settled_in_the_session_is_not_judged_by_the_gate_again() -> None:
+    found = settled()
+    assert found in accept.current(slow(found))
+    assert accept.problems(slow(found), PLAIN) == []
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"metric": "p_val_core", "measured": 500.0},
+        {"gate": "published"},
+        {"baseline": 900.0},
+        {"measured": 501.0},
+        {"first": "unsure"},
+        {"settled": None},
+    ],
+    ids=["metric", "gate", "stored anew", "number", "another word", "not settled"],
+)
+def test_a_comparison_settles_nothing_but_what_it_compared(changes: Any) -> None:
+    words = {v.metric: v.word for v in accept.current(slow(settled(**changes)))}
+    assert words["p_infer_core"] == "regressed"
+
+
+@pytest.mark.parametrize(
+    ("waited", "rounds", "reason"),
+    [
+        (
+            0.5,
+            7,
+            "another process took 50 % of the CPU during the timed rounds: run again on an idle "
+            "machine",
+        ),
+        (0.0, 5, "too few samples: 5 rounds, 7 were asked for"),
+    ],
+    ids=["beside others", "too few rounds"],
+)
+def test_what_was_timed_badly_is_unsure_by_the_file_of_today(
+    waited: float, rounds: int, reason: str
+) -> None:
+    timed = metrics(1000.0) | {"p_infer_core": speed("p_infer_core", 500.0, rounds)}
+    measured = case_record(metrics=timed, notes={"cpu_waited_fraction_infer": waited})
+    found = accept.current(candidate(measured, stored()))
+    (judged,) = (v for v in found if v.metric == "p_infer_core")
+    assert (judged.word, judged.reason) == ("unsure", reason)
+
+
+def test_a_full_pass_is_judged_by_the_file_of_today_though_it_is_one_round() -> None:
+    full = WORKLOAD | {"full_pass": True}
+    one = case_record(metrics=metrics(rounds=1), workload=full)
+    old = candidate(one).new
+    assert {v.word for v in accept.current(candidate(one, old))} == {"ok"}
+
+
+def test_an_unsure_speed_that_was_accepted_on_purpose_becomes_the_anchor() -> None:
+    timed = metrics(999.0) | {"p_infer_core": speed("p_infer_core", 650.0)}
+    chosen = candidate(case_record(metrics=timed), stored())
+    assert {v.metric for v in accept.current(chosen) if v.word == "unsure"} == {"p_infer_core"}
+    assert [*accept.merged(chosen, ACCEPT).anchors] == ["p_val_core"]
+
+
+def test_what_was_lost_since_it_was_last_accepted_on_purpose_is_said() -> None:
+    assert accept.notes(candidate(case_record(metrics=metrics(900.0)), stored()), PLAIN)[1:] == [
+        "p_val_core: -10.0 % since what was accepted on 2026-11-21, which stays the anchor",
+        "p_infer_core: -10.0 % since what was accepted on 2026-11-21, which stays the anchor",
+    ]
+
+
+def test_an_invalid_run_beside_other_processes_is_told_both() -> None:
+    measured = case_record(
+        notes={"cpu_waited_fraction_infer": 0.4},
+        verdicts=(
+            verdict("p_infer_core", "invalid", reason="2 graph(s) were compiled"),
+            verdict("p_infer_whole", "regressed"),
+            verdict("acc_val", "regressed"),
+        ),
+    )
+    lines = [line.split(": ", 2)[2] for line in accept.problems(candidate(measured), PLAIN)]
+    assert lines[0].startswith("other processes took 40 % ")
+    assert lines[1:] == [
+        "p_infer_core invalid: 2 graph(s) were compiled; run pytest again undisturbed",
+        "acc_val regressed; fix it, or accept it with --accept-regression",
+    ]
+
+
+@pytest.mark.parametrize("old", [None, stored(accuracy={}), stored(case_digest=OLDER)])
+def test_fewer_answers_than_one_rank_gave_name_its_baseline(old: Any) -> None:
+    fewer = candidate(case_record(accuracy={"eager": answers(n=100)}), old)
+    (line,) = accept.problems(dataclasses.replace(fewer, one_rank=stored()), PLAIN)
+    assert "eager answered 100 questions where the baseline of one rank holds 400" in line
+
+
+def test_another_workload_guards_nothing_that_was_timed() -> None:
+    other = WORKLOAD | {"questions": 32}
+    less = case_record(metrics={"p_val_core": speed("p_val_core", 1.0)}, workload=other)
+    assert accept.problems(candidate(less, stored()), PLAIN) == []
+
+
+def test_a_metric_that_was_judged_is_not_made_information_in_silence() -> None:
+    score = Metric("score", 3.0, "x", "higher", (3.0,) * 3, own=True)
+    old = candidate(case_record(metrics=metrics() | {"score": score})).new
+    measured = case_record(
+        metrics=metrics() | {"score": dataclasses.replace(score, direction="info")}
+    )
+    assert only_problem(measured, old) == (
+        f"score of {PATH} would not be judged any more (it is 'info' now); record it as before, or "
+        "drop it with --accept-regression"
+    )
+    assert accept.problems(candidate(measured, old), ACCEPT) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("decode", "decode_infer"),
+        ("decode_b8_val", "decode_val"),
+        ("decode_c2048", "decode_infer"),
+        ("ttft_val", "decode_val"),
+    ],
+)
+def test_a_decode_that_was_timed_beside_others_is_refused(name: str, kind: str) -> None:
+    unit, direction = ("s", "lower") if name.startswith("ttft") else ("tok/s", "higher")
+    timed = dataclasses.replace(speed(name, 100.0), unit=unit, direction=direction)
+    notes = {f"cpu_waited_fraction_{kind}": 0.6}
+    measured = case_record(metrics=metrics() | {name: timed}, notes=notes)
+    assert only_problem(measured).startswith(
+        f"other processes took 60 % (cpu_waited_fraction_{kind}) of the CPU"
+    )
+
+
+def test_a_paired_verdict_may_show_the_farthest_of_several_numbers() -> None:
+    paired = verdict("mem", "ok", "paired", measured=99.0, unit="GiB")
+    rounded = verdict("mem", "ok", measured=1.5 * (1 + 5e-7), unit="GiB")
+    edited = verdict("p_infer_core", "ok", measured=2000.0)
+    assert accept.problems(candidate(case_record(verdicts=(paired, rounded))), PLAIN) == []
+    line = only_problem(case_record(verdicts=(paired, edited)))
+    assert line.startswith("p_infer_core is 1000 tok/s, and its verdict is of 2000")
+
+
+def test_throughput_over_another_first_task_is_refused_with_the_two_ways_out() -> None:
+    line = only_problem(case_record(digest=OLDER, tasks=("ceval", "mmlu")))
+    assert line.startswith("measured with --tasks=ceval,mmlu, and throughput is timed over the")
+    assert line.endswith(
+        "tiny.yaml has mmlu first; name that first, or write the tasks into the YAML"
+    )
+
+
+def test_numbers_alone_are_something_to_store() -> None:
+    alone = case_record(metrics={}, accuracy={}, reference=reference("new", "a"))
+    assert accept.problems(candidate(alone), PLAIN) == []
+
+
+@pytest.mark.parametrize(
+    ("asked", "cure"), [(2, "raise throughput.rounds, then run pytest again"), (3, AGAIN)]
+)
+def test_a_case_that_asks_for_too_few_rounds_is_to_ask_for_more(asked: int, cure: str) -> None:
+    few = candidate(case_record(metrics={"p_infer_core": speed("p_infer_core", 1.0, rounds=2)}))
+    case = dataclasses.replace(
+        few.case, throughput=dataclasses.replace(few.case.throughput, rounds=asked)
+    )
+    (line,) = accept.problems(dataclasses.replace(few, case=case), PLAIN)
+    assert line.endswith(f"p_infer_core was timed in 2 rounds, 3 are needed; {cure}")
+
+
+def test_information_and_what_the_file_of_today_does_not_hold_alike_are_not_judged() -> None:
+    score = Metric("score", 3.0, "x", "higher", (3.0,) * 3, own=True)
+    mine = {"score": score, "new": dataclasses.replace(score, name="new")}
+    points = {"score": dataclasses.replace(score, unit="points")}
+    old = candidate(case_record(metrics=metrics() | points)).new
+    found = accept.current(candidate(case_record(metrics=metrics() | mine), old))
+    timed = {"p_val_core", "p_infer_core", "mem", "graphs", "graph_breaks"}
+    assert {v.metric for v in found} == {"acc_val", "acc_infer", *timed}

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 
 import samples
@@ -25,12 +24,12 @@ from perfline.metrics import Metric
 from perfline.plugin.session import Options, Session, Tools
 from perfline.report.markdown import markdown
 from perfline.report.text import session_lines
-from perfline.tasks.answers import Answers
 from samples import (
     MACHINE,
     WORKLOAD,
     answers,
     case_record,
+    given,
     metrics,
     packaged,
     record,
@@ -69,28 +68,19 @@ def store(root: Path, environment: Environment, **changes: object) -> Path:
     return path
 
 
-def given(wrong: int = 0) -> AccuracyPass:
-    """The 400 answers of ``samples.answers``, the first of them wrong."""
-    n, letters = 400, "ABCD"
-    logits = np.zeros((n, 4), dtype=np.float32)
-    for i in range(n):
-        logits[i, (i + (i < wrong)) % 4] = 5.0
-    chosen = "".join(letters[row.argmax()] for row in logits)
-    labels = "".join(letters[i % 4] for i in range(n))
-    ids = tuple(f"sky/{i}" for i in range(n))
-    found = Answers(ids, logits, logits.argmax(axis=1), chosen, labels, (5,) * n)
-    return AccuracyPass(found, n, "plain")
+def asked(wrong: int = 0) -> AccuracyPass:
+    return AccuracyPass(given(wrong), 400, "plain")
 
 
 def test_a_fault_of_the_fast_path_names_the_plain_one(tmp_path):
     against = judge.against(tmp_path, EIGHT, packaged(), "real")
-    done = replace(given(), path="shared-prefix")
+    done = replace(asked(), path="shared-prefix")
     reasons = [
         judge.accuracy_against_baseline(packaged(), "eager", METRIC, each, against)[0].reason
         for each in (
             replace(done, counts=CompileCounts(graphs=1)),
-            replace(done, reference=given(wrong=1).answers),
-            replace(given(), counts=CompileCounts(graphs=1)),
+            replace(done, reference=given(wrong=1)),
+            replace(asked(), counts=CompileCounts(graphs=1)),
         )
     ]
     assert [reason.endswith("; run again with --plain") for reason in reasons] == [1, 1, 0]
@@ -101,7 +91,7 @@ METRIC = Metric("acc_val", 0.5, "fraction", "higher")
 
 def verdict_of(root: Path, wrong: int = 0):
     against = judge.against(root, EIGHT, packaged(), "real").relative(str)
-    (found,) = judge.accuracy_against_baseline(packaged(), "eager", METRIC, given(wrong), against)
+    (found,) = judge.accuracy_against_baseline(packaged(), "eager", METRIC, asked(wrong), against)
     return found
 
 
@@ -248,3 +238,10 @@ def test_a_layout_that_is_none_or_another_than_the_machine_s_is_refused(tmp_path
 def test_ranks_that_the_machine_s_name_does_not_tell_are_no_measurement():
     (line,) = accept.problems(candidate(None, notes={"throughput_ranks_infer": 4}), PLAIN)
     assert f"timed on 4 ranks, and is of machine {EIGHT.machine}: the record was edited" in line
+
+
+def test_ranks_that_took_each_other_s_cores_are_told_to_be_fewer():
+    notes = {"throughput_ranks_infer": 8, "cpu_waited_fraction_infer": 0.6}
+    (line,) = accept.problems(candidate(None, notes=notes), PLAIN)
+    assert "other processes or ranks took 60 % " in line
+    assert line.endswith("; run again on an idle machine, with no more ranks than cores")
