@@ -435,7 +435,7 @@ def _letters(
     logit (``Answers.rounding_scales``), root mean square, too: an error of that size in each
     of two logits.
     """
-    known = ~(np.isnan(a.letter_logits) | np.isnan(b.letter_logits))
+    known = ~np.isnan(a.letter_logits)  # B's, too: to the same questions
     told = [log_softmax(np.where(known, side.letter_logits, _NONE)) for side in (a, b)]
     measured = math.sqrt(float(np.mean((told[1] - told[0])[known] ** 2)))
     largest = np.maximum(a.rounding_scales, b.rounding_scales)

@@ -8,9 +8,10 @@ import math
 import numpy as np
 import pytest
 
-from fake_workers import answers, fidelity, last, pair, ready
+from fake_workers import answers, fidelity, generated, last, pair, ready
 from perfline.cases.case import GatesSpec
 from perfline.compare import gates
+from perfline.gates.verdict import Flip
 from perfline.tasks.reference import PromptReference
 from samples import packaged
 
@@ -281,6 +282,53 @@ def test_the_case_s_scoring_says_which_answers_count():
         assert said["acc_infer"].measured == correct / 200
 
 
+# --- the tokens that were generated
+
+
+def of_tokens(a, b, dtypes=("fp32", "fp32")):
+    return gates.generated(CASE, "inductor", a, b, dtypes)
+
+
+def test_the_first_other_token_of_each_prompt_is_told_with_how_far_behind_it_is():
+    a = [generated(1, 2, 3), generated(4, 5, 6), generated(7, 7, 7)]
+    b = [generated(1, 2, 3), generated(4, 8, 5), generated(6, 7, 7)]
+    found = of_tokens(a, b)
+    assert (found.metric, found.word) == ("decode_flips", "regressed")
+    assert (found.gate, found.unit) == ("paired", "count")
+    assert found.reason == "2 of 6 generated tokens differ from A's (0 more are ties)"
+    assert found.flips == (
+        Flip("single/1 token 1", "5", "5", "8", 2.0),
+        Flip("single/2 token 0", "7", "7", "6", 2.0),  # A does not tell of it: as far as its last
+    )
+
+
+def test_generated_tokens_within_the_rounding_of_the_coarser_dtype_are_ties():
+    a = dataclasses.replace(generated(1), logits=((10.0, 9.9, 8.0),))
+    words = {
+        dtypes: of_tokens([a], [generated(9)], dtypes).word
+        for dtypes in (("fp32", "fp32"), ("fp32", "bf16"), ("bf16", "fp32"))
+    }
+    assert list(words.values()) == ["regressed", "ok", "ok"]
+    small = dataclasses.replace(a, largest=(1.0,))
+    assert of_tokens([small], [generated(9)], ("bf16", "bf16")).word == "regressed"
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "word", "reason"),
+    [
+        (None, [generated(1)], "missing", "the perfline of A is too old to tell which tokens it"),
+        ([generated(1)], None, "missing", "the perfline of B is too old to tell which tokens it"),
+        ([generated(1, 2)], [generated(1)], "incomparable", "A generated 2 tokens, B 1"),
+        ([generated(1)], [], "incomparable", "A generated 1 tokens, B 0"),
+    ],
+)
+def test_generated_tokens_that_cannot_be_paired_are_never_ok(a, b, word, reason):
+    found = of_tokens(a, b)
+    assert (found.metric, found.word) == ("decode_flips", word)
+    assert (found.gate, found.unit) == ("paired", "count")
+    assert found.reason.startswith(reason)
+
+
 # --- the case's other tasks
 
 
@@ -316,6 +364,7 @@ def test_another_task_that_a_side_cannot_tell_or_pair_is_never_ok():
     )
     record, other = of_ceval(some, answers(n=2))
     assert (other.metric, other.word, record.questions) == ("acc_infer_ceval", "incomparable", 0)
+    assert (other.gate, other.unit) == ("paired", "fraction")
     assert other.reason == "A answered 3 questions, B 2, and not the same ones"
     assert of_ceval(answers(n=0), answers(n=0))[1].word == "missing"
     assert of_ceval(some, dataclasses.replace(some, labels=None))[1].word == "missing"
@@ -326,13 +375,26 @@ def test_a_flip_shows_how_close_the_stored_answer_was():
     assert [flip.margin for flip in said["acc_infer"].flips] == [5.0] * 9
 
 
+@pytest.mark.parametrize(("letters", "differ"), [({}, 0), ({0: "B", 1: "A"}, 2)])
+def test_with_dummy_weights_the_letters_that_differ_are_counted(letters, differ):
+    a, b = answers(n=20, labels=False), answers(letters, n=20, labels=False)
+    verdict = compared(a, b)[1]["letter_logprobs"]
+    assert verdict.word == ("unsure" if differ else "ok")
+    assert verdict.reason.startswith("letters' log-probabilities differ by ")
+    assert f"); {differ} of 20 answers differ and are no ties" in verdict.reason
+    assert len(verdict.flips) == differ
+
+
 def test_the_questions_that_let_the_accuracy_decide_are_as_many_as_said():
     limits = GatesSpec()
     assert [gates._resolved(n, limits) for n in (1473, 1474)] == [False, True]
     _, said = compared(answers(n=1473), answers(n=1473, shift=0.01))
     assert said["letter_logprobs"].reason.endswith("--questions 1474 lets the accuracy decide")
     _, said = compared(answers(n=1474), answers(n=1474, shift=0.01))
-    assert said["letter_logprobs"].reason.endswith("more than rounding, so the accuracy decides")
+    assert said["letter_logprobs"].reason == (
+        "letters' log-probabilities differ by 1.4e-02 nats (rms; rounding explains 5.0e-04): more "
+        "than rounding, so the accuracy decides"
+    )
 
 
 def test_the_coarser_of_both_dtypes_counts():
