@@ -296,7 +296,7 @@ def _drift(name: str, a: FidelityNumbers, b: FidelityNumbers) -> tuple[Verdict, 
     floor, words = own.rounded, "what rounding costs"
     if own is not b.drift and sum(own.engines[name]) > sum(floor):
         floor, words = own.engines[name], "A's own error"
-    harmless = (own.engines.get("eager", ()), *own.variations.values())
+    harmless = (own.engines["eager"], *own.variations.values())
     names = tuple(b.references["eager"])
     known = names if len(names) == len(errors) else ()
     return (fidelity.drift(metric, errors, harmless, floor, words, known),)

@@ -8,7 +8,18 @@ import math
 import numpy as np
 import pytest
 
-from fake_workers import answers, fidelity, generated, last, pair, ready
+from fake_workers import (
+    FakeLauncher,
+    Script,
+    answers,
+    fidelity,
+    generated,
+    last,
+    pair,
+    plan,
+    ready,
+    workload,
+)
 from perfline.cases.case import GatesSpec
 from perfline.compare import gates
 from perfline.gates.verdict import Flip
@@ -78,6 +89,7 @@ def test_launches_that_do_not_compare_are_told(changes, said):
     if "facts" in changes:
         back = gates.mismatch({"baseline": ready(**changes), "candidate": ready()})
         assert back.startswith(said.partition(":")[0])
+        assert ("A has unknown, B has sha256:q" in back) is ("B has unknown" in found)
 
 
 def test_letters_are_held_to_what_rounding_explains_of_their_log_probabilities():
@@ -151,6 +163,7 @@ def test_b_is_held_to_a_by_a_s_own_floor():
     assert (same.metric, same.word, same.gate) == ("fidelity_infer", "ok", "paired")
     assert (same.limit, same.baseline, same.measured) == ("1.0e-09 nats", 0.0, 0.0)
     assert same.reason.startswith("computes what A does: KL at most 0.0e+00")
+    assert "eager" not in same.reason
     loose = dataclasses.replace(fidelity(kl=2e-9), variations={"attention": 1e-3})
     assert numbers(fidelity(), loose)[0].word == "regressed"  # B's floor is not asked
     assert numbers(loose, fidelity(kl=2e-9))[0].word == "ok"
@@ -164,6 +177,9 @@ def test_a_compiled_engine_s_own_fault_is_told_from_the_model_s():
     assert "; the eager model computes what A does" in compiled.reason
     (both,) = numbers(fidelity(), fidelity(kl=1e-3))
     assert "; the eager model computes something else than A does" in both.reason
+    (eager,) = numbers(fidelity(), fidelity(kl=1e-3), engine="eager")
+    assert (eager.metric, eager.word) == ("fidelity_val", "regressed")
+    assert "the eager model" not in eager.reason
     (eager,) = numbers(fidelity(), fidelity(compiled=1e-3), engine="eager")
     assert (eager.metric, eager.word) == ("fidelity_val", "ok")
 
@@ -178,7 +194,27 @@ def test_what_cannot_be_held_to_a_is_never_ok():
     words = [numbers(a, b)[0].word for b in (nothing, other, short, one_engine)]
     assert words == ["incomparable", "incomparable", "incomparable", "missing"]
     assert numbers(one_engine, a)[0].word == "missing"
-    assert "give both sides the same perfline" in numbers(a, nothing)[0].reason
+    drifting = fidelity(drift=ROUNDED)
+    for b in (other, one_engine):  # then the drift is none of the same work
+        half = dataclasses.replace(drifting, references=b.references)
+        assert len(numbers(drifting, half)) == 1
+    assert numbers(a, nothing)[0].reason == (
+        "A holds other positions of sky/0: give both sides the same perfline"
+    )
+
+
+def test_a_side_that_tells_no_numbers_is_missing_for_the_reason_it_gives():
+    broken = dataclasses.replace(fidelity(), problem="no room")
+    for a, b, why in (
+        (None, fidelity(), "the perfline of A is too old to tell"),
+        (fidelity(), None, "the perfline of B is too old to tell"),
+        (fidelity(), broken, "B: no room"),
+    ):
+        (found,) = numbers(a, b)
+        assert (found.metric, found.word) == ("fidelity_infer", "missing")
+        assert (found.gate, found.unit) == ("paired", "nats")
+        left_out = f"{why}; `fidelity: {{prompts: 0}}` in {CASE.source} leaves it out"
+        assert found.reason == left_out
 
 
 ROUNDED = {"rounded": (1.0, 1.2), "eager": (1.0, 1.1), "inductor": (0.5, 0.6)}
@@ -201,6 +237,7 @@ def test_b_s_drift_is_held_to_what_rounding_costs_on_a_s_side():
     beyond = drifted((9.0, 10.8))
     assert (beyond.word, beyond.gate) == ("regressed", "paired")
     assert beyond.reason.startswith("3.00 times what rounding costs")
+    assert beyond.reason.endswith("; in all prompts alike")
     assert drifted((9.0, 10.8), rounded=(9.0, 10.8)).word == "regressed"  # B's floor is not asked
 
 
@@ -225,7 +262,13 @@ def test_another_dtype_on_purpose_is_held_to_its_own_rounding():
 def test_drift_of_other_prompts_is_incomparable():
     apart = fidelity(drift=ROUNDED, apart={})
     assert [v.metric for v in numbers(fidelity(drift=ROUNDED), apart)] == ["fidelity_infer"]
-    assert drifted((1.0,)).word == "incomparable"
+    other = drifted((1.0,))
+    assert (other.word, other.gate, other.unit) == ("incomparable", "paired", "nats")
+    assert other.reason == (
+        "A and B do not tell the drift of the same prompts: give both the same perfline"
+    )
+    eager = {name: ROUNDED[name] for name in ("rounded", "eager")}
+    assert drifted((1.0, 1.0), a=eager).word == "incomparable"
     assert drifted((1.0, 1.0), a=None).word == "incomparable"
     assert drifted((1.0, 1.0), a={**ROUNDED, "rounded": (1.0,)}).word == "incomparable"
 
@@ -429,11 +472,45 @@ def test_the_time_of_both_sides_is_told_in_microseconds_a_token():
     fast = last(pair(1.25, 1.0)).verdicts[0]
     assert (fast.word, fast.limit) == ("improved", "-1.0 %")
     assert fast.reason == "faster than chance allows (p = 0.00098)"
-    same = last(pair(1.0, 1.0)).verdicts[0]
+    even = last(pair(1.0, 1.0))
+    same = even.verdicts[0]
     assert (same.word, same.limit) == ("ok", "+2.0 %")
     assert same.reason == "a slowdown of 2 % is ruled out (p = 0.00098)"
     stopped = gates.on_time(dataclasses.replace(slow, problem="it  broke\n" + "x" * 999), "invalid")
     assert (stopped.word, stopped.measured) == ("invalid", verdict.measured)
     assert stopped.reason == "it broke " + "x" * 391
+    assert gates.on_time(dataclasses.replace(even, margin_fraction=0.1)).limit == "+10.0 %"
+    assert gates.middle(slow, "baseline") == pytest.approx(1.0e-5)
     assert gates.middle(slow, "baseline", "whole_s") == pytest.approx(1.1e-5)
     assert gates.middle(slow, "candidate", "whole_s") == pytest.approx(1.375e-5)
+
+
+def test_a_prompt_s_first_token_is_told_in_seconds():
+    times = {"token_s": lambda *_: 1e-5, "step_s": lambda *_: 1e-3}
+    both = FakeLauncher(*(Script(**times, first_s=lambda *_, s=s: s) for s in (0.5, 0.6)))
+    asked = dataclasses.replace(plan(), workload=workload(kind="decode"))
+    ttft = next(each for each in last(both, asked).verdicts if each.metric == "ttft")
+    assert (ttft.word, ttft.unit, ttft.gate) == ("regressed", "s", "paired")
+    assert (ttft.baseline, ttft.measured) == (pytest.approx(0.5), pytest.approx(0.6))
+
+
+def beside_time(a, b):
+    """The verdicts on what one side is known to take and compile beside its time."""
+    verdicts = last(FakeLauncher(Script(**a), Script(**b))).verdicts
+    return {each.metric: each for each in verdicts if each.gate == "baseline"}
+
+
+def test_memory_is_told_in_gib_and_not_at_all_where_a_counts_none():
+    mem = beside_time({"memory_gib": 0.25}, {"memory_gib": 1.0})["mem"]
+    assert (mem.word, mem.unit, mem.baseline, mem.measured) == ("regressed", "GiB", 0.25, 1.0)
+    assert "mem" not in beside_time({"memory_gib": 0.0}, {"memory_gib": 1.0})
+
+
+def test_what_was_compiled_is_told_graphs_first():
+    found = beside_time({}, {"ready": ready(graph_breaks=1)})
+    counts = {name: each.word for name, each in found.items() if each.unit == "count"}
+    assert list(counts.items()) == [
+        ("graphs", "ok"),
+        ("graph_breaks", "regressed"),
+        ("recompiles", "ok"),
+    ]
