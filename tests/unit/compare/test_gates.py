@@ -238,6 +238,9 @@ def test_b_s_drift_is_held_to_what_rounding_costs_on_a_s_side():
     assert (beyond.word, beyond.gate) == ("regressed", "paired")
     assert beyond.reason.startswith("3.00 times what rounding costs")
     assert beyond.reason.endswith("; in all prompts alike")
+    three = dict.fromkeys(("rounded", "eager", "inductor"), (1.0, 1.0, 1.0))
+    unnamed = drifted((9.0, 9.0, 9.0), a=three, rounded=(1.0,) * 3, eager=(1.0,) * 3)
+    assert unnamed.reason.endswith("or a kernel is broken")  # two prompts are known by name
     assert drifted((9.0, 10.8), rounded=(9.0, 10.8)).word == "regressed"  # B's floor is not asked
 
 
@@ -476,6 +479,10 @@ def test_the_time_of_both_sides_is_told_in_microseconds_a_token():
     same = even.verdicts[0]
     assert (same.word, same.limit) == ("ok", "+2.0 %")
     assert same.reason == "a slowdown of 2 % is ruled out (p = 0.00098)"
+    unsure = dataclasses.replace(slow.decision, word="unsure")
+    assert gates.on_time(dataclasses.replace(slow, decision=unsure)).reason.startswith(
+        "a slowdown of 2 % is neither shown nor ruled out"
+    )
     stopped = gates.on_time(dataclasses.replace(slow, problem="it  broke\n" + "x" * 999), "invalid")
     assert (stopped.word, stopped.measured) == ("invalid", verdict.measured)
     assert stopped.reason == "it broke " + "x" * 391
@@ -489,7 +496,8 @@ def test_a_prompt_s_first_token_is_told_in_seconds():
     times = {"token_s": lambda *_: 1e-5, "step_s": lambda *_: 1e-3}
     both = FakeLauncher(*(Script(**times, first_s=lambda *_, s=s: s) for s in (0.5, 0.6)))
     asked = dataclasses.replace(plan(), workload=workload(kind="decode"))
-    ttft = next(each for each in last(both, asked).verdicts if each.metric == "ttft")
+    decode, ttft, *_ = last(both, asked).verdicts
+    assert (decode.metric, decode.unit, ttft.metric) == ("decode_time", "us/tok", "ttft")
     assert (ttft.word, ttft.unit, ttft.gate) == ("regressed", "s", "paired")
     assert (ttft.baseline, ttft.measured) == (pytest.approx(0.5), pytest.approx(0.6))
 

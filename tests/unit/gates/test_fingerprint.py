@@ -38,6 +38,7 @@ def test_the_same_is_ok_and_nothing_stored_is_missing():
     assert (found.word, found.measured, found.reason) == ("ok", 0.0, "runs what it did")
     found = judged(STORED, None)
     assert (found.word, found.reason) == ("missing", "no stored fingerprint in b.json")
+    assert (found.metric, found.gate, found.unit) == ("fingerprint", "baseline", "count")
 
 
 @pytest.mark.parametrize(
