@@ -296,7 +296,7 @@ def _drift(name: str, a: FidelityNumbers, b: FidelityNumbers) -> tuple[Verdict, 
     floor, words = own.rounded, "what rounding costs"
     if own is not b.drift and sum(own.engines[name]) > sum(floor):
         floor, words = own.engines[name], "A's own error"
-    harmless = (own.engines.get("eager", ()), *own.variations.values())
+    harmless = (own.engines["eager"], *own.variations.values())
     names = tuple(b.references["eager"])
     known = names if len(names) == len(errors) else ()
     return (fidelity.drift(metric, errors, harmless, floor, words, known),)
@@ -435,7 +435,7 @@ def _letters(
     logit (``Answers.rounding_scales``), root mean square, too: an error of that size in each
     of two logits.
     """
-    known = ~(np.isnan(a.letter_logits) | np.isnan(b.letter_logits))
+    known = ~np.isnan(a.letter_logits)  # B's, too: to the same questions
     told = [log_softmax(np.where(known, side.letter_logits, _NONE)) for side in (a, b)]
     measured = math.sqrt(float(np.mean((told[1] - told[0])[known] ** 2)))
     largest = np.maximum(a.rounding_scales, b.rounding_scales)

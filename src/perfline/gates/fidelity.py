@@ -90,7 +90,7 @@ def against_reference(
     ``logits`` is (positions, vocabulary) by question, ``limit`` in nats. ``shown`` is the file,
     ``changed`` what else is known to have changed, such as the weights.
     """
-    vocabulary = logits[next(iter(now))].shape[-1]
+    vocabulary = logits[next(iter(now))].shape[1]
     apart = distances(stored, now, logits)
     return by_distances(stored, now, apart, vocabulary, limit, layers_off, shown, changed)
 
@@ -226,15 +226,14 @@ def _ratio(errors: Sequence[float], rounded: Sequence[float]) -> tuple[float, fl
     """(rms / rms, its lower bound by a jackknife over prompts); of one prompt the bound is 0."""
     from scipy.special import stdtrit
 
-    over, under = np.asarray(errors, float), np.asarray(rounded, float)
-    n = len(over)
-    ratio = math.sqrt(over.sum() / under.sum())
-    if n < 2 or ratio == 0:
-        return ratio, 0.0
-    without = [np.delete(over, i).sum() / np.delete(under, i).sum() for i in range(n)]
-    if not (min(without) > 0 and math.isfinite(max(without))):
+    n = len(errors)
+    ratio = math.sqrt(sum(errors) / sum(rounded))
+    over, under = (
+        np.array([np.delete(each, i).sum() for i in range(n)]) for each in (errors, rounded)
+    )
+    if min(*over, *under) <= 0:
         return ratio, 0.0  # all of it in one prompt
-    logs = np.log(without) / 2
+    logs = np.log(over / under) / 2
     error = math.sqrt((n - 1) / n * float(((logs - logs.mean()) ** 2).sum()))
     return ratio, ratio * math.exp(-float(stdtrit(n - 1, _DRIFT_CONFIDENCE)) * error)
 

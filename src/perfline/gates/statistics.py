@@ -56,8 +56,6 @@ def drop_upper(b: int, c: int, n: int, confidence: float = 0.975) -> float:
         raise ValueError(f"{b} + {c} flips in {n} questions: expected 0 <= b + c <= n, n >= 1")
     error = 1 - confidence
     losses = _upper(b, n, error)
-    if c == 0:
-        return losses
     rate = _upper(b + c, n, _RATE_SHARE * error)
     share = _upper(b, b + c, (1 - _RATE_SHARE) * error)
     return max(0.0, min(losses, rate * (2 * share - 1)))

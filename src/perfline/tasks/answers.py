@@ -11,11 +11,12 @@ changes two lines.
 from __future__ import annotations
 
 import itertools
+import math
 import re
-from collections import Counter
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, cast
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -100,7 +101,7 @@ class StoredAnswers:
             raise BaselineError("answers to store: a letter or label is not one of A to J")
         if not set(self.argmax) <= set(LETTERS + NO_LETTER):
             raise BaselineError("answers to store: a full-vocabulary answer is not A to J or -")
-        if not all(0 <= margin < float("inf") for margin in self.margins or ()):
+        if not all(0 <= margin < math.inf for margin in self.margins or ()):
             raise BaselineError("answers to store: a margin is negative or no number")
 
     @classmethod
@@ -261,13 +262,13 @@ class Answers:
         if self.labels is not None:
             lengths.add(len(self.labels))
         shape = self.letter_logits.shape
-        if lengths != {n} or shape[:1] != (n,) or not 4 <= shape[-1] <= len(LETTERS):
+        if lengths != {n} or shape not in [(n, most) for most in range(4, len(LETTERS) + 1)]:
             raise DataError(
                 f"answers do not match: {n} ids, {len(self.argmax)} arg-maxes, letter logits of "
                 f"shape {shape}; expected one row of 4 to {len(LETTERS)} logits per id"
             )
         if len(set(self.ids)) != n:
-            twice = Counter(self.ids).most_common(1)[0][0]
+            twice = statistics.mode(self.ids)
             raise DataError(f"question {twice} is answered twice; expected each id once")
 
     @property
@@ -287,9 +288,9 @@ class Answers:
 
     def letters(self) -> str:
         """Return the arg-max of the letters per question: ties to the first, none told to '-'."""
-        best = self._comparable.argmax(axis=1).tolist()
-        none = cast("list[bool]", np.isnan(self.letter_logits).all(axis=1).tolist())
-        return "".join(NO_LETTER if no else LETTERS[i] for i, no in zip(best, none, strict=True))
+        none = np.isnan(self.letter_logits).all(axis=1)
+        best = np.where(none, len(LETTERS), self._comparable.argmax(axis=1)).tolist()
+        return "".join((LETTERS + NO_LETTER)[i] for i in best)
 
     @property
     def has_logits(self) -> bool:
@@ -362,7 +363,7 @@ def _wide(logits: npt.NDArray[np.float32], most: int) -> npt.NDArray[np.float32]
     return np.pad(logits, more, constant_values=np.nan)
 
 
-def full_vocab_letter(decoded: str, choices: int = 4) -> str:
+def full_vocab_letter(decoded: str, choices: int) -> str:
     """Return the letter that a decoded arg-max token counts as, '-' for none.
 
     As published for MMLU: keep the letters of the choices and compare with the label. So " A" is A,

@@ -8,9 +8,21 @@ import math
 import numpy as np
 import pytest
 
-from fake_workers import answers, fidelity, last, pair, ready
+from fake_workers import (
+    FakeLauncher,
+    Script,
+    answers,
+    fidelity,
+    generated,
+    last,
+    pair,
+    plan,
+    ready,
+    workload,
+)
 from perfline.cases.case import GatesSpec
 from perfline.compare import gates
+from perfline.gates.verdict import Flip
 from perfline.tasks.reference import PromptReference
 from samples import packaged
 
@@ -77,6 +89,7 @@ def test_launches_that_do_not_compare_are_told(changes, said):
     if "facts" in changes:
         back = gates.mismatch({"baseline": ready(**changes), "candidate": ready()})
         assert back.startswith(said.partition(":")[0])
+        assert ("A has unknown, B has sha256:q" in back) is ("B has unknown" in found)
 
 
 def test_letters_are_held_to_what_rounding_explains_of_their_log_probabilities():
@@ -150,6 +163,7 @@ def test_b_is_held_to_a_by_a_s_own_floor():
     assert (same.metric, same.word, same.gate) == ("fidelity_infer", "ok", "paired")
     assert (same.limit, same.baseline, same.measured) == ("1.0e-09 nats", 0.0, 0.0)
     assert same.reason.startswith("computes what A does: KL at most 0.0e+00")
+    assert "eager" not in same.reason
     loose = dataclasses.replace(fidelity(kl=2e-9), variations={"attention": 1e-3})
     assert numbers(fidelity(), loose)[0].word == "regressed"  # B's floor is not asked
     assert numbers(loose, fidelity(kl=2e-9))[0].word == "ok"
@@ -163,6 +177,9 @@ def test_a_compiled_engine_s_own_fault_is_told_from_the_model_s():
     assert "; the eager model computes what A does" in compiled.reason
     (both,) = numbers(fidelity(), fidelity(kl=1e-3))
     assert "; the eager model computes something else than A does" in both.reason
+    (eager,) = numbers(fidelity(), fidelity(kl=1e-3), engine="eager")
+    assert (eager.metric, eager.word) == ("fidelity_val", "regressed")
+    assert "the eager model" not in eager.reason
     (eager,) = numbers(fidelity(), fidelity(compiled=1e-3), engine="eager")
     assert (eager.metric, eager.word) == ("fidelity_val", "ok")
 
@@ -177,7 +194,27 @@ def test_what_cannot_be_held_to_a_is_never_ok():
     words = [numbers(a, b)[0].word for b in (nothing, other, short, one_engine)]
     assert words == ["incomparable", "incomparable", "incomparable", "missing"]
     assert numbers(one_engine, a)[0].word == "missing"
-    assert "give both sides the same perfline" in numbers(a, nothing)[0].reason
+    drifting = fidelity(drift=ROUNDED)
+    for b in (other, one_engine):  # then the drift is none of the same work
+        half = dataclasses.replace(drifting, references=b.references)
+        assert len(numbers(drifting, half)) == 1
+    assert numbers(a, nothing)[0].reason == (
+        "A holds other positions of sky/0: give both sides the same perfline"
+    )
+
+
+def test_a_side_that_tells_no_numbers_is_missing_for_the_reason_it_gives():
+    broken = dataclasses.replace(fidelity(), problem="no room")
+    for a, b, why in (
+        (None, fidelity(), "the perfline of A is too old to tell"),
+        (fidelity(), None, "the perfline of B is too old to tell"),
+        (fidelity(), broken, "B: no room"),
+    ):
+        (found,) = numbers(a, b)
+        assert (found.metric, found.word) == ("fidelity_infer", "missing")
+        assert (found.gate, found.unit) == ("paired", "nats")
+        left_out = f"{why}; `fidelity: {{prompts: 0}}` in {CASE.source} leaves it out"
+        assert found.reason == left_out
 
 
 ROUNDED = {"rounded": (1.0, 1.2), "eager": (1.0, 1.1), "inductor": (0.5, 0.6)}
@@ -200,6 +237,10 @@ def test_b_s_drift_is_held_to_what_rounding_costs_on_a_s_side():
     beyond = drifted((9.0, 10.8))
     assert (beyond.word, beyond.gate) == ("regressed", "paired")
     assert beyond.reason.startswith("3.00 times what rounding costs")
+    assert beyond.reason.endswith("; in all prompts alike")
+    three = dict.fromkeys(("rounded", "eager", "inductor"), (1.0, 1.0, 1.0))
+    unnamed = drifted((9.0, 9.0, 9.0), a=three, rounded=(1.0,) * 3, eager=(1.0,) * 3)
+    assert unnamed.reason.endswith("or a kernel is broken")  # two prompts are known by name
     assert drifted((9.0, 10.8), rounded=(9.0, 10.8)).word == "regressed"  # B's floor is not asked
 
 
@@ -224,7 +265,13 @@ def test_another_dtype_on_purpose_is_held_to_its_own_rounding():
 def test_drift_of_other_prompts_is_incomparable():
     apart = fidelity(drift=ROUNDED, apart={})
     assert [v.metric for v in numbers(fidelity(drift=ROUNDED), apart)] == ["fidelity_infer"]
-    assert drifted((1.0,)).word == "incomparable"
+    other = drifted((1.0,))
+    assert (other.word, other.gate, other.unit) == ("incomparable", "paired", "nats")
+    assert other.reason == (
+        "A and B do not tell the drift of the same prompts: give both the same perfline"
+    )
+    eager = {name: ROUNDED[name] for name in ("rounded", "eager")}
+    assert drifted((1.0, 1.0), a=eager).word == "incomparable"
     assert drifted((1.0, 1.0), a=None).word == "incomparable"
     assert drifted((1.0, 1.0), a={**ROUNDED, "rounded": (1.0,)}).word == "incomparable"
 
@@ -281,6 +328,53 @@ def test_the_case_s_scoring_says_which_answers_count():
         assert said["acc_infer"].measured == correct / 200
 
 
+# --- the tokens that were generated
+
+
+def of_tokens(a, b, dtypes=("fp32", "fp32")):
+    return gates.generated(CASE, "inductor", a, b, dtypes)
+
+
+def test_the_first_other_token_of_each_prompt_is_told_with_how_far_behind_it_is():
+    a = [generated(1, 2, 3), generated(4, 5, 6), generated(7, 7, 7)]
+    b = [generated(1, 2, 3), generated(4, 8, 5), generated(6, 7, 7)]
+    found = of_tokens(a, b)
+    assert (found.metric, found.word) == ("decode_flips", "regressed")
+    assert (found.gate, found.unit) == ("paired", "count")
+    assert found.reason == "2 of 6 generated tokens differ from A's (0 more are ties)"
+    assert found.flips == (
+        Flip("single/1 token 1", "5", "5", "8", 2.0),
+        Flip("single/2 token 0", "7", "7", "6", 2.0),  # A does not tell of it: as far as its last
+    )
+
+
+def test_generated_tokens_within_the_rounding_of_the_coarser_dtype_are_ties():
+    a = dataclasses.replace(generated(1), logits=((10.0, 9.9, 8.0),))
+    words = {
+        dtypes: of_tokens([a], [generated(9)], dtypes).word
+        for dtypes in (("fp32", "fp32"), ("fp32", "bf16"), ("bf16", "fp32"))
+    }
+    assert list(words.values()) == ["regressed", "ok", "ok"]
+    small = dataclasses.replace(a, largest=(1.0,))
+    assert of_tokens([small], [generated(9)], ("bf16", "bf16")).word == "regressed"
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "word", "reason"),
+    [
+        (None, [generated(1)], "missing", "the perfline of A is too old to tell which tokens it"),
+        ([generated(1)], None, "missing", "the perfline of B is too old to tell which tokens it"),
+        ([generated(1, 2)], [generated(1)], "incomparable", "A generated 2 tokens, B 1"),
+        ([generated(1)], [], "incomparable", "A generated 1 tokens, B 0"),
+    ],
+)
+def test_generated_tokens_that_cannot_be_paired_are_never_ok(a, b, word, reason):
+    found = of_tokens(a, b)
+    assert (found.metric, found.word) == ("decode_flips", word)
+    assert (found.gate, found.unit) == ("paired", "count")
+    assert found.reason.startswith(reason)
+
+
 # --- the case's other tasks
 
 
@@ -316,6 +410,7 @@ def test_another_task_that_a_side_cannot_tell_or_pair_is_never_ok():
     )
     record, other = of_ceval(some, answers(n=2))
     assert (other.metric, other.word, record.questions) == ("acc_infer_ceval", "incomparable", 0)
+    assert (other.gate, other.unit) == ("paired", "fraction")
     assert other.reason == "A answered 3 questions, B 2, and not the same ones"
     assert of_ceval(answers(n=0), answers(n=0))[1].word == "missing"
     assert of_ceval(some, dataclasses.replace(some, labels=None))[1].word == "missing"
@@ -326,13 +421,26 @@ def test_a_flip_shows_how_close_the_stored_answer_was():
     assert [flip.margin for flip in said["acc_infer"].flips] == [5.0] * 9
 
 
+@pytest.mark.parametrize(("letters", "differ"), [({}, 0), ({0: "B", 1: "A"}, 2)])
+def test_with_dummy_weights_the_letters_that_differ_are_counted(letters, differ):
+    a, b = answers(n=20, labels=False), answers(letters, n=20, labels=False)
+    verdict = compared(a, b)[1]["letter_logprobs"]
+    assert verdict.word == ("unsure" if differ else "ok")
+    assert verdict.reason.startswith("letters' log-probabilities differ by ")
+    assert f"); {differ} of 20 answers differ and are no ties" in verdict.reason
+    assert len(verdict.flips) == differ
+
+
 def test_the_questions_that_let_the_accuracy_decide_are_as_many_as_said():
     limits = GatesSpec()
     assert [gates._resolved(n, limits) for n in (1473, 1474)] == [False, True]
     _, said = compared(answers(n=1473), answers(n=1473, shift=0.01))
     assert said["letter_logprobs"].reason.endswith("--questions 1474 lets the accuracy decide")
     _, said = compared(answers(n=1474), answers(n=1474, shift=0.01))
-    assert said["letter_logprobs"].reason.endswith("more than rounding, so the accuracy decides")
+    assert said["letter_logprobs"].reason == (
+        "letters' log-probabilities differ by 1.4e-02 nats (rms; rounding explains 5.0e-04): more "
+        "than rounding, so the accuracy decides"
+    )
 
 
 def test_the_coarser_of_both_dtypes_counts():
@@ -367,11 +475,50 @@ def test_the_time_of_both_sides_is_told_in_microseconds_a_token():
     fast = last(pair(1.25, 1.0)).verdicts[0]
     assert (fast.word, fast.limit) == ("improved", "-1.0 %")
     assert fast.reason == "faster than chance allows (p = 0.00098)"
-    same = last(pair(1.0, 1.0)).verdicts[0]
+    even = last(pair(1.0, 1.0))
+    same = even.verdicts[0]
     assert (same.word, same.limit) == ("ok", "+2.0 %")
     assert same.reason == "a slowdown of 2 % is ruled out (p = 0.00098)"
+    unsure = dataclasses.replace(slow.decision, word="unsure")
+    assert gates.on_time(dataclasses.replace(slow, decision=unsure)).reason.startswith(
+        "a slowdown of 2 % is neither shown nor ruled out"
+    )
     stopped = gates.on_time(dataclasses.replace(slow, problem="it  broke\n" + "x" * 999), "invalid")
     assert (stopped.word, stopped.measured) == ("invalid", verdict.measured)
     assert stopped.reason == "it broke " + "x" * 391
+    assert gates.on_time(dataclasses.replace(even, margin_fraction=0.1)).limit == "+10.0 %"
+    assert gates.middle(slow, "baseline") == pytest.approx(1.0e-5)
     assert gates.middle(slow, "baseline", "whole_s") == pytest.approx(1.1e-5)
     assert gates.middle(slow, "candidate", "whole_s") == pytest.approx(1.375e-5)
+
+
+def test_a_prompt_s_first_token_is_told_in_seconds():
+    times = {"token_s": lambda *_: 1e-5, "step_s": lambda *_: 1e-3}
+    both = FakeLauncher(*(Script(**times, first_s=lambda *_, s=s: s) for s in (0.5, 0.6)))
+    asked = dataclasses.replace(plan(), workload=workload(kind="decode"))
+    decode, ttft, *_ = last(both, asked).verdicts
+    assert (decode.metric, decode.unit, ttft.metric) == ("decode_time", "us/tok", "ttft")
+    assert (ttft.word, ttft.unit, ttft.gate) == ("regressed", "s", "paired")
+    assert (ttft.baseline, ttft.measured) == (pytest.approx(0.5), pytest.approx(0.6))
+
+
+def beside_time(a, b):
+    """The verdicts on what one side is known to take and compile beside its time."""
+    verdicts = last(FakeLauncher(Script(**a), Script(**b))).verdicts
+    return {each.metric: each for each in verdicts if each.gate == "baseline"}
+
+
+def test_memory_is_told_in_gib_and_not_at_all_where_a_counts_none():
+    mem = beside_time({"memory_gib": 0.25}, {"memory_gib": 1.0})["mem"]
+    assert (mem.word, mem.unit, mem.baseline, mem.measured) == ("regressed", "GiB", 0.25, 1.0)
+    assert "mem" not in beside_time({"memory_gib": 0.0}, {"memory_gib": 1.0})
+
+
+def test_what_was_compiled_is_told_graphs_first():
+    found = beside_time({}, {"ready": ready(graph_breaks=1)})
+    counts = {name: each.word for name, each in found.items() if each.unit == "count"}
+    assert list(counts.items()) == [
+        ("graphs", "ok"),
+        ("graph_breaks", "regressed"),
+        ("recompiles", "ok"),
+    ]

@@ -33,6 +33,7 @@ def test_a_thousand_times_what_reordering_does_is_let_pass_and_no_more():
     for kl, word in ((3.9e-9, "ok"), (4.1e-9, "regressed"), (float("nan"), "regressed")):
         found = gate.between_ways({"inductor plain": kl}, VARIED, 1e-6, {})
         assert (found.metric, found.gate, found.word) == ("fidelity_ways", "paired", word)
+        assert found.measured == (kl if kl == kl else None)
 
 
 def test_a_variation_that_rounding_cannot_explain_hides_nothing():
@@ -164,9 +165,39 @@ def test_prompts_that_are_not_stored_and_other_positions_are_told():
     moved = against({"law/0": [0.0, 0.0]}, {"law/0": [0.0]})
     assert (moved.word, moved.limit) == ("incomparable", "1.0e-06 nats")
     assert moved.reason == "x.json holds other positions of law/0: accept a run anew"
-    beyond = {"law/0": PromptReference("t", {"0": "0:-0.6931 7:-0.6931"})}
-    gone = against(beyond, {"law/0": [0.0]})
-    assert (gone.word, gone.measured, gone.baseline) == ("incomparable", None, None)
+    for token in (2, 7):  # of two: 0 and 1
+        beyond = {"law/0": PromptReference("t", {"0": f"0:-0.6931 {token}:-0.6931"})}
+        gone = against(beyond, {"law/0": [0.0]})
+        assert f"of token {token}, and the model has 2 tokens" in gone.reason
+        assert (gone.word, gone.measured, gone.baseline) == ("incomparable", None, None)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "ties"),
+    [
+        ("0:-0.1 *:-2.35", "1:-0.1 0:-2.35", ""),  # what is not told is no tie
+        ("0:-0.1 1:-2.35", "1:-0.1 *:-2.35", ""),
+        ("0:-0.6931 1:-0.6935 *:-9", "1:-0.1 0:-2.35", ", 1 of them ties"),
+        ("0:-0.1 1:-2.35", "1:-0.6931 0:-0.6935 *:-9", ", 1 of them ties"),
+    ],
+)
+def test_another_likeliest_token_is_a_tie_where_either_side_has_both_alike(before, after, ties):
+    stored, now = ({"law/0": PromptReference("t", {"0": each})} for each in (before, after))
+    apart = {"law/0": np.array([1.0])}
+    reason = gate.by_distances(stored, now, apart, 2, 1e-6, (), "x.json").reason
+    assert f"; another token is the likeliest at 1 of 1 positions{ties}; in all" in reason
+    alike = gate.by_distances(stored, now, apart, 2, 1.0, (), "x.json").reason
+    assert alike.endswith(" in the mean of 1 prompts")
+
+
+def test_of_a_model_cut_short_the_verdict_says_so():
+    ok = judged(measured(), measured())
+    assert gate.of_layers(ok, None) == ok
+    assert gate.of_layers(ok, 4) == dataclasses.replace(
+        ok, reason=f"{ok.reason}; of the first 4 layers at most (fidelity.layers)"
+    )
+    missing = against({}, {"law/0": [0.0]})
+    assert gate.of_layers(missing, 4) == missing
 
 
 @pytest.mark.parametrize(
@@ -321,6 +352,9 @@ def test_drift_says_in_which_prompts_it_sits():
     some = gate.drift("drift_val", errors, [squares(1.0)], squares(1.0, spread=0.0), names=names)
     assert some.word == "regressed"
     assert "; nearly all of it in 4 of 16 prompts, first law/" in some.reason
+    beyond = [5.0] * 4 + [1.9] * 12  # times what rounding costs: those are above 1.25 squared, too
+    every = gate.drift("drift_val", beyond, [[1.0] * 16], [1.0] * 16, names=names)
+    assert every.reason.endswith("kernel is broken; in all prompts alike")
 
 
 def test_harmless_variations_that_differ_loosen_it_to_a_point():
@@ -333,7 +367,19 @@ def test_a_fault_of_all_variations_alike_is_no_excuse():
     assert drift(2.0, harmless=(2.0, 2.0, 2.0)).word == "regressed"
 
 
+@pytest.mark.parametrize(
+    ("errors", "word"), [((4.115, 3 * 3.885), "regressed"), ((4.125, 3 * 3.875), "unsure")]
+)
+def test_two_prompts_prove_it_where_they_are_alike(errors, word):
+    """2 exp(-31.82 log(a / b) / 4), by Student's t of one degree of freedom, is 1.25 at 1.06."""
+    assert gate.drift("drift_val", errors, [(1.0, 3.0)], (1.0, 3.0)).word == word
+
+
+@pytest.mark.filterwarnings("error")
 def test_one_prompt_has_no_interval_and_proves_nothing():
+    one = [1.0, *[0.0] * 15]
+    assert gate.drift("drift_val", one, [squares(0.1)], squares(0.1)).word == "unsure"
+    assert gate.drift("drift_val", squares(9.0), [one], one).word == "unsure"
     assert drift(2.0, prompts=1).word == "unsure"
     assert drift(1.0, prompts=1).word == "ok"
 
@@ -348,7 +394,11 @@ def test_an_error_that_sits_in_one_prompt_is_not_proven():
 def test_a_dtype_that_changes_nothing_was_not_measured(broken):
     none = [0.0] * 16
     given = ([squares(1.0)], none) if broken == "rounded" else ([none], squares(1.0))
-    assert gate.drift("drift_val", squares(1.0), *given).word == "invalid"
+    found = gate.drift("drift_val", squares(1.0), *given)
+    assert (found.metric, found.word, found.gate) == ("drift_val", "invalid", "paired")
+    assert found.reason == (
+        "rounding to the case's dtype changes no number: its error cannot be told"
+    )
 
 
 def test_an_engine_without_any_error_is_ok():

@@ -38,6 +38,7 @@ def test_the_same_is_ok_and_nothing_stored_is_missing():
     assert (found.word, found.measured, found.reason) == ("ok", 0.0, "runs what it did")
     found = judged(STORED, None)
     assert (found.word, found.reason) == ("missing", "no stored fingerprint in b.json")
+    assert (found.metric, found.gate, found.unit) == ("fingerprint", "baseline", "count")
 
 
 @pytest.mark.parametrize(
@@ -98,6 +99,43 @@ def test_operators_kernels_weights_and_flops_are_told():
     assert "all x" not in found.reason
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        ({"all": 60.0}, {"all": 90.0}, "all x 1.5 FLOPs"),
+        ({"all": 60.0}, {"all": 90.0, "head": 1.0}, "head 0 -> 1 FLOPs"),  # which all holds, too
+        ({"head": 2.0}, {}, "head 2 -> 0 FLOPs"),
+        ({"head": 0.0}, {}, ""),
+        ({"head": 0.0}, {"mlp": 0.0}, ""),
+    ],
+)
+def test_flops_of_what_one_alone_has_are_told_as_numbers(before, after, told):
+    found = fingerprint.differences(replace(STORED, flops=before), replace(STORED, flops=after))
+    assert "; ".join(found) == told
+
+
+def test_weights_that_are_gone_are_told():
+    found = fingerprint.differences(STORED, replace(STORED, weights={}))
+    assert found == ["weights in cuda float16 1000000000 -> 0"]
+
+
+@pytest.mark.parametrize(
+    ("built", "alike"),
+    [
+        ("torch 9.9+cpu", True),
+        ("torch 9.9+cu126", True),
+        ("torch 9.9+rocm6.4", True),
+        ("torch 9.9+xpu", True),
+        ("torch 9.9+mine", False),
+    ],
+)
+def test_what_a_release_was_built_for_is_no_other_version(built, alike):
+    more = {**COUNTS, "eager_ops": 42.0}
+    found = judged(replace(STORED, software=built, counts=more))
+    assert found.word == ("regressed" if alike else "ok")
+    assert ("not compared" in found.reason) is not alike
+
+
 def test_other_versions_run_other_operators_and_that_is_no_fault():
     now = replace(
         STORED,
@@ -124,5 +162,7 @@ def test_two_live_stacks_are_compared_whatever_their_versions():
     now = replace(STORED, software="torch 10", operators=more, counts={**COUNTS, "graphs": 2.0})
     assert fingerprint.differences(STORED, now) == ["graphs 1 -> 2", "aten::mm 29 -> 32"]
     assert fingerprint.differences(STORED, STORED) == []
+    six = replace(STORED, operators={**STORED.operators, **{f"o{n}": 1.0 for n in range(6)}})
+    assert fingerprint.differences(STORED, six)[-1] == "o5 0 -> 1"
     others = replace(STORED, operators={f"aten::o{n}": 1.0 for n in range(8)})
     assert fingerprint.differences(STORED, others)[-1] == "and 4 more"

@@ -123,6 +123,7 @@ def test_the_bound_misses_the_drop_at_most_as_often_as_allowed(n: int) -> None:
 def test_detectable_drop_at_full_mmlu_and_one_per_cent_flips() -> None:
     assert detectable_drop_pp(14042, 0.01, alpha=0.05) == pytest.approx(0.21, abs=0.005)
     assert detectable_drop_pp(14042, 0.01) == pytest.approx(0.267, abs=0.001)
+    assert detectable_drop_pp(14042, 0.0) == pytest.approx(0.0715, abs=0.0001)  # its own flips
 
 
 @pytest.mark.parametrize(("n", "flip_rate"), [(14042, 0.02), (14042, 0.0), (400, 0.01), (400, 0.3)])
@@ -226,4 +227,6 @@ def test_two_sessions_that_spread_far_are_believed() -> None:
 def test_no_flip_at_all_leaves_the_exact_bound_at_the_confidence_asked_for() -> None:
     """The rule of three: 1 - (1 - confidence)^(1/n)."""
     for confidence in (0.95, 0.995):
-        assert zero_flip_bound(400, confidence) == pytest.approx(1 - (1 - confidence) ** (1 / 400))
+        for n in (1, 400):
+            bound = 1 - (1 - confidence) ** (1 / n)
+            assert zero_flip_bound(n, confidence) == pytest.approx(bound)

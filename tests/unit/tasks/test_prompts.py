@@ -303,10 +303,11 @@ def test_a_question_has_as_many_letters_as_choices() -> None:
         (" the", "-"),
         ("", "-"),
         ("a", "-"),
+        (" E", "-"),
     ],
 )
 def test_full_vocab_scoring_is_as_published(decoded: str, letter: str) -> None:
-    assert full_vocab_letter(decoded) == letter
+    assert full_vocab_letter(decoded, 4) == letter
 
 
 def test_both_scorings_come_from_one_pass() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from perfline.errors import BaselineError
 from perfline.fields import Node
 from perfline.tasks.answers import Scored, StoredAnswers, question_key
 
-Row = tuple[str, str, str, str, float]
+Row = tuple[str, str, str, str, float | None]
 LETTER = st.sampled_from("ABCD")
 ROWS = st.lists(
     st.tuples(
@@ -74,6 +75,7 @@ def test_the_two_scorings_see_their_own_answers() -> None:
 
     assert answers.scored("letters").answers == "ADBC"
     assert answers.scored("letters").correct == 2
+    assert answers.scored("letters").margins == answers.margins
     assert answers.scored("full-vocab").answers == "-DBC"
     assert answers.scored("full-vocab").correct == 1
 
@@ -104,6 +106,7 @@ def test_the_digest_tells_which_questions_not_which_answers() -> None:
         (("law/2", "A", "x", "A", 0.1), "a full-vocabulary answer is not A to J or -"),
         (("law/2", "A", "A", "A", float("nan")), "a margin is negative or no number"),
         (("law/2", "A", "A", "A", -0.1), "a margin is negative or no number"),
+        (("law/2", "A", "A", "A", float("inf")), "a margin is negative or no number"),
         (("law/1", "A", "A", "A", 0.1), "question law/1 stands twice"),
         (("law", "A", "A", "A", 0.1), "question id 'law': expected subject/index"),
         (("law/x", "A", "A", "A", 0.1), "question id 'law/x': expected subject/index"),
@@ -112,6 +115,36 @@ def test_the_digest_tells_which_questions_not_which_answers() -> None:
 def test_what_is_no_answer_is_not_stored(row: Row, message: str) -> None:
     with pytest.raises(BaselineError, match=f"{message}$"):
         stored([*FOUR, row])
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("letters", "AB"), ("argmax", "AB"), ("labels", "AB"), ("margins", (1, 2))],
+)
+def test_a_column_of_another_length_is_named(column: str, value: object) -> None:
+    with pytest.raises(BaselineError, match=f"^answers: 2 {column} for 4 questions$"):
+        dataclasses.replace(stored(FOUR), **{column: value})  # type: ignore[arg-type]
+
+
+def test_an_engine_without_letter_logits_stores_its_full_vocabulary_answers_alone() -> None:
+    answers = stored([(name, "-", full, label, None) for name, _, full, label, _ in FOUR])
+
+    assert (answers.letters, answers.margins) == ("----", None)
+    subjects = answers.to_json()["subjects"]
+    assert subjects == {
+        "art": {"full_vocab": "-", "labels": "A"},
+        "law": {"full_vocab": "DBC", "labels": "DCA", "indices": "0 1 10"},
+    }
+    assert StoredAnswers.from_json(node(answers.to_json())) == answers
+
+
+def test_questions_of_ten_choices_are_stored() -> None:
+    rows: list[Row] = [(f"law/{i}", x, x, x, 0.5) for i, x in enumerate("ABCDEFGHIJ")]
+    answers = stored([*rows, ("law/10", "A", "-", "A", 0.5)])
+
+    assert answers.scored("letters").correct == 11
+    assert answers.scored("full-vocab").correct == 10
+    assert StoredAnswers.from_json(node(answers.to_json())) == answers
 
 
 def test_no_answers_are_not_stored() -> None:
@@ -124,6 +157,14 @@ def test_no_answers_are_not_stored() -> None:
     [
         (
             {"letters": "DB"},
+            "key 'accuracy.eager.subjects.law.letters' and the other columns differ",
+        ),
+        (
+            {"letters": ""},
+            "key 'accuracy.eager.subjects.law.letters' and the other columns differ",
+        ),
+        (
+            {"margins": ""},
             "key 'accuracy.eager.subjects.law.letters' and the other columns differ",
         ),
         ({"margins": "0 x 1"}, "key 'accuracy.eager.subjects.law.margins' holds what is no number"),
@@ -144,16 +185,22 @@ def test_a_wrong_column_is_named(change: dict[str, object], message: str) -> Non
 
 
 def test_scored_refuses_columns_of_different_lengths() -> None:
-    with pytest.raises(BaselineError, match="3 answers for 2 questions"):
-        Scored(("a/0", "a/1"), "ABC", "AB")
+    for columns, said in (
+        (("ABC", "AB"), "3 answers"),
+        (("AB", "A"), "1 labels"),
+        (("AB", "AB", (1.0,)), "1 margins"),
+    ):
+        with pytest.raises(BaselineError, match=f"{said} for 2 questions"):
+            Scored(("a/0", "a/1"), *columns)  # type: ignore[arg-type]
 
 
 def test_ids_sort_by_number_not_by_text() -> None:
     assert sorted(["b/2", "a/10", "a/9"], key=question_key) == ["a/9", "a/10", "b/2"]
+    assert question_key("a/b/3") == ("a/b", 3)
 
 
 @pytest.mark.parametrize("index", ["9" * 5000, "01", "\u0663", "-1", ""])
 def test_an_index_is_a_plain_whole_number(index: str) -> None:
     with pytest.raises(BaselineError, match="expected subject/index") as raised:
         question_key(f"law/{index}")
-    assert len(str(raised.value)) < 120
+    assert len(str(raised.value)) < 99
