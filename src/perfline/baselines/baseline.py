@@ -57,7 +57,10 @@ _DIRECTIONS = {
 _LEAST = {"tok/s": 1e-3, "GiB": 1e-6}  # below: a wrong unit, or a broken timer
 _SLUG = re.compile(r"[a-z0-9][a-z0-9-]*")
 
-_FIX = "restore it with `git restore`, or accept a run anew with `perfline baselines update`"
+_FIX = (
+    "restore it with `git restore`; or remove it (`perfline baselines remove`), run again, "
+    "and accept that run"
+)
 
 
 @dataclass(frozen=True)

@@ -447,13 +447,14 @@ def _check_attention(path: Path, config: Mapping[str, object]) -> None:
 def weights_digest(directory: Path) -> str:
     """Return ``sha256:`` and 16 hex digits that identify a checkpoint, in about 0.1 s.
 
-    Covers config.json, tokenizer.json and tokenizer_config.json whole; of each safetensors file its
+    Covers config.json, the tokenizer's own JSON files whole; of each safetensors file its
     name, size, header (names, types, shapes of all tensors) and 256 blocks of 64 KiB spread evenly
     from its first byte to its last: a file of up to 16 MiB whole. In a larger one a change to a
     single weight can go unseen, other training or another conversion cannot.
     """
     digest = hashlib.sha256()
-    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+    added = ["added_tokens.json"] if (directory / "added_tokens.json").is_file() else []
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", *added):
         path = directory / name
         content = path.read_bytes() if path.is_file() else b""
         digest.update(f"{name} {len(content)}\n".encode() + content)

@@ -230,6 +230,11 @@ def _facts(directory: Path) -> dict[str, str]:
     from perfline.cases import data
 
     found = data.read_checkpoint(directory)
+    if found.config.get("is_encoder_decoder") is True:
+        raise DataError(
+            f"{directory / 'config.json'}: 'is_encoder_decoder' is true, and perfline runs "
+            "decoder-only LMs alone; choose a checkpoint without an encoder"
+        )
     parameters = found.parameters
     values = {
         "parameters": re.sub(r"e\+0?", "e", f"{parameters:.2e}"),

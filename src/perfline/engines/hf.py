@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
@@ -262,10 +263,11 @@ def _checkpoint(case: Case, weights: Path, split: dict[str, Any]) -> Any:
             trust_remote_code=False,
             local_files_only=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # told below, by name
             **split,
         )
     for problem in ("missing_keys", "mismatched_keys"):
-        names = sorted(map(str, found[problem]))
+        names = sorted(map(_named, found[problem]))
         if names:
             others = data.left_aside(weights)
             unread = f" ({', '.join(others[:3])} beside them: the index is of others)"
@@ -360,6 +362,14 @@ def _tokenizer(weights: Path) -> Any:
     )
 
 
+def _named(tensor: str | tuple[Any, ...]) -> str:
+    """A tensor's name; of a mismatched one its shapes, too."""
+    if isinstance(tensor, str):
+        return tensor
+    name, stored, built = tensor
+    return f"{name} ({list(stored)} stored, {list(built)} by config.json)"
+
+
 def _config_of(weights: Path) -> Any:
     auto: Any = transformers.AutoConfig
     return auto.from_pretrained(weights, trust_remote_code=False, local_files_only=True)
@@ -400,6 +410,11 @@ def _attention(case: Case, config: Any) -> str:
             f"transformers has no {case.model.attention} for {config.model_type}: its "
             f"{attention} attention runs",
             stacklevel=2,
+        )
+    if attention == "flash_attention_2" and not any(map(find_spec, ("flash_attn", "kernels"))):
+        raise EngineError(
+            f"{case.source}: model.attention is flash_attention_2, and flash-attn is not here: "
+            "install it, or set sdpa"
         )
     return attention
 

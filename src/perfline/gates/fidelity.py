@@ -135,10 +135,11 @@ def by_distances(
     largest = float(np.max([each.max() for each in apart.values()]))
     mean = float(np.concatenate(list(apart.values())).mean())
     context = f"; {changed}" if changed else ""
+    of_stored = f" of the {len(stored)} stored ones" if len(stored) > len(apart) else ""
     if largest <= limit:
         reason = (
             f"computes what {what}: KL at most {largest:.1e}, {mean:.1e} in the mean of "
-            f"{len(apart)} prompts{context}"
+            f"{len(apart)} prompts{of_stored}{context}"
         )
         return _verdict("ok", largest, limit, reason)
     where = [_likeliest(stored, now), _prompts(apart), _growth(apart)]

@@ -28,8 +28,9 @@ from perfline.tasks.prompts import Continuation, Prompt, Subject, question_set_d
 _FORMAT = 2
 _COLUMNS = ("ids", "ends", "shots", "normalised", "choices", "choice_ends", "lengths")
 _NONE = np.empty(0, dtype=np.int64)
-# config.json for the number of positions, which the prompts were checked against.
-_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+# A tokenizer is read from whatever of these there is: tokenizer.json, added_tokens.json, vocab.txt,
+# tokenizer.model ...; config.json has the number of positions, which the prompts were checked by.
+_READ = {".json", ".txt", ".model", ".vocab", ".bpe", ".tiktoken"}
 
 
 def cached_prompts(
@@ -135,9 +136,9 @@ def _digest(case: Case, weights: Path, subjects: Sequence[Subject], continued: b
     for subject in subjects:
         for question in subject.test:
             digest.update(prompts.render_prompt(subject, question, len(subject.dev)).encode())
-    for name in _FILES:
-        if (weights / name).is_file():
-            digest.update(name.encode() + (weights / name).read_bytes())
+    for path in sorted(weights.iterdir()):
+        if path.suffix in _READ and path.is_file():
+            digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 
 

@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from perfline.cases.case import Case, MmluSpec
 from perfline.errors import DataError, clip
+from perfline.fields import did_you_mean
 from perfline.tasks import rows
 from perfline.tasks.answers import LETTERS, of_continuations
 from perfline.tasks.rows import Place
@@ -131,7 +132,14 @@ def load_subjects(
     task = load_task("mmlu") if task is None else task
     shots = task.shots if few_shots is None else few_shots
     files = _files(directory, task)
-    reader = _Reader(directory, task, {path for paths in files.values() for path in paths})
+    tests = {path for paths in files.values() for path in paths}
+    names = {path.relative_to(directory).as_posix() for path in (*tests, *_shots(directory, task))}
+    for name in task.data.sha256.keys() - names:
+        raise DataError(
+            f"{task.file}: data.sha256 names {clip(name, 60)}, which is no file of questions or "
+            f"shots in {directory}{did_you_mean(name, names)}"
+        )
+    reader = _Reader(directory, task, tests)
     if SUBJECT in task.data.test:
         return tuple(
             Subject(name, reader.shots(name, shots, path), reader.test(path, name), task)
@@ -150,12 +158,17 @@ def load_subjects(
 def data_digest(directory: Path, task: Task) -> str:
     """Return the sha256 of a task's file; of several, that of their sums (``rows.sums_digest``)."""
     found = [path for paths in _files(directory, task).values() for path in paths]
-    if task.data.shots is not None and task.shots:
-        shots = task.data.shots
-        found += sorted(directory.glob(shots.replace(SUBJECT, "*")))
+    if task.shots:
+        found += _shots(directory, task)
     if len(found) == 1:
         return rows.file_digest(found[0])
     return rows.sums_digest({path.relative_to(directory).as_posix(): path for path in found})
+
+
+def _shots(directory: Path, task: Task) -> list[Path]:
+    """The files of shots, of all subjects."""
+    pattern = task.data.shots
+    return [] if pattern is None else sorted(directory.glob(pattern.replace(SUBJECT, "*")))
 
 
 def _files(directory: Path, task: Task) -> dict[str, list[Path]]:

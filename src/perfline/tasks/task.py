@@ -114,8 +114,12 @@ class Task:
             )
         _names("question", self.question)
         for key, files in (("data.test", self.data.test), ("data.shots", self.data.shots or "x")):
-            if "**" in files or not Path(files).name:
+            if "**" in files or not Path(files).name or files.count(SUBJECT) > 1:
                 raise CaseError(f"'{key}' is {clip(repr(files), 60)}; expected a file's name")
+        for name, sum_ in self.data.sha256.items():
+            if not re.fullmatch("[0-9a-f]{64}", sum_):
+                told = f"'data.sha256' has {clip(repr(sum_), 80)} of {clip(name, 60)}"
+                raise CaseError(f"{told}; expected 64 hex digits")
         if isinstance(self.choices, tuple) and not 2 <= len(self.choices) <= len(LETTERS):
             raise CaseError(
                 f"'choices' names {len(self.choices)} columns; expected 2 to {len(LETTERS)}"

@@ -145,8 +145,8 @@ def test_a_hand_edited_file_is_refused_with_the_way_out(path: Path) -> None:
         data["throughput"]["sessions"][0]["metrics"]["p_infer_core"]["value"] = 2000.0
 
     assert edit(path, faster) == (
-        "was edited by hand (its digest does not fit); restore it with `git restore`, "
-        "or accept a run anew with `perfline baselines update`"
+        "was edited by hand (its digest does not fit); restore it with `git restore`; "
+        "or remove it (`perfline baselines remove`), run again, and accept that run"
     )
 
 

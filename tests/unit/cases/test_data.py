@@ -551,10 +551,10 @@ def test_the_digest_moves_with_every_byte_of_a_small_checkpoint(checkpoint: Path
         damaged[-1 - i] ^= 1
         (checkpoint / "model.safetensors").write_bytes(damaged)
         seen.add(weights_digest(checkpoint))
-    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "added_tokens.json"):
         (checkpoint / name).write_text('{"changed": true}')
         seen.add(weights_digest(checkpoint))
-    assert len(seen) == 1 + 16 + 3
+    assert len(seen) == 1 + 16 + 4
     assert all(digest.startswith("sha256:") and len(digest) == 23 for digest in seen)
 
 

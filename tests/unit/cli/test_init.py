@@ -202,6 +202,16 @@ def test_a_quantised_checkpoint_is_measured_as_it_is_stored(checkpoint: Path) ->
     assert "config.json: quantised by awq, 4 bits" in Path("cases/v1.yaml").read_text()
 
 
+def test_a_checkpoint_with_an_encoder_is_refused_before_a_case_is_written(
+    checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = {**LLAMA, "model_type": "t5", "is_encoder_decoder": True}
+    write_checkpoint(checkpoint, config, {"a": tensor([10], 10, "F16")})
+    assert run("--weights", str(checkpoint)) != 0
+    assert "config.json: 'is_encoder_decoder' is true" in capsys.readouterr().err
+    assert not Path("cases").exists()
+
+
 def test_without_a_word_in_the_config_the_stored_type_counts(checkpoint: Path) -> None:
     write_checkpoint(checkpoint, {"model_type": "x"}, {"a": tensor([5], 10, "F16")})
     assert run("--weights", str(checkpoint)) == 0

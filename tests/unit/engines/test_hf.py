@@ -390,6 +390,25 @@ def test_what_is_no_decoder_only_lm_is_refused_before_its_weights_are_read(
         hf.attention_for(case(), checkpoint)
 
 
+def test_an_attention_whose_package_is_absent_is_refused_before_the_weights_are_read(
+    checkpoint, monkeypatch
+):
+    monkeypatch.setattr(hf, "find_spec", lambda name: None)
+    model = dataclasses.replace(case().model, attention="flash_attention_2")
+    flash = dataclasses.replace(case(), model=model)
+    with pytest.raises(EngineError, match=r"x\.yaml: model\.attention is .* or set sdpa$"):
+        hf.attention_for(flash, checkpoint)
+
+
+def test_a_tensor_of_another_shape_is_named_with_both_shapes(checkpoint):
+    with_config(checkpoint, num_attention_heads=2)
+    with pytest.raises(
+        EngineError,
+        match=r"mismatched in the checkpoint, such as model\.layers\.0\..* stored, .* by ",
+    ):
+        hf.load(case(), current_device(), checkpoint)
+
+
 def test_random_weights_of_an_encoder_are_refused_too():
     with pytest.raises(EngineError, match=r"x\.yaml: model\.config: 'is_decoder' is false"):
         hf.load(case(config={**CONFIG, "model_type": "bert"}), current_device(), None)

@@ -60,7 +60,9 @@ def test_another_setting_tokenizer_or_question_set_is_another_file(tiny, tmp_pat
     (tmp_path / "hf").mkdir()
     (tmp_path / "hf" / "tokenizer.json").write_text("{}")
     cached_prompts(case, tmp_path / "hf", subjects, build(subjects, log), tmp_path)
-    assert log == ["built"] * 4
+    (tmp_path / "hf" / "added_tokens.json").write_text("{}")
+    cached_prompts(case, tmp_path / "hf", subjects, build(subjects, log), tmp_path)
+    assert log == ["built"] * 5
 
 
 def test_a_changed_prompt_is_never_served_from_the_cache(tiny, tmp_path, monkeypatch):

@@ -234,6 +234,9 @@ def test_the_digest_is_that_of_sha256sum(tmp_path):
     with pytest.raises(DataError, match=rf"test\.jsonl: its sha256 is {alone}; the task expects 0"):
         load_subjects(tmp_path, task=own(tmp_path, wrong))
     load_subjects(tmp_path, task=own(tmp_path, wrong.replace("0" * 64, alone)))
+    mistyped = wrong.replace("{test.jsonl", "{tset.jsonl")
+    with pytest.raises(DataError, match=r"sums\.yaml: data\.sha256 names tset\.jsonl, which is no"):
+        load_subjects(tmp_path, task=own(tmp_path, mistyped))
 
 
 # --- what is refused ------------------------------------------------------------------------------
@@ -264,6 +267,8 @@ def test_the_digest_is_that_of_sha256sum(tmp_path):
             "shots: '**.jsonl'",
             r"'data\.shots' is '\*\*\.jsonl'; expected a file",
         ),
+        ("test: test.jsonl", "test: '{subject}{subject}'", r"'data\.test' is '\{subject\}\{sub"),
+        ("  test:", "  sha256: {test.jsonl: abc}\n  test:", r"'data\.sha256' has 'abc' of test"),
         ("shots: shots", "shots: ../test", r"key 'data\.shots' is"),
         ("answer:", "anwser:", r"key 'anwser' is not known; did you mean 'answer'"),
         ("name: sums", "name: Sums", r"'name' is 'Sums'; expected"),
