@@ -30,7 +30,8 @@ _MOST_LOOSENED = 2.0  # times, by variations that differ among themselves
 _DRIFT_CONFIDENCE = 0.99
 _TIE_NATS = 1e-3  # two tokens are as likely: what is told hangs on it, and no verdict
 _FEW = 0.9  # of the summed KL in at most a quarter of the prompts: it sits there
-_GROWS = 4.0  # times as far apart in the last third of the positions as in the first
+_GROWS = 4.0  # times as far apart in the last third of a prompt's positions as in the first
+_NOTHING = 1e-16  # nats: a KL below is rounding
 
 Floats = npt.NDArray[np.floating]
 
@@ -288,8 +289,8 @@ def _growth(apart: Mapping[str, Floats]) -> str:
     thirds = [np.array_split(each, 3) for each in apart.values() if len(each) >= 3]
     if not thirds:
         return ""
-    first, last = (float(np.mean([np.mean(each[end]) for each in thirds])) for end in (0, 2))
-    if last > _GROWS * first:
+    first, last = (np.array([max(np.mean(each[i]), _NOTHING) for each in thirds]) for i in (0, 2))
+    if np.median(last / first) > _GROWS:  # not the means: a single position can decide those
         return "it grows with the position (look at rotary embedding, mask and cache)"
     return "it does not grow with the position"
 

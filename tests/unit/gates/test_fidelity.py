@@ -234,6 +234,14 @@ def test_growth_is_the_last_third_against_the_first(off, said):
     assert said or verdict.reason.endswith("in all prompts alike")
 
 
+def test_growth_is_that_of_most_prompts():
+    """One position can be a thousand times as far off as all others together."""
+    flat, steep = [0.1, 0.1, 0.1], [0.1, 0.1, 3.0]
+    for off, said in (([steep, flat, flat], "does not grow"), ([steep, steep, flat], "it grows")):
+        stored = {f"law/{i}": [0.0] * 3 for i in range(3)}
+        assert said in against(stored, {f"law/{i}": each for i, each in enumerate(off)}).reason
+
+
 def layered(before, after, layers_off):
     stored, now = prompt(0.0, layers=before), prompt(1.0, layers=after)
     logits = {"law/0": np.array([[1.0, 0.0]])}
