@@ -73,6 +73,11 @@ def test_a_spread_sample_takes_the_middle_of_each_stratum_and_the_longest():
     assert spread_sample(["law"] * 27, list(range(27)), 3) == [4, 13, 26]
 
 
+def test_a_stratum_gives_one_of_its_own_questions_though_an_earlier_one_has_a_new_subject():
+    subjects = ["new", "odd", "law", "law", "law", "law"]
+    assert spread_sample(subjects, [0, 1, 2, 3, 4, 5], 3) == [0, 2, 5]
+
+
 def test_a_subject_is_all_that_stands_before_the_index():
     names = [f"a/{subject}/{i}" for subject in "xyz" for i in range(10)]
     order = [names[i].split("/")[1] for i in tier_order(names)]
