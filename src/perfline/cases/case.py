@@ -196,9 +196,12 @@ class Case:
     def with_tasks(self, tasks: Sequence[str], named_in: str) -> Case:
         """The case with other tasks; ``named_in`` is the option that names them. CaseError.
 
+        One of its own is named by its file or its name.
         Another first task, whose prompts throughput is timed over, is another digest.
         """
-        found = dataclasses.replace(self, tasks=tuple(tasks), tasks_named_in=named_in)
+        own = dict(zip(self.task_names, self.tasks, strict=True))
+        asked = tuple(own.get(task, task) for task in tasks)
+        found = dataclasses.replace(self, tasks=asked, tasks_named_in=named_in)
         if problem := _tasks_problem(found):
             raise CaseError(f"case '{self.id}': {named_in} {problem}")
         return found

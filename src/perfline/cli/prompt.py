@@ -6,7 +6,6 @@ loaded, never the model.
 
 from __future__ import annotations
 
-import difflib
 import re
 import sys
 import textwrap
@@ -125,11 +124,10 @@ def _find(
         raise DataError(
             f"{directory}: no row of task '{task.name}' has the id '{clip(str(last), 60)}'{hint}"
         )
-    near = difflib.get_close_matches(first[0], list(subjects), n=1, cutoff=0.0)
     there = textwrap.shorten(", ".join(subjects), _MOST_SHOWN, placeholder=" ...")
     raise DataError(
-        f"{directory}: has no subject '{first[0]}'; did you mean '{near[0]}'? "
-        f"({len(subjects)} subjects: {there})"
+        f"{directory}: has no subject '{first[0]}'{did_you_mean(first[0], subjects)} "
+        f"({len(subjects)} subject{'s' * (len(subjects) > 1)}: {there})"
     )
 
 

@@ -356,6 +356,8 @@ def test_the_digest_tells_which_task_is_timed() -> None:
 
 def test_tasks_of_a_command_line_are_those_of_a_file_for_the_digest() -> None:
     (case,) = load_cases(["tiny"])
+    named = dataclasses.replace(case, tasks=("mmlu", "tasks/sums.yaml"))
+    assert named.with_tasks(["sums"], "--tasks").tasks == ("tasks/sums.yaml",)
     more = case.with_tasks(["mmlu", "ceval"], "--tasks")
     assert more.task_names == ("mmlu", "ceval")
     assert more.digest() == case.digest()

@@ -1079,7 +1079,7 @@ def test_prompt_takes_the_id_that_a_row_has(
             "no row of task 'sums' has the id 'Mercury_8'; did you mean 'Mercury_7'?",
         ),
         ("sums/71", "no row of task 'sums' has the id '71'"),
-        ("sums/big/0", "has no subject 'big'; did you mean 'large'? (2 subjects: large, small)"),
+        ("sums/big/0", "has no subject 'big' (2 subjects: large, small)"),
     ):
         assert run("prompt", "mine", asked, *places) == 2
         assert told in capsys.readouterr().err
