@@ -234,18 +234,20 @@ def sweep(
             worker.start()
             theirs.close()
         ours.send(kind)
-        found: dict[str, str] = {}
+        found, why = dict[str, str](), ""
         try:
             while ours.poll(seconds):
                 if (got := ours.recv()) is None:
                     break
                 found[got[0]] = got[1]
             else:
-                found.setdefault("all", f"over {seconds:.0f} s for one way")
                 worker.kill()
-                worker = None
+                why, worker = f"over {seconds:.0f} s", None
         except EOFError:
-            found["all"], worker = "the process died", None
+            why, worker = "the process died", None
+        for way in WAYS:
+            if worker is None and way.partition(" ")[0] in engines:
+                found.setdefault(way, why)
         yield kind, found
     if worker is not None:
         ours.send(None)
