@@ -10,9 +10,11 @@ import scipy.stats
 
 from perfline.cases.case import GatesSpec
 from perfline.gates.accuracy import (
+    OtherToken,
     accuracy_baseline,
     accuracy_published,
     same_answers,
+    same_tokens,
     verified,
 )
 from perfline.gates.statistics import mcnemar_p, zero_flip_bound
@@ -253,3 +255,19 @@ def test_two_questions_of_many_are_named_where_runs_cannot_be_paired():
     assert accuracy_baseline("acc_val", stored, other, GATES).reason.endswith("law/0 and law/1")
     new = Scored(tuple(f"art/{index}" for index in range(4)), "AAAA", "AAAA")
     assert accuracy_baseline("acc_val", stored, new, GATES).reason.endswith("art/0 and art/1")
+
+
+def test_a_generated_token_is_another_one_beyond_the_rounding_of_the_largest_logit():
+    """In fp32 1e-4 of it: of 100, a gap of 0.01 is a tie. A gap that is no number is none."""
+    found = [
+        OtherToken(f"single/2 token {index}", 7, 8, gap, 100.0)
+        for index, gap in enumerate((0.005, 1e-4 * 100.0, 0.02, float("nan")))
+    ]
+    verdict = same_tokens("inductor", found, 64, "fp32")
+    assert (verdict.metric, verdict.word, verdict.measured) == ("decode_flips", "regressed", 2)
+    assert verdict.flips[0] == Flip("single/2 token 2", "7", "7", "8", 0.02)
+    assert verdict.reason.startswith("2 of 64 generated tokens differ from the likeliest by a fo")
+    assert "(2 more are ties)" in verdict.reason
+    tie = same_tokens("eager", found[:1], 64, "fp32", "A's")
+    assert (tie.metric, tie.word) == ("decode_flips_val", "ok")
+    assert "0 of 64 generated tokens differ from A's (1 more are ties)" in tie.reason

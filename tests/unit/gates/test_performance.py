@@ -15,6 +15,7 @@ from perfline.gates.performance import (
     Run,
     against_sessions,
     compile_health,
+    impossible_bandwidth,
     memory_baseline,
     straggler,
     throughput_baseline,
@@ -532,6 +533,14 @@ def test_a_metric_of_ones_own_is_judged_as_throughput_is(change: float, sessions
     assert lower.limit[0] != higher.limit[0]
 
 
+def test_a_percentile_is_judged_itself_and_not_by_the_median_of_its_rounds() -> None:
+    metric = Metric("wait_p99", 1300.0, "ms", "lower", (1000.0, 1000.0, 1300.0), own=True)
+    verdict = throughput_baseline(metric, [1000.0] * 8, GATES)
+    assert (verdict.word, verdict.measured, verdict.measured_error) == ("regressed", 1300.0, None)
+    mean = throughput_baseline(own(1000.0, "lower"), [1000.0] * 8, GATES)
+    assert mean.measured_error is not None
+
+
 def test_without_samples_it_takes_three_sessions() -> None:
     for sessions, word in ((1, "unsure"), (2, "unsure"), (8, "ok")):
         held = [1000.0] * sessions
@@ -612,7 +621,8 @@ def test_fewer_rounds_than_asked_for_are_unsure_but_for_a_full_pass() -> None:
         "too few samples: 5 rounds, 7 were asked for",
     )
     assert throughput_baseline(rounds(1000.0), [1000.0], GATES, full_pass=True).word == "ok"
-    for other in (Metric("mem", 1.0, "GiB", "lower"), own(1.0, "lower", 1)):
+    shown = Metric("itl_p50", 1.0, "s", "info")
+    for other in (Metric("mem", 1.0, "GiB", "lower"), own(1.0, "lower", 1), shown):
         assert too_few_rounds(other, Run()) == ""
     assert too_few_rounds(Metric("x", 1.0, "tok/s", "higher", own=True), Run()) == ""
 
@@ -704,3 +714,11 @@ def test_sessions_to_add_are_never_fewer_than_one() -> None:
     """Two sessions lean on the declared spread more than three: that is no way to settle it."""
     said = throughput_baseline(rounds(965, 965, 965), [1000.0, 1010.0, 990.0], GATES).reason
     assert int(said.split("add ")[1].split()[0]) >= 1
+
+
+def test_no_step_reads_more_than_memory_gives() -> None:
+    assert impossible_bandwidth(()) == ""
+    assert impossible_bandwidth((1.1, 0.4, 1.3)) == ""  # the median of rounds counts
+    assert impossible_bandwidth((1.2,)).startswith(
+        "a step would read 120 % of the memory bandwidth measured here (at most 110 % can be): "
+    )
