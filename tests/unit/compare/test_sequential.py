@@ -17,6 +17,7 @@ from perfline.compare.sequential import (
     decide,
     hodges_lehmann,
     interval,
+    looks_up_to,
     rounds_per_launch,
     shared_alpha,
     signed_rank_p,
@@ -232,6 +233,12 @@ def test_a_sure_slowdown_between_half_and_the_whole_margin_is_told() -> None:
     assert found.p_slower <= ALPHA
     assert found.p_margin <= OK_ALPHA
     assert found.word == "regressed"
+
+
+def test_a_last_look_of_ones_own_is_no_more_looks_than_there_are() -> None:
+    assert looks_up_to(LOOKS[-1]) == LOOKS
+    assert looks_up_to(LOOKS[1]) == LOOKS[:2]  # not that one twice
+    assert looks_up_to(LOOKS[1] + 1) == (*LOOKS[:2], LOOKS[1] + 1)
 
 
 @pytest.mark.parametrize("count", [LOOKS[0], LOOKS[-1]])
