@@ -440,7 +440,7 @@ def _letters(
     measured = math.sqrt(float(np.mean((told[1] - told[0])[known] ** 2)))
     largest = np.maximum(a.rounding_scales, b.rounding_scales)
     limit = record.tolerance * math.sqrt(float(np.mean(largest**2)))
-    beyond = measured > limit
+    beyond = not measured <= limit  # what is no number, too
     word: Word = "ok"
     reason = (
         f"letters' log-probabilities differ by {measured:.1e} {fidelity.UNIT} (rms; rounding "
