@@ -245,9 +245,9 @@ def sweep(
                 why, worker = f"over {seconds:.0f} s", None
         except EOFError:
             why, worker = "the process died", None
-        for way in WAYS:
-            if worker is None and way.partition(" ")[0] in engines:
-                found.setdefault(way, why)
+        if why:
+            asked = (way for way in WAYS if way.partition(" ")[0] in engines)
+            found = dict.fromkeys(asked, why) | found
         yield kind, found
     if worker is not None:
         ours.send(None)

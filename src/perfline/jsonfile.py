@@ -206,10 +206,14 @@ def once(pairs: Sequence[tuple[str, object]]) -> dict[str, object]:
     """Return a JSON object, for ``object_pairs_hook``; ValueError where a key stands twice."""
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise _Ambiguous(f"the key {clip(repr(twice), 60)} twice")
+        name = twice([name for name, _ in pairs])
+        raise _Ambiguous(f"the key {clip(repr(name), 60)} twice")
     return found
+
+
+def twice(names: Sequence[str]) -> str | None:
+    """Return the first name that stands twice; None where all are different."""
+    return next((name for name in names if names.count(name) > 1), None)
 
 
 class _Ambiguous(ValueError):  # noqa: N818 - becomes the reader's error

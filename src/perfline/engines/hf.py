@@ -412,6 +412,7 @@ def _attention(case: Case, config: Any) -> str:
             f"{attention} attention runs",
             stacklevel=2,
         )
+    # transformers takes the kernel from either of the two packages.
     if attention == "flash_attention_2" and not any(map(find_spec, ("flash_attn", "kernels"))):
         raise EngineError(
             f"{case.source}: model.attention is flash_attention_2, and flash-attn is not here: "

@@ -133,12 +133,14 @@ def load_subjects(
     shots = task.shots if few_shots is None else few_shots
     files = _files(directory, task)
     tests = {path for paths in files.values() for path in paths}
-    names = {path.relative_to(directory).as_posix() for path in (*tests, *_shots(directory, task))}
-    for name in task.data.sha256.keys() - names:
-        raise DataError(
-            f"{task.file}: data.sha256 names {clip(name, 60)}, which is no file of questions or "
-            f"shots in {directory}{did_you_mean(name, names)}"
-        )
+    if task.data.sha256:
+        paths = (*tests, *_shots(directory, task))
+        names = {path.relative_to(directory).as_posix() for path in paths}
+        for name in task.data.sha256.keys() - names:
+            raise DataError(
+                f"{task.file}: data.sha256 names {clip(name, 60)}, which is no file of questions "
+                f"or shots in {directory}{did_you_mean(name, names)}"
+            )
     reader = _Reader(directory, task, tests)
     if SUBJECT in task.data.test:
         return tuple(
@@ -165,10 +167,10 @@ def data_digest(directory: Path, task: Task) -> str:
     return rows.sums_digest({path.relative_to(directory).as_posix(): path for path in found})
 
 
-def _shots(directory: Path, task: Task) -> list[Path]:
-    """The files of shots, of all subjects."""
+def _shots(directory: Path, task: Task, subject: str = "*") -> list[Path]:
+    """The files of shots, of all subjects; ``subject`` is a pattern."""
     pattern = task.data.shots
-    return [] if pattern is None else sorted(directory.glob(pattern.replace(SUBJECT, "*")))
+    return [] if pattern is None else sorted(directory.glob(pattern.replace(SUBJECT, subject)))
 
 
 def _files(directory: Path, task: Task) -> dict[str, list[Path]]:
@@ -232,7 +234,7 @@ class _Reader:
                     "file; name one, or set shots: 0"
                 )
             return ()
-        found = sorted(self._directory.glob(pattern.replace(SUBJECT, glob.escape(subject))))
+        found = _shots(self._directory, self._task, glob.escape(subject))
         if not found:
             path = self._directory / pattern.replace(SUBJECT, subject)
             raise DataError(

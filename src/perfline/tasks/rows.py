@@ -10,7 +10,7 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,8 +97,8 @@ def _csv(path: Path, spec: DataSpec) -> Iterator[Place]:
                 continue
             if columns is None:
                 columns = tuple(cells)
-                if twice := _twice(columns):
-                    raise DataError(f"{where}: the column '{clip(twice, 60)}' stands twice")
+                if name := jsonfile.twice(columns):
+                    raise DataError(f"{where}: the column '{clip(name, 60)}' stands twice")
                 continue
             if len(cells) != len(columns):
                 raise DataError(
@@ -108,10 +108,6 @@ def _csv(path: Path, spec: DataSpec) -> Iterator[Place]:
             yield Place(where, dict(zip(columns, cells, strict=True)))
     except csv.Error as error:
         raise DataError(f"{path}:{line}: is not valid CSV: {error}") from error
-
-
-def _twice(names: Sequence[str]) -> str | None:
-    return next((name for name in names if names.count(name) > 1), None)
 
 
 def _json_lines(path: Path, spec: DataSpec) -> Iterator[Place]:
@@ -164,8 +160,8 @@ def _datasets(path: Path, spec: DataSpec) -> Iterator[Place]:
 
 
 def _of_table(path: Path, table: Any) -> Iterator[Place]:
-    if twice := _twice(table.column_names):
-        raise DataError(f"{path}: the column '{clip(twice, 60)}' stands twice")
+    if name := jsonfile.twice(table.column_names):
+        raise DataError(f"{path}: the column '{clip(name, 60)}' stands twice")
     for number, row in enumerate(table.to_pylist()):
         yield Place(f"{path}, row {number}", row)
 
